@@ -1,0 +1,1 @@
+"""Floor 3: machines and records. Commands, launching, sweeps, tracking."""

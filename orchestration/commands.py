@@ -1,0 +1,152 @@
+"""What each command does: reads its arguments, calls the floor below, prints what was made, where, and what comes next."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from pipeline.errors import UserError
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n")
+
+
+def data_prepare(args: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from pipeline.data.cards import load_card
+    from pipeline.data.prepare import prepare
+
+    card = load_card(args.card)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn()]
+    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(f"preparing {card.name}", total=None)
+        manifest = prepare(
+            card,
+            args.out,
+            source=args.source,
+            val_share=args.val_share,
+            shard_bytes=int(args.shard_mb * 1e6),
+            max_bad_share=args.max_bad_share,
+            seed=args.seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for name in manifest.splits:
+        split = manifest.split(name)
+        _say(f"{name}: {split.num_samples} images of {len(manifest.classes)} classes in {len(split.shards)} shards")
+    if manifest.skipped:
+        _say(f"left out: {len(manifest.skipped)} images that do not decode; they are listed in the manifest")
+    _say(f"made {args.out} (digest {manifest.digest[:12]})")
+    _say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(args.out)} --out RUN")
+    return 0
+
+
+def data_verify(args: argparse.Namespace) -> int:
+    from pipeline.data.manifest import verify
+
+    verify(args.url)
+    _say(f"{args.url}: every shard and index matches its manifest")
+    return 0
+
+
+def data_cards(args: argparse.Namespace) -> int:
+    from pipeline.data.cards import list_cards, load_card
+
+    for name in list_cards():
+        card = load_card(name)
+        _say(f"{name:16} {card.num_classes or '?':>5} classes  {card.source:11} {card.title}")
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    import nfnet
+
+    try:
+        facts = nfnet.describe(args.model, px=args.px)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for line in facts:
+        _say(line)
+    return 0
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    from orchestration.launch.local import pretrain as launch
+    from pipeline import recipes, storage
+    from pipeline.config import dump_yaml, load_yaml, override
+
+    if args.recipe.endswith((".yaml", ".yml")):
+        if not storage.exists(args.recipe):
+            raise UserError(f"no file {args.recipe}; give the path of a Run in YAML, or a recipe's name")
+        run = load_yaml(storage.read_bytes(args.recipe).decode(), args.recipe)
+    else:
+        run = recipes.get(args.recipe)
+    run = override(run, args.fields)
+    if args.show:
+        _say(dump_yaml(run))
+        return 0
+    if not args.out:
+        raise UserError("no run folder: set --out to where checkpoints and records go")
+    if args.num_processes < 1:
+        raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
+    return launch(run, args.out, num_processes=args.num_processes, tracking_uri=args.tracking_uri, debug=args.debug)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from pipeline.backbone import load_backbone
+    from pipeline.config import Run, from_dict
+    from pipeline.data.loader import DataConfig, EvalData
+    from pipeline.evaluate import evaluate as measure
+    from pipeline.world import join
+
+    loaded = load_backbone(args.checkpoint, args.weights)
+    run: Run = from_dict(Run, loaded.config)
+    data = EvalData(DataConfig(url=args.data, eval_split=args.split), run.augment)
+    if list(data.manifest.classes) != loaded.classes:
+        raise UserError(
+            f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
+        )
+    world = join()
+    result = measure(
+        loaded.model.to(world.device),
+        data,
+        run.augment,
+        world=world,
+        batch_size=256,
+        step=0,
+        weights=args.weights,
+    )
+    _say(
+        f"{loaded.url} on {args.split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
+        f"loss {result.loss:.4f}, {result.num_samples} images"
+    )
+    return 0
+
+
+def transfer(args: argparse.Namespace) -> int:
+    from orchestration.transfer_run import transfer_run
+
+    return transfer_run(args)
+
+
+def report(args: argparse.Namespace) -> int:
+    from pipeline import storage
+    from transfer.report import write_report
+
+    out = args.out or storage.join(args.sweep, "report")
+    paths = write_report(args.sweep, out)
+    _say(*(f"{kind}: {path}" for kind, path in paths.items()))
+    return 0
+
+
+def ui(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from orchestration.ui import serve
+
+    if not args.run and not args.tracking_uri:
+        raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
+    uri = args.tracking_uri or f"sqlite:///{(Path(args.run) / 'mlflow.db').resolve()}"
+    return serve(uri, args.host, args.port)

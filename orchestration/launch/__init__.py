@@ -1,0 +1,1 @@
+"""Starting training processes: on one machine here; torch's launcher supervises them."""

@@ -1,0 +1,66 @@
+"""One training process: iterates the loop, and on rank 0 shows, spools and tracks what it yields."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Run, load_yaml
+from pipeline.errors import UserError
+from pipeline.records import Finished, Stopped
+
+EXIT_OURS, EXIT_USER, EXIT_REQUEUE = 1, 2, 75
+"""75 (EX_TEMPFAIL): saved after a signal; the same command resumes, so a scheduler may queue it again."""
+
+
+def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
+    """This process's rank of the run, from start to exit code."""
+    from orchestration.readers import Readers
+    from pipeline.train import train
+
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    readers: Any = Readers(run, out, tracking_uri) if is_main else None
+    last = None
+    try:
+        for last in train(run, out):
+            if readers:
+                readers.read(last)
+    except UserError as error:
+        if debug:
+            raise
+        if readers:  # every rank meets the same mistake; one says so
+            readers.close(failed=str(error))
+            print(f"normfree: {error}", file=sys.stderr)
+        return EXIT_USER
+    except BaseException as error:
+        if readers:
+            readers.close(failed=f"{type(error).__name__}: {error}")
+        if debug or not isinstance(error, Exception):
+            raise
+        traceback.print_exc(limit=-3)
+        print(f"normfree: rank {os.environ.get('RANK', '0')} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_OURS
+    if readers:
+        readers.close(failed=None)
+    if isinstance(last, Stopped):
+        return EXIT_REQUEUE
+    return 0 if isinstance(last, Finished) else EXIT_OURS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="one rank of a run (started by 'normfree pretrain --num-processes N')")
+    parser.add_argument("requested")
+    parser.add_argument("out")
+    parser.add_argument("--tracking-uri")
+    parser.add_argument("--debug", action="store_true")
+    args = parser.parse_args()
+    run = load_yaml(storage.read_bytes(args.requested).decode(), args.requested)
+    return run_worker(run, args.out, tracking_uri=args.tracking_uri, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

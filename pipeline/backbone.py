@@ -1,0 +1,85 @@
+"""The network of a run: made by name, with fresh weights or those of a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import nfnet
+from pipeline import checkpoint
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `nfnet.create_model`: drop_rate, stochastic_depth, activation, ..."""
+    init_from: str | None = None
+    """A checkpoint or run folder whose weights the run starts from; a head of another size is made anew."""
+    init_weights: Literal["evaluated", "ema", "raw"] = "evaluated"
+    """evaluated: the averaged weights if that run kept them, else the raw ones."""
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    model: nn.Module
+    config: dict[str, Any]
+    """The resolved configuration of the run that made the checkpoint."""
+    digest: str
+    """SHA-256 of the checkpoint's commit file."""
+    url: str
+    classes: list[str]
+
+
+def make(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    try:
+        return nfnet.create_model(name, num_classes=num_classes, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model {name}: {error}") from None
+
+
+def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn.Module, str]:
+    """The network on the CPU and one sentence about where its weights come from.
+
+    Initial weights depend on `seed` alone; the caller's random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make(config.name, num_classes, config.options)
+    if config.init_from is None:
+        return model, f"fresh weights from seed {seed}"
+    weights, commit = checkpoint.load_weights(config.init_from, config.init_weights)
+    theirs = commit.config["model"]["name"]
+    if theirs != config.name:
+        raise UserError(f"{commit.url} holds a {theirs}, the run asks for a {config.name}; set model.name to {theirs}")
+    remade = _load(model, weights, commit.url)
+    head = "its head is made anew" if remade else "head included"
+    return model, f"weights of {commit.url} ({head})"
+
+
+def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str) -> bool:
+    """Load by name; True if the head had another size and keeps its fresh weights."""
+    own = model.state_dict()
+    head = [k for k in own if k.startswith("head.")]
+    remade = any(k not in weights or weights[k].shape != own[k].shape for k in head)
+    wanted = {k: v for k, v in weights.items() if not (remade and k.startswith("head."))}
+    expected = set(own) - (set(head) if remade else set())
+    wrong = sorted(expected ^ set(wanted)) or [k for k in sorted(wanted) if wanted[k].shape != own[k].shape]
+    if wrong:
+        k = wrong[0]
+        shapes = [tuple(d[k].shape) if k in d else "absent" for d in (wanted, own)]
+        raise UserError(f"{url} does not fit the model: {k} is {shapes[0]} there and {shapes[1]} here; check model.options")
+    model.load_state_dict(wanted, strict=not remade)
+    return remade
+
+
+def load_backbone(url: str, weights: Literal["evaluated", "ema", "raw"] = "evaluated") -> LoadedBackbone:
+    """The network of a checkpoint (or of the newest one in a run folder) with its own head, in evaluation mode."""
+    tensors, commit = checkpoint.load_weights(url, weights)
+    model = make(commit.config["model"]["name"], len(commit.classes), commit.config["model"]["options"])
+    _load(model, tensors, commit.url)
+    return LoadedBackbone(model.eval(), commit.config, commit.digest, commit.url, commit.classes)

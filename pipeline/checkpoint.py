@@ -1,0 +1,222 @@
+"""Checkpoints: fragments by parameter name, and a commit file, written last, that makes them exist.
+
+    RUN/checkpoints/step_00001200/fragments-00000-of-00002.safetensors    each rank's part of weights, momentum, ema
+                                  fragments-00001-of-00002.safetensors
+                                  commit.json                              names, sizes, SHA-256, configuration, position
+
+Law: a checkpoint exists when its commit file exists; the newest is found by listing commit files, never by a pointer. One
+that does not verify is passed over, kept where it is, and reported. The layout does not know the ZeRO stage: tensors are
+named "kind/parameter@first element", so any number of ranks at any stage reads what any other wrote.
+
+Nothing here is pickled; loading runs no code from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.records import PassedOver
+from pipeline.world import World, barrier
+
+FORMAT = 1
+COMMIT = "commit.json"
+
+State = dict[str, dict[str, torch.Tensor]]
+"""kind ("weights", "momentum", "ema") -> parameter name -> whole fp32 tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A committed checkpoint: the content of its commit file, and where it lies."""
+
+    url: str
+    digest: str
+    """SHA-256 of the commit file."""
+    step: int
+    samples: int
+    num_updates: int
+    shapes: dict[str, list[int]]
+    kinds: list[str]
+    files: list[dict[str, Any]]
+    config: dict[str, Any]
+    config_digest: str
+    dataset: dict[str, Any]
+    """name, url and digest of the training data."""
+    classes: list[str]
+    evaluation: dict[str, float]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f["size_bytes"] for f in self.files)
+
+
+def checkpoint_url(run_dir: str, step: int) -> str:
+    return storage.join(run_dir, "checkpoints", f"step_{step:08d}")
+
+
+def save(
+    run_dir: str,
+    *,
+    step: int,
+    fragments: dict[str, torch.Tensor],
+    facts: dict[str, Any],
+    world: World,
+) -> Commit | None:
+    """Write this rank's fragments, then (on rank 0, when every rank has written) the commit file.
+
+    Every rank calls this. `facts` are the commit file's other fields, equal on all ranks. Returns the commit on rank 0.
+    """
+    url = checkpoint_url(run_dir, step)
+    mine = _write_fragments(url, fragments, world) if fragments else None
+    files: list[Any] = [mine]
+    if world.size > 1:
+        files = [None] * world.size
+        dist.all_gather_object(files, mine)  # also the barrier: every rank's file is written
+    if not world.is_main:
+        return None
+    body = {
+        "format": FORMAT,
+        "step": step,
+        "kinds": sorted({k.split("/", 1)[0] for f in files if f for k in f["keys"]}),
+        "files": [{k: f[k] for k in ("name", "size_bytes", "sha256")} for f in files if f],
+        "time_s": time.time(),
+        **facts,
+    }
+    storage.write_bytes(storage.join(url, COMMIT), json.dumps(body, indent=1).encode())
+    return read_commit(url)
+
+
+def _write_fragments(url: str, fragments: dict[str, torch.Tensor], world: World) -> dict[str, Any]:
+    name = f"fragments-{world.rank:05d}-of-{world.size:05d}.safetensors"
+    tensors = {k: v.to("cpu", torch.float32).contiguous() for k, v in fragments.items()}
+    with tempfile.TemporaryDirectory(prefix="normfree-checkpoint-") as folder:
+        # A checkpoint's final name never shows a half-written file: staged, hashed, then put as one object.
+        path = Path(folder) / name
+        save_file(tensors, path)
+        info = {"name": name, "size_bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
+        storage.put_file(str(path), storage.join(url, name))
+    return {**info, "keys": list(tensors)}
+
+
+def read_commit(url: str) -> Commit:
+    """The commit file of one checkpoint. Raises UserError if it is absent or not readable."""
+    place = storage.join(url, COMMIT)
+    try:
+        data = storage.read_bytes(place)
+    except FileNotFoundError:
+        raise UserError(f"{url} is no checkpoint: it has no {COMMIT}; give a checkpoint or a run folder") from None
+    try:
+        body = json.loads(data)
+        if body["format"] != FORMAT:
+            raise UserError(f"{place} has format {body['format']}, this version reads {FORMAT}; use the version that wrote it")
+        names = [f for f in Commit.__dataclass_fields__ if f not in ("url", "digest")]
+        return Commit(url=url, digest=hashlib.sha256(data).hexdigest(), **{n: body[n] for n in names})
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{place} is damaged ({type(error).__name__}: {error}); use another checkpoint") from None
+
+
+def verify(commit: Commit, cache_dir: str) -> list[Path]:
+    """Local paths of the checkpoint's files, each of the committed size and SHA-256. Raises UserError otherwise."""
+    paths = []
+    for info in commit.files:
+        place = storage.join(commit.url, info["name"])
+        try:
+            path = storage.fetch(place, sha256=info["sha256"], size_bytes=info["size_bytes"], cache_dir=cache_dir)
+            size, digest = path.stat().st_size, storage.sha256_file(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"checkpoint {commit.url} does not verify: {info['name']}: {error}; use another one") from None
+        if size != info["size_bytes"] or digest != info["sha256"]:
+            raise UserError(
+                f"checkpoint {commit.url} does not verify: {info['name']} has {size} bytes with SHA-256 {digest[:12]}, committed "
+                f"were {info['size_bytes']} bytes with {info['sha256'][:12]}; use another one"
+            )
+        paths.append(path)
+    return paths
+
+
+def committed(run_dir: str) -> list[str]:
+    """URLs of all committed checkpoints of a run, newest first."""
+    found = storage.list_urls(storage.join(run_dir, "checkpoints"), COMMIT)
+    return sorted((u.rsplit("/", 1)[0] for u in found), key=lambda u: u.rsplit("/", 1)[-1], reverse=True)
+
+
+def newest(run_dir: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver]]:
+    """The newest checkpoint that verifies, and those that were passed over on the way."""
+    passed = []
+    for url in committed(run_dir):
+        try:
+            commit = read_commit(url)
+            verify(commit, cache_dir)
+            return commit, passed
+        except UserError as error:
+            passed.append(PassedOver(step=0, url=url, reason=str(error)))
+    return None, passed
+
+
+def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -> State:
+    """Whole tensors from all ranks' fragments. Raises UserError unless every element of every parameter was found once."""
+    state: State = {k: {n: torch.zeros(s) for n, s in commit.shapes.items()} for k in kinds or commit.kinds}
+    seen = {(k, n): 0 for k in state for n in state[k]}
+    for path in verify(commit, cache_dir):
+        with safetensors.safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                kind, rest = key.split("/", 1)
+                name, start = rest.rsplit("@", 1)
+                if kind in state:
+                    part = file.get_tensor(key).reshape(-1)
+                    state[kind][name].view(-1)[int(start) : int(start) + part.numel()] = part
+                    seen[kind, name] += part.numel()
+    for (kind, name), count in seen.items():
+        if count != math.prod(commit.shapes[name]):
+            raise UserError(f"{commit.url} holds {count} elements of {kind} {name}; it should hold {commit.shapes[name]}")
+    return state
+
+
+def resolve(url: str, cache_dir: str) -> Commit:
+    """A checkpoint's commit from its own URL, or the newest verified one of a run folder."""
+    if storage.exists(storage.join(url, COMMIT)):
+        return read_commit(url)
+    commit, passed = newest(url, cache_dir)
+    if commit is None:
+        why = f"; {passed[0].reason}" if passed else ""
+        raise UserError(f"no checkpoint at {url}{why}; give a run folder, or a folder with {COMMIT}")
+    return commit
+
+
+def load_weights(
+    url: str, weights: Literal["evaluated", "ema", "raw"] = "evaluated", cache_dir: str | None = None
+) -> tuple[dict[str, torch.Tensor], Commit]:
+    """Weights by parameter name and the commit they come from. `url` is a checkpoint or a run folder."""
+    cache = cache_dir or default_cache()
+    commit = resolve(url, cache)
+    kind = {"ema": "ema", "raw": "weights", "evaluated": "ema" if "ema" in commit.kinds else "weights"}[weights]
+    if kind not in commit.kinds:
+        raise UserError(f"{commit.url} keeps no {weights} weights (it has {', '.join(commit.kinds)}); ask for raw ones")
+    return load_state(commit, cache, [kind])[kind], commit
+
+
+def default_cache() -> str:
+    return str(Path.home() / ".cache" / "normfree" / "checkpoints")
+
+
+def retain(run_dir: str, keep: int) -> None:
+    """Delete all but the newest `keep` committed checkpoints; the commit file goes first, so none is ever half there."""
+    for url in committed(run_dir)[keep:]:
+        storage.remove(storage.join(url, COMMIT))
+        storage.remove_tree(url)

@@ -1,0 +1,271 @@
+"""Raw images as they are found in the world -> samples with a split, a class and a key, in one deterministic order.
+
+The layout that is understood is `<split>/<class>/.../<file>`, in a folder or a tar, below any number of single outer folders;
+without split folders all images are `train`, or `val_share` of each class is taken for val by a hash of the path.
+Nothing is ever extracted: members of a tar are read in place, and only regular files count.
+"""
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import storage
+from pipeline.data.cards import Card
+from pipeline.errors import UserError
+
+IMAGE_EXTENSIONS = frozenset("jpg jpeg png webp bmp gif tif tiff ppm pgm".split())
+_SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One image as it was found; nothing has been decoded."""
+
+    split: str
+    class_name: str
+    key: str
+    """Path below the class folder without extension; unique in (split, class) together with the extension."""
+    data: bytes
+    extension: str
+    """Lower case, without dot."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample before its bytes are read. `locator` is whatever the source's reader needs."""
+
+    split: str
+    class_name: str
+    key: str
+    extension: str
+    locator: Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source holds, and the way to its bytes."""
+
+    entries: tuple[Entry, ...]
+    """In the order that is cheap to read."""
+    classes: tuple[str, ...]
+    """In label order."""
+    fingerprint: str
+    """Changes when the source does (names and sizes, not every byte)."""
+    note: str
+    """What a reader of the dataset should know about how the source was taken; may be empty."""
+    read: Callable[[Sequence[Entry]], Iterator[bytes]]
+    """Bytes of the given entries, in order."""
+
+
+def iterate(card: Card, source: str | None = None, *, val_share: float | None = None) -> Iterator[RawSample]:
+    """All samples of a source. UserError: see `open_source`."""
+    opened = open_source(card, source, val_share=val_share)
+    for entry, data in zip(opened.entries, opened.read(opened.entries), strict=True):
+        yield RawSample(entry.split, entry.class_name, entry.key, data, entry.extension)
+
+
+def open_source(card: Card, source: str | None = None, *, val_share: float | None = None) -> Source:
+    """List a source without decoding anything.
+
+    Args:
+        source: path or URL of a tar or folder; the download folder of a torchvision set; not for embedded sets.
+        val_share: share of each class (0 < share < 1) to hold out as val where the source has no split folders.
+    Raises:
+        UserError: the source is missing, empty, damaged, has no images, has other classes than the card says, a class in
+            val or test that train does not have, or `val_share` although it has splits already.
+    """
+    if val_share is not None and not 0 < val_share < 1:
+        raise UserError(f"val_share {val_share} must be between 0 and 1, for example 0.1")
+    if card.kind == "embedded" and source is not None:
+        raise UserError(f"the set '{card.name}' needs no source ({card.source_hint}): leave out {source}")
+    if card.kind in ("embedded", "torchvision"):
+        from pipeline.data.packaged import open_packaged
+
+        opened = open_packaged(card, source)
+        if val_share is not None:
+            raise UserError(f"the set '{card.name}' has the splits {_names(opened.entries)} already: leave out val_share")
+    else:
+        opened = _open_files(card, source, val_share)
+    return replace(opened, classes=_check_classes(card, opened, source))
+
+
+def _names(entries: Sequence[Entry]) -> str:
+    return ", ".join(sorted({entry.split for entry in entries}))
+
+
+def _check_classes(card: Card, opened: Source, source: str | None) -> tuple[str, ...]:
+    """The classes in label order, once it is certain that source and card are about the same ones."""
+    where = source or card.name
+    by_split: dict[str, set[str]] = {}
+    for entry in opened.entries:
+        by_split.setdefault(entry.split, set()).add(entry.class_name)
+    if "train" not in by_split:
+        raise UserError(f"{where} has no train split, only {_names(opened.entries)}: add a folder train/<class>/")
+    known = set(opened.classes or by_split["train"])
+    for split, names in sorted(by_split.items()):
+        unknown = sorted(names - known)
+        if unknown:
+            raise UserError(
+                f"{where}: {len(unknown)} classes of {split} are not in train ({', '.join(unknown[:3])}): "
+                "give them train images or remove them"
+            )
+    if card.classes is not None and known != set(card.classes):
+        odd = sorted(known ^ set(card.classes))
+        raise UserError(f"{where} and the card '{card.name}' differ in classes: {', '.join(odd[:3])}; is it the right source?")
+    if card.num_classes is not None and len(known) != card.num_classes:
+        raise UserError(
+            f"{where} has {len(known)} classes, the card '{card.name}' says {card.num_classes}: is it the right source?"
+        )
+    if len(known) < 2:
+        raise UserError(f"{where} has one class only ({', '.join(known)}): a classifier needs at least two class folders")
+    return card.classes or opened.classes or tuple(sorted(known))
+
+
+def _open_files(card: Card, source: str | None, val_share: float | None) -> Source:
+    if source is None:
+        raise UserError(f"the set '{card.name}' needs a source: {card.source_hint}")
+    is_folder = os.path.isdir(storage.local_path(source)) if storage.is_local(source) else not _is_tar_name(source)
+    if is_folder:
+        files = _list_folder(source)
+    elif not storage.exists(source):
+        raise UserError(f"there is no source at {source}: give {card.source_hint}")
+    else:
+        files = _list_tar(source)
+    if not files:
+        raise UserError(f"the source {source} is missing or empty: give {card.source_hint}")
+    entries, note = _arrange(files, source)
+    if val_share is not None:
+        if {entry.split for entry in entries} != {"train"}:
+            raise UserError(f"{source} has the splits {_names(entries)} already: leave out val_share")
+        entries = _hold_out(entries, val_share)
+        note = f"{val_share:g} of each class was held out as val by a hash of the path; {note}".rstrip("; ")
+    digest = hashlib.sha256()
+    for name, size, _ in sorted(files, key=lambda file: file[0]):
+        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+    read = _folder_reader(source) if is_folder else _tar_reader(source)
+    return Source(tuple(entries), (), digest.hexdigest(), note, read)
+
+
+# A found file: its path inside the source, its size in bytes (-1 where the listing does not tell), what reads it.
+_File = tuple[str, int, Any]
+
+
+def _is_tar_name(source: str) -> bool:
+    return source.lower().endswith((".tar", ".tgz", ".tar.gz"))
+
+
+def _list_folder(source: str) -> list[_File]:
+    urls = storage.list_urls(source)
+    if not storage.is_local(source):
+        return [(url.removeprefix(storage.join(source) + "/"), -1, url) for url in urls]
+    root = storage.local_path(source)
+    return [(os.path.relpath(url, root).replace(os.sep, "/"), os.stat(url).st_size, url) for url in urls if os.path.isfile(url)]
+
+
+def _folder_reader(source: str) -> Callable[[Sequence[Entry]], Iterator[bytes]]:
+    def read(entries: Sequence[Entry]) -> Iterator[bytes]:
+        for entry in entries:
+            yield storage.read_bytes(entry.locator)
+
+    return read
+
+
+@contextlib.contextmanager
+def _open_tar(source: str) -> Iterator[tarfile.TarFile]:
+    try:
+        with storage.open_read(source) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+            yield tar
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk or the store, not the content
+        raise UserError(f"the source {source} is not a readable tar, or it is cut short ({error}): fetch it again") from error
+
+
+def _list_tar(source: str) -> list[_File]:
+    files: list[_File] = []
+    with _open_tar(source) as tar:
+        for member in tar:
+            name = posixpath.normpath(member.name)
+            if member.name.startswith("/") or name.startswith(".."):
+                raise UserError(f"the source {source} has a member outside itself ({member.name!r}): do not trust this tar")
+            if member.isreg():
+                files.append((name, member.size, (member.offset_data, member.size)))
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header: gigabytes for millions of members
+        # A tar cut between two members reads without an error; a whole one ends with empty blocks.
+        stream: Any = tar.fileobj
+        stream.seek(tar.offset)  # type: ignore[attr-defined]
+        if files and len(stream.read(tarfile.BLOCKSIZE)) != tarfile.BLOCKSIZE:
+            raise UserError(f"the source {source} is cut short (no end mark after {files[-1][0]}): fetch it again")
+    return files
+
+
+def _tar_reader(source: str) -> Callable[[Sequence[Entry]], Iterator[bytes]]:
+    def read(entries: Sequence[Entry]) -> Iterator[bytes]:
+        with _open_tar(source) as tar:
+            stream: Any = tar.fileobj  # the decompressed bytes; in archive order no gzip stream is rewound
+            for entry in entries:
+                offset, size = entry.locator
+                stream.seek(offset)
+                yield stream.read(size)
+
+    return read
+
+
+def _arrange(files: Sequence[_File], source: str) -> tuple[list[Entry], str]:
+    """Files -> entries by their place in the tree; files that are no images, and hidden ones, are left out."""
+    images = [(name.split("/"), locator) for name, _, locator in files if _is_image(name)]
+    if not images:
+        raise UserError(f"the source {source} has no images: {len(files)} files, none ends with .jpg, .png or the like")
+    images = _without_outer_folders(images)
+    tops = Counter(parts[0].lower() for parts, _ in images)
+    split_tops = {top for top in tops if top in _SPLIT_FOLDERS}
+    has_splits = "train" in {_SPLIT_FOLDERS[top] for top in split_tops} and all(len(parts) > 2 for parts, _ in images)
+    if has_splits and len(tops) != len(split_tops):
+        odd = sorted(set(tops) - split_tops)
+        raise UserError(f"{source} has {', '.join(odd[:3])} beside train: name the folders train, val and test, or remove others")
+    if has_splits and len({_SPLIT_FOLDERS[top] for top in split_tops}) != len(split_tops):
+        raise UserError(f"{source} has two folders for one split ({', '.join(sorted(split_tops))}): keep one of them")
+    entries = []
+    for parts, locator in images:
+        split, inside = (_SPLIT_FOLDERS[parts[0].lower()], parts[1:]) if has_splits else ("train", parts)
+        if len(inside) < 2:
+            raise UserError(f"{source} has an image outside the class folders ({'/'.join(parts)}): <split>/<class>/<file> is needed")
+        key, _, extension = "/".join(inside[1:]).rpartition(".")
+        entries.append(Entry(split, inside[0], key, extension.lower(), locator))
+    num_other = len(files) - len(images)
+    notes = [] if has_splits else ["the source has no split folders, so every image is train unless val_share is given"]
+    notes += [f"{num_other} files that are hidden or no images were left out"] if num_other else []
+    return entries, "; ".join(notes)
+
+
+def _is_image(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and base.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "__MACOSX" not in name
+
+
+def _without_outer_folders(images: list[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
+    """Paths without the folders that hold everything (as in `my-images/train/...`), leaving at least class and file."""
+    while len({parts[0] for parts, _ in images}) == 1 and all(len(parts) > 2 for parts, _ in images):
+        if images[0][0][0].lower() in _SPLIT_FOLDERS:
+            break
+        images = [(parts[1:], locator) for parts, locator in images]
+    return images
+
+
+def _hold_out(entries: Sequence[Entry], share: float) -> list[Entry]:
+    """`share` of each class moved to val, at least one image and never all: those whose paths hash lowest."""
+    by_class: dict[str, list[tuple[bytes, int]]] = {}
+    for number, entry in enumerate(entries):
+        name = f"{entry.class_name}/{entry.key}.{entry.extension}".encode("utf-8", "surrogateescape")
+        by_class.setdefault(entry.class_name, []).append((hashlib.sha256(name).digest(), number))
+    held: set[int] = set()
+    for members in by_class.values():
+        num_val = min(len(members) - 1, max(1, round(share * len(members))))
+        held.update(number for _, number in sorted(members)[:num_val])
+    return [replace(entry, split="val") if number in held else entry for number, entry in enumerate(entries)]

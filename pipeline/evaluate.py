@@ -1,0 +1,57 @@
+"""Accuracy and loss of a network on a split: every sample once, on any number of ranks."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.data.augment import AugmentConfig, normalise
+from pipeline.data.loader import EvalData
+from pipeline.records import Evaluation
+from pipeline.world import World
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    data: EvalData,
+    augment: AugmentConfig,
+    *,
+    world: World,
+    batch_size: int,
+    step: int,
+    weights: str,
+    bf16: bool = False,
+) -> Evaluation:
+    """Mean cross-entropy (no smoothing), top-1 and top-5 over the split, equal on every rank.
+
+    `top5` of a task with fewer than five classes counts all of them.
+    """
+    begin = time.perf_counter()
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, samples
+    for batch in data.batches(batch_size, rank=world.rank, num_ranks=world.size, pin=world.device.type == "cuda"):
+        labels = batch.labels.to(world.device)
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+            logits = network(normalise(batch.images, augment, world.device))
+        logits = logits.float()
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.full_like(loss, len(labels))]).double()
+    if world.size > 1:
+        dist.all_reduce(sums)
+    loss_sum, top1, top5, count = sums.tolist()
+    if count != data.num_samples:
+        raise RuntimeError(f"evaluated {count:.0f} samples of {data.num_samples}; the split was not covered once")
+    return Evaluation(
+        step=step,
+        split=data.split,
+        weights=weights,
+        loss=loss_sum / count,
+        top1=top1 / count,
+        top5=top5 / count,
+        num_samples=int(count),
+        seconds_s=time.perf_counter() - begin,
+    )

@@ -1,0 +1,50 @@
+"""NFNet-F0 to F6 on ImageNet from scratch: the optimiser, schedule and sizes of Brock et al. 2021, appendix A.1.
+
+What the paper's recipe has and these runs do not have yet: MixUp, CutMix and RandAugment (A.3). The crop and the flip are
+there. Accuracies to expect are therefore those of the paper's Table 2 before its augmentation rows (81.3 % for F0).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from nfnet.schedule import linear_scaling
+from nfnet.variants import get_variant
+from pipeline.backbone import ModelConfig
+from pipeline.config import Run
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.loader import DataConfig
+from pipeline.duration import Duration
+from pipeline.engine import EngineConfig
+from pipeline.update import OptimConfig
+
+GLOBAL_BATCH = 4096
+
+
+def _from_scratch(depth: int) -> Run:
+    variant = get_variant(f"nfnet_f{depth}")
+    return Run(
+        name=f"nfnet_f{depth}_imagenet",
+        model=ModelConfig(
+            name=f"nfnet_f{depth}", options={"drop_rate": variant.drop_rate, "stochastic_depth": 0.25}
+        ),
+        data=DataConfig(num_workers=8),
+        augment=AugmentConfig(image_px=variant.train_px, eval_px=variant.test_px, crop="area", eval_resize="published"),
+        optim=OptimConfig(
+            learning_rate=linear_scaling(0.1, GLOBAL_BATCH),
+            warmup=Duration(5, "epochs"),
+            weight_decay=2e-5,
+            clipping=0.01,
+            ema_decay=0.99999,
+            label_smoothing=0.1,
+        ),
+        engine=EngineConfig(precision="bf16", zero_stage=1),
+        global_batch=GLOBAL_BATCH,
+        micro_batch=32,
+        duration=Duration(360, "epochs"),
+        eval_every=Duration(5, "epochs"),
+        save_every=Duration(1, "epochs"),
+    )
+
+
+RECIPES = {f"nfnet_f{depth}_imagenet": partial(_from_scratch, depth) for depth in range(7)}

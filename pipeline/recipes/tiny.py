@@ -1,0 +1,64 @@
+"""Recipes for `nfnet_tiny` at 32 px: the demo and the real-image run that two CPU cores can do."""
+
+from __future__ import annotations
+
+from pipeline.backbone import ModelConfig
+from pipeline.config import Run
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.loader import DataConfig
+from pipeline.duration import Duration
+from pipeline.update import OptimConfig
+
+
+def nfnet_tiny_glyphs() -> Run:
+    """Characters rendered from fonts, the upstream task of `make demo`.
+
+    Command:  normfree data prepare glyphs --out DATA/glyphs
+              normfree pretrain nfnet_tiny_glyphs --data.url DATA/glyphs --out RUN
+    """
+    return Run(
+        name="nfnet_tiny_glyphs",
+        model=ModelConfig(name="nfnet_tiny"),
+        data=DataConfig(),
+        augment=AugmentConfig(image_px=32, crop="area", area_min=0.5, flip=False),
+        optim=OptimConfig(
+            learning_rate=0.4,
+            warmup=Duration(0.5, "epochs"),
+            weight_decay=2e-5,
+            clipping=0.02,
+            ema_decay=0.998,
+            label_smoothing=0.1,
+        ),
+        global_batch=128,
+        duration=Duration(4, "epochs"),
+        save_every=Duration(1, "epochs"),
+    )
+
+
+def nfnet_tiny_cifar100() -> Run:
+    """CIFAR-100 (a part of it: 200 images a class), the upstream task of the committed scorecard.
+
+    Command:  normfree data prepare cifar100 --source cifar100.tar --out DATA/cifar100
+              normfree pretrain nfnet_tiny_cifar100 --data.url DATA/cifar100 --out RUN
+    """
+    return Run(
+        name="nfnet_tiny_cifar100",
+        model=ModelConfig(name="nfnet_tiny"),
+        data=DataConfig(),
+        augment=AugmentConfig(image_px=32, crop="area", area_min=0.25, flip=True),
+        optim=OptimConfig(
+            learning_rate=0.4,
+            warmup=Duration(2, "epochs"),
+            weight_decay=5e-5,
+            clipping=0.02,
+            ema_decay=0.999,
+            label_smoothing=0.1,
+        ),
+        global_batch=128,
+        duration=Duration(40, "epochs"),
+        eval_every=Duration(5, "epochs"),
+        save_every=Duration(2, "epochs"),
+    )
+
+
+RECIPES = {f.__name__: f for f in (nfnet_tiny_glyphs, nfnet_tiny_cifar100)}

@@ -1,0 +1,141 @@
+"""What a run says about itself: plain values, yielded by `pipeline.train.train`, read by whoever cares.
+
+The console, the tracker's spool and the sweep are readers; the loop knows none of them. Every record turns into one flat
+JSON object (`as_dict`) whose `kind` names its class and whose `time_s` is the Unix time of its creation, so that a spool
+of them can be replayed later with the original times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of all records."""
+
+    step: int
+    """Number of updates applied so far."""
+    time_s: float = field(default_factory=time.time)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": type(self).__name__, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Record):
+    """The run enters a named phase ("starting the engine", "training", "evaluating", ...)."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Record):
+    """Printed before step 0: what will happen, in numbers that the end of the run must match."""
+
+    run_name: str
+    run_dir: str
+    total_steps: int
+    total_samples: int
+    samples_per_epoch: int
+    steps_per_epoch: float
+    dropped_samples: int
+    """Samples of the last, partial epoch that no step reaches; every full epoch uses each sample once."""
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    num_ranks: int
+    num_parameters: int
+    device: str
+    zero_stage: int
+    precision: str
+    resumed_from: str | None
+    """URL of the checkpoint that was loaded, None when the run starts from its initial weights."""
+    config: dict[str, Any]
+    config_digest: str
+    dataset_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassedOver(Record):
+    """A checkpoint that does not verify: kept where it is, not used."""
+
+    url: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Record):
+    """Means over the updates since the last Step record (`num_updates` of them), over all ranks."""
+
+    num_updates: int
+    samples: int
+    """Samples consumed since the start of the run."""
+    epoch: float
+    loss: float
+    accuracy: float
+    """Top-1 share on the training batches, augmented, before the update."""
+    learning_rate: float
+    clipped_share: float
+    """Units whose gradient AGC scaled down, as a share of the units that it looked at."""
+    gradient_norm: float
+    """Norm of the whole gradient after clipping."""
+    images_per_s: float
+    data_wait_s: float
+    """Seconds spent waiting for batches, per update."""
+    step_s: float
+    """Wall seconds per update, waiting included."""
+    remaining_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped(Record):
+    """An update that all ranks left out together because a loss or gradient was not finite."""
+
+    reason: str
+    samples: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    split: str
+    weights: str
+    """"ema" or "raw": which weights were evaluated."""
+    loss: float
+    top1: float
+    top5: float
+    num_samples: int
+    seconds_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Record):
+    url: str
+    digest: str
+    """SHA-256 of the commit file."""
+    size_bytes: int
+    seconds_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Record):
+    """Last record of a run that did all its steps."""
+
+    checkpoint: str | None
+    samples: int
+    """Consumed since the last (re)start."""
+    seconds_s: float
+    evaluation: dict[str, float]
+    """loss, top1, top5 of the last evaluation; empty when the run has no evaluation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Record):
+    """Last record of a run that was asked to stop (SIGTERM): saved, to be resumed by the same command."""
+
+    checkpoint: str | None
+    reason: str

@@ -1,0 +1,363 @@
+"""THE loop: pretraining and fine-tuning are the same generator of records.
+
+    plan -> newest verified checkpoint, or the named weights, or fresh ones -> steps -> evaluation -> checkpoint
+
+`train` yields what happens (`pipeline.records`) and knows nobody who reads it. Nothing is decided by one rank alone: finite
+or not, stop or go on are agreed over all ranks before an update. All random choices are functions of (seed, step) or (seed,
+epoch, sample), so a run's whole state is weights, momentum, averages, and one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+
+import torch
+
+from pipeline import checkpoint, storage, world
+from pipeline.backbone import build_model
+from pipeline.checkpoint import Commit
+from pipeline.config import Run, dump_yaml, load_yaml, to_dict
+from pipeline.data.augment import normalise
+from pipeline.data.loader import Batch, EvalData, TrainData
+from pipeline.engine import Engine, UpdateStats
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.records import Evaluation, Finished, Phase, Record, Saved, Skipped, Started, Step, Stopped
+from pipeline.world import World
+
+MAX_SKIPPED_IN_A_ROW = 3
+CHANGEABLE = ("micro_batch", "log_every_steps", "save_every", "eval_every", "keep_checkpoints", "engine", "data.num_workers")
+"""Fields that a restarted run may change: none of them decides which update comes next."""
+
+
+def train(run: Run, out: str) -> Iterator[Record]:
+    """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
+
+    Every rank iterates it; records are equal on all ranks but for times. Raises UserError for what the user can mend.
+    """
+    me = world.join()
+    yield Phase(step=0, name="reading the data's manifest")
+    job = _Job(run, out, me)
+    yield from job.start()
+    batches = job.data.batches(
+        steps=range(job.step, job.total_steps), global_batch=run.global_batch, micro_batch=job.micro_batch, world=me
+    )
+    yield Phase(step=job.step, name="training")
+    with _StopSignal() as stop:
+        while job.step < job.total_steps:
+            rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
+            seen: list[Batch] = []
+            for micro in range(job.accumulation):
+                with job.clock.waiting():
+                    batch = next(batches)
+                seen.append(batch)
+                _seed_step(run.seed, job.step, micro * me.size + me.rank)
+                job.engine.forward_backward(normalise(batch.images, run.augment, me.device), batch.labels.to(me.device))
+            stats = job.engine.update(rate, stop_requested=stop.requested)
+            job.step += 1
+            job.clock.tick(stats)
+            if stats.applied:
+                job.skips_in_a_row = 0
+            else:
+                yield job.skipped(stats, seen)
+            if job.due(run.log_every_steps) or job.step == job.total_steps:
+                yield job.report(rate)
+            if stats.stop_requested and job.step < job.total_steps:
+                yield job.save()
+                yield Stopped(step=job.step, checkpoint=job.newest_checkpoint, reason="a stop signal (SIGTERM or SIGINT)")
+                job.engine.close()
+                return
+            if job.due(job.eval_steps) and job.step < job.total_steps:
+                yield Phase(step=job.step, name="evaluating")
+                yield job.evaluate()
+            if job.due(job.save_steps) and job.step < job.total_steps:
+                yield job.save()
+    if job.eval_data is not None:
+        yield Phase(step=job.step, name="evaluating")
+        yield job.evaluate()
+    if run.save_final and job.newest_checkpoint_step < job.step:
+        yield job.save()
+    job.engine.close()
+    yield job.finished()
+
+
+@dataclass
+class _Clock:
+    """Sums over the updates since the last report; keeps all timing out of the loop."""
+
+    begin_s: float = field(default_factory=time.perf_counter)
+    mark_s: float = field(default_factory=time.perf_counter)
+    wait_s: float = 0.0
+    updates: list[UpdateStats] = field(default_factory=list)
+    _wait_begin_s: float = 0.0
+
+    def waiting(self) -> _Clock:
+        return self
+
+    def __enter__(self) -> None:
+        self._wait_begin_s = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.wait_s += time.perf_counter() - self._wait_begin_s
+
+    def tick(self, stats: UpdateStats) -> None:
+        self.updates.append(stats)
+
+    def restart(self) -> None:
+        self.mark_s, self.wait_s, self.updates = time.perf_counter(), 0.0, []
+
+    def pause(self, seconds_s: float) -> None:
+        """Time that was not training (evaluation, saving) does not count against the rate."""
+        self.mark_s += seconds_s
+
+
+class _StopSignal:
+    """SIGTERM and SIGINT set a flag; the loop reads it at a step's end, all ranks agree, and the run saves and leaves.
+
+    Only the main thread may install handlers; a trial in a worker thread goes without.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _StopSignal:
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._set)
+        except ValueError:
+            pass
+        return self
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:  # a second Ctrl-C means now
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+class _Job:
+    """A run in progress: what the loop needs, made in the order in which mistakes are cheapest to find."""
+
+    def __init__(self, run: Run, out: str, me: World) -> None:
+        self.run, self.out, self.world = run, out, me
+        self.micro_batch, self.accumulation = run.batch_plan(me.size)
+        self.data = TrainData(run.data, run.augment, seed=run.seed)
+        self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
+        self.cache_dir = checkpoint.default_cache()
+        self.total_steps = self._steps(run.duration)
+        self.warmup_steps = self._steps(run.optim.warmup)
+        self.eval_steps = self._steps(run.eval_every) if run.eval_every else 0
+        self.save_steps = self._steps(run.save_every) if run.save_every else 0
+        if self.total_steps < 1:
+            raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
+        self.step = 0
+        self.newest_checkpoint: str | None = None
+        self.newest_checkpoint_step = -1
+        self.skips_in_a_row = 0
+        self.last_evaluation: Evaluation | None = None
+
+    def _steps(self, duration: object) -> int:
+        return duration.steps(  # type: ignore[attr-defined, no-any-return]
+            samples_per_epoch=self.data.num_samples, global_batch=self.run.global_batch
+        )
+
+    def start(self) -> Iterator[Record]:
+        """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
+        commit, passed = self._newest()
+        yield from passed
+        yield Phase(step=0, name="starting the engine")
+        config = self.run.model
+        model, _ = build_model(config, len(self.data.manifest.classes), seed=self.run.seed)
+        self.engine = Engine(
+            model,
+            optim=self.run.optim,
+            config=self.run.engine,
+            world=self.world,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+        )
+        if commit is not None:
+            self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
+            self.step = self.newest_checkpoint_step = commit.step
+            self.newest_checkpoint = commit.url
+        self.clock = _Clock()
+        self.first_step = self.step
+        yield self._plan(commit, sum(p.numel() for p in model.parameters()))
+
+    def _newest(self) -> tuple[Commit | None, list[Record]]:
+        """Rank 0 looks and tells the others; the run folder must belong to this run."""
+        found: object = None
+        if self.world.is_main:
+            try:
+                self._claim_folder()
+                found = checkpoint.newest(self.out, self.cache_dir)
+            except UserError as error:
+                found = error
+        found = world.broadcast(self.world, found)
+        if isinstance(found, UserError):
+            raise found
+        return found  # type: ignore[return-value]
+
+    def _claim_folder(self) -> None:
+        place = storage.join(self.out, "run.yaml")
+        if storage.exists(place):
+            theirs, ours = _flat(to_dict(load_yaml(storage.read_bytes(place).decode(), place))), _flat(to_dict(self.run))
+            changed = [
+                k for k in ours if ours[k] != theirs.get(k) and not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)
+            ]
+            if changed:
+                k = changed[0]
+                raise UserError(
+                    f"{self.out} holds a run with {k} = {theirs.get(k)!r}, this one has {ours[k]!r}; "
+                    f"give another folder with --out, or the same settings to resume"
+                )
+        else:
+            storage.write_bytes(place, dump_yaml(self.run).encode())
+
+    def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
+        run, per_epoch = self.run, self.data.num_samples
+        return Started(
+            step=self.step,
+            run_name=run.name,
+            run_dir=self.out,
+            total_steps=self.total_steps,
+            total_samples=self.total_steps * run.global_batch,
+            samples_per_epoch=per_epoch,
+            steps_per_epoch=per_epoch / run.global_batch,
+            dropped_samples=-(self.total_steps * run.global_batch) % per_epoch,
+            global_batch=run.global_batch,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            num_ranks=self.world.size,
+            num_parameters=num_parameters,
+            device=world.device_name(self.world.device),
+            zero_stage=run.engine.zero_stage,
+            precision=run.engine.precision,
+            resumed_from=commit.url if commit else None,
+            config=to_dict(run),
+            config_digest=run.digest(),
+            dataset_digest=self.data.manifest.digest,
+        )
+
+    def due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    @property
+    def samples(self) -> int:
+        return self.step * self.run.global_batch
+
+    def skipped(self, stats: UpdateStats, seen: list[Batch]) -> Skipped:
+        """All ranks left the update out; three in a row end the run, for then it is not the batch."""
+        self.skips_in_a_row += 1
+        keys = tuple(self.data.reader.key(int(s)) for b in seen for s in b.samples)
+        if self.skips_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{self.skips_in_a_row} updates in a row were not finite, the last at step {self.step}; lower "
+                f"optim.learning_rate or optim.clipping, then run again: it goes on from the newest checkpoint"
+            )
+        return Skipped(step=self.step, reason=f"loss {stats.loss}, gradient not finite", samples=self.samples, keys=keys)
+
+    def report(self, rate: float) -> Step:
+        clock, updates = self.clock, self.clock.updates
+        step_s = (time.perf_counter() - clock.mark_s) / len(updates)
+        applied = [u for u in updates if u.applied] or updates  # a skipped one's loss would hide the others'
+        n = len(applied)
+        record = Step(
+            step=self.step,
+            num_updates=len(updates),
+            samples=self.samples,
+            epoch=self.samples / self.data.num_samples,
+            loss=sum(u.loss for u in updates) / n,
+            accuracy=sum(u.accuracy for u in updates) / n,
+            learning_rate=rate,
+            clipped_share=sum(u.clipped_share for u in updates) / n,
+            gradient_norm=applied[-1].gradient_norm,
+            images_per_s=self.run.global_batch / step_s,
+            data_wait_s=clock.wait_s / len(updates),
+            step_s=step_s,
+            remaining_s=(self.total_steps - self.step) * step_s,
+        )
+        clock.restart()
+        return record
+
+    def evaluate(self) -> Evaluation:
+        assert self.eval_data is not None
+        begin = time.perf_counter()
+        with self.engine.evaluation_network() as (network, weights):
+            self.last_evaluation = evaluate(
+                network,
+                self.eval_data,
+                self.run.augment,
+                world=self.world,
+                batch_size=max(self.micro_batch, 64),
+                step=self.step,
+                weights=weights,
+                bf16=self.run.engine.precision == "bf16",
+            )
+        self.clock.pause(time.perf_counter() - begin)
+        return self.last_evaluation
+
+    def evaluation_numbers(self) -> dict[str, float]:
+        last = self.last_evaluation
+        return {} if last is None else {"loss": last.loss, "top1": last.top1, "top5": last.top5}
+
+    def save(self) -> Saved:
+        begin = time.perf_counter()
+        manifest = self.data.manifest
+        facts = {
+            "samples": self.samples,
+            "num_updates": self.engine.num_updates,
+            "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
+            "config": to_dict(self.run),
+            "config_digest": self.run.digest(),
+            "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": manifest.digest},
+            "classes": list(manifest.classes),
+            "evaluation": self.evaluation_numbers(),
+        }
+        commit = checkpoint.save(
+            self.out, step=self.step, fragments=self.engine.local_fragments(), facts=facts, world=self.world
+        )
+        if commit is not None:
+            checkpoint.retain(self.out, self.run.keep_checkpoints)
+        found = world.broadcast(self.world, commit)
+        assert isinstance(found, Commit)
+        seconds_s = time.perf_counter() - begin
+        self.clock.pause(seconds_s)
+        self.newest_checkpoint, self.newest_checkpoint_step = found.url, self.step
+        return Saved(
+            step=self.step, url=found.url, digest=found.digest, size_bytes=found.size_bytes, seconds_s=seconds_s
+        )
+
+    def finished(self) -> Finished:
+        return Finished(
+            step=self.step,
+            checkpoint=self.newest_checkpoint,
+            samples=(self.step - self.first_step) * self.run.global_batch,
+            seconds_s=time.perf_counter() - self.clock.begin_s,
+            evaluation=self.evaluation_numbers(),
+        )
+
+
+def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _seed_step(seed: int, step: int, micro: int) -> None:
+    """Dropout and stochastic depth as a function of (seed, step, global micro-batch): nothing to save, nothing to drift."""
+    word = hashlib.sha256(f"{seed}:{step}:{micro}".encode()).digest()
+    torch.manual_seed(int.from_bytes(word[:8], "little", signed=True))

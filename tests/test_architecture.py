@@ -1,0 +1,80 @@
+"""The laws of the house, over the syntax trees."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"nfnet": 0, "pipeline": 1, "transfer": 2, "orchestration": 3}
+HOMES = {
+    "deepspeed": ("pipeline/engine.py", "pipeline/zero.py"),
+    "fsspec": ("pipeline/storage.py",),
+    "webdataset": ("pipeline/data/",),
+    "ray": ("orchestration/sweep.py",),
+    "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),
+}
+FILES = sorted(p for floor in FLOORS for p in (ROOT / floor).rglob("*.py"))
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards_only(path: Path) -> None:
+    floor = FLOORS[path.relative_to(ROOT).parts[0]]
+    above = {n for n in imports(path) if FLOORS.get(n.split(".")[0], -1) > floor}
+    assert not above
+
+
+def test_modules_import_each_other_without_circles() -> None:
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+    graph = {n: imports(p, top_level_only=True) & set(names) - {n} for n, p in names.items()}
+    # A module that imports its own package's face is no circle as long as the face does not import it back.
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_heavy_library_has_one_home(library: str) -> None:
+    users = {str(p.relative_to(ROOT)) for p in FILES if library in {n.split(".")[0] for n in imports(p)}}
+    assert users and not {u for u in users if not u.startswith(HOMES[library])}
+
+
+def test_the_networks_need_torch_only() -> None:
+    roots = {n.split(".")[0] for p in (ROOT / "nfnet").rglob("*.py") for n in imports(p)}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", "nfnet"}
+
+
+def test_datasets_holds_no_python() -> None:
+    assert not list((ROOT / "datasets").rglob("*.py"))
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys\nfrom orchestration.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'deepspeed', 'numpy', 'fsspec', 'yaml', 'rich'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.strip().splitlines()[-1] == "[]"
