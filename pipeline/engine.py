@@ -165,9 +165,11 @@ class Engine:
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
-    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """One micro-batch; gradients accumulate (and are averaged over ranks after the last one of a step)."""
+    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor, *, is_last: bool) -> None:
+        """One micro-batch; gradients accumulate, and are averaged over ranks with the step's last one."""
         self._engine.train()
+        # Said explicitly: the library counts micro-batches by calls of its step(), which is called once an update here.
+        self._engine.set_gradient_accumulation_boundary(is_last)
         loss, correct = self._engine(images, labels)
         self._engine.backward(loss)
         self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(loss, len(labels))])
@@ -244,7 +246,6 @@ class Engine:
             self._zero.zero_grad(set_to_none=True)
         else:
             self._engine.zero_grad()
-        self._engine.micro_steps += 1  # what its step() does: the accumulation window is over
 
     # --- state by name ------------------------------------------------------------------------------------------------
 

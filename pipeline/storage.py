@@ -28,8 +28,15 @@ TEMP_PREFIX = ".partial-"
 _PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # Transport errors of aiobotocore and aiohttp that do not derive from OSError.
 _TRANSIENT_NAMES = frozenset(
-    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError ResponseStreamingError "
-    "ClientPayloadError ServerDisconnectedError".split()
+    {
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+        "ReadTimeoutError",
+        "ConnectionClosedError",
+        "ResponseStreamingError",
+        "ClientPayloadError",
+        "ServerDisconnectedError",
+    }
 )
 _verified: set[tuple[str, int, int]] = set()  # (path, mtime_ns, size) of cache entries hashed by this process
 
@@ -143,9 +150,7 @@ def download(url: str | os.PathLike[str], local: str | os.PathLike[str]) -> None
         _retry(url, lambda fs, path: fs.get_file(path, file.name))
 
 
-def fetch(
-    url: str | os.PathLike[str], *, sha256: str, size_bytes: int, cache_dir: str | os.PathLike[str]
-) -> Path:
+def fetch(url: str | os.PathLike[str], *, sha256: str, size_bytes: int, cache_dir: str | os.PathLike[str]) -> Path:
     """A local copy of an object whose content is known; a local URL is returned as it is.
 
     The cache is keyed by content (`<cache_dir>/<2 hex>/<sha256>`), so equal names of different datasets never meet.
@@ -236,7 +241,9 @@ def _retry(url: str | os.PathLike[str], operation: Callable[[Any, str], T]) -> T
             return operation(*_client(text))
         except Exception as error:
             if type(error).__name__ == "NoCredentialsError":
-                raise UserError(f"no credentials for {text}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+                raise UserError(
+                    f"no credentials for {text}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                ) from error
             transient = isinstance(error, OSError) and not isinstance(error, _PERMANENT)
             if attempt + 1 == MAX_TRIES or not (transient or type(error).__name__ in _TRANSIENT_NAMES):
                 raise

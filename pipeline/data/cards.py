@@ -58,7 +58,9 @@ def datasets_dir() -> Path:
         # An installed Hugging Face `datasets` lies at the first place too: a known card tells them apart.
         if (folder / "imagenet.yaml").is_file():
             return folder
-    raise UserError(f"the dataset cards are missing: no *.yaml in {candidates[0]} or {candidates[1]}; reinstall normfree")
+    raise UserError(
+        f"the dataset cards are missing: no *.yaml in {candidates[0]} or {candidates[1]}; reinstall normfree"
+    )
 
 
 def list_cards() -> list[str]:
@@ -74,7 +76,9 @@ def load_card(name_or_path: str) -> Card:
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path).expanduser()
         if not path.is_file():
-            raise UserError(f"no dataset card at {path}: give the path of a YAML card or one of {', '.join(list_cards())}")
+            raise UserError(
+                f"no dataset card at {path}: give the path of a YAML card or one of {', '.join(list_cards())}"
+            )
         return _read(path)
     names = list_cards()
     if name_or_path not in names:
@@ -135,7 +139,9 @@ def _problem(card: Card) -> str | None:
         return "flip must be true or false"
     if card.num_classes is not None and (type(card.num_classes) is not int or card.num_classes < 2):
         return f"num_classes {card.num_classes} must be a whole number of at least 2, or null"
-    if card.classes is not None and (len(set(card.classes)) != len(card.classes) or len(card.classes) != card.num_classes):
+    if card.classes is not None and (
+        len(set(card.classes)) != len(card.classes) or len(card.classes) != card.num_classes
+    ):
         return "classes must be num_classes different names"
     if (card.kind in ("embedded", "torchvision")) != (card.member is not None):
         return "member is needed for, and only for, the kinds embedded and torchvision"

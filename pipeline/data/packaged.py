@@ -1,8 +1,9 @@
-"""Sources that come with an installed package: `glyphs`, scikit-learn's digits, and the sets that torchvision downloads."""
+"""Sources that come with an installed package: `glyphs`, scikit-learn's digits, and what torchvision downloads."""
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,28 @@ import numpy as np
 from pipeline import storage
 from pipeline.data import glyphs
 from pipeline.data.cards import Card
-from pipeline.data.sources import Entry, Source
 from pipeline.errors import UserError
 
 GLYPHS_SEED = 0
 DIGITS_TRAIN_SHARE = 1100 / 1797
 
 
-def open_packaged(card: Card, source: str | None) -> Source:
+@dataclass(frozen=True)
+class Packaged:
+    """What a package holds of a set."""
+
+    samples: tuple[tuple[str, str, str, Any], ...]
+    """(split, class, key, locator) of each image."""
+    classes: tuple[str, ...]
+    """In label order."""
+    fingerprint: str
+    """Changes when the images do."""
+    note: str
+    read: Callable[[Any], bytes]
+    """PNG of the image at a locator."""
+
+
+def open_packaged(card: Card, source: str | None) -> Packaged:
     """The source of an embedded or torchvision card.
 
     Args:
@@ -42,47 +57,45 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _glyphs() -> Source:
+def _glyphs() -> Packaged:
     names = glyphs.class_names()
     counts = {"train": glyphs.NUM_TRAIN_PER_CLASS, "val": glyphs.NUM_VAL_PER_CLASS}
-    entries = []
+    samples: list[tuple[str, str, str, Any]] = []
     for label, name in enumerate(names):
         index = 0
         for split, num in counts.items():  # one row of indices, so that no sample of val is one of train
             for _ in range(num):
-                entries.append(Entry(split, name, f"{index:05d}", "png", (label, index)))
+                samples.append((split, name, f"{index:05d}", (label, index)))
                 index += 1
 
-    def read(chosen: Sequence[Entry]) -> Iterator[bytes]:
-        for entry in chosen:
-            yield glyphs.render_png(GLYPHS_SEED, *entry.locator)
+    def read(locator: tuple[int, int]) -> bytes:
+        return glyphs.render_png(GLYPHS_SEED, *locator)
 
-    return Source(tuple(entries), names, f"glyphs-{glyphs.VERSION}-{GLYPHS_SEED}", "", read)
+    return Packaged(tuple(samples), names, f"glyphs-{glyphs.VERSION}-{GLYPHS_SEED}", "", read)
 
 
-def _digits() -> Source:
+def _digits() -> Packaged:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     by_hash = sorted(range(len(images)), key=lambda number: hashlib.sha256(f"digits/{number}".encode()).digest())
-    entries = []
+    samples: list[tuple[str, str, str, Any]] = []
     for label in range(10):
         members = [number for number in by_hash if bunch.target[number] == label]
         num_train = round(DIGITS_TRAIN_SHARE * len(members))
         for rank, number in enumerate(members):
             split = "train" if rank < num_train else "val"
-            entries.append(Entry(split, str(label), f"{number:04d}", "png", number))
+            samples.append((split, str(label), f"{number:04d}", number))
 
-    def read(chosen: Sequence[Entry]) -> Iterator[bytes]:
-        for entry in chosen:
-            yield png_bytes(images[entry.locator])
+    def read(number: int) -> bytes:
+        return png_bytes(images[number])
 
     fingerprint = hashlib.sha256(images.tobytes()).hexdigest()
-    return Source(tuple(entries), tuple(str(label) for label in range(10)), fingerprint, "", read)
+    return Packaged(tuple(samples), tuple(str(label) for label in range(10)), fingerprint, "", read)
 
 
-def _torchvision(card: Card, source: str | None) -> Source:
+def _torchvision(card: Card, source: str | None) -> Packaged:
     """Sets that hold all pixels in `.data`, labels in `.targets` and names in `.classes` (the CIFAR family)."""
     import torchvision.datasets
 
@@ -98,16 +111,17 @@ def _torchvision(card: Card, source: str | None) -> Source:
             "this needs a network once; or give a folder that holds its download"
         ) from error
     classes = tuple(str(name).replace("/", "_") for name in sets["train"].classes)
-    entries = [
-        Entry(split, classes[label], f"{number:06d}", "png", (split, number))
+    samples = [
+        (split, classes[label], f"{number:06d}", (split, number))
         for split, images in sets.items()
         for number, label in enumerate(images.targets)
     ]
 
-    def read(chosen: Sequence[Entry]) -> Iterator[bytes]:
-        for entry in chosen:
-            split, number = entry.locator
-            yield png_bytes(np.asarray(sets[split].data[number]))
+    def read(locator: tuple[str, int]) -> bytes:
+        split, number = locator
+        return png_bytes(np.asarray(sets[split].data[number]))
 
     num = "-".join(str(len(images.targets)) for images in sets.values())
-    return Source(tuple(entries), classes, f"torchvision-{card.member}-{num}", "val is the published test split", read)
+    return Packaged(
+        tuple(samples), classes, f"torchvision-{card.member}-{num}", "val is the published test split", read
+    )

@@ -1,7 +1,7 @@
 """Raw images as they are found in the world -> samples with a split, a class and a key, in one deterministic order.
 
-The layout that is understood is `<split>/<class>/.../<file>`, in a folder or a tar, below any number of single outer folders;
-without split folders all images are `train`, or `val_share` of each class is taken for val by a hash of the path.
+The layout that is understood is `<split>/<class>/.../<file>`, in a folder or a tar, below any number of single outer
+folders; without split folders all images are `train`, or `val_share` of each class goes to val by a hash of the path.
 Nothing is ever extracted: members of a tar are read in place, and only regular files count.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import os
 import posixpath
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,18 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.data.cards import Card
+from pipeline.data.packaged import open_packaged
 from pipeline.errors import UserError
 
-IMAGE_EXTENSIONS = frozenset("jpg jpeg png webp bmp gif tif tiff ppm pgm".split())
-_SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -77,22 +86,32 @@ def open_source(card: Card, source: str | None = None, *, val_share: float | Non
         source: path or URL of a tar or folder; the download folder of a torchvision set; not for embedded sets.
         val_share: share of each class (0 < share < 1) to hold out as val where the source has no split folders.
     Raises:
-        UserError: the source is missing, empty, damaged, has no images, has other classes than the card says, a class in
-            val or test that train does not have, or `val_share` although it has splits already.
+        UserError: the source is missing, empty, damaged, has no images, has other classes than the card says, has a
+            class in val or test that train does not have, or `val_share` although it has splits already.
     """
     if val_share is not None and not 0 < val_share < 1:
         raise UserError(f"val_share {val_share} must be between 0 and 1, for example 0.1")
     if card.kind == "embedded" and source is not None:
         raise UserError(f"the set '{card.name}' needs no source ({card.source_hint}): leave out {source}")
     if card.kind in ("embedded", "torchvision"):
-        from pipeline.data.packaged import open_packaged
-
-        opened = open_packaged(card, source)
+        opened = _open_packaged(card, source)
         if val_share is not None:
-            raise UserError(f"the set '{card.name}' has the splits {_names(opened.entries)} already: leave out val_share")
+            raise UserError(
+                f"the set '{card.name}' has the splits {_names(opened.entries)} already: leave out val_share"
+            )
     else:
         opened = _open_files(card, source, val_share)
     return replace(opened, classes=_check_classes(card, opened, source))
+
+
+def _open_packaged(card: Card, source: str | None) -> Source:
+    packaged = open_packaged(card, source)
+    entries = tuple(Entry(split, name, key, "png", locator) for split, name, key, locator in packaged.samples)
+
+    def read(chosen: Sequence[Entry]) -> Iterator[bytes]:
+        return (packaged.read(entry.locator) for entry in chosen)
+
+    return Source(entries, packaged.classes, packaged.fingerprint, packaged.note, read)
 
 
 def _names(entries: Sequence[Entry]) -> str:
@@ -117,13 +136,17 @@ def _check_classes(card: Card, opened: Source, source: str | None) -> tuple[str,
             )
     if card.classes is not None and known != set(card.classes):
         odd = sorted(known ^ set(card.classes))
-        raise UserError(f"{where} and the card '{card.name}' differ in classes: {', '.join(odd[:3])}; is it the right source?")
+        raise UserError(
+            f"{where} and the card '{card.name}' differ in classes: {', '.join(odd[:3])}; is it the right source?"
+        )
     if card.num_classes is not None and len(known) != card.num_classes:
         raise UserError(
             f"{where} has {len(known)} classes, the card '{card.name}' says {card.num_classes}: is it the right source?"
         )
     if len(known) < 2:
-        raise UserError(f"{where} has one class only ({', '.join(known)}): a classifier needs at least two class folders")
+        raise UserError(
+            f"{where} has one class only ({', '.join(known)}): a classifier needs at least two class folders"
+        )
     return card.classes or opened.classes or tuple(sorted(known))
 
 
@@ -165,7 +188,11 @@ def _list_folder(source: str) -> list[_File]:
     if not storage.is_local(source):
         return [(url.removeprefix(storage.join(source) + "/"), -1, url) for url in urls]
     root = storage.local_path(source)
-    return [(os.path.relpath(url, root).replace(os.sep, "/"), os.stat(url).st_size, url) for url in urls if os.path.isfile(url)]
+    return [
+        (os.path.relpath(url, root).replace(os.sep, "/"), os.stat(url).st_size, url)
+        for url in urls
+        if os.path.isfile(url)
+    ]
 
 
 def _folder_reader(source: str) -> Callable[[Sequence[Entry]], Iterator[bytes]]:
@@ -181,10 +208,12 @@ def _open_tar(source: str) -> Iterator[tarfile.TarFile]:
     try:
         with storage.open_read(source) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
             yield tar
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk or the store, not the content
-        raise UserError(f"the source {source} is not a readable tar, or it is cut short ({error}): fetch it again") from error
+        raise UserError(
+            f"the source {source} is not a readable tar, or it is cut short ({error}): fetch it again"
+        ) from error
 
 
 def _list_tar(source: str) -> list[_File]:
@@ -193,10 +222,12 @@ def _list_tar(source: str) -> list[_File]:
         for member in tar:
             name = posixpath.normpath(member.name)
             if member.name.startswith("/") or name.startswith(".."):
-                raise UserError(f"the source {source} has a member outside itself ({member.name!r}): do not trust this tar")
+                raise UserError(
+                    f"the source {source} has a member outside itself ({member.name!r}): do not trust this tar"
+                )
             if member.isreg():
                 files.append((name, member.size, (member.offset_data, member.size)))
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header: gigabytes for millions of members
+            tar.members = []  # tarfile keeps every header: gigabytes for millions of members
         # A tar cut between two members reads without an error; a whole one ends with empty blocks.
         stream: Any = tar.fileobj
         stream.seek(tar.offset)  # type: ignore[attr-defined]
@@ -228,14 +259,18 @@ def _arrange(files: Sequence[_File], source: str) -> tuple[list[Entry], str]:
     has_splits = "train" in {_SPLIT_FOLDERS[top] for top in split_tops} and all(len(parts) > 2 for parts, _ in images)
     if has_splits and len(tops) != len(split_tops):
         odd = sorted(set(tops) - split_tops)
-        raise UserError(f"{source} has {', '.join(odd[:3])} beside train: name the folders train, val and test, or remove others")
+        raise UserError(
+            f"{source} has {', '.join(odd[:3])} beside train: name the folders train, val and test, or remove others"
+        )
     if has_splits and len({_SPLIT_FOLDERS[top] for top in split_tops}) != len(split_tops):
         raise UserError(f"{source} has two folders for one split ({', '.join(sorted(split_tops))}): keep one of them")
     entries = []
     for parts, locator in images:
         split, inside = (_SPLIT_FOLDERS[parts[0].lower()], parts[1:]) if has_splits else ("train", parts)
         if len(inside) < 2:
-            raise UserError(f"{source} has an image outside the class folders ({'/'.join(parts)}): <split>/<class>/<file> is needed")
+            raise UserError(
+                f"{source} has an image outside the class folders ({'/'.join(parts)}): <split>/<class>/<file> is needed"
+            )
         key, _, extension = "/".join(inside[1:]).rpartition(".")
         entries.append(Entry(split, inside[0], key, extension.lower(), locator))
     num_other = len(files) - len(images)

@@ -1,0 +1,102 @@
+"""Adaptive gradient clipping as pure functions (Brock et al. 2021, section 4, equation 3; code `nfnets/optim.py`).
+
+For each unit i (a row of a convolution or linear weight; a vector or scalar is one unit)
+
+    G_i <- G_i * clipping * max(|W_i|, eps) / max(|G_i|, 1e-6)    where |G_i| > clipping * max(|W_i|, eps)
+
+with norms of the raw weights, not of the standardised ones. Which parameters are clipped is decided by `nfnet.groups`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from nfnet.groups import assign
+
+MIN_GRADIENT_NORM = 1e-6
+
+
+class ClipCounts(NamedTuple):
+    """Zero-dimensional tensors on the gradients' device; reading them is the caller's host synchronisation."""
+
+    num_clipped: torch.Tensor
+    num_units: torch.Tensor
+    num_nonfinite: torch.Tensor
+    """Units whose gradient is not finite; if there is one, nothing was changed."""
+
+
+def num_units(tensor: torch.Tensor) -> int:
+    return tensor.shape[0] if tensor.dim() > 1 else 1
+
+
+def unit_square_sums(tensor: torch.Tensor, units: int) -> torch.Tensor:
+    """(units,) fp32: the sum of squares of each unit of a tensor whose first dimension (or whole) is the units."""
+    # vector_norm reads the tensor once and keeps no squared copy of it.
+    return torch.linalg.vector_norm(tensor.reshape(units, -1), dim=1, dtype=torch.float32).square()
+
+
+def coefficients(
+    weight_squares: torch.Tensor, gradient_squares: torch.Tensor, clipping: float, eps: float = 1e-3
+) -> torch.Tensor:
+    """(units,) factors in (0, 1] for the gradients, from the units' sums of squares.
+
+    A gradient that is not finite gets a factor that is not finite or 1; callers look at the sums first.
+    """
+    bound = clipping * weight_squares.sqrt().clamp(min=eps)
+    norm = gradient_squares.sqrt()
+    return torch.where(norm > bound, bound / norm.clamp(min=MIN_GRADIENT_NORM), torch.ones_like(norm))
+
+
+@torch.no_grad()
+def adaptive_clip_grad_(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], clipping: float = 0.01, eps: float = 1e-3
+) -> ClipCounts:
+    """Clip gradients in place, unit by unit; the classifier's weight is left alone (by name: `nfnet.groups`).
+
+    Raises:
+        ValueError: no parameter to be clipped has a gradient: silence here would mean training without AGC.
+    """
+    named = list(named_parameters)
+    rules = assign(named)
+    chosen = [p for n, p in named if rules[n].clip and p.grad is not None]
+    if not chosen:
+        raise ValueError("no gradient to clip; call this after backward, on parameters that still hold their .grad")
+    gradients = [p.grad for p in chosen if p.grad is not None]
+    units = [num_units(p) for p in chosen]
+    weight_squares = torch.cat([unit_square_sums(p, u) for p, u in zip(chosen, units, strict=True)])
+    gradient_squares = torch.cat([unit_square_sums(g, u) for g, u in zip(gradients, units, strict=True)])
+    finite = torch.isfinite(gradient_squares)
+    factors = coefficients(weight_squares, gradient_squares, clipping, eps)
+    factors = torch.where(finite.all(), factors, torch.ones_like(factors))
+    shaped = [
+        f.to(g.dtype).view(-1, *[1] * (g.dim() - 1)) if u > 1 or g.dim() > 1 else f.to(g.dtype).view([])
+        for f, g, u in zip(factors.split(units), gradients, units, strict=True)
+    ]
+    torch._foreach_mul_(gradients, shaped)
+    return ClipCounts(
+        (factors < 1).sum(), torch.tensor(len(factors), device=factors.device), (~finite).sum()
+    )
+
+
+@torch.no_grad()
+def adaptive_clip_grad_reference_(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], clipping: float = 0.01, eps: float = 1e-3
+) -> None:
+    """The same, one unit after the other, as the paper writes it: the twin that tests compare with."""
+    named = list(named_parameters)
+    rules = assign(named)
+    for name, parameter in named:
+        if parameter.grad is None or not rules[name].clip:
+            continue
+        weights, gradients = (
+            list(t.unbind(0)) if t.dim() > 1 else [t] for t in (parameter.detach(), parameter.grad)
+        )
+        for weight, gradient in zip(weights, gradients, strict=True):
+            bound = clipping * max(weight.norm().item(), eps)
+            norm = gradient.norm().item()
+            if norm > bound:
+                gradient.mul_(bound / max(norm, MIN_GRADIENT_NORM))

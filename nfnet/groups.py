@@ -1,0 +1,71 @@
+"""Rules: which parameters are decayed, which are clipped, at what share of the rate. By name and shape, never by position.
+
+As the paper and its code have it (Brock et al. 2021, A.1; `experiment_nfnets.py`): no decay on gains, biases and SkipInit
+gains; AGC on everything but the classifier's weight (its bias is clipped).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+HEAD = "head."
+"""Prefix of the classifier's parameters in every network of this package."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    name: str
+    decay: bool
+    clip: bool
+    is_head: bool
+    matches: Callable[[str, torch.Tensor], bool]
+
+
+RULES = (
+    Rule("head weight", True, False, True, lambda n, p: n.startswith(HEAD) and p.dim() > 1),
+    Rule("head bias", False, True, True, lambda n, p: n.startswith(HEAD) and p.dim() <= 1),
+    Rule("weights", True, True, False, lambda n, p: not n.startswith(HEAD) and p.dim() > 1),
+    # Gains, biases, SkipInit gains; also the affine vectors of normalisers in networks to compare with.
+    Rule("vectors", False, True, False, lambda n, p: not n.startswith(HEAD) and p.dim() <= 1),
+)
+
+
+def assign(named_parameters: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Rule]:
+    """The one rule of each parameter. Raises ValueError if one has none, or two."""
+    found = {}
+    for name, parameter in named_parameters:
+        matching = [r for r in RULES if r.matches(name, parameter)]
+        if len(matching) != 1:
+            names = ", ".join(r.name for r in matching) or "none"
+            raise ValueError(f"parameter {name} matches {len(matching)} rules ({names}); each must match exactly one")
+        found[name] = matching[0]
+    return found
+
+
+def param_groups(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, head_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: `params`, `param_names`, `name`, `lr`, `lr_scale`, `weight_decay`. Frozen ones are left out."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    rules = assign(named)
+    groups = []
+    for rule in RULES:
+        members = [(n, p) for n, p in named if rules[n] is rule]
+        if members:
+            scale = head_lr_scale if rule.is_head else 1.0
+            groups.append(
+                {
+                    "name": rule.name,
+                    "params": [p for _, p in members],
+                    "param_names": [n for n, _ in members],
+                    "lr": lr * scale,
+                    "lr_scale": scale,
+                    "weight_decay": weight_decay if rule.decay else 0.0,
+                }
+            )
+    return groups

@@ -1,0 +1,144 @@
+"""Layers of normaliser-free networks, as the published code computes them (Brock et al. 2021; haiku code `nfnets/base.py`)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+GAMMA = {
+    "identity": 1.0,
+    "gelu": 1.7015043497085571,
+    "relu": 1.7139588594436646,
+    "silu": 1.7881293296813965,
+    "leaky_relu": 1.70590341091156,
+    "tanh": 1.5939117670059204,
+    "elu": 1.2716004848480225,
+    "celu": 1.270926833152771,
+    "selu": 1.0008515119552612,
+    "softplus": 1.9203323125839233,
+    "sigmoid": 4.803835391998291,
+    "relu6": 1.7131484746932983,
+}
+"""1 / std of the activation of a standard normal: the published Monte-Carlo constants."""
+
+_FUNCTIONS = {
+    "identity": nn.Identity(),
+    "gelu": nn.GELU(approximate="tanh"),  # jax's default, and so the published networks'
+    "relu": nn.ReLU(),
+    "silu": nn.SiLU(),
+    "leaky_relu": nn.LeakyReLU(0.01),
+    "tanh": nn.Tanh(),
+    "elu": nn.ELU(),
+    "celu": nn.CELU(),
+    "selu": nn.SELU(),
+    "softplus": nn.Softplus(),
+    "sigmoid": nn.Sigmoid(),
+    "relu6": nn.ReLU6(),
+}
+
+
+class ScaledActivation(nn.Module):
+    """gamma * activation(x) * scale, with gamma such that unit-variance input gives unit-variance output.
+
+    `scale` is the block's beta, folded in: one multiplication for both constants.
+    """
+
+    def __init__(self, name: str, scale: float = 1.0) -> None:
+        super().__init__()
+        if name not in GAMMA:
+            raise ValueError(f"no activation {name!r}; choose one of {', '.join(sorted(GAMMA))}")
+        self.function, self.factor = _FUNCTIONS[name], GAMMA[name] * scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x).mul(self.factor)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's "SAME": output ceil(size / stride), the odd pixel of padding at the end."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class WSConv2d(nn.Module):
+    """Convolution with scaled weight standardisation and "SAME" padding.
+
+    weight: (out, in / groups, k, k), raw; standardised for each output unit over its fan-in N as
+    gain * (W - mean) * rsqrt(max(var * N, eps)), biased variance (section 2 of the paper; the floor is the code's).
+    gain, bias: (out,), initially 1 and 0.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, eps: float = 1e-4
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.groups, self.eps = kernel, stride, groups, eps
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel, kernel))
+        self.gain = nn.Parameter(torch.empty(out_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.reset_parameters()
+
+    @property
+    def fan_in(self) -> int:
+        return self.weight[0].numel()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.fan_in**-0.5)
+        nn.init.ones_(self.gain)
+        nn.init.zeros_(self.bias)
+
+    def standardised_weight(self) -> torch.Tensor:
+        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        scale = torch.rsqrt(torch.clamp(var * self.fan_in, min=self.eps)) * self.gain.view(-1, 1, 1, 1)
+        return (self.weight - mean) * scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        top, bottom = same_padding(x.shape[2], self.kernel, self.stride)
+        left, right = same_padding(x.shape[3], self.kernel, self.stride)
+        if top == bottom and left == right:
+            return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, (top, left), groups=self.groups)
+        x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, groups=self.groups)
+
+
+def avg_pool_same(x: torch.Tensor, stride: int) -> torch.Tensor:
+    """stride x stride average pool, "SAME" padding, counting only pixels of the image at odd edges."""
+    return F.avg_pool2d(x, stride, stride, ceil_mode=True, count_include_pad=False)
+
+
+class SqueezeExcite(nn.Module):
+    """(N, C, H, W) -> (N, C, 1, 1) gates in (0, 1); the hidden activation is a plain ReLU in the published code."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, hidden)
+        self.expand = nn.Linear(hidden, channels)
+
+    def reset_parameters(self) -> None:
+        for layer in (self.reduce, self.expand):
+            std = layer.in_features**-0.5
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gates = self.expand(F.relu(self.reduce(x.mean(dim=(2, 3)))))
+        return torch.sigmoid(gates)[:, :, None, None]
+
+
+class StochasticDepth(nn.Module):
+    """Drops a whole branch for some samples; the published code does not divide by the keep rate, `rescale` does."""
+
+    def __init__(self, rate: float, *, rescale: bool = False) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"stochastic depth rate is {rate}; set a number from 0 to below 1")
+        self.rate, self.rescale = rate, rescale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = (torch.rand(x.shape[0], 1, 1, 1, device=x.device) < keep).to(x.dtype)
+        return x * (mask / keep if self.rescale else mask)

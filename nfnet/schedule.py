@@ -1,0 +1,23 @@
+"""Learning rates as pure functions of the step (Brock et al. 2021, A.1)."""
+
+from __future__ import annotations
+
+import math
+
+
+def linear_scaling(base: float, global_batch: int) -> float:
+    """base * global_batch / 256: the papers' rule, with base 0.1 for NFNets."""
+    return base * global_batch / 256
+
+
+def learning_rate(step: int, *, total_steps: int, warmup_steps: int = 0, peak: float, final: float = 0.0) -> float:
+    """Linear warm-up from 0 over `warmup_steps`, then a half cosine from `peak` to `final` at `total_steps`.
+
+    Update number `step` (from 0) uses this rate. Raises ValueError for a warm-up longer than the run.
+    """
+    if warmup_steps > total_steps:
+        raise ValueError(f"a warm-up of {warmup_steps} steps is longer than the run of {total_steps}; shorten it")
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
