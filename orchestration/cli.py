@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--max-bad-share", type=float, default=0.001, metavar="X",
                    help="stop if more than this share of images does not decode (default %(default)s)")
     p.add_argument("--shard-mb", type=float, default=64, metavar="MB", help="size of a shard (default %(default)s)")
-    p.add_argument("--val-share", type=float, default=0.0, metavar="X",
+    p.add_argument("--val-share", type=float, metavar="X",
                    help="for sources without splits: the share of each class that becomes val")
     p.add_argument("--seed", type=int, default=0, help="of the shuffle at writing (default %(default)s)")
     p = _add(actions, "verify", "data_verify", "check every byte of a dataset against its manifest",

@@ -31,7 +31,9 @@ def data_prepare(args: argparse.Namespace) -> int:
             shard_bytes=int(args.shard_mb * 1e6),
             max_bad_share=args.max_bad_share,
             seed=args.seed,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=lambda phase, done, total: progress.update(
+                task, description=f"{card.name}: {phase}", completed=done, total=total
+            ),
         )
     for name in manifest.splits:
         split = manifest.split(name)
@@ -56,7 +58,7 @@ def data_cards(args: argparse.Namespace) -> int:
 
     for name in list_cards():
         card = load_card(name)
-        _say(f"{name:16} {card.num_classes or '?':>5} classes  {card.source:11} {card.title}")
+        _say(f"{name:16} {card.num_classes or '?':>5} classes  {card.kind:11} {card.title}")
     return 0
 
 

@@ -4,36 +4,25 @@ The trainer writes its records into the spool (`orchestration.spool`) and never 
 started by `start_uploader`, follows the spool and sends. What is acknowledged stands in `<run_dir>/tracking.json`, so
 killing either process at any moment, restarting the run or losing the server loses nothing and doubles nothing.
 
-Offline machines: `python -m orchestration.tracking RUN_DIR --tracking-uri URI` sends a spool later, as often as you like.
+Offline machines: `python -m orchestration.tracking RUN_DIR --tracking-uri URI` sends a spool later, to any server.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import re
-import secrets
 import subprocess
 import sys
-import time
-import traceback
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.spool import Follower, Line
-from orchestration.tracking_records import Ending, Point, Translator, Upload, public
+from orchestration.tracking_records import Point, Upload, public
 from pipeline.errors import UserError
 
 BATCH_POINTS = 900  # the server takes 1,000 metrics, parameters and tags together in one request
-MAX_WAIT_S = 15.0
-HEARTBEAT_S = 30.0
-TOKEN_TAG = "normfree.run"
-EXIT_NOT_UPLOADED = 3
 
 
 def start_uploader(
@@ -141,95 +130,28 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-class Uploader:
-    """Sends the spool of `run_dir` until the run is over and everything is there."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The uploader's process: 0 all is there, 2 a mistake of the user, 3 something is not uploaded."""
+    from orchestration.uploader import Uploader
 
-    def __init__(
-        self,
-        run_dir: str | os.PathLike[str],
-        tracking_uri: str,
-        *,
-        experiment: str | None = None,
-        run_name: str | None = None,
-        watch_pid: int | None = None,
-        drain_s: float = 60.0,
-        poll_s: float = 0.5,
-        batch_lines: int = 60,
-    ) -> None:
-        self.run_dir = Path(run_dir).resolve()
-        self.uri = tracking_uri
-        self.drain_s, self.poll_s, self.batch_lines = drain_s, poll_s, batch_lines
-        self._watch_pid, self._watch_since = watch_pid, _started_at(watch_pid)
-        self._state_file = self.run_dir / "tracking.json"
-        # By the server's public name, "." for the run folder, which may be moved: one spool can go to several servers.
-        self._target = public(tracking_uri).replace(str(self.run_dir), ".")
-        self._states: dict[str, Any] = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
-        fresh = {"run_id": None, "token": secrets.token_hex(8), "acknowledged": 0}
-        self._state = self._states.setdefault(self._target, fresh)
-        self._state["experiment"] = experiment or self._state.get("experiment") or "normfree"
-        self._state["run_name"] = run_name or self._state.get("run_name") or self.run_dir.name
-        self._follower = Follower(self.run_dir / "records.jsonl")
-        self._sent = Translator()
-        self._seen = Translator()
-        """Ahead of `_sent`: knows that the run has ended although the server does not answer."""
-        self._pending: deque[Line] = deque()
-        self._client: Any = None
-        self._unsure = True
-        """A batch may be on the server without our knowing: after a start and after each failure."""
-        self._next_heartbeat = 0.0
-        self._num_refused = 0
-        self._trouble = "the server was not reached"
+    parser = argparse.ArgumentParser(prog="python -m orchestration.tracking", description=__doc__)
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else RUN_DIR/mlflow.db")
+    parser.add_argument("--experiment", help="default: the one of the run's last upload, else normfree")
+    parser.add_argument("--run-name", help="default: the one of the run's last upload, else the folder's name")
+    parser.add_argument("--watch-pid", type=int, metavar="PID", help="follow the spool while this process lives")
+    parser.add_argument("--drain-s", type=float, default=60.0, help="how long to try after the run's end")
+    args = parser.parse_args(arguments)
+    try:
+        if not (Path(args.run_dir) / "records.jsonl").exists() and args.watch_pid is None:
+            raise UserError(f"no records in {args.run_dir} (records.jsonl is missing); give the folder of a run")
+        uri = resolve_uri(args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), args.run_dir)
+        names = {"experiment": args.experiment, "run_name": args.run_name}
+        return Uploader(args.run_dir, uri, **names, watch_pid=args.watch_pid, drain_s=args.drain_s).run()
+    except UserError as error:
+        print(f"tracking: {public(str(error))}", file=sys.stderr)
+        return 2
 
-    def run(self) -> int:
-        """0 when all is uploaded, 3 when it is not and the time for it is over."""
-        wait_s, next_try, deadline = 0.0, 0.0, None
-        while True:
-            alive = self._alive()  # before the poll, so that the last words of a process now gone are read
-            self._poll()
-            over = not alive or self._seen.ending is not None
-            now = time.monotonic()
-            if over and deadline is None:
-                deadline, next_try = now + self.drain_s, now
-            if now >= next_try:
-                try:
-                    progressed = self._step(over)
-                    wait_s = 0.0
-                    if over and not self._pending:
-                        self._conclude()
-                        return self._report()
-                    if progressed:
-                        # Somebody waits for a live run's uploader; nobody for an import, as long as it moves.
-                        deadline = now + self.drain_s if deadline and self._watch_pid is None else deadline
-                        if deadline is None or now < deadline:
-                            continue
-                except Exception as error:
-                    self._failed(error)
-                    wait_s = min(MAX_WAIT_S, max(0.5, 2 * wait_s), self.drain_s / 4)
-                    next_try = now + wait_s
-            if deadline is not None and now >= deadline:
-                return self._report()
-            time.sleep(self.poll_s)
 
-    def _poll(self) -> None:
-        for line in self._follower.poll():
-            self._seen.translate(line.value)
-            if line.number < self._state["acknowledged"]:
-                self._sent.translate(line.value)
-            else:
-                self._pending.append(line)
-
-    def _step(self, over: bool) -> bool:
-        """One batch; True if there was one."""
-        if self._client is None:
-            self._open(over)
-        if not self._pending:
-            if not over and time.monotonic() >= self._next_heartbeat:
-                self._heartbeat()
-            return False
-        lines = [self._pending[i] for i in range(min(self.batch_lines, len(self._pending)))]
-        self._send(lines)
-        for _ in lines:
-            self._pending.popleft()
-        self._state["acknowledged"] = lines[-1].number + 1
-        self._save()
-        return True
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Records of a run in MLflow's terms: points, parameters, tags, and how the run ended. Pure; imports no MLflow.
 
-What is derived here is derived from the spool's lines alone, in order, so that an uploader which starts again folds over
-the lines that are already uploaded and stands where the one before it stood.
+What is derived here is derived from the spool's lines alone, in order, so that an uploader which starts again folds
+over the lines that are already uploaded and stands where the one before it stood.
 """
 
 from __future__ import annotations
@@ -188,11 +188,20 @@ class Translator:
 def public(text: str) -> str:
     """`text` without the user, password or token that a URL in it carries."""
     text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1", text)
-    return re.sub(r"([?&;][\w.-]*(?:password|passwd|token|secret|signature|key)[\w.-]*=)[^&;\s'\"]+", r"\1...", text, flags=re.I)
+    secret = r"([?&;][\w.-]*(?:password|passwd|token|secret|signature|key)[\w.-]*=)[^&;\s'\"]+"
+    return re.sub(secret, r"\1...", text, flags=re.IGNORECASE)
+
+
+def cause(error: BaseException) -> str:
+    """An exception of the way to the server in one short line, passwords left out."""
+    text = public(" ".join(str(error).split()))
+    if re.search("Max retries exceeded|Connection refused|timed out|Failed to resolve", text):
+        return "no answer from the server"
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 def _points(record: dict[str, Any], values: dict[str, float]) -> list[Point]:
-    """Points at the record's own step and time. What is not finite becomes a flag: SQLite turns inf into 1.8e308 (M7)."""
+    """Points at the record's step and time. What is not finite becomes a flag: SQLite turns inf into 1.8e308 (M7)."""
     time_ms, step = round(record["time_s"] * 1000), int(record["step"])
     return [
         Point(key, float(value), time_ms, step)

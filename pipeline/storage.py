@@ -244,6 +244,8 @@ def _retry(url: str | os.PathLike[str], operation: Callable[[Any, str], T]) -> T
                 raise UserError(
                     f"no credentials for {text}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
+            if isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error):
+                raise UserError(f"the bucket of {text} does not exist: create it, or mend its name") from error
             transient = isinstance(error, OSError) and not isinstance(error, _PERMANENT)
             if attempt + 1 == MAX_TRIES or not (transient or type(error).__name__ in _TRANSIENT_NAMES):
                 raise

@@ -19,8 +19,8 @@ VERSION = 1
 SIDE = 32  # pixels of a sample
 NUM_TRAIN_PER_CLASS, NUM_VAL_PER_CLASS = 60, 6
 
-# One of each group that looks the same once size and place are random: A stands for Greek Alpha and Cyrillic A, C for c,
-# 0 for O and o. Chosen once by correlating tight crops (below 0.955 kept) and then by eye; fixed here, so that
+# One of each group that looks the same once size and place are random: A stands for Greek Alpha and Cyrillic A, C for
+# c, 0 for O and o. Chosen once by correlating tight crops (below 0.955 kept) and then by eye; fixed here, so that
 # another version of the fonts cannot change the classes.
 CHARACTERS = (
     "0123456789ABCDEFGHJKLMNPQRSTVWXYZabdefghijkmnpqrtuyαβγδεζηθικλμνξπςστφχψω"

@@ -8,15 +8,10 @@ same command starts again, and an output folder that holds anything else is neve
 import contextlib
 import hashlib
 import importlib.metadata
-import json
-import os
 import platform
 import re
-import shutil
-import socket
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +25,11 @@ from pipeline.data.decode import DecodeError, decode_image
 from pipeline.data.index import Shard, index_bytes
 from pipeline.data.manifest import IndexFile, Manifest, Skipped, Split
 from pipeline.data.order import permutation
+from pipeline.data.output import claim, existing_dataset, release, remove_written, staging_folder
 from pipeline.data.shards import SHARD_BYTES, ShardSample, WrittenShard, write_shards
 from pipeline.data.sources import Entry, Source, open_source
 from pipeline.errors import UserError
 
-MARK = "PREPARING.json"
-STAGING_PREFIX = ".staging-"
 _MAX_KEY = 90  # characters; a tar name has room for 100 with the extension
 
 Progress = Callable[[str, int, int], None]
@@ -87,9 +81,10 @@ def prepare(
         "seed": seed,
         "val_share": val_share,
     }
-    existing = _existing(out, card, recipe)
-    # A finished dataset does not need its source any more; where the source is still there, it must be the same.
-    if existing is not None and card.kind in ("tar", "folder") and (source is None or not storage.exists(source)):
+    existing = existing_dataset(out, card, recipe)
+    # A finished dataset does not need its source (or a download) any more; a tar or folder still there must match.
+    gone = card.kind != "embedded" and (source is None or card.kind == "torchvision" or not storage.exists(source))
+    if existing is not None and gone:
         return existing
     opened = open_source(card, source, val_share=val_share)
     recipe["source_fingerprint"] = opened.fingerprint
@@ -100,20 +95,20 @@ def prepare(
             )
         return existing
     entries = _wanted(card, opened, splits, source)
-    _claim(out, card, recipe)
+    claim(out, card, recipe)
     try:
-        with _staging(out) as staging:
+        with staging_folder(out) as staging:
             good, bad = _check(opened, entries, staging / "spool", max_bad_share, progress)
             split_records = _write(good, opened.classes, out, staging, seed, shard_bytes, progress)
             note = "; ".join(filter(None, [opened.note, _count_note(card, entries)]))
             result = _manifest(card, out, opened.classes, split_records, bad, recipe, note)
-            _remove_written(out, keep=_file_names(result))  # what an interrupted run with other options left
+            remove_written(out, keep=_file_names(result))  # what an interrupted run with other options left
             storage.write_bytes(storage.join(out, manifests.NAME), result.to_json())
     except UserError:
-        _remove_written(out)  # the same command would fail the same way: nothing of ours is worth keeping
-        storage.remove(storage.join(out, MARK))
+        remove_written(out)  # the same command would fail the same way: nothing of ours is worth keeping
+        release(out)
         raise
-    storage.remove(storage.join(out, MARK))
+    release(out)
     return Manifest.open(out)
 
 
@@ -131,36 +126,6 @@ def _check_arguments(shard_bytes: int, max_bad_share: float, splits: Sequence[st
         raise UserError(f"splits {', '.join(splits) or '(none)'} must include train: the classes are defined by it")
 
 
-def _existing(out: str, card: Card, recipe: dict[str, Any]) -> Manifest | None:
-    """The dataset that is at `out` if it is the one asked for; None if `out` is free; else UserError."""
-    if storage.is_local(out) and storage.local_path(out).is_file():
-        raise UserError(f"the output {out} is a file: give a folder")
-    if storage.exists(storage.join(out, manifests.NAME)):
-        found = Manifest.open(out)
-        if found.name != card.name:
-            raise UserError(f"{out} holds another dataset ('{found.name}'): choose another --out, or remove it first")
-        differing = [f"{key} {found.recipe.get(key)}" for key in recipe if found.recipe.get(key) != recipe[key]]
-        if differing:
-            raise UserError(
-                f"{out} holds '{card.name}' prepared otherwise ({', '.join(differing)}): "
-                "choose another --out, or remove it first"
-            )
-        return found
-    mark = storage.join(out, MARK)
-    if storage.exists(mark):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            name = json.loads(storage.read_bytes(mark))["card"]
-            if name != card.name:
-                raise UserError(f"{out} holds an unfinished '{name}': finish or remove it, or choose another --out")
-    else:
-        strangers = [url for url in storage.list_urls(out) if f"/{STAGING_PREFIX}" not in url]
-        if strangers:
-            raise UserError(
-                f"{out} holds other files (such as {os.path.basename(strangers[0])}): choose an empty --out"
-            )
-    return None
-
-
 def _wanted(card: Card, opened: Source, splits: Sequence[str] | None, source: str | None) -> list[Entry]:
     present = {entry.split for entry in opened.entries}
     absent = sorted(set(splits or ()) - present)
@@ -170,52 +135,6 @@ def _wanted(card: Card, opened: Source, splits: Sequence[str] | None, source: st
             "add the folder, or hold out a part of train with val_share"
         )
     return [entry for entry in opened.entries if splits is None or entry.split in splits]
-
-
-def _claim(out: str, card: Card, recipe: dict[str, Any]) -> None:
-    """Mark `out` as ours.
-
-    What an interrupted run left is overwritten, not removed: another process may be at the same work, and equal recipes
-    write equal bytes.
-    """
-    storage.write_bytes(storage.join(out, MARK), json.dumps({"card": card.name, "recipe": recipe}).encode())
-
-
-def _remove_written(out: str, *, keep: Collection[str] = ()) -> None:
-    """Remove what preparations write, except the names in `keep`; only while `out` is marked as unfinished."""
-    if not storage.exists(storage.join(out, MARK)) or storage.exists(storage.join(out, manifests.NAME)):
-        return
-    ours = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.parquet)")
-    root = str(storage.local_path(out)) if storage.is_local(out) else out
-    for url in storage.list_urls(out):
-        name = url.rpartition("/")[2]
-        if url == storage.join(root, name) and ours.fullmatch(name) and name not in keep:
-            storage.remove(url)
-
-
-@contextlib.contextmanager
-def _staging(out: str) -> Iterator[Path]:
-    """An empty local folder of this process: on the disk of a local `out`, else the system's temporary folder."""
-    if not storage.is_local(out):
-        with tempfile.TemporaryDirectory(prefix="normfree-prepare-") as folder:
-            yield Path(folder)
-        return
-    root = storage.local_path(out)
-    host = socket.gethostname()
-    for left in root.glob(f"{STAGING_PREFIX}{host}-*"):
-        if not _is_alive(left.name.rpartition("-")[2]):
-            shutil.rmtree(left, ignore_errors=True)
-    folder_path = root / f"{STAGING_PREFIX}{host}-{os.getpid()}"
-    shutil.rmtree(folder_path, ignore_errors=True)
-    folder_path.mkdir(parents=True)
-    try:
-        yield folder_path
-    finally:
-        shutil.rmtree(folder_path, ignore_errors=True)
-
-
-def _is_alive(pid: str) -> bool:
-    return pid.isdigit() and Path(f"/proc/{pid}").exists()
 
 
 def _check(
@@ -246,7 +165,7 @@ def _check(
 def _too_many(bad: Sequence[Skipped], seen: int, total: int, max_bad_share: float) -> UserError:
     last = bad[-1]
     return UserError(
-        f"{len(bad)} of the first {seen} images (of {total}) cannot be decoded, more than the share of {max_bad_share:g} "
+        f"{len(bad)} of the first {seen} images (of {total}) cannot be decoded, above the share of {max_bad_share:g} "
         f"that is allowed; the last is {last.split}/{last.key} ({last.reason}): mend the source or raise max_bad_share"
     )
 

@@ -5,19 +5,14 @@ folders; without split folders all images are `train`, or `val_share` of each cl
 Nothing is ever extracted: members of a tar are read in place, and only regular files count.
 """
 
-import contextlib
 import hashlib
-import os
-import posixpath
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline import storage
 from pipeline.data.cards import Card
+from pipeline.data.files import FoundFile, list_files, read_files
 from pipeline.data.packaged import open_packaged
 from pipeline.errors import UserError
 
@@ -54,6 +49,8 @@ class Entry:
     key: str
     extension: str
     locator: Any
+    size: int = -1
+    """Bytes; -1 where the listing does not tell."""
 
 
 @dataclass(frozen=True)
@@ -153,110 +150,34 @@ def _check_classes(card: Card, opened: Source, source: str | None) -> tuple[str,
 def _open_files(card: Card, source: str | None, val_share: float | None) -> Source:
     if source is None:
         raise UserError(f"the set '{card.name}' needs a source: {card.source_hint}")
-    is_folder = os.path.isdir(storage.local_path(source)) if storage.is_local(source) else not _is_tar_name(source)
-    if is_folder:
-        files = _list_folder(source)
-    elif not storage.exists(source):
+    files = list_files(source)
+    if files is None:
         raise UserError(f"there is no source at {source}: give {card.source_hint}")
-    else:
-        files = _list_tar(source)
     if not files:
         raise UserError(f"the source {source} is missing or empty: give {card.source_hint}")
     entries, note = _arrange(files, source)
+    fingerprint = _fingerprint(entries)
     if val_share is not None:
         if {entry.split for entry in entries} != {"train"}:
             raise UserError(f"{source} has the splits {_names(entries)} already: leave out val_share")
         entries = _hold_out(entries, val_share)
         note = f"{val_share:g} of each class was held out as val by a hash of the path; {note}".rstrip("; ")
-    digest = hashlib.sha256()
-    for name, size, _ in sorted(files, key=lambda file: file[0]):
-        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-    read = _folder_reader(source) if is_folder else _tar_reader(source)
-    return Source(tuple(entries), (), digest.hexdigest(), note, read)
+
+    def read(chosen: Sequence[Entry]) -> Iterator[bytes]:
+        return read_files(source, [entry.locator for entry in chosen])
+
+    return Source(tuple(entries), (), fingerprint, note, read)
 
 
-# A found file: its path inside the source, its size in bytes (-1 where the listing does not tell), what reads it.
-_File = tuple[str, int, Any]
-
-
-def _is_tar_name(source: str) -> bool:
-    return source.lower().endswith((".tar", ".tgz", ".tar.gz"))
-
-
-def _list_folder(source: str) -> list[_File]:
-    urls = storage.list_urls(source)
-    if not storage.is_local(source):
-        return [(url.removeprefix(storage.join(source) + "/"), -1, url) for url in urls]
-    root = storage.local_path(source)
-    return [
-        (os.path.relpath(url, root).replace(os.sep, "/"), os.stat(url).st_size, url)
-        for url in urls
-        if os.path.isfile(url)
-    ]
-
-
-def _folder_reader(source: str) -> Callable[[Sequence[Entry]], Iterator[bytes]]:
-    def read(entries: Sequence[Entry]) -> Iterator[bytes]:
-        for entry in entries:
-            yield storage.read_bytes(entry.locator)
-
-    return read
-
-
-@contextlib.contextmanager
-def _open_tar(source: str) -> Iterator[tarfile.TarFile]:
-    try:
-        with storage.open_read(source) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            yield tar
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk or the store, not the content
-        raise UserError(
-            f"the source {source} is not a readable tar, or it is cut short ({error}): fetch it again"
-        ) from error
-
-
-def _list_tar(source: str) -> list[_File]:
-    files: list[_File] = []
-    with _open_tar(source) as tar:
-        for member in tar:
-            name = posixpath.normpath(member.name)
-            if member.name.startswith("/") or name.startswith(".."):
-                raise UserError(
-                    f"the source {source} has a member outside itself ({member.name!r}): do not trust this tar"
-                )
-            if member.isreg():
-                files.append((name, member.size, (member.offset_data, member.size)))
-            tar.members = []  # tarfile keeps every header: gigabytes for millions of members
-        # A tar cut between two members reads without an error; a whole one ends with empty blocks.
-        stream: Any = tar.fileobj
-        stream.seek(tar.offset)  # type: ignore[attr-defined]
-        if files and len(stream.read(tarfile.BLOCKSIZE)) != tarfile.BLOCKSIZE:
-            raise UserError(f"the source {source} is cut short (no end mark after {files[-1][0]}): fetch it again")
-    return files
-
-
-def _tar_reader(source: str) -> Callable[[Sequence[Entry]], Iterator[bytes]]:
-    def read(entries: Sequence[Entry]) -> Iterator[bytes]:
-        with _open_tar(source) as tar:
-            stream: Any = tar.fileobj  # the decompressed bytes; in archive order no gzip stream is rewound
-            for entry in entries:
-                offset, size = entry.locator
-                stream.seek(offset)
-                yield stream.read(size)
-
-    return read
-
-
-def _arrange(files: Sequence[_File], source: str) -> tuple[list[Entry], str]:
+def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]:
     """Files -> entries by their place in the tree; files that are no images, and hidden ones, are left out."""
-    images = [(name.split("/"), locator) for name, _, locator in files if _is_image(name)]
+    images = [(name.split("/"), size, locator) for name, size, locator in files if _is_image(name)]
     if not images:
         raise UserError(f"the source {source} has no images: {len(files)} files, none ends with .jpg, .png or the like")
     images = _without_outer_folders(images)
-    tops = Counter(parts[0].lower() for parts, _ in images)
+    tops = Counter(parts[0].lower() for parts, *_ in images)
     split_tops = {top for top in tops if top in _SPLIT_FOLDERS}
-    has_splits = "train" in {_SPLIT_FOLDERS[top] for top in split_tops} and all(len(parts) > 2 for parts, _ in images)
+    has_splits = "train" in {_SPLIT_FOLDERS[top] for top in split_tops} and all(len(parts) > 2 for parts, *_ in images)
     if has_splits and len(tops) != len(split_tops):
         odd = sorted(set(tops) - split_tops)
         raise UserError(
@@ -265,18 +186,24 @@ def _arrange(files: Sequence[_File], source: str) -> tuple[list[Entry], str]:
     if has_splits and len({_SPLIT_FOLDERS[top] for top in split_tops}) != len(split_tops):
         raise UserError(f"{source} has two folders for one split ({', '.join(sorted(split_tops))}): keep one of them")
     entries = []
-    for parts, locator in images:
+    for parts, size, locator in images:
         split, inside = (_SPLIT_FOLDERS[parts[0].lower()], parts[1:]) if has_splits else ("train", parts)
         if len(inside) < 2:
             raise UserError(
                 f"{source} has an image outside the class folders ({'/'.join(parts)}): <split>/<class>/<file> is needed"
             )
         key, _, extension = "/".join(inside[1:]).rpartition(".")
-        entries.append(Entry(split, inside[0], key, extension.lower(), locator))
+        entries.append(Entry(split, inside[0], key, extension.lower(), locator, size))
     num_other = len(files) - len(images)
     notes = [] if has_splits else ["the source has no split folders, so every image is train unless val_share is given"]
     notes += [f"{num_other} files that are hidden or no images were left out"] if num_other else []
     return entries, "; ".join(notes)
+
+
+def _fingerprint(entries: Sequence[Entry]) -> str:
+    """Hex digest over the names and sizes of the images, in any order and wherever they lie."""
+    lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}\n" for e in entries]
+    return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _is_image(name: str) -> bool:
@@ -284,12 +211,12 @@ def _is_image(name: str) -> bool:
     return not base.startswith(".") and base.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "__MACOSX" not in name
 
 
-def _without_outer_folders(images: list[tuple[list[str], Any]]) -> list[tuple[list[str], Any]]:
+def _without_outer_folders(images: list[tuple[list[str], int, Any]]) -> list[tuple[list[str], int, Any]]:
     """Paths without the folders that hold everything (as in `my-images/train/...`), leaving at least class and file."""
-    while len({parts[0] for parts, _ in images}) == 1 and all(len(parts) > 2 for parts, _ in images):
+    while len({parts[0] for parts, *_ in images}) == 1 and all(len(parts) > 2 for parts, *_ in images):
         if images[0][0][0].lower() in _SPLIT_FOLDERS:
             break
-        images = [(parts[1:], locator) for parts, locator in images]
+        images = [(parts[1:], size, locator) for parts, size, locator in images]
     return images
 
 

@@ -81,15 +81,22 @@ def test_every_exif_orientation_comes_out_upright(kind):
     for orientation, pixels in stored.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        data = encoded(Image.fromarray(np.ascontiguousarray(pixels)), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+        data = encoded(
+            Image.fromarray(np.ascontiguousarray(pixels)),
+            kind,
+            exif=exif,
+            **({"quality": 95} if kind == "JPEG" else {}),
+        )
         assert np.abs(decode_image(data).astype(int) - upright).max() < 10, orientation
 
 
-def noisy_jpeg():
-    return encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), "JPEG")
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+NOISY = {kind: encoded(NOISE, kind) for kind in ("JPEG", "PNG")}
 
 
-@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", noisy_jpeg()[:-400], CASES["RGB"][0][:-20]])
+@pytest.mark.parametrize(
+    "data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", NOISY["JPEG"][:-400], NOISY["PNG"][:-400]]
+)
 def test_what_cannot_be_read_whole_is_an_error(data):
     with pytest.raises(DecodeError):
         decode_image(data)

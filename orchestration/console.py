@@ -1,0 +1,248 @@
+"""What a person sees of a run: the plan before it, a live line during it, what was made and what comes next after it.
+
+A reader of records like the others; only rank 0 has one. With a terminal the line is live; without one (a log file,
+CI) the same facts come as plain lines, at most one every ten seconds besides the events, which always show.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from pipeline.records import (
+    Evaluation,
+    Finished,
+    PassedOver,
+    Phase,
+    Record,
+    Saved,
+    Skipped,
+    Started,
+    Step,
+    Stopped,
+)
+
+PLAIN_INTERVAL_S = 10.0
+BAR_CELLS = 24
+
+
+class Console:
+    """Shows records. `live` None means: if `stream` is a terminal."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        live: bool | None = None,
+        next_command: str = "",
+        interval_s: float = PLAIN_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        import rich.console
+
+        self._stream = stream or sys.stdout
+        self._is_live = self._stream.isatty() if live is None else live
+        self._rich = rich.console.Console(
+            file=self._stream, highlight=False, soft_wrap=True, force_terminal=self._is_live or None
+        )
+        self._next_command = next_command
+        self._interval_s, self._clock = interval_s, clock
+        self._live: Any = None
+        self._last_plain_s = float("-inf")
+        self._started: Started | None = None
+        self._step: Step | None = None
+        self._phase = ""
+        self._num_skipped = 0
+        self._best: Evaluation | None = None
+        self._shows: dict[type[Record], Callable[[Any], None]] = {
+            Phase: self._read_phase,
+            Started: self._read_started,
+            PassedOver: self._read_passed_over,
+            Step: self._read_step,
+            Skipped: self._read_skipped,
+            Evaluation: self._read_evaluation,
+            Saved: self._read_saved,
+            Finished: self._read_finished,
+            Stopped: self._read_stopped,
+        }
+
+    def read(self, record: Record, *, next_command: str | None = None) -> None:
+        """Shows one record. `next_command` is what the closing block offers after Finished and Stopped."""
+        self._next_command = self._next_command if next_command is None else next_command
+        show = self._shows.get(type(record))
+        if show is not None:
+            show(record)
+
+    def close(self) -> None:
+        """Takes the live line down; safe to call twice, and after an exception."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read_phase(self, phase: Phase) -> None:
+        self._phase = phase.name
+        if self._is_live:
+            self._refresh()
+        else:
+            self._say(phase.name, style="dim")
+
+    def _read_started(self, started: Started) -> None:
+        self._started = started
+        for name, text in plan_lines(started):
+            self._say(f"{name:>10}  {text}", style="bold" if name == "run" else None)
+
+    def _read_passed_over(self, passed: PassedOver) -> None:
+        self._say(f"passed over  {passed.url}: {passed.reason}; it is kept where it is", style="yellow")
+
+    def _read_step(self, step: Step) -> None:
+        self._step = step
+        if self._is_live:
+            self._refresh()
+            return
+        is_last = self._started is not None and step.step >= self._started.total_steps
+        if is_last or self._clock() - self._last_plain_s >= self._interval_s:
+            self._last_plain_s = self._clock()
+            self._say(step_line(step, self._started))
+
+    def _read_skipped(self, skipped: Skipped) -> None:
+        self._num_skipped += 1
+        first = ", ".join(skipped.keys[:3])
+        self._say(
+            f"skipped  the update after step {skipped.step}: {skipped.reason}; "
+            f"{len(skipped.keys)} samples left out{f' ({first} ...)' if first else ''}",
+            style="yellow",
+        )
+
+    def _read_evaluation(self, evaluation: Evaluation) -> None:
+        is_best = self._best is None or evaluation.top1 > self._best.top1
+        self._best = evaluation if is_best else self._best
+        self._say(
+            f"evaluated  step {evaluation.step}: top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}, "
+            f"loss {evaluation.loss:.4f} on {evaluation.num_samples:,} images of {evaluation.split} "
+            f"({evaluation.weights} weights, {duration(evaluation.seconds_s)})",
+            style="green",
+        )
+
+    def _read_saved(self, saved: Saved) -> None:
+        self._say(f"saved  step {saved.step}: {saved.url} ({size(saved.size_bytes)}, {duration(saved.seconds_s)})")
+
+    def _read_finished(self, finished: Finished) -> None:
+        self.close()
+        self._say("")
+        head = f"{self._started.run_name} is done" if self._started else "done"
+        result = ", ".join(
+            f"{name} {value:.2%}" if name.startswith("top") else f"{name} {value:.4f}"
+            for name, value in finished.evaluation.items()
+        )
+        self._say(
+            f"{head}: {finished.step:,} steps, {finished.samples:,} images, {duration(finished.seconds_s)}", "bold"
+        )
+        rows = [("result", result), ("made", finished.checkpoint or ""), ("next", self._next_command)]
+        if self._num_skipped:
+            rows.insert(1, ("skipped", f"{self._num_skipped} updates that were not finite"))
+        self._say_rows(rows)
+
+    def _read_stopped(self, stopped: Stopped) -> None:
+        self.close()
+        self._say("")
+        self._say(f"stopped at step {stopped.step:,}: {stopped.reason}", style="yellow")
+        self._say_rows([("saved", stopped.checkpoint or "nothing yet"), ("go on", self._next_command)])
+
+    def _say_rows(self, rows: list[tuple[str, str]]) -> None:
+        for name, text in rows:
+            if text:
+                self._say(f"{name:>10}  {text}")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        from rich.text import Text
+
+        # Text and not markup: a file name with brackets must come out as it is.
+        self._rich.print(Text(text, style=style or ""))
+        if not self._is_live:
+            self._stream.flush()
+
+    def _refresh(self) -> None:
+        from rich.live import Live
+
+        if self._live is None:
+            self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def _render(self) -> Any:
+        from rich.spinner import Spinner
+        from rich.text import Text
+
+        if self._step is None or self._started is None:
+            return Spinner("dots", Text(self._phase, no_wrap=True))
+        done = min(1.0, self._step.step / max(1, self._started.total_steps))
+        cells = round(done * BAR_CELLS)
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append("━" * cells, style="cyan").append("━" * (BAR_CELLS - cells), style="bright_black")
+        line.append(" " + step_line(self._step, self._started))
+        if self._phase and self._phase != "training":
+            line.append(f"  [{self._phase}]", style="dim")
+        return line
+
+
+def plan_lines(started: Started) -> list[tuple[str, str]]:
+    """What will happen, in numbers, as (name, text)."""
+    dropped = "none is dropped"
+    if started.dropped_samples:
+        dropped = (
+            f"{started.dropped_samples:,} of the last epoch are dropped, because the run ends before it is whole "
+            "(every whole epoch uses each image once)"
+        )
+    rows = [
+        ("run", f"{started.run_name} in {started.run_dir}"),
+        ("from", f"step {started.step:,}, {started.resumed_from or 'its initial weights'}"),
+        ("model", f"{started.num_parameters:,} parameters in {started.precision}"),
+        ("data", f"{started.samples_per_epoch:,} images an epoch, {started.steps_per_epoch:,.2f} steps; {dropped}"),
+        ("length", f"{started.total_steps:,} steps, {started.total_samples:,} images"),
+        (
+            "batch",
+            f"{started.global_batch} = {started.num_ranks} {'process' if started.num_ranks == 1 else 'processes'}"
+            f" x {started.micro_batch} images x {started.accumulation} accumulated",
+        ),
+        ("machine", f"{started.device}, ZeRO stage {started.zero_stage}"),
+        ("digests", f"configuration {started.config_digest[:12]}, data {started.dataset_digest[:12]}"),
+    ]
+    return rows
+
+
+def step_line(step: Step, started: Started | None) -> str:
+    """One line about the updates since the last one."""
+    total = f"/{started.total_steps}" if started else ""
+    waits = step.data_wait_s / step.step_s if step.step_s > 0 else 0.0
+    return (
+        f"step {step.step}{total}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  {step.images_per_s:,.0f} img/s  "
+        f"clipped {step.clipped_share:.0%}  data wait {waits:.0%}  left {duration(step.remaining_s)}"
+    )
+
+
+def duration(seconds_s: float) -> str:
+    """3.2 s, 4 min 05 s, 2 h 07 min, 3 d 04 h."""
+    if not seconds_s < 1e9:  # infinite, or no number yet
+        return "?"
+    if seconds_s < 60:
+        return f"{seconds_s:.1f} s" if seconds_s < 10 else f"{seconds_s:.0f} s"
+    for unit_s, name, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds_s >= unit_s:
+            return f"{int(seconds_s // unit_s)} {name} {int(seconds_s % unit_s // part_s):02d} {part}"
+    raise AssertionError("unreachable")
+
+
+def size(num_bytes: float) -> str:
+    """12.3 MB, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

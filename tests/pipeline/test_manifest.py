@@ -1,0 +1,138 @@
+"""The manifest: opened only if it verifies, and `verify` finds every byte that changed."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.cards import load_card
+from pipeline.data.manifest import Manifest, verify
+from pipeline.data.prepare import prepare
+from pipeline.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    out = tmp_path_factory.mktemp("digits") / "out"
+    prepare(load_card("digits"), str(out), shard_bytes=1 << 20)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.fixture
+def dataset(original, tmp_path):
+    for name, data in original.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def test_what_it_gives(dataset):
+    manifest = Manifest.open(str(dataset))
+    assert manifest.name == "digits" and manifest.classes == tuple("0123456789") and manifest.num_classes == 10
+    assert set(manifest.splits) == {"train", "val"} and len(manifest.digest) == 64
+    index = manifest.split("train")
+    assert (index.shard.dtype, index.offset.dtype, index.size.dtype, index.label.dtype) == ("i4", "i8", "i4", "i4")
+    assert index.num_samples == len(index.keys) == index.class_counts().sum() == 1100
+    assert sum(shard.num_samples for shard in index.shards) == 1100 and len(index.shards) > 1
+    assert (np.diff(index.shard) >= 0).all()
+    copy = pickle.loads(pickle.dumps(index))  # as it goes to a worker
+    assert np.array_equal(copy.offset, index.offset) and list(copy.keys) == list(index.keys)
+    assert manifest.created_with["webdataset"]
+
+
+def test_verify_counts(dataset):
+    found = verify(str(dataset))
+    assert found.problems == () and found.num_samples == 1797
+    assert found.num_bytes == sum(path.stat().st_size for path in dataset.glob("*.tar"))
+
+
+def test_unknown_split_and_no_dataset(dataset, tmp_path):
+    with pytest.raises(UserError, match=r"no split 'test': choose train or val"):
+        Manifest.open(str(dataset)).split("test")
+    with pytest.raises(UserError, match=r"no dataset at .*data prepare"):
+        Manifest.open(str(tmp_path / "nothing"))
+
+
+def edited(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["classes"].reverse(), "does not verify"),
+        (lambda c: c["splits"]["val"].update(num_samples=1), "does not verify"),
+        (lambda c: c["splits"].pop("val"), "does not verify"),
+        (lambda c: c.pop("skipped"), "does not verify"),
+        (lambda c: c.update(format_version=2), "format version 2"),
+        (lambda c: c.update(format="other"), "not a dataset manifest"),
+    ],
+)
+def test_an_edited_manifest_is_refused(dataset, change, message):
+    edited(dataset / "manifest.json", change)
+    with pytest.raises(UserError, match=message):
+        Manifest.open(str(dataset))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff\xfe", None])
+def test_a_damaged_manifest_is_refused(dataset, data):
+    path = dataset / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-500] if data is None else data)
+    with pytest.raises(UserError, match="not a dataset manifest"):
+        Manifest.open(str(dataset))
+
+
+def test_a_damaged_or_missing_index_is_refused(dataset):
+    path = dataset / "val.index.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"val.index.parquet does not verify"):
+        Manifest.open(str(dataset))
+    path.unlink()
+    with pytest.raises(UserError, match=r"val.index.parquet is missing"):
+        Manifest.open(str(dataset))
+
+
+def test_verify_names_every_shard_that_changed(dataset):
+    flipped, cut, missing = (dataset / f"train-{number:06d}.tar" for number in range(3))
+    data = bytearray(flipped.read_bytes())
+    data[3000] ^= 1
+    flipped.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-1024])
+    missing.unlink()
+    problems = verify(str(dataset)).problems
+    assert len(problems) == 3
+    for problem, word in zip(problems, ("have changed", "bytes where", "missing"), strict=True):
+        assert word in problem
+
+
+def test_verify_holds_the_members_against_the_index(dataset):
+    """A tar that was rewritten together with its digests still has to agree with the index."""
+    import hashlib
+
+    from pipeline.data import manifest as manifests
+
+    path = dataset / "train-000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (member, data) in enumerate(members):
+            label = b"3" if member.name.endswith(".cls") and number < 2 and data != b"3" else data
+            tar.addfile(member, io.BytesIO(label))
+    path.write_bytes(buffer.getvalue())
+    content = json.loads((dataset / "manifest.json").read_bytes())
+    shard = content["splits"]["train"]["shards"][0]
+    shard.update(sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), size_bytes=len(buffer.getvalue()))
+    digests = {name: [s["sha256"] for s in split["shards"]] for name, split in sorted(content["splits"].items())}
+    content["digest"] = hashlib.sha256(json.dumps([content["classes"], digests]).encode()).hexdigest()
+    content["checksum"] = manifests._checksum(content)
+    (dataset / "manifest.json").write_text(json.dumps(content))
+    problems = verify(str(dataset)).problems
+    assert len(problems) == 1 and "another label" in problems[0]
