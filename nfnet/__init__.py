@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,13 +40,11 @@ def create_model(name: str, num_classes: int = 1000, *, rounded_bottleneck: bool
     Raises:
         ValueError: unknown name (with the nearest ones) or option.
     """
-    from dataclasses import replace
-
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"no option {unknown[0]!r}; the options are {', '.join(OPTIONS)}")
     variant = replace(get_variant(name), rounded_bottleneck=rounded_bottleneck)
-    try:
-        return NFNet(variant, num_classes, **options)
-    except TypeError as error:
-        raise ValueError(f"{str(error).split('() ')[-1]}; the options are {', '.join(OPTIONS)}") from None
+    return NFNet(variant, num_classes, **options)
 
 
 OPTIONS = ("in_chans", "activation", "drop_rate", "stochastic_depth", "alpha", "head_init", "rounded_bottleneck")

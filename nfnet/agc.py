@@ -9,7 +9,7 @@ with norms of the raw weights, not of the standardised ones. Which parameters ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,11 +39,25 @@ def unit_square_sums(tensor: torch.Tensor, units: int) -> torch.Tensor:
     return torch.linalg.vector_norm(tensor.reshape(units, -1), dim=1, dtype=torch.float32).square()
 
 
+def unitwise_norm(tensor: torch.Tensor) -> torch.Tensor:
+    """fp32 norms, shaped to broadcast against `tensor`: (units, 1, ...) for a weight, () for a vector or scalar."""
+    norms = torch.linalg.vector_norm(tensor.reshape(num_units(tensor), -1), dim=1, dtype=torch.float32)
+    return norms.view(-1, *[1] * (tensor.dim() - 1)) if tensor.dim() > 1 else norms.view([])
+
+
+def clip_coefficients(
+    weight: torch.Tensor, gradient: torch.Tensor, *, clipping: float = 0.01, eps: float = 1e-3
+) -> torch.Tensor:
+    """The factors of one parameter's gradient (equation 3), in the shape of `unitwise_norm(gradient)`."""
+    return coefficients(unitwise_norm(weight).square(), unitwise_norm(gradient).square(), clipping, eps)
+
+
 def coefficients(
     weight_squares: torch.Tensor, gradient_squares: torch.Tensor, clipping: float, eps: float = 1e-3
 ) -> torch.Tensor:
     """(units,) factors in (0, 1] for the gradients, from the units' sums of squares.
 
+    The core: sums of squares add up over the parts of a unit, so ZeRO's fragments reach it through one reduction.
     A gradient that is not finite gets a factor that is not finite or 1; callers look at the sums first.
     """
     bound = clipping * weight_squares.sqrt().clamp(min=eps)
@@ -57,6 +71,8 @@ def adaptive_clip_grad_(
 ) -> ClipCounts:
     """Clip gradients in place, unit by unit; the classifier's weight is left alone (by name: `nfnet.groups`).
 
+    Costs no host synchronisation. If any gradient is not finite (the classifier's included), all are left as they are.
+
     Raises:
         ValueError: no parameter to be clipped has a gradient: silence here would mean training without AGC.
     """
@@ -66,20 +82,30 @@ def adaptive_clip_grad_(
     if not chosen:
         raise ValueError("no gradient to clip; call this after backward, on parameters that still hold their .grad")
     gradients = [p.grad for p in chosen if p.grad is not None]
-    units = [num_units(p) for p in chosen]
-    weight_squares = torch.cat([unit_square_sums(p, u) for p, u in zip(chosen, units, strict=True)])
-    gradient_squares = torch.cat([unit_square_sums(g, u) for g, u in zip(gradients, units, strict=True)])
-    finite = torch.isfinite(gradient_squares)
-    factors = coefficients(weight_squares, gradient_squares, clipping, eps)
+    spared = [p.grad for n, p in named if not rules[n].clip and p.grad is not None]
+    units = [num_units(g) for g in gradients]
+    squares = _batched_square_sums(gradients + spared)
+    finite = torch.isfinite(squares)
+    factors = coefficients(_batched_square_sums(chosen), squares[: sum(units)], clipping, eps)
     factors = torch.where(finite.all(), factors, torch.ones_like(factors))
     shaped = [
         f.to(g.dtype).view(-1, *[1] * (g.dim() - 1)) if u > 1 or g.dim() > 1 else f.to(g.dtype).view([])
         for f, g, u in zip(factors.split(units), gradients, units, strict=True)
     ]
     torch._foreach_mul_(gradients, shaped)
-    return ClipCounts(
-        (factors < 1).sum(), torch.tensor(len(factors), device=factors.device), (~finite).sum()
-    )
+    # torch.full and not torch.tensor: the latter copies from the host and waits for the copy.
+    total = torch.full((), len(factors), device=factors.device)
+    return ClipCounts((factors < 1).sum(), total, (~finite).sum())
+
+
+def _batched_square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(all units,) in the tensors' order. Most parameters are gains, biases and scalars: one call serves them all."""
+    vectors = [i for i, t in enumerate(tensors) if t.dim() <= 1]
+    sums: dict[int, torch.Tensor] = {}
+    if vectors:
+        norms = torch._foreach_norm([tensors[i] for i in vectors], 2, dtype=torch.float32)
+        sums = dict(zip(vectors, torch.stack(norms).square().split(1), strict=True))
+    return torch.cat([sums[i] if i in sums else unit_square_sums(t, t.shape[0]) for i, t in enumerate(tensors)])
 
 
 @torch.no_grad()
@@ -92,9 +118,7 @@ def adaptive_clip_grad_reference_(
     for name, parameter in named:
         if parameter.grad is None or not rules[name].clip:
             continue
-        weights, gradients = (
-            list(t.unbind(0)) if t.dim() > 1 else [t] for t in (parameter.detach(), parameter.grad)
-        )
+        weights, gradients = (list(t.unbind(0)) if t.dim() > 1 else [t] for t in (parameter.detach(), parameter.grad))
         for weight, gradient in zip(weights, gradients, strict=True):
             bound = clipping * max(weight.norm().item(), eps)
             norm = gradient.norm().item()

@@ -14,8 +14,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model: nn.Module, px: int, *, in_chans: int = 3) -> int:
-    """Multiply-adds of convolutions and linear layers for one image of px * px (the papers' "FLOPs")."""
+def multiply_adds(model: nn.Module, px: int, *, in_chans: int | None = None) -> int:
+    """Multiply-adds of convolutions and linear layers for one image of px * px (the papers' "FLOPs").
+
+    `in_chans` is needed only for a network whose first convolution does not read the image.
+    """
     total = 0
 
     def count(module: nn.Module, _: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
@@ -25,7 +28,13 @@ def multiply_adds(model: nn.Module, px: int, *, in_chans: int = 3) -> int:
         elif isinstance(module, nn.Linear):
             total += module.weight.numel()
 
-    twin = copy.deepcopy(model).to("meta").eval()
+    if in_chans is None:
+        convs = (m for m in model.modules() if isinstance(m, WSConv2d | nn.Conv2d))
+        in_chans = next((c.weight.shape[1] * c.groups for c in convs), 3)
+    # A memo that already holds every tensor's meta twin: the copy never allocates weights.
+    memo: dict[int, torch.Tensor] = {id(b): b.to("meta") for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    twin = copy.deepcopy(model, memo).eval()
     hooks = [m.register_forward_hook(count) for m in twin.modules()]
     try:
         with torch.no_grad():

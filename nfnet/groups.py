@@ -1,7 +1,7 @@
-"""Rules: which parameters are decayed, which are clipped, at what share of the rate. By name and shape, never by position.
+"""Rules: which parameters are decayed, which are clipped, at what share of the rate. By name and shape only.
 
-As the paper and its code have it (Brock et al. 2021, A.1; `experiment_nfnets.py`): no decay on gains, biases and SkipInit
-gains; AGC on everything but the classifier's weight (its bias is clipped).
+As the paper and its code have it (Brock et al. 2021, A.1; `experiment_nfnets.py`): no decay on gains, biases and
+SkipInit gains; AGC on everything but the classifier's weight (its bias is clipped).
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ class Rule:
     matches: Callable[[str, torch.Tensor], bool]
 
 
+def _is_vector(name: str, parameter: torch.Tensor) -> bool:
+    """Gains, biases, SkipInit gains; also the affine vectors of normalisers in networks to compare with.
+
+    By name too: some networks (timm's) keep gains as (C, 1, 1, 1).
+    """
+    return parameter.dim() <= 1 or name.rpartition(".")[2] in ("gain", "bias", "skip_gain")
+
+
 RULES = (
-    Rule("head weight", True, False, True, lambda n, p: n.startswith(HEAD) and p.dim() > 1),
-    Rule("head bias", False, True, True, lambda n, p: n.startswith(HEAD) and p.dim() <= 1),
-    Rule("weights", True, True, False, lambda n, p: not n.startswith(HEAD) and p.dim() > 1),
-    # Gains, biases, SkipInit gains; also the affine vectors of normalisers in networks to compare with.
-    Rule("vectors", False, True, False, lambda n, p: not n.startswith(HEAD) and p.dim() <= 1),
+    Rule("head weight", True, False, True, lambda n, p: n.startswith(HEAD) and not _is_vector(n, p)),
+    Rule("head bias", False, True, True, lambda n, p: n.startswith(HEAD) and _is_vector(n, p)),
+    Rule("weights", True, True, False, lambda n, p: not n.startswith(HEAD) and not _is_vector(n, p)),
+    Rule("vectors", False, True, False, lambda n, p: not n.startswith(HEAD) and _is_vector(n, p)),
 )
 
 
@@ -48,10 +55,27 @@ def assign(named_parameters: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Ru
 
 
 def param_groups(
-    model: nn.Module, *, lr: float, weight_decay: float = 0.0, head_lr_scale: float = 1.0
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    head_lr_scale: float = 1.0,
+    frozen: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: `params`, `param_names`, `name`, `lr`, `lr_scale`, `weight_decay`. Frozen ones are left out."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    """Groups for an optimiser: `params`, `param_names`, `name`, `lr`, `lr_scale`, `weight_decay`.
+
+    Args:
+        frozen: prefixes of names ("stem.", "blocks.0.") to leave out, besides what does not require a gradient.
+    Raises:
+        ValueError: a prefix that no parameter has, or nothing is left to train.
+    """
+    prefixes = tuple(frozen)
+    unused = [f for f in prefixes if not any(n.startswith(f) for n, _ in model.named_parameters())]
+    if unused:
+        raise ValueError(f"frozen has {unused[0]!r}, and no parameter's name starts so; take it out or correct it")
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith(prefixes)]
+    if not named:
+        raise ValueError("every parameter is frozen; leave at least the head to be trained")
     rules = assign(named)
     groups = []
     for rule in RULES:

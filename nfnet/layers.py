@@ -1,4 +1,4 @@
-"""Layers of normaliser-free networks, as the published code computes them (Brock et al. 2021; haiku code `nfnets/base.py`)."""
+"""Layers of normaliser-free networks, as the published code computes them (Brock et al. 2021; `nfnets/base.py`)."""
 
 from __future__ import annotations
 
@@ -85,6 +85,8 @@ class WSConv2d(nn.Module):
         return self.weight[0].numel()
 
     def reset_parameters(self) -> None:
+        if self.weight.is_meta:  # there is nothing to draw, and torch takes long to find that out
+            return
         nn.init.normal_(self.weight, std=self.fan_in**-0.5)
         nn.init.ones_(self.gain)
         nn.init.zeros_(self.bias)
@@ -115,8 +117,11 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.reduce = nn.Linear(channels, hidden)
         self.expand = nn.Linear(hidden, channels)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if self.expand.weight.is_meta:
+            return
         for layer in (self.reduce, self.expand):
             std = layer.in_features**-0.5
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)

@@ -14,6 +14,8 @@ def label_smoothing_cross_entropy(
     Args:
         logits: (N, C).
         labels: (N,) int64 classes, or (N, C) target probabilities (mixed labels).
-        reduction: "mean", "sum" or "none".
+        reduction: "mean", "sum" or "none" (one loss a sample, (N,)).
     """
+    if labels.is_floating_point():  # probabilities may come in the images' precision
+        labels = labels.float()
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction=reduction)

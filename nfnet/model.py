@@ -2,8 +2,9 @@
 
     x' = shortcut + alpha * skip_gain * f(activation(x) * beta)
 
-with beta = 1 / expected standard deviation of x, so that f always sees unit variance. Where paper and released code differ,
-the released code is followed: activation before beta, ReLU in squeeze-excite, stochastic depth without rescaling.
+with beta = 1 / expected standard deviation of x, so that f always sees unit variance. Where paper and released code
+differ, the released code is followed: activation before beta, ReLU in squeeze-excite, stochastic depth without
+rescaling.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class NFBlock(nn.Module):
         nn.init.zeros_(self.skip_gain)
 
     def branch(self, out: torch.Tensor) -> torch.Tensor:
-        """The residual branch from its activated input, squeeze-excite (times 2) included: facts 6.1's third statistic."""
+        """The residual branch from its activated input, squeeze-excite (times 2) included."""
         out = self.conv0(out)
         out = self.conv1(self.act1(out))
         out = self.conv1b(self.act1b(out))
@@ -108,14 +109,14 @@ class NFNet(nn.Module):
                     drop_path=stochastic_depth * index / sum(variant.depths),
                 )
                 self.blocks.append(block)
-                # A transition uses the previous stage's std for its own beta; only then does the variance start again at 1.
+                # A transition uses the previous stage's std for its beta; only then does the variance start again at 1.
                 expected_std = ((1.0 if i == 0 else expected_std**2) + alpha**2) ** 0.5
                 width, index = stage_width, index + 1
         self.final_conv = WSConv2d(width, self.num_features, 1)
         self.final_act = ScaledActivation(activation)
         self.dropout = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes)
-        self.reset_parameters()
+        self._reset_head()
 
     def reset_parameters(self) -> None:
         """Every parameter anew, as published; the head N(0, 0.01^2) or zero."""
@@ -141,7 +142,7 @@ class NFNet(nn.Module):
     def forward_features(
         self, x: torch.Tensor, observe: Callable[[NFBlock | None, torch.Tensor], Any] | None = None
     ) -> torch.Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, h, w). `observe` sees the map after the stem (None) and each block."""
+        """(N, in_chans, H, W) -> (N, num_features, h, w). `observe` sees the stem's map (None) and each block's."""
         x = self.stem(x)
         if observe is not None:
             observe(None, x)

@@ -1,7 +1,7 @@
-"""SGD with Nesterov momentum, coupled weight decay and an exponential moving average, in one update (Brock et al. 2021, A.1).
+"""SGD with Nesterov momentum, coupled weight decay and a moving average, in one update (Brock et al. 2021, A.1).
 
-Element by element and nothing else, so it works unchanged on the flat partitions that ZeRO puts in the place of parameters.
-AGC, which needs units, comes before it and works on gradients.
+Element by element and nothing else, so it works unchanged on the flat partitions that ZeRO puts in the place of
+parameters. AGC, which needs units, comes before it and works on gradients; this leaves gradients as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 class SGD(torch.optim.Optimizer):
     """g += decay * w;  m = momentum * m + g;  w -= lr * (g + momentum * m);  ema += (1 - d) * (w - ema)
 
-    with d = min(ema_decay, (1 + t) / (10 + t)) after t earlier updates. The average starts as a copy of the weights before
-    their first update. State per parameter: "momentum", "ema" (fp32); per group: "num_updates", a Python int.
+    with d = min(ema_decay, (1 + t) / (10 + t)) after t earlier updates. The average starts as a copy of the weights
+    before their first update. State per parameter: "momentum", "ema" (fp32); per group: "num_updates", a Python int.
 
     Args:
         ema_decay: None for no average.
@@ -63,9 +63,7 @@ class SGD(torch.optim.Optimizer):
         apply = self._foreach if self.foreach else self._plain
         apply(weights, gradients, momenta, averages, group["lr"], group["momentum"], group["weight_decay"], keep)
 
-    def _state(
-        self, weight: torch.Tensor, key: str, make: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def _state(self, weight: torch.Tensor, key: str, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         state = self.state[weight]
         if key not in state:
             state[key] = make(weight.detach().float())
@@ -83,14 +81,16 @@ class SGD(torch.optim.Optimizer):
         decay: float,
         keep: float,
     ) -> None:
-        if decay:
-            torch._foreach_add_(gradients, weights, alpha=decay)
         torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, gradients)
-        torch._foreach_add_(gradients, momenta, alpha=momentum)
+        if decay:
+            # The decay's share of the gradient, added to both sums in place: no copy of the gradients is made.
+            torch._foreach_add_(momenta, weights, alpha=decay)
+            torch._foreach_mul_(weights, 1 - lr * decay)
         torch._foreach_add_(weights, gradients, alpha=-lr)
+        torch._foreach_add_(weights, momenta, alpha=-lr * momentum)
         if averages:
-            torch._foreach_lerp_(averages, weights, 1 - keep)
+            torch._foreach_lerp_(averages, [w.float() for w in weights], 1 - keep)
 
     @staticmethod
     def _plain(

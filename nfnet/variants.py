@@ -1,4 +1,4 @@
-"""The families as data: depths, widths and sizes of every variant (Brock et al. 2021, tables 1 and A.3; code `base.py`)."""
+"""The families as data: depths, widths and sizes of every variant (Brock et al. 2021, table 1 and A.3; `base.py`)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Variant:
     def inner_width(self, width: int) -> tuple[int, int]:
         """(channels, groups) of the grouped convolutions of a block with this output width.
 
-        The plus variants' first stage has 384 * 0.5 = 192 inner channels, no multiple of 128. The paper's 527M parameters
-        need all 192 in one group; the released code rounds down to 128 (facts: 525.0M).
+        The plus variants' first stage has 384 * 0.5 = 192 inner channels, no multiple of 128. The paper's 527M
+        parameters of F4+ need all 192 in one group; the released code rounds down to 128 (525.0M).
         """
         inner = int(width * self.bottleneck)
         groups = max(1, inner // self.group_width)

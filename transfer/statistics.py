@@ -1,7 +1,7 @@
 """Means with intervals over seeds, and paired differences. Shares in, shares out.
 
-An interval here is a 95 % Student-t interval of the mean over seeds: it speaks of the spread that drawing other training
-images and another initial head would give. It does not know of other test images or of another pretraining run.
+An interval here is a 95 % Student-t interval of the mean over seeds: it speaks of the spread that drawing other
+training images and another initial head would give, and not of other test images or of another pretraining run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
-    """The mean of `values` and its Student-t interval; None without values. ValueError for values that are not finite."""
+    """The mean of `values` and its Student-t interval; None without values. ValueError if one is not finite."""
     n = len(values)
     if n == 0:
         return None

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -56,17 +57,17 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 def test_variance_grows_by_alpha_squared_a_block_and_starts_again_at_a_transition() -> None:
     torch.manual_seed(0)
-    variant = nfnet.get_variant("nfnet_f1")
-    model = nfnet.create_model("nfnet_f1", activation="relu")
+    variant = nfnet.get_variant("nfnet_f0")
+    model = nfnet.create_model("nfnet_f0", activation="relu")
     for block in model.blocks:
         nn.init.ones_(block.skip_gain)
-        # Squeeze-excite halves and doubles; with open gates the branch has the variance that the book-keeping expects.
+        # With gates at one half (doubled: one) the branch has the variance that the book-keeping expects.
         nn.init.zeros_(block.squeeze_excite.expand.weight)
-    found = nfnet.signal_propagation(model, torch.randn(32, 3, 128, 128))
-    expected = [1 + 0.2**2 * (b + 1) for depth in variant.depths[:3] for b in range(depth)]
-    # The first stage still sees the stem's few channels; from the second on the law is sharp.
-    for ours, theirs in list(zip(found.variance[1:], expected, strict=False))[variant.depths[0] :]:
-        assert ours == pytest.approx(theirs, rel=0.05)
+    found = nfnet.signal_propagation(model, torch.randn(4, 3, 96, 96))
+    expected = [1 + 0.2**2 * (b + 1) for depth in variant.depths for b in range(depth)]
+    # Within 2 % of the law, once the first stage's few channels and the last one's few pixels are left aside.
+    inner = slice(variant.depths[0], sum(variant.depths[:3]))
+    np.testing.assert_allclose(np.array(found.variance[1:])[inner], np.array(expected)[inner], rtol=0.02)
 
 
 def test_poisoned_weights_are_all_made_anew() -> None:
@@ -80,11 +81,10 @@ def test_poisoned_weights_are_all_made_anew() -> None:
 
 def test_zero_skip_gains_leave_the_shortcut_alone() -> None:
     model = tiny().eval()
-    x = torch.randn(2, 96, 16, 16)
-    block = model.blocks[2]  # no shortcut convolution
-    y = torch.randn(2, 192, 8, 8)
-    assert block.conv_shortcut is None and x.shape
-    torch.testing.assert_close(block(y), y, atol=0, rtol=0)
+    block = model.blocks[2]
+    assert block.conv_shortcut is None
+    x = torch.randn(2, 192, 8, 8)
+    assert torch.equal(block(x), x)
 
 
 @pytest.mark.parametrize("name", nfnet.list_models())
@@ -129,7 +129,8 @@ def test_gradients_that_are_not_finite_are_reported_and_nothing_is_changed() -> 
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     assert int(adaptive_clip_grad_(model.named_parameters()).num_nonfinite) == 1
     after = [p.grad for p in model.parameters()]
-    assert all(torch.equal(a, b, ) or bool(a.isnan().any()) for a, b in zip(after, before, strict=True) if a is not None)
+    for a, b in zip(after, before, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_clipping_without_gradients_is_an_error() -> None:

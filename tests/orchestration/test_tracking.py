@@ -18,6 +18,7 @@ from orchestration.spool import Follower, Spool, read
 from orchestration.sweep_tracking import SweepTracker
 from orchestration.tracking import connect, resolve_uri, start_uploader
 from orchestration.tracking_records import Translator, public
+from orchestration.ui import serve
 from orchestration.uploader import Uploader
 from pipeline.errors import UserError
 from pipeline.records import Evaluation, Finished, PassedOver, Saved, Skipped, Started, Step, Stopped
@@ -372,6 +373,20 @@ def test_a_dead_server_never_stops_a_sweep(run_dir: Path, capsys: pytest.Capture
     assert tracker.num_failures == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "50 trials are not in MLflow at http://127.0.0.1:9" in line and "secret" not in line
+
+
+def test_pages_over_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no MLflow records at"):
+        serve(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(UserError, match="is a folder"):
+        serve(str(tmp_path))
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="choose another with --port"):
+            serve(f"sqlite:///{tmp_path}/mlflow.db", port=taken.getsockname()[1])
+    assert serve("https://ada:secret@tracking.example") == 0
 
 
 def test_importing_the_tracker_loads_no_mlflow() -> None:

@@ -1,0 +1,84 @@
+"""Few-shot ridge regression on frozen features, as big_vision's `fewshot_lsr.py` does it (facts 4.2).
+
+Whiten by the support's mean and standard deviation, append a constant 100 (a bias that the penalty hardly sees),
+regress onto 2 * onehot - 1, predict the largest output. The penalty is one fixed number, 2^10, in the published
+protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+DEFAULT_L2 = 2.0**10
+BIAS = 100.0
+STD_FLOOR = 1e-5
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A factorised ridge problem: weights for any penalty cost two small products.
+
+    With X (N, D + 1) whitened and bias included and Y (N, C), the weights are (X'X + l2 I)^-1 X'Y, which is
+    lhs diag(1 / (eigenvalues + l2)) rhs, from X'X where N >= D + 1 and from XX' (the smaller) otherwise. All float64.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    eigenvalues: np.ndarray
+    lhs: np.ndarray
+    rhs: np.ndarray
+
+    def weights(self, l2: float = DEFAULT_L2) -> np.ndarray:
+        """(D + 1, C) float64."""
+        return (self.lhs / (self.eigenvalues + l2)) @ self.rhs
+
+    def scores(self, features: np.ndarray, l2: float = DEFAULT_L2) -> np.ndarray:
+        """(N, D) -> (N, C) float64."""
+        return _with_bias((features.astype(np.float64) - self.mean) / self.std) @ self.weights(l2)
+
+    def accuracy(self, features: np.ndarray, labels: np.ndarray, l2: float = DEFAULT_L2) -> float:
+        """Share of `labels` (N,) that the largest score names."""
+        return float((self.scores(features, l2).argmax(1) == labels).mean())
+
+    def accuracies(self, features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[float]:
+        """For a grid of penalties: one projection of the features serves them all."""
+        projected = _with_bias((features.astype(np.float64) - self.mean) / self.std) @ self.lhs
+        found = [(projected / (self.eigenvalues + l2)) @ self.rhs for l2 in l2s]
+        return [float((scores.argmax(1) == labels).mean()) for scores in found]
+
+
+def fit_ridge(features: np.ndarray, labels: np.ndarray, num_classes: int) -> Ridge:
+    """Factorise the support.
+
+    Args:
+        features: (N, D), any float type.
+        labels: (N,) integers below `num_classes`.
+    Raises:
+        UserError: features are not finite (the backbone is broken).
+    """
+    x = features.astype(np.float64)
+    if not np.isfinite(x).all():
+        raise UserError("the features of the support are not finite; the checkpoint has diverged, take an earlier one")
+    mean = x.mean(0, keepdims=True)
+    std = x.std(0, keepdims=True) + STD_FLOOR
+    x = _with_bias((x - mean) / std)
+    y = np.full((len(labels), num_classes), -1.0)
+    y[np.arange(len(labels)), labels] = 1.0
+    num, width = x.shape
+    if num >= width:
+        eigenvalues, q = np.linalg.eigh(x.T @ x)
+        lhs, rhs = q, q.T @ (x.T @ y)
+    else:
+        eigenvalues, q = np.linalg.eigh(x @ x.T)
+        lhs, rhs = x.T @ q, q.T @ y
+    # A Gram matrix has no negative eigenvalues; rounding makes some, and a small penalty would meet them.
+    return Ridge(mean, std, np.maximum(eigenvalues, 0.0), lhs, rhs)
+
+
+def _with_bias(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x, np.full((len(x), 1), BIAS)], axis=1)
