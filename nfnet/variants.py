@@ -87,7 +87,7 @@ VARIANTS: dict[str, Variant] = {
         stem_widths=(16, 32, 64),
         stem_strides=(1, 1, 2),
         group_width=48,
-        activation="relu",
+        activation="silu",
         train_px=32,
         test_px=32,
     ),

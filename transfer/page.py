@@ -37,7 +37,7 @@ def render(ledger: Ledger, rows: Sequence[Row]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_e(title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>\n"
         f"<body><main>\n{chr(10).join(filter(None, sections))}\n</main></body></html>\n"
     )
 
@@ -67,9 +67,9 @@ def _head(ledger: Ledger, rows: Sequence[Row], title: str) -> str:
     lead = ""
     if best is not None and best.gain is not None and best.pretrained and best.scratch:
         lead = (
-            f"<p class=lead>The largest gain at {_e(shots_text(shots))} a class is on {_e(best.task_title)} by "
-            f"{_e(METHODS.get(best.method, best.method))}: {100 * best.pretrained.mean:.1f} % against "
-            f"{100 * best.scratch.mean:.1f} % from scratch, {_plain(best.gain, sign=True)} points.</p>"
+            f"<p class=lead>The largest gain at {text(shots_text(shots))} a class is on {text(best.task_title)} by "
+            f"{text(METHODS.get(best.method, best.method))}: {100 * best.pretrained.mean:.1f} % against "
+            f"{100 * best.scratch.mean:.1f} % from scratch, {plain(best.gain, sign=True)} points.</p>"
         )
     finals = [cell for cell in ledger.cells if cell.kind == "final"]
     good = [cell for cell in finals if cell.status == "ok"]
@@ -79,13 +79,13 @@ def _head(ledger: Ledger, rows: Sequence[Row], title: str) -> str:
         (f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}" if seeds else "0", "seeds a cell"),
         (f"{len(finals):,}", "final trials"),
         (f"{len(ledger.cells) - len(finals):,}", "search trials"),
-        (_hours(sum(cell.seconds_s for cell in ledger.cells)), "of computing"),
+        (hours(sum(cell.seconds_s for cell in ledger.cells)), "of computing"),
     ]
     if num_failed := sum(cell.status != "ok" for cell in ledger.cells):
         facts.append((f"<em>{num_failed}</em>", "failed trials"))
-    cards = "".join(f"<div class=fact><b>{value}</b><span>{_e(name)}</span></div>" for value, name in facts)
+    cards = "".join(f"<div class=fact><b>{value}</b><span>{text(name)}</span></div>" for value, name in facts)
     kicker = " · ".join(str(part) for part in ("normfree scorecard", sweep.get("model"), sweep.get("suite")) if part)
-    return f"<header><p class=kicker>{_e(kicker)}</p><h1>{_e(title)}</h1>{lead}<div class=facts>{cards}</div></header>"
+    return f"<header><p class=kicker>{text(kicker)}</p><h1>{text(title)}</h1>{lead}<div class=facts>{cards}</div></header>"
 
 
 def _summary(rows: Sequence[Row]) -> str:
@@ -103,11 +103,11 @@ def _summary(rows: Sequence[Row]) -> str:
         counts = Counter(row.verdict for row in group)
         over_tasks = estimate([row.gain.mean for row in group if row.gain])
         rest = len(group) - counts["wins"] - counts["loses"]
-        body += _tr(
+        body += table_row(
             [
-                _e(shots_text(number)),
-                _e(SHORT.get(method, method)),
-                _value(over_tasks, sign=True),
+                text(shots_text(number)),
+                text(SHORT.get(method, method)),
+                value_with_half(over_tasks, sign=True),
                 *map(str, (counts["wins"], rest, counts["loses"])),
             ],
             numbers={0, 2, 3, 4, 5},
@@ -116,9 +116,9 @@ def _summary(rows: Sequence[Row]) -> str:
     head = ["images a class", "method", "mean gain, points", "wins", "not clear", "loses"]
     return (
         f"<h2>What pretraining is worth</h2><p class=note>Gain over a from-scratch twin of equal budget, at "
-        f"{_e(shots_text(shots))} images a class.</p>"
+        f"{text(shots_text(shots))} images a class.</p>"
         f"<figure class=wide>{plots.gains(rows, shots)}</figure>"
-        + _scroll(head, body, numbers={0, 2, 3, 4, 5})
+        + table(head, body, numbers={0, 2, 3, 4, 5})
         + f"<p class='note below'>{tasks_note}</p>"
     )
 
@@ -130,7 +130,7 @@ def _curves(ledger: Ledger, rows: Sequence[Row]) -> str:
         if row.pretrained or row.scratch:
             groups[row.task, row.method].append(row)
     figures = "".join(
-        f"<figure><figcaption>{_e(group[0].task_title)} <span>{_e(METHODS.get(method, method))}</span></figcaption>"
+        f"<figure><figcaption>{text(group[0].task_title)} <span>{text(METHODS.get(method, method))}</span></figcaption>"
         f"{plots.few_shot(group, finals)}</figure>"
         for (_, method), group in groups.items()
     )
@@ -147,16 +147,16 @@ def _table(rows: Sequence[Row]) -> str:
         previous = row.task
         failed = f' <span class="failed">{row.num_failed} failed</span>' if row.num_failed else ""
         style = row.verdict if row.verdict in ("wins", "loses") else "unclear"
-        body += _tr(
+        body += table_row(
             [
-                _e(row.task_title) if new else "",
-                _e(SHORT.get(row.method, row.method)),
-                _e(shots_text(row.shots)),
-                _value(row.pretrained),
-                _value(row.scratch),
-                _value(row.gain, sign=True),
+                text(row.task_title) if new else "",
+                text(SHORT.get(row.method, row.method)),
+                text(shots_text(row.shots)),
+                value_with_half(row.pretrained),
+                value_with_half(row.scratch),
+                value_with_half(row.gain, sign=True),
                 str(row.gain.n if row.gain else 0),
-                f'<span class="{style}">{_e(row.verdict)}</span>{failed}',
+                f'<span class="{style}">{text(row.verdict)}</span>{failed}',
             ],
             numbers={2, 3, 4, 5, 6},
             style="first" if new else "",
@@ -164,7 +164,7 @@ def _table(rows: Sequence[Row]) -> str:
     head = ["task", "method", "images a class", "pretrained, %", "from scratch, %", "gain, points", "n", "verdict"]
     return (
         "<h2>Scorecard</h2>"
-        + _scroll(head, body, numbers={2, 3, 4, 5, 6})
+        + table(head, body, numbers={2, 3, 4, 5, 6})
         + "<p class='note below'>± is the half width of a 95 % Student-t interval of the mean over <i>n</i> seeds; the "
         "gain is paired by seed. “Wins” and “loses” are said only where the interval of the paired gain leaves zero "
         "out. A seed draws the training images and the new head, so the interval says how much other draws would move the "
@@ -190,15 +190,15 @@ def _search(ledger: Ledger) -> str:
         chosen = record.get("chosen", record.get("hyperparameters"))
         values = scores[key]
         middle = stdlib_statistics.median(values)
-        body += _tr(
+        body += table_row(
             [
-                _e(titles.get(task, task)) if task != previous else "",
-                _e(SHORT.get(method, method)),
-                _e(plots.INITS.get(init, init)),
+                text(titles.get(task, task)) if task != previous else "",
+                text(SHORT.get(method, method)),
+                text(plots.INITS.get(init, init)),
             ]
-            + [_e(shots_text(shots)), str(len(values))]
+            + [text(shots_text(shots)), str(len(values))]
             + [f"{100 * v:.1f}" for v in (min(values), middle, max(values), max(values) - middle)]
-            + [f"<code>{_e(_settings(chosen))}</code>"],
+            + [f"<code>{text(settings(chosen))}</code>"],
             numbers={3, 4, 5, 6, 7, 8},
             style="first" if task != previous else "",
         )
@@ -209,7 +209,7 @@ def _search(ledger: Ledger) -> str:
     return (
         "<h2>What the search was worth</h2><p class=note>Scores on the selection split, per cent. Settings were "
         f"chosen on these and written down ({len(ledger.selections)} selection records) before a test split was "
-        "opened; each start picks its own.</p>" + _scroll(head, body, numbers={3, 4, 5, 6, 7, 8})
+        "opened; each start picks its own.</p>" + table(head, body, numbers={3, 4, 5, 6, 7, 8})
     )
 
 
@@ -224,12 +224,12 @@ def _learning(ledger: Ledger) -> str:
     out = ""
     for shots in sorted(groups, key=lambda s: (s != first, shots_order(s))):
         figures = "".join(
-            f"<figure><figcaption>{_e(cells[0].task_title)} <span>{_e(shots_text(shots))} a class</span></figcaption>"
+            f"<figure><figcaption>{text(cells[0].task_title)} <span>{text(shots_text(shots))} a class</span></figcaption>"
             f"{plots.learning(cells)}</figure>"
             for _, cells in sorted(groups[shots].items())
         )
         opened = " open" if shots == first else ""
-        summary = f"<summary>{_e(shots_text(shots))} image{'s' * (shots != 1)} a class</summary>"
+        summary = f"<summary>{text(shots_text(shots))} image{'s' * (shots != 1)} a class</summary>"
         out += f"<details{opened}>{summary}<div class=plots>{figures}</div></details>"
     note = "Training loss of the final trials, a line a seed, on a logarithmic scale."
     return f"<h2>Learning curves of the fine-tunings</h2><p class=note>{note}</p>{_key()}{out}"
@@ -241,12 +241,12 @@ def _failures(ledger: Ledger) -> str:
     out = ""
     if failed:
         body = "".join(
-            _tr(
+            table_row(
                 [
-                    *map(_e, (c.task_title, c.kind, SHORT.get(c.method, c.method), plots.INITS.get(c.init, c.init))),
-                    _e(shots_text(c.shots)),
+                    *map(text, (c.task_title, c.kind, SHORT.get(c.method, c.method), plots.INITS.get(c.init, c.init))),
+                    text(shots_text(c.shots)),
                     str(c.seed),
-                    f"{_e(c.error or 'no message')} <code>{_e(c.digest[:12])}</code>",
+                    f"{text(c.error or 'no message')} <code>{text(c.digest[:12])}</code>",
                 ],
                 numbers={4, 5},
                 style="failed",
@@ -254,13 +254,13 @@ def _failures(ledger: Ledger) -> str:
             for c in failed
         )
         head = ["task", "kind", "method", "start", "shots", "seed", "error and trial"]
-        out += f"<h2>Failed trials</h2>{_scroll(head, body, numbers={4, 5})}"
+        out += f"<h2>Failed trials</h2>{table(head, body, numbers={4, 5})}"
     if not_run:
         body = "".join(
-            _tr([_e(i.get("task")), _e(shots_text(int(i.get("shots") or 0))), _e(i.get("reason"))], numbers={1})
+            table_row([text(i.get("task")), text(shots_text(int(i.get("shots") or 0))), text(i.get("reason"))], numbers={1})
             for i in not_run
         )
-        out += f"<h2>Not run</h2>{_scroll(['task', 'shots', 'reason'], body, numbers={1})}"
+        out += f"<h2>Not run</h2>{table(['task', 'shots', 'reason'], body, numbers={1})}"
     return out
 
 
@@ -269,10 +269,10 @@ def _costs(ledger: Ledger) -> str:
     for cell in ledger.cells:
         groups[cell.method, cell.kind, cell.init].append(cell)
     body = "".join(
-        _tr(
+        table_row(
             [
-                *map(_e, (METHODS.get(method, method), kind, plots.INITS.get(init, init), f"{len(cells):,}")),
-                _hours(sum(c.seconds_s for c in cells)),
+                *map(text, (METHODS.get(method, method), kind, plots.INITS.get(init, init), f"{len(cells):,}")),
+                hours(sum(c.seconds_s for c in cells)),
                 f"{sum(c.images_seen for c in cells):,}",
             ],
             numbers={3, 4, 5},
@@ -280,7 +280,7 @@ def _costs(ledger: Ledger) -> str:
         for (method, kind, init), cells in sorted(groups.items())
     )
     head = ["method", "kind", "start", "trials", "time", "images seen"]
-    return f"<h2>Costs</h2>{_scroll(head, body, numbers={3, 4, 5})}"
+    return f"<h2>Costs</h2>{table(head, body, numbers={3, 4, 5})}"
 
 
 def _provenance(ledger: Ledger, rows: Sequence[Row]) -> str:
@@ -289,41 +289,19 @@ def _provenance(ledger: Ledger, rows: Sequence[Row]) -> str:
     started = sweep.get("started_s")
     when = datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M UTC") if started else None
     items = [
-        ("model", _e(sweep.get("model"))),
-        ("checkpoint", f"<code>{_e(_public(sweep.get('checkpoint_url')))}</code>"),
-        ("its digest", f"<code>{_e(sweep.get('checkpoint_digest'))}</code>"),
-        ("suite", _e(sweep.get("suite"))),
-        ("protocols", "<br>".join(f"<code>{_e(d)}</code>" for d in sorted({row.protocol_digest for row in rows}))),
-        ("data digests", "<br>".join(f"{_e(t)} <code>{_e(d)}</code>" for t, d in sorted(data.items()))),
-        ("started", _e(when)),
-        ("hardware", _e(_settings(sweep.get("hardware")))),
-        ("ledger", f"<code>{_e(_public(ledger.url))}</code>"),
-        ("command", f"<pre>{_e(_public(sweep.get('command')))}</pre>"),
+        ("model", text(sweep.get("model"))),
+        ("checkpoint", f"<code>{text(public(sweep.get('checkpoint_url')))}</code>"),
+        ("its digest", f"<code>{text(sweep.get('checkpoint_digest'))}</code>"),
+        ("suite", text(sweep.get("suite"))),
+        ("protocols", "<br>".join(f"<code>{text(d)}</code>" for d in sorted({row.protocol_digest for row in rows}))),
+        ("data digests", "<br>".join(f"{text(t)} <code>{text(d)}</code>" for t, d in sorted(data.items()))),
+        ("started", text(when)),
+        ("hardware", text(settings(sweep.get("hardware")))),
+        ("ledger", f"<code>{text(public(ledger.url))}</code>"),
+        ("command", f"<pre>{text(public(sweep.get('command')))}</pre>"),
     ]
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in items if _is_said(value))
+    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in items if is_said(value))
     return f"<h2>Where this comes from</h2><dl>{listed}</dl>"
-
-
-def _e(value: Any) -> str:
-    return "" if value is None else html.escape(str(value), quote=True)
-
-
-def _public(value: Any) -> str | None:
-    """Without the user and password that a URL may carry: reports are passed around."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else value
-    return None if text is None else re.sub(r"(\w://)[^/\s'\"]*@", r"\1", str(text))
-
-
-def _is_said(value: str) -> bool:
-    return bool(re.sub(r"<[^>]*>", "", value).strip())
-
-
-def _settings(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_settings(v)}" for k, v in value.items())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _candidate_scores(record: dict[str, Any]) -> Iterable[float]:
@@ -341,36 +319,6 @@ def _keys(cells: Iterable[Cell]) -> set[tuple[str, str, int]]:
     return {(c.task, c.method, c.shots) for c in cells}
 
 
-def _plain(value: Estimate, *, sign: bool = False) -> str:
-    number = f"{100 * value.mean:+.1f}" if sign else f"{100 * value.mean:.1f}"
-    return number.replace("-", "−") + ("" if value.half_width is None else f" ± {100 * value.half_width:.1f}")
-
-
-def _value(value: Estimate | None, *, sign: bool = False) -> str:
-    if value is None:
-        return "–"
-    number, _, half = _plain(value, sign=sign).partition(" ± ")
-    return f"{number} <span class=half>{'± ' + half if half else '(one)'}</span>"
-
-
-def _hours(seconds_s: float) -> str:
-    if seconds_s < 90:
-        return f"{seconds_s:.0f} s"
-    return f"{seconds_s / 60:.0f} min" if seconds_s < 5400 else f"{seconds_s / 3600:.1f} h"
-
-
 def _key() -> str:
     spans = "".join(f'<span><i style="background:var(--{i})"></i>{text}</span>' for i, text in plots.INITS.items())
     return f"<div class=key>{spans}</div>"
-
-
-def _tr(values: Sequence[str], *, numbers: set[int], style: str = "") -> str:
-    cells = "".join(
-        f"<td{' class=n' if i in numbers else ' class=t' if i == 0 else ''}>{v}</td>" for i, v in enumerate(values)
-    )
-    return f"<tr{f' class={style}' if style else ''}>{cells}</tr>\n"
-
-
-def _scroll(head: Sequence[str], body: str, *, numbers: set[int]) -> str:
-    cells = "".join(f"<th{' class=n' if i in numbers else ''}>{_e(h)}</th>" for i, h in enumerate(head))
-    return f"<div class=scroll><table><thead><tr>{cells}</tr></thead><tbody>\n{body}</tbody></table></div>"

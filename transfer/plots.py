@@ -111,7 +111,7 @@ def picture(rows: Sequence[Row], finals: Sequence[Cell], *, dpi: int = 150) -> b
     num_columns = min(4, len(wide))
     blocks = -(-len(wide) // num_columns)
     num_rows = blocks * (1 if len(tasks) == 1 else len(methods))
-    figure, _ = _figure(3.3 * num_columns, 2.75 * num_rows + 0.55, empty=True)
+    figure, _ = _figure(3.3 * num_columns, 2.75 * num_rows + 0.55, empty=True, padding_in=0.12)
     with _quiet():
         for index, name in enumerate(wide):
             for line, other in enumerate(tasks if len(tasks) == 1 else methods):
@@ -135,7 +135,6 @@ def picture(rows: Sequence[Row], finals: Sequence[Cell], *, dpi: int = 150) -> b
                     fontsize=8.5,
                     color=PRINT["muted"],
                 )
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)  # type: ignore[union-attr]
         from matplotlib.lines import Line2D
 
         handles = [Line2D([], [], color=PRINT[i], marker="o", ms=5, lw=1.8, label=text) for i, text in INITS.items()]
@@ -150,15 +149,19 @@ def picture(rows: Sequence[Row], finals: Sequence[Cell], *, dpi: int = 150) -> b
 def _quiet() -> Any:
     import matplotlib
 
-    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5}
-    return matplotlib.rc_context({**fonts, "svg.fonttype": "none", "svg.hashsalt": "normfree"})
+    settings: Any = {"font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "normfree"}
+    return matplotlib.rc_context({"font.family": "sans-serif", **settings})
 
 
-def _figure(width_in: float, height_in: float, *, empty: bool = False) -> tuple[Figure, Any]:
+def _figure(
+    width_in: float, height_in: float, *, empty: bool = False, padding_in: float = 0.04
+) -> tuple[Figure, Any]:
     # Without pyplot: no global state, no display, nothing to close.
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=padding_in, h_pad=padding_in, wspace=0.03, hspace=0.05)
+    figure = Figure(figsize=(width_in, height_in), layout=layout)
     return figure, None if empty else figure.add_subplot()
 
 

@@ -47,7 +47,7 @@ def nfnet_tiny_cifar100() -> Run:
         data=DataConfig(),
         augment=AugmentConfig(image_px=32, crop="area", area_min=0.25, flip=True),
         optim=OptimConfig(
-            learning_rate=0.4,
+            learning_rate=0.3,
             warmup=Duration(2, "epochs"),
             weight_decay=5e-5,
             clipping=0.02,
@@ -55,8 +55,8 @@ def nfnet_tiny_cifar100() -> Run:
             label_smoothing=0.1,
         ),
         global_batch=128,
-        duration=Duration(40, "epochs"),
-        eval_every=Duration(5, "epochs"),
+        duration=Duration(32, "epochs"),
+        eval_every=Duration(4, "epochs"),
         save_every=Duration(2, "epochs"),
     )
 
