@@ -183,10 +183,13 @@ class Console:
         if self._step is None or self._started is None:
             return Spinner("dots", Text(self._phase, no_wrap=True))
         done = min(1.0, self._step.step / max(1, self._started.total_steps))
-        cells = round(done * BAR_CELLS)
+        text = step_line(self._step, self._started)
+        # On a narrow terminal the bar gives way first, and then the end of the line, where the least urgent stands.
+        width = max(0, min(BAR_CELLS, self._rich.width - len(text) - 2))
+        cells = round(done * width)
         line = Text(no_wrap=True, overflow="ellipsis")
-        line.append("━" * cells, style="cyan").append("━" * (BAR_CELLS - cells), style="bright_black")
-        line.append(" " + step_line(self._step, self._started))
+        line.append("━" * cells, style="cyan").append("━" * (width - cells), style="bright_black")
+        line.append(" " * (width > 0) + text)
         if self._phase and self._phase != "training":
             line.append(f"  [{self._phase}]", style="dim")
         return line
@@ -222,8 +225,8 @@ def step_line(step: Step, started: Started | None) -> str:
     total = f"/{started.total_steps}" if started else ""
     waits = step.data_wait_s / step.step_s if step.step_s > 0 else 0.0
     return (
-        f"step {step.step}{total}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  {step.images_per_s:,.0f} img/s  "
-        f"clipped {step.clipped_share:.0%}  data wait {waits:.0%}  left {duration(step.remaining_s)}"
+        f"step {step.step}{total}  left {duration(step.remaining_s)}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  "
+        f"{step.images_per_s:,.0f} img/s  clipped {step.clipped_share:.0%}  data wait {waits:.0%}"
     )
 
 

@@ -1,12 +1,11 @@
 """A transfer sweep as Ray Tune trials: ridge jobs, searches under ASHA, and final trials, in one experiment.
 
-    plan -> [ridge jobs | search trials] -> selection record of a cell -> its final trials
-    what is next is decided here; where and when it runs is Tune's; what has been run is the ledger's
+    what is next: `transfer.conductor`; where and when it runs: Tune; what has been run: `transfer.ledger`
 
-One experiment for all of it, because each one costs seconds of imports in every worker: Tune asks a searcher what to run
-next, and the searcher is our queue, which releases a cell's final trials when its search is over. Tune's own storage is a
-temporary folder; nothing is ever restored from it. A driver that is killed starts again from the ledger, and loses what
-was running.
+One experiment for all of it, because each one costs seconds of imports in every worker: Tune asks a searcher what to
+run next, and the searcher is our queue, which releases a cell's final trials when its search is over. Tune's own
+storage is a temporary folder; nothing is ever restored from it. A driver that is killed starts again from the ledger,
+and loses what was running.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -31,12 +29,12 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from pipeline.errors import UserError
-from transfer.cells import Cell, Sweep, choose, open_source, plan
-from transfer.ledger import Entry, Ledger, SweepInfo, Trial
+from transfer.cells import Sweep, open_source, plan
+from transfer.conductor import Conductor, Job, OnEvent
+from transfer.ledger import Ledger, SweepInfo
 from transfer.spaces import REDUCTION, grace_steps
-from transfer.tasks import FinetuneSettings, Suite, load_suite
+from transfer.tasks import Suite, load_suite
 
-OnEvent = Callable[[dict[str, Any]], None]
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -81,7 +79,7 @@ def transfer(
         data_root: holds one prepared dataset a task, `<data_root>/<card>`.
         num_seeds: supports drawn for each cell; default the suite's.
         max_concurrent: trials at a time, each on one core; default one a core.
-        on_event: told of every phase and finished trial, as a plain dict (see `Conductor`); it runs in this process.
+        on_event: told of every phase ({"event": "phase", "name"}) and of what `Conductor` tells, in this process.
     Raises:
         UserError: anything that is wrong before the first trial. A trial that fails is an entry, not an error.
     """
@@ -91,16 +89,25 @@ def transfer(
     found = load_suite(suite)
     found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
     concurrent = _at_least_one(max_concurrent, "--max-concurrent") or _num_cores()
-    sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), source=open_source(_absolute(checkpoint)), suite=found)
+    sweep = Sweep(
+        out=_absolute(out), data_root=_absolute(data_root), source=open_source(_absolute(checkpoint)), suite=found
+    )
     cells, not_run = plan(sweep)
     if not cells:
         raise UserError(f"the suite {found.name} has nothing that these datasets can give: {not_run[0]['reason']}")
     _claim(sweep, found, not_run)
     conductor = Conductor(sweep, cells, tell)
-    if conductor.has_work():
+    if conductor.has_work:
         tell({"event": "phase", "name": "starting Ray"})
-        _run_all(sweep, conductor, concurrent)
-    return conductor.result(not_run, time.perf_counter() - begin)
+        _run_all(sweep, conductor, concurrent, tell)
+    return SweepResult(
+        out=sweep.out,
+        num_trials=conductor.done,
+        num_run=conductor.num_run,
+        num_failed=conductor.num_failed,
+        not_run=not_run,
+        seconds_s=time.perf_counter() - begin,
+    )
 
 
 def _at_least_one(value: int | None, name: str) -> int | None:
@@ -122,7 +129,9 @@ def _claim(sweep: Sweep, suite: Suite, not_run: list[dict[str, Any]]) -> None:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = f"{_num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
+    hardware = (
+        f"{_num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
+    )
     Ledger(sweep.out).claim(
         SweepInfo(
             suite=suite.name,
@@ -139,176 +148,136 @@ def _claim(sweep: Sweep, suite: Suite, not_run: list[dict[str, Any]]) -> None:
     )
 
 
-class Conductor:
-    """Which job is next, and what follows from one that is over. Knows nothing of Ray.
+def _run_all(sweep: Sweep, conductor: Conductor, concurrent: int, tell: OnEvent) -> None:
+    """One Tune experiment over the conductor's jobs, on a Ray of our own that ends with it."""
+    os.environ.update(ENVIRONMENT)
+    import torch
 
-    A job is a plain dict: `name`, `cell` (index, or -1 for ridge), and either `ridge` (indices of the cells that it serves)
-    or `trial` (fields of a Trial). Events: {"event": "phase", "name"}; {"event": "trial", "done", "total", "entry" (dict),
-    "best" (highest final value of that task and method so far)}; {"event": "selected", "cell", "url"}.
+    num_gpus = torch.cuda.device_count()
+    # Trials are small: they share devices, and the number at a time is what limits them.
+    resources = {"cpu": 1.0, "gpu": min(1.0, num_gpus / concurrent) if num_gpus else 0.0}
+    with tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path, _ray(concurrent):
+        tell({"event": "phase", "name": "running trials"})
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trainable, sweep=sweep), resources),
+            tune_config=tune.TuneConfig(
+                search_alg=_Queue(conductor),
+                scheduler=_CellwiseAsha(sweep.suite),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0),
+        )
+        tuner.fit()
+
+
+@contextlib.contextmanager
+def _ray(num_cpus: int) -> Iterator[None]:
+    """A Ray of this process's own; never one that happens to run on the machine."""
+    if ray.is_initialized():
+        raise UserError("Ray runs in this process already; call transfer from a process of its own")
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=256 << 20,  # configurations travel, images do not
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Queue(Searcher):
+    """The conductor as Tune's searcher."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__(metric="accuracy", mode="max")
+        self._conductor = conductor
+        self._jobs: dict[str, Job] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        job = self._conductor.next_job(trial_id)
+        if job is None:
+            # A search that is over may release final trials, so the end is the end only when nothing runs any more.
+            return None if self._jobs else Searcher.FINISHED
+        self._jobs[trial_id] = job
+        return job
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._conductor.reported(trial_id, self._jobs[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        job = self._jobs.pop(trial_id)
+        if result is not None and not error:
+            self._conductor.reported(trial_id, job, result)
+        self._conductor.ended(trial_id, job, crashed=error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its searcher to disk; ours is the ledger
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise RuntimeError("a sweep goes on from its ledger, not from Tune's memory")
+
+
+class _CellwiseAsha(FIFOScheduler):
+    """ASHA among the search trials of one cell; everything else runs to its end.
+
+    Ray's is the asynchronous stopping variant: what is stopped depends on which trial reaches a rung first. Its
+    verdicts are in the ledger (a stopped trial's history ends early) and are not taken twice.
     """
 
-    def __init__(self, sweep: Sweep, cells: list[Cell], tell: OnEvent) -> None:
-        self.sweep, self.cells, self.tell, self.ledger = sweep, cells, tell, Ledger(sweep.out)
-        self.num_run = self.num_failed = self.done = self.total = 0
-        self._best: dict[tuple[str, str], float] = {}
-        self._queue: deque[dict[str, Any]] = deque()
-        self._rows: dict[str, list[dict[str, float]]] = {}
-        self._began_s: dict[str, float] = {}
-        self._searching: dict[int, set[str]] = {}
-        self._told: set[str] = set()
-        self._fill()
+    def __init__(self, suite: Suite) -> None:
+        super().__init__()
+        self._settings = suite.finetune
+        self._asha: dict[int, AsyncHyperBandScheduler] = {}
 
-    def _fill(self) -> None:
-        num_seeds, groups = self.sweep.suite.num_seeds, {}
-        for index, cell in enumerate(self.cells):
-            self.total += num_seeds
-            if cell.method == "ridge":
-                groups.setdefault((cell.task, cell.init), []).append(index)
-        for (task, init), indices in groups.items():
-            if any(self._missing(self._finals(i)) for i in indices):
-                self._queue.append({"name": f"{task}-ridge-{init}", "cell": -1, "ridge": indices})
-            self.done += sum(num_seeds - len(self._missing(self._finals(i))) for i in indices)
-        for index, cell in enumerate(self.cells):
-            if cell.method == "finetune" and not self._release(index):
-                self._start_search(index)
-
-    def _finals(self, index: int) -> list[Trial]:
-        """Final trials of a ridge cell, whose setting needs no search."""
-        return self.cells[index].finals({"l2": self.sweep.suite.settings("ridge").l2}, self.sweep.suite.num_seeds)  # type: ignore[union-attr]
-
-    def _missing(self, trials: list[Trial]) -> list[Trial]:
-        return [t for t in trials if not self.ledger.is_done(t)]
-
-    def _start_search(self, index: int) -> None:
-        cell = self.cells[index]
-        self.total += len(cell.search)
-        missing = self._missing(list(cell.search))
-        self.done += len(cell.search) - len(missing)
-        self._searching[index] = {t.digest for t in missing}
-        for trial in missing:
-            self._add(index, trial, first=False)
-        if not missing:
-            self._search_over(index)
-
-    def _add(self, index: int, trial: Trial, *, first: bool) -> None:
-        job = {"name": "-".join(map(str, trial.cell)), "cell": index, "trial": asdict(trial)}
-        (self._queue.appendleft if first else self._queue.append)(job)
-
-    def _release(self, index: int) -> bool:
-        """Queue the missing final trials of a cell that has its selection record; False if it has none yet."""
-        from pipeline import storage
-        from transfer.splits import read_selection
-
-        cell = self.cells[index]
-        url = cell.selection_url(self.sweep.out)
-        if not storage.exists(url):
-            return False
-        finals = cell.finals(read_selection(url).hyperparameters, self.sweep.suite.num_seeds)
-        missing = self._missing(finals)
-        self.done += len(finals) - len(missing)
-        for trial in reversed(missing):
-            self._add(index, trial, first=True)
-        return True
-
-    def _search_over(self, index: int) -> None:
-        cell = self.cells[index]
-        dead_ends = cell.finals({}, self.sweep.suite.num_seeds)
-        url = choose(cell, self.ledger)
-        if url is None:
-            for trial in dead_ends:
-                self._over(self.sweep.failed(trial, "no candidate of the search ran to its end"), write=True)
-            return
-        for trial in dead_ends:  # of an earlier start
-            self.ledger.remove(trial.digest)
-        self.tell({"event": "selected", "cell": list(cell[:4]) if isinstance(cell, tuple) else [*_key(cell)], "url": url})
-        self._release(index)
-
-    # --- what Tune asks and tells -------------------------------------------------------------------------------------
-
-    def has_work(self) -> bool:
-        return bool(self._queue or any(self._searching.values()))
-
-    def next_job(self) -> dict[str, Any] | None:
-        """None: nothing to start now."""
-        return self._queue.popleft() if self._queue else None
-
-    def started(self, job_id: str) -> None:
-        self._began_s[job_id] = time.time()
-
-    def reported(self, job_id: str, job: dict[str, Any], row: dict[str, Any]) -> None:
-        """A row of a running job: step, time_s, loss, accuracy of a search trial; `digest` of an entry of a ridge job."""
-        if "digest" in row and row["digest"] not in self._told:
-            found = self.ledger.find(row["digest"])
-            if found is not None:
-                self._over(found)
-        elif "digest" not in row and job["cell"] >= 0:
-            rows = self._rows.setdefault(job_id, [])
-            if not rows or rows[-1]["step"] < row["step"]:
-                rows.append({k: row[k] for k in ("step", "time_s", "loss", "accuracy")})
-
-    def ended(self, job_id: str, job: dict[str, Any], *, crashed: bool) -> None:
-        """A job is over: by itself, stopped by the scheduler, or with its process gone."""
-        rows = self._rows.pop(job_id, [])
-        if job["cell"] < 0:
-            for index in job["ridge"]:
-                for trial in self._finals(index):
-                    if trial.digest not in self._told:
-                        self._settle(trial, [], crashed=crashed)
-            return
-        trial = Trial(**job["trial"])
-        self._settle(trial, rows, crashed=crashed, began_s=self._began_s.pop(job_id, None))
-        searching = self._searching.get(job["cell"], set())
-        if trial.digest in searching:
-            searching.discard(trial.digest)
-            if not searching:
-                self._search_over(job["cell"])
-
-    def _settle(
-        self, trial: Trial, rows: list[dict[str, float]], *, crashed: bool, began_s: float | None = None
-    ) -> None:
-        """See that the trial has its entry: its own, or that of an early stop, or that of a death."""
-        from transfer.trials import finetune_entry
-
-        found = self.ledger.find(trial.digest)
-        fresh = found is not None and (trial.digest not in self._told or found.status == "ok")
-        if crashed and (found is None or found.status == "failed"):
-            return self._over(self.sweep.failed(trial, "the worker process died (killed, or out of memory)"), write=True)
-        if found is not None and fresh:
-            return self._over(found)
-        if rows:  # stopped at a rung
-            found = finetune_entry(
-                self.sweep,
-                trial,
-                rows,
-                value=rows[-1]["accuracy"],
-                num_test=0,
-                seconds_s=time.time() - (began_s or time.time()),
+    def _of(self, trial: Any) -> AsyncHyperBandScheduler | None:
+        job = trial.config
+        if self._settings is None or job["cell"] < 0 or job["trial"]["kind"] != "search":
+            return None
+        if job["cell"] not in self._asha:
+            self._asha[job["cell"]] = AsyncHyperBandScheduler(
+                time_attr="step",
+                metric="accuracy",
+                mode="max",
+                max_t=max(self._settings.num_steps) + 1,  # an end is not a rung: nobody is stopped there
+                grace_period=grace_steps(self._settings),
+                reduction_factor=REDUCTION,
             )
-            return self._over(found, write=True)
-        self._over(self.sweep.failed(trial, "the trial ended without a result"), write=True)
+        return self._asha[job["cell"]]
 
-    def _over(self, found: Entry, *, write: bool = False) -> None:
-        if write:
-            self.ledger.write(found)
-        if found.digest in self._told:
-            return
-        self._told.add(found.digest)
-        self.num_run += 1
-        self.done += 1
-        self.num_failed += found.status == "failed"
-        key = (found.task, found.method)
-        if found.kind == "final" and found.value is not None:
-            self._best[key] = max(found.value, self._best.get(key, 0.0))
-        self.tell(
-            {"event": "trial", "done": self.done, "total": self.total, "entry": asdict(found), "best": self._best.get(key)}
-        )
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        asha = self._of(trial)
+        if asha is not None:
+            asha.on_trial_add(tune_controller, trial)
 
-    def result(self, not_run: list[dict[str, Any]], seconds_s: float) -> SweepResult:
-        return SweepResult(
-            out=self.sweep.out,
-            num_trials=self.done,
-            num_run=self.num_run,
-            num_failed=self.num_failed,
-            not_run=not_run,
-            seconds_s=seconds_s,
-        )
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        asha = self._of(trial)
+        if asha is None or "accuracy" not in result:
+            return str(FIFOScheduler.CONTINUE)
+        return str(asha.on_trial_result(tune_controller, trial, result))
+
+
+def _trainable(config: Job, sweep: Sweep) -> None:
+    """One job, in a worker process that earlier jobs may have used."""
+    _isolate()
+    import torch
+
+    from transfer.trials import run_job
+
+    torch.set_num_threads(1)  # a trial is one core; more threads than cores make all of them slow
+    run_job(sweep, config, tune.report)
+
+
+def _isolate() -> None:
+    """A world of one process with a port of its own, whatever the driver's launcher had set."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

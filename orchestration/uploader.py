@@ -228,8 +228,9 @@ class Uploader:
 
     def _stumble(self, error: Exception) -> None:
         self._unsure, self._client = True, None
-        self._trouble = cause(error)
-        self._log(traceback.format_exc())
+        if self._trouble != cause(error):  # once: a server may be away for weeks
+            self._trouble = cause(error)
+            self._log(traceback.format_exc())
 
     def _log(self, text: str) -> None:
         with contextlib.suppress(OSError), (self.run_dir / "tracking.log").open("a") as file:

@@ -148,6 +148,9 @@ class Ledger:
             self._url(entry.digest), (json.dumps(asdict(entry), indent=1, allow_nan=False) + "\n").encode()
         )
 
+    def remove(self, digest: str) -> None:
+        storage.remove(self._url(digest))
+
     def find(self, digest: str) -> Entry | None:
         try:
             return _entry(storage.read_bytes(self._url(digest)), self._url(digest))

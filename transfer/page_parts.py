@@ -11,7 +11,7 @@ from typing import Any
 from transfer.statistics import Estimate
 
 
-def text(value: Any) -> str:
+def esc(value: Any) -> str:
     return "" if value is None else html.escape(str(value), quote=True)
 
 
@@ -59,5 +59,5 @@ def table_row(values: Sequence[str], *, numbers: set[int], style: str = "") -> s
 
 
 def table(head: Sequence[str], body: str, *, numbers: set[int]) -> str:
-    cells = "".join(f"<th{' class=n' if i in numbers else ''}>{text(h)}</th>" for i, h in enumerate(head))
+    cells = "".join(f"<th{' class=n' if i in numbers else ''}>{esc(h)}</th>" for i, h in enumerate(head))
     return f"<div class=scroll><table><thead><tr>{cells}</tr></thead><tbody>\n{body}</tbody></table></div>"

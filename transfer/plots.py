@@ -42,7 +42,7 @@ def draw_few_shot(axes: Axes, rows: Sequence[Row], finals: Sequence[Cell], color
         axes.errorbar(xs, means, yerr=bars, color=color, lw=1.8, marker="o", ms=5, elinewidth=1.2, capsize=0)
         mine = [c for c in finals if c.init == init and (c.task, c.method) == (rows[0].task, rows[0].method)]
         # Beside the interval and not on it, where they would drown.
-        dots = [(place[c.shots] + 2.2 * shift, 100 * c.value) for c in mine if c.shots in place]
+        dots = [(place[c.shots] + 2.2 * shift, 100 * c.value) for c in mine if c.shots in place and c.value is not None]
         axes.scatter([x for x, _ in dots], [y for _, y in dots], s=10, color=color, alpha=0.4, linewidths=0)
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), min(100.0, high) + 1.5)
@@ -77,7 +77,7 @@ def gains(rows: Sequence[Row], shots: int) -> str:
             fontsize=9,
             color=MARKS["muted"],
         )
-    axes.set_yticks(range(len(tasks)), [titles[task] for task in tasks])
+    axes.set_yticks(range(len(tasks)), [_literal(titles[task]) for task in tasks])
     axes.axvline(0, color=MARKS["ink"], lw=1.0)
     axes.margins(x=0.16)
     _dress(axes, MARKS, "gain over training from scratch, points", "", grid="x")
@@ -125,7 +125,7 @@ def picture(rows: Sequence[Row], finals: Sequence[Cell], *, dpi: int = 150) -> b
                 draw_few_shot(axes, here, finals, PRINT)
                 if (position - 1) % num_columns:
                     axes.set_ylabel("")
-                axes.set_title(here[0].task_title, fontsize=10.5, color=PRINT["ink"], loc="left", pad=14)
+                axes.set_title(_literal(here[0].task_title), fontsize=10.5, color=PRINT["ink"], loc="left", pad=14)
                 axes.annotate(
                     METHODS.get(method, method),
                     (0, 1),
@@ -153,9 +153,7 @@ def _quiet() -> Any:
     return matplotlib.rc_context({"font.family": "sans-serif", **settings})
 
 
-def _figure(
-    width_in: float, height_in: float, *, empty: bool = False, padding_in: float = 0.04
-) -> tuple[Figure, Any]:
+def _figure(width_in: float, height_in: float, *, empty: bool = False, padding_in: float = 0.04) -> tuple[Figure, Any]:
     # Without pyplot: no global state, no display, nothing to close.
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -175,6 +173,11 @@ def _dress(axes: Axes, colors: dict[str, str], x: str, y: str, grid: str = "y") 
     axes.tick_params(which="both", length=0, colors=colors["muted"], labelsize=9)
     axes.set_xlabel(x, color=colors["muted"], fontsize=9)
     axes.set_ylabel(y, color=colors["muted"], fontsize=9)
+
+
+def _literal(text: str) -> str:
+    """Dollar signs in a title are not the start of a formula."""
+    return text.replace("$", r"\$")
 
 
 def _svg(figure: Figure, label: str) -> str:

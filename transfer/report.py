@@ -40,7 +40,8 @@ class Cell:
     """Images a class; 0 or less = all there are."""
     seed: int
     metric: str
-    value: float
+    value: float | None
+    """None if the trial failed."""
     num_train: int
     num_test: int
     hyperparameters: dict[str, Any]
@@ -54,6 +55,10 @@ class Cell:
     data_digest: str
     status: str
     error: str | None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == "ok" and self.value is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Findings:
     """All that a sweep's folder says."""
 
     url: str
@@ -95,13 +100,13 @@ def load_cells(sweep_url: str | os.PathLike[str]) -> list[Cell]:
         return [_cell(url, data) for url, data in zip(urls, pool.map(_read_json, urls), strict=True)]
 
 
-def load_ledger(sweep_url: str | os.PathLike[str]) -> Ledger:
+def load_findings(sweep_url: str | os.PathLike[str]) -> Findings:
     """Trials, selection records and the sweep's own description ({} if it is not there)."""
     cells = load_cells(sweep_url)
     urls = storage.list_urls(storage.join(sweep_url, "selection"), ".json")
     selections = {url.rpartition("/")[2].removesuffix(".json"): _read_json(url) for url in urls}
     about = storage.join(sweep_url, "sweep.json")
-    return Ledger(os.fspath(sweep_url), cells, selections, _read_json(about) if storage.exists(about) else {})
+    return Findings(os.fspath(sweep_url), cells, selections, _read_json(about) if storage.exists(about) else {})
 
 
 def scorecard(cells: Iterable[Cell]) -> list[Row]:
@@ -186,14 +191,14 @@ def write_report(
     from transfer.page import render
     from transfer.plots import picture
 
-    ledger = load_ledger(sweep_url)
-    rows = scorecard(ledger.cells)
+    findings = load_findings(sweep_url)
+    rows = scorecard(findings.cells)
     if show:
         print_table(rows)
-    finals = [cell for cell in ledger.cells if cell.kind == "final" and cell.status == "ok"]
+    finals = [cell for cell in findings.cells if cell.kind == "final" and cell.is_ok]
     files: dict[str, Callable[[], bytes]] = {
         "csv": lambda: to_csv(rows).encode(),
-        "html": lambda: render(ledger, rows).encode(),
+        "html": lambda: render(findings, rows).encode(),
         "png": lambda: picture(rows, finals),
     }
     paths = {kind: storage.join(out_dir, f"scorecard.{kind}") for kind in files}
@@ -205,7 +210,7 @@ def write_report(
 def _row(cells: list[Cell]) -> Row:
     first = cells[0]
     where = f"{first.task}, {first.method}, {shots_text(first.shots)} images a class"
-    good = [cell for cell in cells if cell.status == "ok"]
+    good = [cell for cell in cells if cell.is_ok]
     for name, values in (
         ("protocols", {c.protocol_digest for c in good}),
         ("data", {c.data_digest for c in good}),
@@ -225,6 +230,7 @@ def _row(cells: list[Cell]) -> Row:
                 f"{where}: seed {cell.seed} of {cell.init} is there twice (once as {cell.digest[:12]}); "
                 "remove the trial file that does not belong to this sweep"
             )
+        assert cell.value is not None
         side[cell.seed] = cell.value
     gain = paired(sides["pretrained"], sides["scratch"])
     return Row(

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.subset import Subset, select
+from pipeline.errors import UserError
 from pipeline.records import Evaluation, Step
-from transfer.cells import Cell, Sweep
+from transfer.cells import Cell, Sweep, plan
 from transfer.features import features, from_scratch, pretrained
 from transfer.finetune import finetune_run
 from transfer.ledger import Entry, Ledger, Trial, entry
@@ -23,10 +24,40 @@ from transfer.probes import fit_ridge
 from transfer.splits import open_test, selection_url
 from transfer.tasks import FinetuneSettings, RidgeSettings, Task
 
-Report = Callable[[dict[str, float]], None]
+Report = Callable[[dict[str, Any]], None]
 
 
-def run_ridge(sweep: Sweep, cells: list[Cell], num_seeds: int) -> Iterator[Entry]:
+def run_job(sweep: Sweep, job: dict[str, Any], report: Report) -> None:
+    """A job of `transfer.conductor`. An exception becomes the failed entry of the trials that it ends."""
+    ledger = Ledger(sweep.out)
+    if job["cell"] >= 0:
+        trials = [Trial(**job["trial"])]
+    else:
+        planned, _ = plan(sweep)
+        cells = [planned[index] for index in job["ridge"]]
+        trials = [trial for cell in cells for trial in ridge_finals(sweep, cell)]
+    try:
+        if job["cell"] >= 0:
+            run_finetune(sweep, trials[0], report)
+        else:
+            for found in run_ridge(sweep, cells):
+                report({"digest": found.digest})
+    except Exception as error:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        for trial in trials:
+            if ledger.find(trial.digest) is None:
+                ledger.write(sweep.failed(trial, text))
+    report({"digest": trials[-1].digest})
+
+
+def ridge_finals(sweep: Sweep, cell: Cell) -> list[Trial]:
+    """The final trials of a ridge cell, whose one setting needs no search."""
+    settings = sweep.suite.settings("ridge")
+    assert isinstance(settings, RidgeSettings)
+    return cell.finals({"l2": settings.l2}, sweep.suite.num_seeds)
+
+
+def run_ridge(sweep: Sweep, cells: list[Cell]) -> Iterator[Entry]:
     """All missing ridge trials of one (task, init): an entry each, written to the ledger before it is yielded.
 
     Per seed another support and, from scratch, another network; features of the test split are read only once the
@@ -36,7 +67,7 @@ def run_ridge(sweep: Sweep, cells: list[Cell], num_seeds: int) -> Iterator[Entry
     assert isinstance(settings, RidgeSettings)
     ledger, l2 = Ledger(sweep.out), settings.l2
     task, init, augment = sweep.task(cells[0].task), cells[0].init, sweep.source.augment
-    todo = [[t for t in c.finals({"l2": l2}, num_seeds) if not ledger.is_done(t)] for c in cells]
+    todo = [[t for t in ridge_finals(sweep, c) if not ledger.is_done(t)] for c in cells]
     seeds = sorted({t.seed for trials in todo for t in trials})
     backbone = pretrained(sweep.source.checkpoint_url) if init == "pretrained" and seeds else None
     begin = time.perf_counter()

@@ -1,7 +1,7 @@
 """The networks are the published ones: counts from the papers' tables, outputs recorded from DeepMind's haiku code.
 
-`golden/` holds what that code computed for NFNet-F0 (jax 0.10.2, float32, CPU) on weights and images that `reference.py` draws
-again by name; no code or weights of it are stored.
+`golden/` holds what that code computed for NFNet-F0 (jax 0.10.2, float32, CPU) on weights and images that
+`reference.py` draws again by name; no code or weights of it are stored.
 """
 
 import importlib.util

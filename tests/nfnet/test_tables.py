@@ -8,8 +8,8 @@ from nfnet.count import count_parameters, multiply_adds
 from nfnet.variants import get_variant
 
 # name: (parameters in millions, multiply-adds in billions at 224 px), to the digits that are printed. F0-F6 and F4+'s
-# parameters are the paper's; the rest was computed by others from the published block. Multiply-adds of F1-F7 at their test
-# sizes are in test_published.py, to the last digit.
+# parameters are the paper's; the rest was computed by others from the published block. None: test_published.py has that
+# variant's multiply-adds to the last digit.
 SIZES = {
     "nfnet_f0": (71.5, 9.5),
     "nfnet_f1": (132.6, None),
@@ -19,14 +19,14 @@ SIZES = {
     "nfnet_f5": (377.2, None),
     "nfnet_f6": (438.4, None),
     "nfnet_f7": (499.5, None),
-    "nfnet_f0_plus": (119.2, 16.2),
-    "nfnet_f1_plus": (221.2, 29.8),
+    "nfnet_f0_plus": (119.2, None),
+    "nfnet_f1_plus": (221.2, None),
     "nfnet_f2_plus": (323.1, 43.4),
-    "nfnet_f3_plus": (425.1, 56.9),
-    "nfnet_f4_plus": (527.0, 70.5),
+    "nfnet_f3_plus": (425.1, None),
+    "nfnet_f4_plus": (527.0, None),
     "nfnet_f5_plus": (629.0, 84.1),
     "nfnet_f6_plus": (730.9, 97.6),
-    "nfnet_f7_plus": (832.9, 111.2),
+    "nfnet_f7_plus": (832.9, None),
 }
 
 

@@ -101,7 +101,7 @@ def test_every_fact_is_shown(live: bool) -> None:
 
 def test_without_a_terminal_a_line_of_plain_text_holds_the_step() -> None:
     lines = show(*EVENTS).splitlines()
-    assert "step 10/1000  loss 2.3457  acc 45.6%  1,234 img/s  clipped 12%  data wait 10%  left 1 h 02 min" in lines
+    assert "step 10/1000  left 1 h 02 min  loss 2.3457  acc 45.6%  1,234 img/s  clipped 12%  data wait 10%" in lines
     assert "\x1b" not in "".join(lines) and "starting the engine" in lines
 
 

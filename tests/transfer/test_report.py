@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from transfer.report import Cell, load_cells, load_ledger, print_table, scorecard, write_report
+from transfer.report import Cell, load_cells, load_findings, print_table, scorecard, write_report
 
 TASKS = {"cifar10": "CIFAR-10", "flowers": "Flowers", "signdigits": "Sign digits"}
 EVIL = "<script>alert('1')</script>"
@@ -74,12 +74,16 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
                         more = {"history": history if method == "finetune" else [], "seconds_s": 8.0}
                         trials.append(trial(**common, **more, shots=shots, seed=seed, value=value))
                     if method == "finetune":
+                        rows = []
                         for n in range(4):
-                            settings = {"learning_rate": 0.01 * 3**n, "steps": 100}
+                            settings = {"learning_rate": 0.01 * 3**n, "num_steps": 100}
                             score = level - 0.05 * abs(n - 2)
                             search = {"kind": "search", "seed": n, "value": score, "hyperparameters": settings}
                             trials.append(trial(**common, **search, shots=shots))
-                        record = {"chosen": {"learning_rate": 0.09, "steps": 100}, "candidates": [], "time_s": 1.7e9}
+                            step = 25 if n == 0 else 100  # the first is stopped early
+                            row = {"hyperparameters": settings, "score": score, "status": "ok", "step": step}
+                            rows.append(row)
+                        record = {"hyperparameters": {"learning_rate": 0.09}, "candidates": rows, "time_s": 1.7e9}
                         name = f"{task}-{method}-{init}-{shots}.json"
                         (folder / "selection").mkdir(parents=True, exist_ok=True)
                         (folder / "selection" / name).write_text(json.dumps(record))
@@ -97,7 +101,7 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
         command="normfree transfer s3://ada:secret@bucket/runs/c100 --suite small_images",
         hardware={"cpu": "2 cores", "gpu": None},
         num_seeds=num_seeds,
-        not_run=[{"task": "flowers", "shots": 100, "reason": f"a class has only 80 images {EVIL}"}],
+        not_run=[{"task": "flowers", "shots": 100, "method": "ridge", "reason": f"a class has only 80 images {EVIL}"}],
     )
 
 
@@ -189,7 +193,7 @@ def test_the_page_and_the_table_say_the_same_as_the_csv(report: dict[str, Path])
     lines = list(csv.DictReader(io.StringIO(report["csv"].read_text())))
     assert len(lines) == 3 * 2 * 4
     stream = io.StringIO()
-    print_table(scorecard(load_ledger(report["csv"].parents[1]).cells), stream)
+    print_table(scorecard(load_findings(report["csv"].parents[1]).cells), stream)
     for line in lines:
         gain = 100 * float(line["gain_mean"])
         assert f"{gain:+.1f} ± " in stream.getvalue()
