@@ -1,0 +1,85 @@
+"""The Run: one description, strict, round trip."""
+
+import dataclasses
+
+import pytest
+
+from pipeline import recipes
+from pipeline.config import Run, dump_yaml, from_dict, load_yaml, override, to_dict
+from pipeline.duration import Duration
+from pipeline.errors import UserError
+
+RUN = recipes.get("nfnet_tiny_glyphs")
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_survives_the_round_trip(name: str) -> None:
+    run = recipes.get(name)
+    assert load_yaml(dump_yaml(run), name) == run
+    assert run.batch_plan(1)[0] * run.batch_plan(1)[1] == run.global_batch
+
+
+def test_equal_runs_have_equal_digests_and_others_do_not() -> None:
+    assert from_dict(Run, to_dict(RUN)).digest() == RUN.digest()
+    assert override(RUN, {"optim.weight_decay": "1e-9"}).digest() != RUN.digest()
+
+
+def test_an_override_reaches_the_field_with_its_type() -> None:
+    run = override(
+        RUN,
+        {"optim.learning_rate": "0.25", "augment.flip": "true", "augment.mean": "0.5,0.5,0.5", "eval_every": "none",
+         "duration": "7 steps", "model.options.drop_rate": 0.5, "data.subset.per_class": "5"},
+    )  # fmt: skip
+    assert run.optim.learning_rate == 0.25 and run.augment.flip is True and run.augment.mean == (0.5, 0.5, 0.5)
+    assert run.eval_every is None and run.duration == Duration(7, "steps")
+    assert run.model.options["drop_rate"] == 0.5 and run.data.subset is not None and run.data.subset.per_class == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optim.learning_rat", "1", "did you mean 'learning_rate'"),
+        ("optm.learning_rate", "1", "did you mean 'optim'"),
+        ("seed", "x", "seed must be a whole number"),
+        ("optim.learning_rate", "fast", "must be a number"),
+        ("optim.learning_rate", "-1", "set a positive number"),
+        ("engine.zero_stage", "3", "choose one of 0, 1"),
+        ("duration", "10", "write a number and a unit"),
+        ("duration", "10 weeks", "write a number and a unit"),
+        ("global_batch", "0", "set it to 1 or more"),
+        ("augment.flip", "maybe", "must be true or false"),
+        ("seed.x", "1", "has no fields of its own"),
+    ],
+)
+def test_a_wrong_field_or_value_is_refused_with_what_to_change(field: str, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        override(RUN, {field: value})
+
+
+def test_an_unknown_recipe_gets_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="did you mean 'nfnet_tiny_glyphs'"):
+        recipes.get("nfnet_tiny_glyph")
+
+
+@pytest.mark.parametrize(("ranks", "micro", "plan"), [(1, 0, (128, 1)), (2, 0, (64, 1)), (2, 16, (16, 4))])
+def test_the_parts_of_a_batch_multiply_to_the_whole(ranks: int, micro: int, plan: tuple[int, int]) -> None:
+    assert dataclasses.replace(RUN, micro_batch=micro).batch_plan(ranks) == plan
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="128 does not divide over 3 processes"):
+        RUN.batch_plan(3)
+    with pytest.raises(UserError, match="micro_batch 48 does not divide the 64"):
+        dataclasses.replace(RUN, micro_batch=48).batch_plan(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("2 epochs", 20), ("1 epoch", 10), ("500 samples", 5), ("7 steps", 7), ("0.01 epochs", 1)]
+)
+def test_durations_resolve_to_steps(text: str, steps: int) -> None:
+    assert Duration.parse(text).steps(samples_per_epoch=1000, global_batch=100) == steps
+
+
+def test_yaml_that_is_none_says_where() -> None:
+    with pytest.raises(UserError, match="run.yaml is not readable as YAML"):
+        load_yaml("a: [", "run.yaml")
