@@ -27,54 +27,100 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="datasets: prepare, verify, list")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    p = _add(actions, "prepare", "data_prepare", "raw images -> WebDataset shards and a manifest", [
-        "normfree data prepare glyphs --out data/glyphs",
-        "normfree data prepare cifar100 --source cifar100.tar --out data/cifar100",
-        "normfree data prepare flowers --source photos/ --val-share 0.2 --out s3://bucket/flowers",
-    ])
-    p.add_argument("card", metavar="CARD", help="name of a card ('normfree data cards' lists them) or path of a card's YAML")
+    p = _add(
+        actions,
+        "prepare",
+        "data_prepare",
+        "raw images -> WebDataset shards and a manifest",
+        [
+            "normfree data prepare glyphs --out data/glyphs",
+            "normfree data prepare cifar100 --source cifar100.tar --out data/cifar100",
+            "normfree data prepare flowers --source photos/ --val-share 0.2 --out s3://bucket/flowers",
+        ],
+    )
+    p.add_argument(
+        "card", metavar="CARD", help="name of a card ('normfree data cards' lists them) or path of a card's YAML"
+    )
     p.add_argument("--source", help="tar or folder of <split>/<class>/<file>; not for embedded sets")
     p.add_argument("--out", required=True, metavar="URL", help="folder or object-store prefix to write to")
-    p.add_argument("--max-bad-share", type=float, default=0.001, metavar="X",
-                   help="stop if more than this share of images does not decode (default %(default)s)")
+    p.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.001,
+        metavar="X",
+        help="stop if more than this share of images does not decode (default %(default)s)",
+    )
     p.add_argument("--shard-mb", type=float, default=64, metavar="MB", help="size of a shard (default %(default)s)")
-    p.add_argument("--val-share", type=float, metavar="X",
-                   help="for sources without splits: the share of each class that becomes val")
+    p.add_argument(
+        "--val-share",
+        type=float,
+        metavar="X",
+        help="for sources without splits: the share of each class that becomes val",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the shuffle at writing (default %(default)s)")
-    p = _add(actions, "verify", "data_verify", "check every byte of a dataset against its manifest",
-             ["normfree data verify data/cifar100"])
+    p = _add(
+        actions,
+        "verify",
+        "data_verify",
+        "check every byte of a dataset against its manifest",
+        ["normfree data verify data/cifar100"],
+    )
     p.add_argument("url", metavar="URL")
     _add(actions, "cards", "data_cards", "list the catalogue", ["normfree data cards"])
 
-    p = _add(commands, "inspect", "inspect", "parameters, multiply-adds and stages of a network",
-             ["normfree inspect nfnet_f4_plus", "normfree inspect nfnet_tiny --px 32"])
+    p = _add(
+        commands,
+        "inspect",
+        "inspect",
+        "parameters, multiply-adds and stages of a network",
+        ["normfree inspect nfnet_f4_plus", "normfree inspect nfnet_tiny --px 32"],
+    )
     p.add_argument("model", metavar="MODEL")
     p.add_argument("--px", type=int, help="count multiply-adds at this size too")
 
-    p = _add(commands, "pretrain", "pretrain", "train a recipe; the same command again resumes", [
-        "normfree pretrain nfnet_tiny_glyphs --data.url data/glyphs --out runs/glyphs",
-        "normfree pretrain nfnet_tiny_cifar100 --data.url data/cifar100 --out runs/c100 --num-processes 2",
-        "normfree pretrain run.yaml --out runs/mine --optim.learning_rate 0.2 --duration '30 epochs'",
-        "normfree pretrain nfnet_f0_imagenet --show",
-    ])
+    p = _add(
+        commands,
+        "pretrain",
+        "pretrain",
+        "train a recipe; the same command again resumes",
+        [
+            "normfree pretrain nfnet_tiny_glyphs --data.url data/glyphs --out runs/glyphs",
+            "normfree pretrain nfnet_tiny_cifar100 --data.url data/cifar100 --out runs/c100 --num-processes 2",
+            "normfree pretrain run.yaml --out runs/mine --optim.learning_rate 0.2 --duration '30 epochs'",
+            "normfree pretrain nfnet_f0_imagenet --show",
+        ],
+    )
     p.add_argument("recipe", metavar="RECIPE|FILE.yaml")
     p.add_argument("--out", metavar="URL", help="run folder: checkpoints, records, configuration")
     p.add_argument("--num-processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: SQLite in the run folder")
     p.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
-    p.epilog = (p.epilog or "") + "\n\nAny field of the configuration is an option by its path: --optim.weight_decay 1e-5"
+    p.epilog = (
+        p.epilog or ""
+    ) + "\n\nAny field of the configuration is an option by its path: --optim.weight_decay 1e-5"
 
-    p = _add(commands, "evaluate", "evaluate", "accuracy of a checkpoint on a prepared dataset with the same classes",
-             ["normfree evaluate runs/c100 data/cifar100"])
+    p = _add(
+        commands,
+        "evaluate",
+        "evaluate",
+        "accuracy of a checkpoint on a prepared dataset with the same classes",
+        ["normfree evaluate runs/c100 data/cifar100"],
+    )
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder (its newest one)")
     p.add_argument("data", metavar="URL", help="a prepared dataset")
     p.add_argument("--split", default="val")
     p.add_argument("--weights", choices=["evaluated", "ema", "raw"], default="evaluated")
 
-    p = _add(commands, "transfer", "transfer", "few-shot and fine-tuning trials on a suite of tasks, against from scratch", [
-        "normfree transfer runs/glyphs --suite demo --data-root data --out sweeps/demo",
-        "normfree transfer s3://bucket/runs/c100 --suite small_images --data-root data --out sweeps/c100 --seeds 5",
-    ])
+    p = _add(
+        commands,
+        "transfer",
+        "transfer",
+        "few-shot and fine-tuning trials on a suite of tasks, against from scratch",
+        [
+            "normfree transfer runs/glyphs --suite demo --data-root data --out sweeps/demo",
+            "normfree transfer s3://bucket/runs/c100 --suite small_images --data-root data --out sweeps/c100 --seeds 5",
+        ],
+    )
     p.add_argument("checkpoint", metavar="CHECKPOINT")
     p.add_argument("--suite", required=True, metavar="SUITE", help="name of a suite or path of its YAML")
     p.add_argument("--data-root", required=True, metavar="URL", help="holds one prepared dataset a task: ROOT/<card>")
@@ -83,13 +129,23 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--max-concurrent", type=int, metavar="N", help="trials at a time (default: one a core)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: SQLite in the sweep folder")
 
-    p = _add(commands, "report", "report", "scorecard of a sweep: table, CSV, HTML page, picture",
-             ["normfree report sweeps/demo", "normfree report sweeps/c100 --out docs/results/c100"])
+    p = _add(
+        commands,
+        "report",
+        "report",
+        "scorecard of a sweep: table, CSV, HTML page, picture",
+        ["normfree report sweeps/demo", "normfree report sweeps/c100 --out docs/results/c100"],
+    )
     p.add_argument("sweep", metavar="URL")
     p.add_argument("--out", metavar="DIR", help="default: the sweep folder's report/")
 
-    p = _add(commands, "ui", "ui", "open MLflow on a run's or sweep's records",
-             ["normfree ui runs/glyphs", "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001"])
+    p = _add(
+        commands,
+        "ui",
+        "ui",
+        "open MLflow on a run's or sweep's records",
+        ["normfree ui runs/glyphs", "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001"],
+    )
     p.add_argument("run", nargs="?", metavar="DIR", help="a run or sweep folder")
     p.add_argument("--tracking-uri", metavar="URI")
     p.add_argument("--host", default="127.0.0.1")

@@ -20,7 +20,13 @@ def data_prepare(args: argparse.Namespace) -> int:
     from pipeline.data.prepare import prepare
 
     card = load_card(args.card)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeElapsedColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeElapsedColumn(),
+    ]
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"preparing {card.name}", total=None)
         manifest = prepare(

@@ -72,7 +72,9 @@ def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str) -> bool:
     if wrong:
         k = wrong[0]
         shapes = [tuple(d[k].shape) if k in d else "absent" for d in (wanted, own)]
-        raise UserError(f"{url} does not fit the model: {k} is {shapes[0]} there and {shapes[1]} here; check model.options")
+        raise UserError(
+            f"{url} does not fit the model: {k} is {shapes[0]} there and {shapes[1]} here; check model.options"
+        )
     model.load_state_dict(wanted, strict=not remade)
     return remade
 

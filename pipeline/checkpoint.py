@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
-from pipeline.world import World, barrier
+from pipeline.world import World
 
 FORMAT = 1
 COMMIT = "commit.json"
@@ -122,7 +122,9 @@ def read_commit(url: str) -> Commit:
     try:
         body = json.loads(data)
         if body["format"] != FORMAT:
-            raise UserError(f"{place} has format {body['format']}, this version reads {FORMAT}; use the version that wrote it")
+            raise UserError(
+                f"{place} has format {body['format']}, this version reads {FORMAT}; use the version that wrote it"
+            )
         names = [f for f in Commit.__dataclass_fields__ if f not in ("url", "digest")]
         return Commit(url=url, digest=hashlib.sha256(data).hexdigest(), **{n: body[n] for n in names})
     except (ValueError, KeyError, TypeError) as error:
@@ -140,7 +142,9 @@ def verify(commit: Commit, cache_dir: str) -> list[Path]:
             path = storage.fetch(place, sha256=info["sha256"], size_bytes=info["size_bytes"], cache_dir=cache_dir)
             size, digest = path.stat().st_size, storage.sha256_file(path)
         except (OSError, ValueError) as error:
-            raise UserError(f"checkpoint {commit.url} does not verify: {info['name']}: {error}; use another one") from None
+            raise UserError(
+                f"checkpoint {commit.url} does not verify: {info['name']}: {error}; use another one"
+            ) from None
         if size != info["size_bytes"] or digest != info["sha256"]:
             raise UserError(
                 f"checkpoint {commit.url} does not verify: {info['name']} has {size} bytes with SHA-256 {digest[:12]}, committed "
@@ -158,7 +162,7 @@ def committed(run_dir: str) -> list[str]:
 
 def newest(run_dir: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver]]:
     """The newest checkpoint that verifies, and those that were passed over on the way."""
-    passed = []
+    passed: list[PassedOver] = []
     for url in committed(run_dir):
         try:
             commit = read_commit(url)
@@ -184,7 +188,9 @@ def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -
                     seen[kind, name] += part.numel()
     for (kind, name), count in seen.items():
         if count != math.prod(commit.shapes[name]):
-            raise UserError(f"{commit.url} holds {count} elements of {kind} {name}; it should hold {commit.shapes[name]}")
+            raise UserError(
+                f"{commit.url} holds {count} elements of {kind} {name}; it should hold {commit.shapes[name]}"
+            )
     return state
 
 

@@ -35,7 +35,9 @@ class Duration:
         except ValueError:
             value = None
         if match is None or value is None:
-            raise UserError(f"{where} is {text!r}; write a number and a unit, as '20 epochs', '500 steps' or '1e6 samples'")
+            raise UserError(
+                f"{where} is {text!r}; write a number and a unit, as '20 epochs', '500 steps' or '1e6 samples'"
+            )
         return cls(value, f"{match[2]}s")  # type: ignore[arg-type]
 
     def steps(self, *, samples_per_epoch: int, global_batch: int) -> int:

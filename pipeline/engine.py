@@ -69,9 +69,7 @@ class _Objective(nn.Module):
         return loss, (logits.detach().argmax(1) == labels).sum()
 
 
-def deepspeed_config(
-    config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int
-) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's dictionary, derived from the Run: nobody writes it by hand."""
     return {
         "train_batch_size": global_batch,
@@ -148,7 +146,9 @@ class Engine:
                 dist_init_required=False,
             )
         if self._engine.gradient_clipping() != 0.0:
-            raise RuntimeError("DeepSpeed would clip gradients by their global norm on top of AGC; this version is not usable")
+            raise RuntimeError(
+                "DeepSpeed would clip gradients by their global norm on top of AGC; this version is not usable"
+            )
         self._optimizer, self._is_sharded = optimizer, config.zero_stage > 0
         self._zero = self._engine.optimizer if self._is_sharded else None
         self._places: list[Place] = places(network, optimizer, self._zero, {n: r.clip for n, r in rules.items()})

@@ -24,6 +24,7 @@ from pipeline.checkpoint import Commit
 from pipeline.config import Run, dump_yaml, load_yaml, to_dict
 from pipeline.data.augment import normalise
 from pipeline.data.loader import Batch, EvalData, TrainData
+from pipeline.duration import Duration
 from pipeline.engine import Engine, UpdateStats
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
@@ -31,7 +32,15 @@ from pipeline.records import Evaluation, Finished, Phase, Record, Saved, Skipped
 from pipeline.world import World
 
 MAX_SKIPPED_IN_A_ROW = 3
-CHANGEABLE = ("micro_batch", "log_every_steps", "save_every", "eval_every", "keep_checkpoints", "engine", "data.num_workers")
+CHANGEABLE = (
+    "micro_batch",
+    "log_every_steps",
+    "save_every",
+    "eval_every",
+    "keep_checkpoints",
+    "engine",
+    "data.num_workers",
+)
 """Fields that a restarted run may change: none of them decides which update comes next."""
 
 
@@ -70,7 +79,9 @@ def train(run: Run, out: str) -> Iterator[Record]:
                 yield job.report(rate)
             if stats.stop_requested and job.step < job.total_steps:
                 yield job.save()
-                yield Stopped(step=job.step, checkpoint=job.newest_checkpoint, reason="a stop signal (SIGTERM or SIGINT)")
+                yield Stopped(
+                    step=job.step, checkpoint=job.newest_checkpoint, reason="a stop signal (SIGTERM or SIGINT)"
+                )
                 job.engine.close()
                 return
             if job.due(job.eval_steps) and job.step < job.total_steps:
@@ -166,10 +177,8 @@ class _Job:
         self.skips_in_a_row = 0
         self.last_evaluation: Evaluation | None = None
 
-    def _steps(self, duration: object) -> int:
-        return duration.steps(  # type: ignore[attr-defined, no-any-return]
-            samples_per_epoch=self.data.num_samples, global_batch=self.run.global_batch
-        )
+    def _steps(self, duration: Duration) -> int:
+        return duration.steps(samples_per_epoch=self.data.num_samples, global_batch=self.run.global_batch)
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
@@ -211,9 +220,14 @@ class _Job:
     def _claim_folder(self) -> None:
         place = storage.join(self.out, "run.yaml")
         if storage.exists(place):
-            theirs, ours = _flat(to_dict(load_yaml(storage.read_bytes(place).decode(), place))), _flat(to_dict(self.run))
+            theirs, ours = (
+                _flat(to_dict(load_yaml(storage.read_bytes(place).decode(), place))),
+                _flat(to_dict(self.run)),
+            )
             changed = [
-                k for k in ours if ours[k] != theirs.get(k) and not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)
+                k
+                for k in ours
+                if ours[k] != theirs.get(k) and not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)
             ]
             if changed:
                 k = changed[0]
@@ -265,7 +279,9 @@ class _Job:
                 f"{self.skips_in_a_row} updates in a row were not finite, the last at step {self.step}; lower "
                 f"optim.learning_rate or optim.clipping, then run again: it goes on from the newest checkpoint"
             )
-        return Skipped(step=self.step, reason=f"loss {stats.loss}, gradient not finite", samples=self.samples, keys=keys)
+        return Skipped(
+            step=self.step, reason=f"loss {stats.loss}, gradient not finite", samples=self.samples, keys=keys
+        )
 
     def report(self, rate: float) -> Step:
         clock, updates = self.clock, self.clock.updates

@@ -43,7 +43,7 @@ def places(
     network: nn.Module, optimizer: torch.optim.Optimizer, zero: Any | None, clip: dict[str, bool]
 ) -> list[Place]:
     """This rank's fragments, in the order of the network's parameters."""
-    group_of = {}
+    group_of: dict[int, int] = {}
     for i, group in enumerate(zero.bit16_groups if zero is not None else [g["params"] for g in optimizer.param_groups]):
         group_of |= {id(p): i for p in group}
     found = []
@@ -86,6 +86,8 @@ def gradient_pieces(found: list[Place], zero: Any | None) -> list[torch.Tensor]:
     for place in found:
         piece = by_offset[place.group].get(place.offset)
         if piece is None or piece.numel() != place.fragment.weight.numel():
-            raise RuntimeError(f"DeepSpeed's partition holds no gradient for {place.fragment.name}; this version is not usable")
+            raise RuntimeError(
+                f"DeepSpeed's partition holds no gradient for {place.fragment.name}; this version is not usable"
+            )
         out.append(piece)
     return out

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,9 @@ class _Samples(Dataset[tuple[np.ndarray, int, int]]):
                     f"sample {self._reader.key(sample)} of the dataset does not decode any more ({error}); "
                     f"run 'normfree data prepare' again"
                 ) from error
-            if pixels.nbytes <= self._room_bytes:  # small sets are decoded once; large ones fill the room and stop there
+            if (
+                pixels.nbytes <= self._room_bytes
+            ):  # small sets are decoded once; large ones fill the room and stop there
                 self._decoded[sample] = pixels
                 self._room_bytes -= pixels.nbytes
         return pixels
@@ -216,7 +219,7 @@ def _pool(index: SplitIndex, subset: Subset | None) -> np.ndarray:
     return np.arange(index.num_samples) if subset is None else select(index.label, subset)
 
 
-def _loader(samples: _Samples, tokens: object, num_workers: int, *, pin: bool) -> DataLoader[Batch]:
+def _loader(samples: Dataset[Any], tokens: object, num_workers: int, *, pin: bool) -> DataLoader[Batch]:
     return DataLoader(
         samples,
         batch_sampler=tokens,  # type: ignore[arg-type]

@@ -25,9 +25,7 @@ def _from_scratch(depth: int) -> Run:
     variant = get_variant(f"nfnet_f{depth}")
     return Run(
         name=f"nfnet_f{depth}_imagenet",
-        model=ModelConfig(
-            name=f"nfnet_f{depth}", options={"drop_rate": variant.drop_rate, "stochastic_depth": 0.25}
-        ),
+        model=ModelConfig(name=f"nfnet_f{depth}", options={"drop_rate": variant.drop_rate, "stochastic_depth": 0.25}),
         data=DataConfig(num_workers=8),
         augment=AugmentConfig(image_px=variant.train_px, eval_px=variant.test_px, crop="area", eval_resize="published"),
         optim=OptimConfig(

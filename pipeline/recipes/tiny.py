@@ -22,7 +22,7 @@ def nfnet_tiny_glyphs() -> Run:
         data=DataConfig(),
         augment=AugmentConfig(image_px=32, crop="area", area_min=0.5, flip=False),
         optim=OptimConfig(
-            learning_rate=0.4,
+            learning_rate=0.3,
             warmup=Duration(0.5, "epochs"),
             weight_decay=2e-5,
             clipping=0.02,

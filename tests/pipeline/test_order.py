@@ -1,5 +1,7 @@
 """Laws of the order of samples."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -51,9 +53,10 @@ def test_a_window_mixes_no_more_shards_than_it_says() -> None:
 def test_neighbours_of_one_epoch_are_not_neighbours_in_the_next() -> None:
     order = Order((100,) * 20, seed=0, window_shards=16)
     pairs = [
-        set(zip(s.tolist(), s[1:].tolist(), strict=False)) for s in (order.positions(e * 2000, 2000)[1] for e in range(10))
+        set(zip(s.tolist(), s[1:].tolist(), strict=False))
+        for s in (order.positions(e * 2000, 2000)[1] for e in range(10))
     ]
-    repeated = sum(len(a & b) for a, b in zip(pairs, pairs[1:], strict=False))
+    repeated = sum(len(a & b) for a, b in itertools.pairwise(pairs))
     assert repeated < 9 * 10  # a full shuffle repeats about one pair an epoch
 
 

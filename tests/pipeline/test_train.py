@@ -46,7 +46,9 @@ def make_run(digits: str, **changes: Any) -> Run:
     return dataclasses.replace(run, **changes)
 
 
-def start(run: Run, folder: Path, options: dict[str, Any] | None = None, num_processes: int = 1) -> list[dict[str, Any]]:
+def start(
+    run: Run, folder: Path, options: dict[str, Any] | None = None, num_processes: int = 1
+) -> list[dict[str, Any]]:
     """Records of a run in processes of its own; one that kills itself counts as done."""
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text(dump_yaml(run))
@@ -86,7 +88,9 @@ def test_a_killed_run_started_again_ends_with_the_same_weights_bit_for_bit(
     assert (again.step, again.samples, again.num_updates) == (commit.step, 320, 20)
     assert set(ours) == set(theirs) and {k.split("/")[0] for k in ours} == {"weights", "momentum", "ema"}
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert losses(records) == losses(unbroken[1])  # the steps after the restart repeat the unbroken run's losses exactly
+    assert losses(records) == losses(
+        unbroken[1]
+    )  # the steps after the restart repeat the unbroken run's losses exactly
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -1,0 +1,133 @@
+"""`normfree transfer`: runs the sweep, shows it, tracks it, and ends with the scorecard."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestration.sweep import transfer
+from orchestration.sweep_tracking import SweepTracker
+from pipeline import storage
+from transfer.ledger import Ledger
+from transfer.report import load_cells, scorecard, write_report
+
+LINE_EVERY_S = 10.0
+INTERESTING = ("task", "method", "init", "shots", "seed", "kind")
+
+
+def transfer_run(args: argparse.Namespace) -> int:
+    """Exit code: 0 all trials have a result, 1 some failed (they are listed, and run again by the same command)."""
+    listener = _Listener(args)
+    result = transfer(
+        args.checkpoint,
+        args.suite,
+        args.out,
+        data_root=args.data_root,
+        num_seeds=args.seeds,
+        max_concurrent=args.max_concurrent,
+        on_event=listener.hear,
+    )
+    paths = write_report(args.out, storage.join(args.out, "report"))
+    for row in result.not_run:
+        print(f"not run: {row['task']} {row['method']} at {row['shots']} shots: {row['reason']}")
+    listener.finish(result.num_failed, [Path(p) for p in paths.values() if storage.is_local(p)])
+    print(f"made {args.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
+    print(*(f"{kind}: {path}" for kind, path in paths.items()), sep="\n")
+    print(f"next: open {paths['html']}, or: normfree ui {_tracking_words(args)}")
+    return 1 if result.num_failed else 0
+
+
+def _tracking_words(args: argparse.Namespace) -> str:
+    return f"--tracking-uri {shlex.quote(args.tracking_uri)}" if args.tracking_uri else shlex.quote(args.out)
+
+
+class _Listener:
+    """Hears the sweep's events in the driver: a line for a person, a child run for MLflow."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._tracker: SweepTracker | None = None
+        self._begin_s = self._shown_s = time.monotonic()
+        self._live = sys.stderr.isatty()
+
+    def hear(self, event: dict[str, Any]) -> None:
+        if event["event"] == "phase":
+            self._line(f"{event['name']}")
+        elif event["event"] == "selected":
+            name = f"{event['task']} {event['method']} {event['init']} {event['shots']} shots"
+            self._line(f"selected hyper-parameters for {name}; its test split may be opened now")
+        else:
+            self._trial(event)
+
+    def _trial(self, event: dict[str, Any]) -> None:
+        entry = event["entry"]
+        self._track(entry)
+        if entry["status"] == "failed":
+            self._line(
+                f"FAILED {entry['task']} {entry['method']} {entry['init']} {entry['shots']} shots: {entry['error']}"
+            )
+        now = time.monotonic()
+        if not self._live and now - self._shown_s < LINE_EVERY_S and event["done"] < event["total"]:
+            return
+        self._shown_s = now
+        value = "failed" if entry["value"] is None else f"{entry['value']:.1%}"
+        left_s = (now - self._begin_s) / event["done"] * (event["total"] - event["done"])
+        line = (
+            f"trial {event['done']}/{event['total']}  {entry['task']} {entry['method']} {entry['init']} "
+            f"{entry['shots']} shots, {entry['kind']}: {value}  left about {left_s / 60:.0f} min"
+        )
+        if self._live:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, flush=True)
+
+    def _line(self, text: str) -> None:
+        if self._live:
+            print("\r\033[K", end="", file=sys.stderr)
+        print(text, flush=True)
+
+    def _tracking(self) -> SweepTracker:
+        if self._tracker is None:
+            out = self._args.out
+            # MLflow's local bookkeeping of a remote sweep folder lies in a local twin.
+            local = (
+                storage.local_path(out)
+                if storage.is_local(out)
+                else tempfile.gettempdir() + "/normfree-sweeps/" + (out.replace("://", "-").replace("/", "-"))
+            )
+            name = f"{self._args.suite} of {self._args.checkpoint.rstrip('/').rsplit('/', 1)[-1]}"
+            self._tracker = SweepTracker(self._args.tracking_uri, "transfer", name, str(local))
+        return self._tracker
+
+    def _track(self, entry: dict[str, Any]) -> None:
+        name = f"{entry['task']}-{entry['method']}-{entry['init']}-{entry['shots']}-{entry['kind']}-{entry['seed']}"
+        parameters = {k: entry[k] for k in INTERESTING} | entry["hyperparameters"]
+        final = {} if entry["value"] is None else {entry["metric"]: entry["value"]}
+        final |= {"seconds_s": entry["seconds_s"], "images_seen": float(entry["images_seen"])}
+        tags = {k: str(entry[k]) for k in ("checkpoint_digest", "data_digest", "protocol_digest", "error") if entry[k]}
+        self._tracking().child(entry["digest"], name, parameters, entry["history"], final, tags, entry["status"])
+
+    def finish(self, num_failed: int, artifacts: list[Path]) -> None:
+        """Every trial of the ledger, so also those of an earlier start, then the sum of it all."""
+        for entry in Ledger(self._args.out).entries():
+            self._track(asdict(entry))
+        metrics = {}
+        for row in scorecard(load_cells(self._args.out)):
+            for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
+                if value is not None:
+                    metrics[f"{row.task}/{row.method}/{row.shots}/{label}"] = value.mean
+        info = Ledger(self._args.out).info()
+        parameters: dict[str, Any] = {
+            "suite": info.suite,
+            "checkpoint": info.checkpoint_url,
+            "checkpoint_digest": info.checkpoint_digest,
+        }
+        parameters |= {"model": info.model, "num_seeds": info.num_seeds, "num_failed": num_failed}
+        self._tracking().parent_summary(parameters, metrics, artifacts)
+        self._tracking().close("failed" if num_failed else "ok")
