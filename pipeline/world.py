@@ -64,8 +64,3 @@ def broadcast(world: World, value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def barrier(world: World) -> None:
-    if world.size > 1:
-        dist.barrier()

@@ -41,8 +41,8 @@ def main() -> None:
         images, labels = batch(step)
         if step == options.get("poison_step") and me.rank == me.size - 1:
             images[-1] = float("nan")  # lies in the last rank's last micro-batch
-        shares = zip(images.split(engine_share := GLOBAL_BATCH // options["accumulation"]), labels.split(engine_share))
-        for i, (x, y) in enumerate(shares):
+        share = GLOBAL_BATCH // options["accumulation"]
+        for i, (x, y) in enumerate(zip(images.split(share), labels.split(share), strict=True)):
             n = len(x) // me.size
             mine = slice(me.rank * n, (me.rank + 1) * n)
             engine.forward_backward(x[mine], y[mine], is_last=i == options["accumulation"] - 1)

@@ -1,0 +1,12 @@
+"""All benchmarks, ours and the peer's in turn: python -m benchmarks [NAME ...] (or make bench)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = ("update", "step")
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or NAMES:
+        importlib.import_module(f"benchmarks.{name}").main()
