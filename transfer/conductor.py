@@ -49,7 +49,10 @@ class Conductor:
         for index, cell in enumerate(cells):
             if cell.method == "finetune":
                 self.total += sweep.suite.num_seeds
-                if not self._release(index):
+                if self._release(index):
+                    self.total += len(cell.search)
+                    self.done += len(cell.search)  # over, however each of them ended
+                else:
                     self._queue_search(index)
 
     # --- what is next -------------------------------------------------------------------------------------------------
@@ -78,6 +81,7 @@ class Conductor:
     def _missing(self, trials: list[Trial]) -> list[Trial]:
         missing = [t for t in trials if not self.ledger.is_done(t)]
         self.done += len(trials) - len(missing)
+        self._told |= {t.digest for t in trials} - {t.digest for t in missing}
         return missing
 
     def _queue_ridge(self) -> None:

@@ -30,7 +30,7 @@ def nfnet_tiny_glyphs() -> Run:
             label_smoothing=0.1,
         ),
         global_batch=128,
-        duration=Duration(4, "epochs"),
+        duration=Duration(3, "epochs"),
         save_every=Duration(1, "epochs"),
     )
 

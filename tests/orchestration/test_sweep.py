@@ -1,0 +1,175 @@
+"""A real sweep under Ray Tune: killed, gone on with, repeated, extended; with trials that fail in the midst of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.backbone import ModelConfig
+from pipeline.config import Run
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.cards import load_card
+from pipeline.data.loader import DataConfig
+from pipeline.data.prepare import prepare
+from pipeline.duration import Duration
+from pipeline.errors import UserError
+from pipeline.train import train
+from pipeline.update import OptimConfig
+from transfer.ledger import Ledger
+
+SUITE = """
+name: small
+tasks: [{card: digits, holdout_per_class: 2}]
+num_seeds: 2
+methods:
+  ridge: {shots: [1, 200]}
+  finetune: {shots: [1], learning_rates: [0.1, 1.0e+30], num_steps: [2, 6]}
+"""
+NUM_TRIALS = 2 * 2 + 2 * (4 + 2)
+
+PROGRAM = """
+import json, sys
+from orchestration.sweep import transfer
+def tell(event):
+    event.get("entry", {}).pop("history", None)
+    print(json.dumps(event), flush=True)
+if __name__ == "__main__":
+    checkpoint, suite, out, root, seeds = sys.argv[1:]
+    result = transfer(checkpoint, suite, out, data_root=root, num_seeds=int(seeds), max_concurrent=2, on_event=tell)
+    print(json.dumps({"event": "result", "num_run": result.num_run, "num_failed": result.num_failed,
+                      "num_trials": result.num_trials, "not_run": result.not_run}))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that has seen three steps of noise in four classes."""
+    folder = tmp_path_factory.mktemp("upstream")
+    rng = np.random.Generator(np.random.PCG64(0))
+    for split in ("train", "val"):
+        for name in "abcd":
+            (folder / "raw" / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "raw" / split / name / f"{i}.png")
+    prepare(load_card("images"), str(folder / "data"), source=str(folder / "raw"))
+    run = Run(
+        name="upstream",
+        model=ModelConfig(name="nfnet_tiny"),
+        data=DataConfig(url=str(folder / "data")),
+        augment=AugmentConfig(image_px=16),
+        optim=OptimConfig(learning_rate=0.05),
+        global_batch=4,
+        duration=Duration(3, "steps"),
+    )
+    list(train(run, str(folder / "run")))
+    return folder / "run"
+
+
+class Runner:
+    """Sweeps in processes of their own, with temporary files of their own."""
+
+    def __init__(self, checkpoint_dir: Path, digits: str, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "sweep"
+        (folder / "suite.yaml").write_text(SUITE)
+        (folder / "tmp").mkdir()
+        (folder / "program.py").write_text(PROGRAM)
+        root = Path(digits).parent
+        self._arguments = [str(checkpoint_dir), str(folder / "suite.yaml"), str(self.out), str(root)]
+
+    def start(self, num_seeds: int = 2) -> subprocess.Popen[str]:
+        # Ray's sockets need a short path; everything else shows what it leaves behind.
+        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp"), "RAY_TMPDIR": "/tmp", "WORLD_SIZE": "7"}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        command = [sys.executable, str(self.folder / "program.py"), *self._arguments, str(num_seeds)]
+        return subprocess.Popen(
+            command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def finish(self, num_seeds: int = 2) -> list[dict[str, Any]]:
+        process = self.start(num_seeds)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err[-3000:]
+        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+    def files(self) -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in (self.out / "trials").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def runner(checkpoint_dir: Path, digits: str, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(checkpoint_dir, digits, tmp_path_factory.mktemp("sweep"))
+
+
+def test_a_driver_killed_at_any_time_is_gone_on_with(runner: Runner) -> None:
+    process = runner.start()
+    assert process.stdout is not None
+    done = 0
+    for line in process.stdout:
+        done = json.loads(line).get("done", 0) if line.startswith("{") else 0
+        if done >= 6:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert done >= 6
+    time.sleep(1)  # workers notice, and whatever they still finish counts
+    ledger = Ledger(str(runner.out))
+    before = runner.files()
+    good = {n: t for n, t in before.items() if ledger.find(n.removesuffix(".json")).status == "ok"}  # type: ignore[union-attr]
+
+    events = runner.finish()
+    result = events[-1]
+    assert {n: t for n, t in runner.files().items() if n in good} == good
+    assert len(runner.files()) == result["num_trials"] == NUM_TRIALS
+    assert result["num_run"] <= NUM_TRIALS - len(good)
+    assert [row["shots"] for row in result["not_run"]] == [200] and ledger.info().not_run == result["not_run"]
+    # A rate of 1e30 diverges: red rows, and the sweep went on.
+    failed = [e for e in ledger.entries() if e.status == "failed"]
+    assert {(e.kind, e.hyperparameters["learning_rate"]) for e in failed} <= {("search", 1e30)}
+    assert all("not finite" in str(e.error) for e in failed)
+    finals = [e for e in ledger.entries() if e.kind == "final"]
+    assert len(finals) == 2 * 2 + 2 * 2 and all(e.num_test == 697 for e in finals)
+    assert {e.metric for e in finals} == {"top1"} and {e.seed for e in finals} == {0, 1}
+    assert len(list((runner.out / "selection").iterdir())) == 4
+
+
+def test_worker_processes_are_used_again_and_leave_nothing_behind(runner: Runner) -> None:
+    left = sorted(p.name.rsplit("-", 1)[0] for p in (runner.folder / "tmp").iterdir())
+    # A process makes one group, whatever the number of its trials: two workers in each of at most two starts.
+    assert left.count("normfree-group") <= 4
+    # The killed driver could not clean up; the one that ended did.
+    assert left.count("normfree-tune") <= 1 and left.count("normfree-trial") <= 2
+
+
+def test_the_same_command_again_runs_nothing_and_starts_no_ray(runner: Runner) -> None:
+    before = runner.files()
+    events = runner.finish()
+    failed = {e.digest for e in Ledger(str(runner.out)).entries() if e.status == "failed"}
+    assert events[-1]["num_run"] == 0 and "running trials" not in [e.get("name") for e in events]
+    assert runner.files() == before and events[-1]["num_failed"] == 0 or failed
+
+
+def test_mistakes_are_named_before_anything_starts(runner: Runner, checkpoint_dir: Path, digits: str) -> None:
+    from orchestration.sweep import transfer
+
+    root, suite, out = str(Path(digits).parent), str(runner.folder / "suite.yaml"), str(runner.out)
+    with pytest.raises(UserError, match="no checkpoint"):
+        transfer(str(runner.folder), suite, out, data_root=root)
+    with pytest.raises(UserError, match="did you mean 'demo'"):
+        transfer(str(checkpoint_dir), "dmo", out, data_root=root)
+    with pytest.raises(UserError, match="normfree data prepare"):
+        transfer(str(checkpoint_dir), suite, out, data_root=str(runner.folder))
+    with pytest.raises(UserError, match="--seeds is 0"):
+        transfer(str(checkpoint_dir), suite, out, data_root=root, num_seeds=0)
+    other = runner.folder / "other.yaml"
+    other.write_text(SUITE.replace("[2, 6]", "[2, 7]"))
+    with pytest.raises(UserError, match="another suite"):
+        transfer(str(checkpoint_dir), str(other), out, data_root=root)
