@@ -1,0 +1,79 @@
+"""A real S3 server (SeaweedFS) for the tests, on loopback; imported by conftest."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+KEY, SECRET, BUCKET = "testkey", "testsecret123", "bucket"
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports free together with their gRPC twins, 10,000 above."""
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        while len(found) < count:
+            low = stack.enter_context(socket.socket())
+            low.bind(("127.0.0.1", 0))
+            port = low.getsockname()[1]
+            if port < 55000:
+                with contextlib.suppress(OSError):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + 10000))
+                    found.append(port)
+    return found
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """Environment variables that point clients at a running, empty server with one bucket."""
+    import fsspec
+
+    master, volume, filer, s3 = _free_ports(4)
+    data = folder / "data"
+    data.mkdir()
+    config = folder / "s3.json"
+    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    identity = {"name": "admin", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
+    config.write_text(json.dumps({"identities": [identity]}))
+    command = [shutil.which("weed") or "weed", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += [f"-master.port={master}", "-master.telemetry=false", "-master.electionTimeout=1s"]
+    command += ["-master.heartbeatInterval=100ms", "-master.volumeSizeLimitMB=256", f"-volume.port={volume}"]
+    command += ["-volume.max=0", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0"]
+    command += ["-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
+    command += [f"-s3.config={config}"]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, env={**os.environ, "GOMEMLIMIT": "400MiB"}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        client = fsspec.filesystem(
+            "s3", key=KEY, secret=SECRET, endpoint_url=environment["AWS_ENDPOINT_URL"], skip_instance_cache=True
+        )
+        deadline = time.monotonic() + 60
+        while True:  # the port answers before writes work: only a write and a read prove anything
+            try:
+                with contextlib.suppress(FileExistsError):
+                    client.mkdir(BUCKET)
+                client.pipe_file(f"{BUCKET}/ready", b"yes")
+                assert client.cat_file(f"{BUCKET}/ready") == b"yes"
+                break
+            except Exception as error:
+                if time.monotonic() > deadline or server.poll() is not None:
+                    raise RuntimeError(f"the S3 server did not start; see {folder / 'log'}") from error
+                time.sleep(0.3)
+        yield environment
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # safe for this server, and instant; SIGTERM takes 25 s
+        server.wait()
