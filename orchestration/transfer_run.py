@@ -15,7 +15,7 @@ from orchestration.sweep import transfer
 from orchestration.sweep_tracking import SweepTracker
 from pipeline import storage
 from transfer.ledger import Ledger
-from transfer.report import load_cells, scorecard, write_report
+from transfer.report import load_entries, scorecard, write_report
 
 LINE_EVERY_S = 10.0
 INTERESTING = ("task", "method", "init", "shots", "seed", "kind")
@@ -118,7 +118,7 @@ class _Listener:
         for entry in Ledger(self._args.out).entries():
             self._track(asdict(entry))
         metrics = {}
-        for row in scorecard(load_cells(self._args.out)):
+        for row in scorecard(load_entries(self._args.out)):
             for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
                 if value is not None:
                     metrics[f"{row.task}/{row.method}/{row.shots}/{label}"] = value.mean

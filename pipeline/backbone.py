@@ -22,6 +22,8 @@ class ModelConfig:
     """A checkpoint or run folder whose weights the run starts from; a head of another size is made anew."""
     init_weights: Literal["evaluated", "ema", "raw"] = "evaluated"
     """evaluated: the averaged weights if that run kept them, else the raw ones."""
+    new_head: bool = False
+    """Make the head anew even if the checkpoint's has the right size: its classes are those of another task."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,16 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn
     theirs = commit.config["model"]["name"]
     if theirs != config.name:
         raise UserError(f"{commit.url} holds a {theirs}, the run asks for a {config.name}; set model.name to {theirs}")
-    remade = _load(model, weights, commit.url)
+    remade = _load(model, weights, commit.url, new_head=config.new_head)
     head = "its head is made anew" if remade else "head included"
     return model, f"weights of {commit.url} ({head})"
 
 
-def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str) -> bool:
-    """Load by name; True if the head had another size and keeps its fresh weights."""
+def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str, *, new_head: bool = False) -> bool:
+    """Load by name; True if the head keeps its fresh weights: asked for, or of another size."""
     own = model.state_dict()
     head = [k for k in own if k.startswith("head.")]
-    remade = any(k not in weights or weights[k].shape != own[k].shape for k in head)
+    remade = new_head or any(k not in weights or weights[k].shape != own[k].shape for k in head)
     wanted = {k: v for k, v in weights.items() if not (remade and k.startswith("head."))}
     expected = set(own) - (set(head) if remade else set())
     wrong = sorted(expected ^ set(wanted)) or [k for k in sorted(wanted) if wanted[k].shape != own[k].shape]

@@ -77,7 +77,6 @@ def open_source(url: str) -> Source:
         model=run.model.name,
         options=run.model.options,
         augment=run.augment,
-        num_classes=len(commit.classes),
     )
 
 
@@ -142,9 +141,6 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
             settings = sweep.suite.settings(method)
             for shots in settings.shots:
                 reason = task.cannot(shots)
-                if reason is None and method == "finetune" and task.num_classes == sweep.source.num_classes:
-                    # The loop would carry the upstream head over instead of making a new one.
-                    reason = f"the checkpoint's head has as many classes ({task.num_classes}) as the task"
                 if reason is not None:
                     not_run.append({"task": task.name, "method": method, "shots": shots, "reason": reason})
                     continue

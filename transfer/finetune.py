@@ -36,7 +36,6 @@ class Source:
     options: dict[str, Any]
     augment: AugmentConfig
     """Of pretraining: resolution and normalisation carry over."""
-    num_classes: int
 
     def backbone_options(self) -> dict[str, Any]:
         """Options that shape the network; what regularised pretraining is off on a few images."""
@@ -84,6 +83,7 @@ def finetune_run(
             name=source.model,
             options={**source.backbone_options(), "head_init": "zero"},
             init_from=source.checkpoint_url if init == "pretrained" else None,
+            new_head=True,
         ),
         data=DataConfig(
             url=task.url,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -82,6 +83,10 @@ class Entry:
     data_digest: str
     status: Literal["ok", "failed"]
     error: str | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == "ok" and self.value is not None
 
 
 def entry(
@@ -164,8 +169,10 @@ class Ledger:
 
     def entries(self) -> Iterator[Entry]:
         """All entries, sorted by digest."""
-        for url in storage.list_urls(storage.join(self.sweep, "trials"), ".json"):
-            yield _entry(storage.read_bytes(url), url)
+        urls = storage.list_urls(storage.join(self.sweep, "trials"), ".json")
+        with ThreadPoolExecutor(8) as pool:  # an object store takes its time for each of hundreds of small objects
+            for url, data in zip(urls, pool.map(storage.read_bytes, urls), strict=True):
+                yield _entry(data, url)
 
     def info(self) -> SweepInfo:
         """UserError if the folder holds no sweep."""

@@ -9,10 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from transfer import plots
+from transfer.ledger import Entry
 from transfer.page_parts import esc, hours, plain, table, table_row, value_with_half
 from transfer.page_style import STYLE
 from transfer.page_tables import costs, failures, provenance, scorecard_table, search_table
-from transfer.report import METHODS, SHORT, Cell, Findings, Row, shots_order, shots_text
+from transfer.report import METHODS, SHORT, Findings, Row, shots_order, shots_text
 from transfer.statistics import estimate
 
 
@@ -139,7 +140,7 @@ def _curves(findings: Findings, rows: Sequence[Row]) -> str:
 
 
 def _learning(findings: Findings) -> str:
-    groups: dict[int, dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[int, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for cell in findings.cells:
         if cell.kind == "final" and cell.is_ok and cell.method == "finetune" and len(cell.history) > 1:
             groups[cell.shots][cell.task].append(cell)
@@ -160,7 +161,7 @@ def _learning(findings: Findings) -> str:
     return f"<h2>Learning curves of the fine-tunings</h2><p class=note>{note}</p>{_key()}{out}"
 
 
-def _keys(cells: Iterable[Cell]) -> set[tuple[str, str, int]]:
+def _keys(cells: Iterable[Entry]) -> set[tuple[str, str, int]]:
     return {(c.task, c.method, c.shots) for c in cells}
 
 

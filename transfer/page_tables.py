@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from transfer import plots
+from transfer.ledger import Entry
 from transfer.page_parts import esc, hours, is_said, public, settings, table, table_row, value_with_half
-from transfer.report import METHODS, SHORT, Cell, Findings, Row, shots_order, shots_text
+from transfer.report import METHODS, SHORT, Findings, Row, shots_order, shots_text
 
 
 def scorecard_table(rows: Sequence[Row]) -> str:
@@ -131,7 +132,7 @@ def failures(findings: Findings) -> str:
 
 
 def costs(findings: Findings) -> str:
-    groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
     for cell in findings.cells:
         groups[cell.method, cell.kind, cell.init].append(cell)
     body = "".join(

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transfer.report import METHODS, SHORT, Cell, Row, shots_order, shots_text
+from transfer.ledger import Entry
+from transfer.report import METHODS, SHORT, Row, shots_order, shots_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,14 +22,14 @@ PRINT = {"ink": "#22252a", "muted": "#6b7079", "rule": "#dfe1e5", "pretrained": 
 HEADLINE_SHOTS = 5
 
 
-def few_shot(rows: Sequence[Row], finals: Sequence[Cell]) -> str:
+def few_shot(rows: Sequence[Row], finals: Sequence[Entry]) -> str:
     """Accuracy over images a class for one task and method, with intervals and each seed as a dot."""
     figure, axes = _figure(4.6, 3.0)
     draw_few_shot(axes, rows, finals, MARKS)
     return _svg(figure, f"{rows[0].task_title}, {METHODS.get(rows[0].method, rows[0].method)}: accuracy over shots")
 
 
-def draw_few_shot(axes: Axes, rows: Sequence[Row], finals: Sequence[Cell], colors: dict[str, str]) -> None:
+def draw_few_shot(axes: Axes, rows: Sequence[Row], finals: Sequence[Entry], colors: dict[str, str]) -> None:
     shots = sorted({row.shots for row in rows}, key=shots_order)
     place = {value: x for x, value in enumerate(shots)}  # even steps: 1, 5, 10, 25 are about even in the logarithm
     for init, shift in (("scratch", 0.06), ("pretrained", -0.06)):
@@ -84,7 +85,7 @@ def gains(rows: Sequence[Row], shots: int) -> str:
     return _svg(figure, f"Gain of pretraining at {shots_text(shots)} images a class")
 
 
-def learning(cells: Sequence[Cell]) -> str:
+def learning(cells: Sequence[Entry]) -> str:
     """Training loss over steps of the final trials of one task at one number of images a class, a line a seed."""
     figure, axes = _figure(4.6, 2.7)
     positive = True
@@ -103,7 +104,7 @@ def learning(cells: Sequence[Cell]) -> str:
     return _svg(figure, f"{cells[0].task_title}: training loss over steps")
 
 
-def picture(rows: Sequence[Row], finals: Sequence[Cell], *, dpi: int = 150) -> bytes:
+def picture(rows: Sequence[Row], finals: Sequence[Entry], *, dpi: int = 150) -> bytes:
     """The few-shot curves of all tasks and methods as one PNG on white."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))

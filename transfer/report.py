@@ -12,53 +12,16 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from pipeline import storage
 from pipeline.errors import UserError
+from transfer.ledger import Entry, Ledger
 from transfer.statistics import Estimate, estimate, paired, verdict
 
 METHODS = {"ridge": "ridge on frozen features", "finetune": "fine-tuning"}
 SHORT = {"ridge": "ridge", "finetune": "fine-tuning"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One trial, as the ledger keeps it; the fields are those of its file."""
-
-    digest: str
-    kind: str
-    """"final": with the selected settings, scored on the test split; "search": scored on the selection split."""
-    task: str
-    task_title: str
-    method: str
-    init: str
-    """"pretrained" or "scratch"."""
-    shots: int
-    """Images a class; 0 or less = all there are."""
-    seed: int
-    metric: str
-    value: float | None
-    """None if the trial failed."""
-    num_train: int
-    num_test: int
-    hyperparameters: dict[str, Any]
-    history: list[dict[str, float]]
-    """Rows of step, time_s, loss, accuracy during training."""
-    seconds_s: float
-    images_seen: int
-    protocol_digest: str
-    checkpoint_url: str | None
-    checkpoint_digest: str | None
-    data_digest: str
-    status: str
-    error: str | None
-
-    @property
-    def is_ok(self) -> bool:
-        return self.status == "ok" and self.value is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,37 +47,37 @@ class Findings:
     """All that a sweep's folder says."""
 
     url: str
-    cells: list[Cell]
+    cells: list[Entry]
     selections: dict[str, dict[str, Any]]
     """By the name of the record: task-method-init-shots."""
     sweep: dict[str, Any]
 
 
-def load_cells(sweep_url: str | os.PathLike[str]) -> list[Cell]:
+def load_entries(sweep_url: str | os.PathLike[str]) -> list[Entry]:
     """Every finished trial of a sweep, in the order of digests. UserError if there is none, or one is no trial."""
-    trials = storage.join(sweep_url, "trials")
-    urls = storage.list_urls(trials, ".json")
-    if not urls:
-        raise UserError(f"no finished trial under {trials}; give the folder that 'normfree transfer' wrote to (--out)")
-    with ThreadPoolExecutor(8) as pool:  # an object store takes its time for each of hundreds of small objects
-        return [_cell(url, data) for url, data in zip(urls, pool.map(_read_json, urls), strict=True)]
+    found = list(Ledger(os.fspath(sweep_url)).entries())
+    if not found:
+        raise UserError(
+            f"no finished trial under {sweep_url}; give the folder that 'normfree transfer' wrote to (--out)"
+        )
+    return found
 
 
 def load_findings(sweep_url: str | os.PathLike[str]) -> Findings:
     """Trials, selection records and the sweep's own description ({} if it is not there)."""
-    cells = load_cells(sweep_url)
+    cells = load_entries(sweep_url)
     urls = storage.list_urls(storage.join(sweep_url, "selection"), ".json")
     selections = {url.rpartition("/")[2].removesuffix(".json"): _read_json(url) for url in urls}
     about = storage.join(sweep_url, "sweep.json")
     return Findings(os.fspath(sweep_url), cells, selections, _read_json(about) if storage.exists(about) else {})
 
 
-def scorecard(cells: Iterable[Cell]) -> list[Row]:
+def scorecard(cells: Iterable[Entry]) -> list[Row]:
     """One row for each task, method and number of images a class, from the final trials. Failed ones count as failed.
 
     UserError where trials of one row do not compare: different protocols, data or checkpoints, or a seed twice.
     """
-    groups: dict[tuple[str, str, int], list[Cell]] = defaultdict(list)
+    groups: dict[tuple[str, str, int], list[Entry]] = defaultdict(list)
     for cell in cells:
         if cell.kind == "final":
             groups[cell.task, cell.method, cell.shots].append(cell)
@@ -207,7 +170,7 @@ def write_report(
     return paths
 
 
-def _row(cells: list[Cell]) -> Row:
+def _row(cells: list[Entry]) -> Row:
     first = cells[0]
     where = f"{first.task}, {first.method}, {shots_text(first.shots)} images a class"
     good = [cell for cell in cells if cell.is_ok]
@@ -256,11 +219,3 @@ def _read_json(url: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{url} does not hold one JSON object; remove it")
     return value
-
-
-def _cell(url: str, data: dict[str, Any]) -> Cell:
-    names = [field.name for field in fields(Cell)]
-    lacking = [name for name in names if name not in data]
-    if lacking:
-        raise UserError(f"{url} is not a trial of this version: it lacks {', '.join(lacking)}; remove it")
-    return Cell(**{name: data[name] for name in names})

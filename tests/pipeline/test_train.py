@@ -170,6 +170,10 @@ def test_fine_tuning_starts_from_the_weights_of_a_run_and_makes_a_new_head(
     model, note = build_model(ModelConfig(name="nfnet_tiny", init_from=url), 7, seed=0)
     assert model.state_dict()["head.weight"].shape[0] == 7 and "made anew" in note
     assert torch.equal(model.state_dict()["stem.0.weight"], weights["stem.0.weight"])
+    same_size = ModelConfig(name="nfnet_tiny", options={"head_init": "zero"}, init_from=url)
+    assert build_model(same_size, 10, seed=0)[0].state_dict()["head.weight"].any()
+    renewed, note = build_model(dataclasses.replace(same_size, new_head=True), 10, seed=0)
+    assert not renewed.state_dict()["head.weight"].any() and "made anew" in note
 
 
 def test_the_command_says_what_is_wrong_and_leaves_with_two(digits: str, tmp_path: Path) -> None:

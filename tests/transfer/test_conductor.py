@@ -16,9 +16,7 @@ from transfer.ledger import Ledger, Trial, entry
 from transfer.tasks import FinetuneSettings, RidgeSettings, Suite, TaskEntry
 from transfer.trials import ridge_finals
 
-SOURCE = Source(
-    checkpoint_url="nowhere", digest="c" * 64, model="nfnet_tiny", options={}, augment=AugmentConfig(), num_classes=7
-)
+SOURCE = Source(checkpoint_url="nowhere", digest="c" * 64, model="nfnet_tiny", options={}, augment=AugmentConfig())
 SUITE = Suite(
     name="s",
     title="s",

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from transfer.report import Cell, load_cells, load_findings, print_table, scorecard, write_report
+from transfer.ledger import Entry
+from transfer.report import load_entries, load_findings, print_table, scorecard, write_report
 
 TASKS = {"cifar10": "CIFAR-10", "flowers": "Flowers", "signdigits": "Sign digits"}
 EVIL = "<script>alert('1')</script>"
@@ -105,8 +106,8 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
     )
 
 
-def cells_of(tmp_path: Path, *trials: dict[str, Any]) -> list[Cell]:
-    return load_cells(write_ledger(tmp_path, list(trials)))
+def cells_of(tmp_path: Path, *trials: dict[str, Any]) -> list[Entry]:
+    return load_entries(write_ledger(tmp_path, list(trials)))
 
 
 def pair(seed: int, pretrained: float, scratch: float) -> list[dict[str, Any]]:
@@ -156,14 +157,14 @@ def test_what_does_not_compare_is_refused(tmp_path: Path, other: dict[str, Any],
 
 def test_a_ledger_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished trial under"):
-        load_cells(tmp_path)
+        load_entries(tmp_path)
     broken = write_ledger(tmp_path, [trial()])
     (broken / "trials" / "x.json").write_text('{"digest": "x"}')
     with pytest.raises(UserError, match=r"x\.json is not a trial of this version: it lacks kind, task"):
-        load_cells(broken)
+        load_entries(broken)
     (broken / "trials" / "x.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.json is not readable as JSON"):
-        load_cells(broken)
+        load_entries(broken)
 
 
 @pytest.fixture(scope="module")
