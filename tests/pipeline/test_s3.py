@@ -41,25 +41,10 @@ def normfree(words: str, environment: dict[str, str]) -> tuple[int, str]:
 def test_data_and_run_live_in_a_bucket_and_the_run_resumes_from_there(environment: dict[str, str]) -> None:
     code, out = normfree("data prepare digits --out s3://bucket/digits", environment)
     assert code == 0, out
-    train = [
-        "pretrain",
-        "nfnet_tiny_glyphs",
-        "--data.url",
-        "s3://bucket/digits",
-        "--out",
-        "s3://bucket/runs/a",
-        "--global_batch",
-        "16",
-        "--augment.image_px",
-        "16",
-        "--save_every",
-        "2~steps",
-        "--duration",
-        "4~steps",
-        "--optim.warmup",
-        "1~steps",
-    ]
-    command = [sys.executable, "-m", "orchestration.cli", *(w.replace("~", " ") for w in train)]
+    train = ["pretrain", "nfnet_tiny_glyphs", "--data.url", "s3://bucket/digits", "--out", "s3://bucket/runs/a"]
+    train += ["--global_batch", "16", "--augment.image_px", "16", "--optim.warmup", "1 steps"]
+    train += ["--save_every", "2 steps", "--duration", "4 steps"]
+    command = [sys.executable, "-m", "orchestration.cli", *train]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
