@@ -32,10 +32,10 @@ ui: setup
 	$(BIN)/normfree ui --tracking-uri sqlite:///$(abspath $(DEMO))/mlflow.db
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) --dist loadfile -m "not slow and not gpu"
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -24,7 +24,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _data_commands(commands)
+    _training_commands(commands)
+    _transfer_commands(commands)
+    return parser
 
+
+def _data_commands(commands: Any) -> None:
     data = commands.add_parser("data", help="datasets: prepare, verify, list")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     p = _add(
@@ -68,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("url", metavar="URL")
     _add(actions, "cards", "data_cards", "list the catalogue", ["normfree data cards"])
 
+
+def _training_commands(commands: Any) -> None:
     p = _add(
         commands,
         "inspect",
@@ -111,6 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="val")
     p.add_argument("--weights", choices=["evaluated", "ema", "raw"], default="evaluated")
 
+
+def _transfer_commands(commands: Any) -> None:
     p = _add(
         commands,
         "transfer",
@@ -150,7 +160,6 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--tracking-uri", metavar="URI")
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=5000)
-    return parser
 
 
 def _add(parent: Any, name: str, handler: str, summary: str, examples: Sequence[str]) -> argparse.ArgumentParser:
