@@ -40,6 +40,8 @@ def nfnet_tiny_cifar100() -> Run:
 
     Command:  normfree data prepare cifar100 --source cifar100.tar --out DATA/cifar100
               normfree pretrain nfnet_tiny_cifar100 --data.url DATA/cifar100 --out RUN
+    Hardware: one core of an AMD EPYC (OMP_NUM_THREADS=1): 45 min 37 s at 250 images/s; two cores reach about 410 images/s
+    Result:   top-1 53.1 %, top-5 81.2 % on its val split of 4,000 images (averaged weights, one seed)
     """
     return Run(
         name="nfnet_tiny_cifar100",
