@@ -10,7 +10,9 @@ import torch
 from nfnet.agc import adaptive_clip_grad_
 from nfnet.groups import param_groups
 from nfnet.losses import label_smoothing_cross_entropy
-from pipeline.engine import EngineConfig, deepspeed_config
+from pipeline.engine import Engine, EngineConfig, deepspeed_config
+from pipeline.update import OptimConfig
+from pipeline.world import join
 
 HERE = Path(__file__).parent
 
@@ -102,6 +104,38 @@ def test_bf16_keeps_fp32_weights_and_stays_near(expected: dict[str, torch.Tensor
     found = torch.load(tmp_path / "out.pt")
     assert {v.dtype for v in found["state"].values()} == {torch.float32}
     assert 1e-6 < distance(found["state"], expected, "weights") < 3e-2
+
+
+def alone(model: torch.nn.Module) -> Engine:
+    return Engine(
+        model,
+        optim=OptimConfig(learning_rate=0.1),
+        config=EngineConfig(),
+        world=join(),
+        micro_batch=4,
+        accumulation=1,
+    )
+
+
+def test_a_batch_learnt_by_heart_has_no_gradient_and_that_is_no_fault() -> None:
+    model = program.network()
+    with torch.no_grad():
+        model.head.bias[3] = 1e4
+    engine = alone(model)
+    engine.forward_backward(torch.randn(4, 3, 32, 32), torch.full((4,), 3), is_last=True)
+    stats = engine.update(0.1)
+    assert stats.applied and stats.loss == 0.0 and stats.gradient_norm == 0.0
+    engine.close()
+
+
+def test_a_loss_whose_gradient_is_lost_stops_the_run() -> None:
+    engine = alone(program.network())
+    engine.forward_backward(torch.randn(4, 3, 32, 32), torch.full((4,), 3), is_last=True)
+    for parameter in engine.network.parameters():
+        parameter.grad.zero_()  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="saw no gradient at all"):
+        engine.update(0.1)
+    engine.close()
 
 
 def test_the_library_is_told_not_to_clip() -> None:
