@@ -64,3 +64,9 @@ def broadcast(world: World, value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def leave() -> None:
+    """End the process group of a run that is over. Without it, gloo's threads may abort a process that exits well."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

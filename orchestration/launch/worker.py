@@ -21,6 +21,7 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
     """This process's rank of the run, from start to exit code."""
     from orchestration.readers import Readers
     from pipeline.train import train
+    from pipeline.world import leave
 
     is_main = int(os.environ.get("RANK", "0")) == 0
     readers: Any = Readers(run, out, tracking_uri) if is_main else None
@@ -32,6 +33,7 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
     except UserError as error:
         if debug:
             raise
+        leave()
         if readers:  # every rank meets the same mistake; one says so
             readers.close(failed=str(error))
             print(f"normfree: {error}", file=sys.stderr)
@@ -44,6 +46,7 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
         traceback.print_exc(limit=-3)
         print(f"normfree: rank {os.environ.get('RANK', '0')} failed: {type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_OURS
+    leave()
     if readers:
         readers.close(failed=None)
     if isinstance(last, Stopped):

@@ -160,7 +160,7 @@ def test_a_ledger_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
         load_entries(tmp_path)
     broken = write_ledger(tmp_path, [trial()])
     (broken / "trials" / "x.json").write_text('{"digest": "x"}')
-    with pytest.raises(UserError, match=r"x\.json is not a trial of this version: it lacks kind, task"):
+    with pytest.raises(UserError, match=r"x\.json is not an entry of a sweep"):
         load_entries(broken)
     (broken / "trials" / "x.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.json is not readable as JSON"):

@@ -8,7 +8,7 @@ import torch
 import nfnet
 from pipeline.engine import Engine, EngineConfig
 from pipeline.update import OptimConfig
-from pipeline.world import join
+from pipeline.world import join, leave
 
 GLOBAL_BATCH, STEPS = 16, 10
 
@@ -51,6 +51,7 @@ def main() -> None:
     held = sum(t.numel() for t in engine.local_fragments().values())
     if me.is_main:
         torch.save({"state": state, "stats": [vars(s) for s in stats], "held": held}, out)
+    leave()
 
 
 if __name__ == "__main__":

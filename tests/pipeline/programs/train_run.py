@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config import load_yaml
 from pipeline.train import train
+from pipeline.world import leave
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if record.step == options.get("stop_at") and rank == options.get("stop_rank", 0):
             os.kill(os.getpid(), signal.SIGTERM)
+    leave()
 
 
 if __name__ == "__main__":
