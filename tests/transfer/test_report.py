@@ -163,7 +163,7 @@ def test_a_ledger_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.json is not an entry of a sweep"):
         load_entries(broken)
     (broken / "trials" / "x.json").write_text("{")
-    with pytest.raises(UserError, match=r"x\.json is not readable as JSON"):
+    with pytest.raises(UserError, match=r"x\.json is not an entry of a sweep"):
         load_entries(broken)
 
 
