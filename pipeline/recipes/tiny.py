@@ -15,6 +15,8 @@ def nfnet_tiny_glyphs() -> Run:
 
     Command:  normfree data prepare glyphs --out DATA/glyphs
               normfree pretrain nfnet_tiny_glyphs --data.url DATA/glyphs --out RUN
+    Hardware: two cores of an AMD EPYC: 2 min 20 s at about 440 images/s
+    Result:   top-1 52.0 %, top-5 80.1 % of 325 classes on val (averaged weights, one seed)
     """
     return Run(
         name="nfnet_tiny_glyphs",
