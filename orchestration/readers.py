@@ -13,7 +13,7 @@ from orchestration.spool import Spool
 from orchestration.tracking import start_uploader
 from pipeline import storage
 from pipeline.config import Run
-from pipeline.records import Finished, Record, Stopped
+from pipeline.records import Finished, Phase, Record, Stopped
 
 
 class Readers:
@@ -25,14 +25,17 @@ class Readers:
             self.run_dir = Path(storage.local_path(out))
         else:
             self.run_dir = Path(tempfile.gettempdir()) / "normfree-spools" / out.replace("://", "-").replace("/", "-")
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         self.out, self.run = out, run
         self.tracking_uri = tracking_uri or f"sqlite:///{self.run_dir.resolve() / 'mlflow.db'}"
         self._console = Console()
         self._spool: Spool | None = None
 
     def read(self, record: Record) -> None:
-        if self._spool is None:  # the first record: nothing is written for a run that was refused before it
+        if self._spool is None and isinstance(record, Phase):
+            self._console.read(record)  # nothing is written yet: a run that is refused while it starts leaves no trace
+            return
+        if self._spool is None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
             self._spool = Spool(self.run_dir / "records.jsonl")
             self._uploader = start_uploader(
                 str(self.run_dir), self.tracking_uri, experiment="pretrain", run_name=self.run.name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from typing import Any
 
 from pipeline import storage
@@ -43,8 +42,10 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
             readers.close(failed=f"{type(error).__name__}: {error}")
         if debug or not isinstance(error, Exception):
             raise
-        traceback.print_exc(limit=-3)
-        print(f"normfree: rank {os.environ.get('RANK', '0')} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(
+            f"normfree: rank {os.environ.get('RANK', '0')} failed: {type(error).__name__}: {error} (--debug shows where)",
+            file=sys.stderr,
+        )
         return EXIT_OURS
     leave()
     if readers:
