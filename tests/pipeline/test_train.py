@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import random
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,19 @@ def test_a_killed_run_started_again_ends_with_the_same_weights_bit_for_bit(
     assert losses(records) == losses(
         unbroken[1]
     )  # the steps after the restart repeat the unbroken run's losses exactly
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_three_times_at_random_steps_it_still_ends_bit_for_bit_the_same(
+    seed: int, digits: str, unbroken: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    steps = sorted(random.Random(seed).sample(range(1, 20), 3))
+    for step in steps:  # one that lies before the newest checkpoint is reached again
+        start(make_run(digits), tmp_path, {"kill_at": step})
+    start(make_run(digits), tmp_path)
+    ours, theirs = state(tmp_path)[0], state(unbroken[0])[0]
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
