@@ -54,8 +54,16 @@ def data_prepare(args: argparse.Namespace) -> int:
 def data_verify(args: argparse.Namespace) -> int:
     from pipeline.data.manifest import verify
 
-    verify(args.url)
-    _say(f"{args.url}: every shard and index matches its manifest")
+    found = verify(args.url)
+    if found.problems:
+        _say(*(str(problem) for problem in found.problems))
+        raise UserError(
+            f"{args.url} does not match its manifest in {len(found.problems)} places; restore the shards named above, "
+            "or prepare the dataset again"
+        )
+    _say(
+        f"{args.url}: {found.num_shards} shards, {found.num_samples} samples, {found.num_bytes} bytes match the manifest"
+    )
     return 0
 
 

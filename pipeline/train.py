@@ -209,7 +209,12 @@ class _Job:
         if self.world.is_main:
             try:
                 self._claim_folder()
-                found = checkpoint.newest(self.out, self.cache_dir)
+                commit, passed = found = checkpoint.newest(self.out, self.cache_dir)
+                if passed and commit is None:  # starting over would throw the work away without a word
+                    raise UserError(
+                        f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
+                        "restore one, or start over in another folder with --out"
+                    )
             except UserError as error:
                 found = error
         found = world.broadcast(self.world, found)

@@ -1,6 +1,7 @@
 """What a person meets: help, and one sentence with exit code 2 for each mistake."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,18 @@ def test_a_mistake_gets_one_sentence_and_two(
     assert code == 2, err
     assert err.startswith("normfree: ") and len(err.strip().splitlines()) == 1 and message in err
     assert not (tmp_path / "x" / "manifest.json").exists() and not (tmp_path / "x" / "run.yaml").exists()
+
+
+def test_verify_sees_one_changed_byte(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    assert run(f"data verify {copy}", capsys)[0] == 0
+    shard = next(copy.glob("train-*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    code, out, err = run(f"data verify {copy}", capsys)
+    assert code == 2 and shard.name in out and "does not match its manifest" in err
 
 
 def test_inspect_prints_the_published_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,6 +164,15 @@ def test_a_folder_that_holds_another_run_is_refused_by_the_field(
         list(train(make_run(digits, seed=6), str(folder / "run")))
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(digits: str, tmp_path: Path) -> None:
+    for step in (5, 10):
+        folder = tmp_path / "run" / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / checkpoint.COMMIT).write_text("{")
+    with pytest.raises(UserError, match="holds 2 checkpoints and none verifies"):
+        list(train(make_run(digits), str(tmp_path / "run")))
+
+
 def test_three_updates_in_a_row_that_are_not_finite_end_the_run(digits: str, tmp_path: Path) -> None:
     run = make_run(digits, optim=OptimConfig(learning_rate=1e30, clipping=0.0))
     records = []
