@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import difflib
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from nfnet.agc import ClipCounts, adaptive_clip_grad_
+from nfnet.block import Conventions
 from nfnet.count import count_parameters, multiply_adds
 from nfnet.model import NFNet
 from nfnet.signal import SignalPropagation, signal_propagation
-from nfnet.variants import VARIANTS, get_variant
+from nfnet.variants import VARIANTS, adjust, get_variant
 
 __all__ = [
     "ClipCounts",
@@ -29,25 +31,36 @@ def list_models() -> list[str]:
     return sorted(VARIANTS)
 
 
-def create_model(name: str, num_classes: int = 1000, *, rounded_bottleneck: bool = False, **options: Any) -> NFNet:
+OPTIONS = ("in_chans", "activation", "drop_rate", "stochastic_depth", "head_init")
+CONVENTIONS = tuple(field.name for field in fields(Conventions))
+VARIANT_OPTIONS = ("rounded_bottleneck", "shortcut", "width_divisor")
+
+
+def create_model(name: str, num_classes: int = 1000, **options: Any) -> NFNet:
     """A network by name, with fresh weights.
 
     Args:
         name: one of `list_models()`; `nfnet_f4+` is `nfnet_f4_plus`.
-        rounded_bottleneck: inner widths rounded down to the group width, as the released code builds the plus variants;
-            the default keeps the 192 channels that the paper's 527M parameters of F4+ need.
-        options: `drop_rate`, `stochastic_depth`, `activation`, `in_chans`, `alpha`, `head_init` of `NFNet`.
+        num_classes: 0 for pooled features instead of logits.
+        options: `in_chans`, `activation`, `drop_rate`, `stochastic_depth`, `head_init` of `NFNet`; each field of
+            `Conventions`, where papers, published code and timm differ; and of the variant
+
+            - `rounded_bottleneck`: inner widths rounded down to the group width, as the released code builds the plus
+              variants (the default keeps the 192 channels that the paper's 527M parameters of F4+ need);
+            - `shortcut`: "pool" or "stride", how a shortcut loses resolution;
+            - `width_divisor`: stage widths rounded to a multiple of it, as timm rounds its nf_regnets (8).
     Raises:
         ValueError: unknown name (with the nearest ones) or option.
     """
-    unknown = sorted(set(options) - set(OPTIONS))
+    known = OPTIONS + CONVENTIONS + VARIANT_OPTIONS
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"no option {unknown[0]!r}; the options are {', '.join(OPTIONS)}")
-    variant = replace(get_variant(name), rounded_bottleneck=rounded_bottleneck)
-    return NFNet(variant, num_classes, **options)
-
-
-OPTIONS = ("in_chans", "activation", "drop_rate", "stochastic_depth", "alpha", "head_init", "rounded_bottleneck")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"no option {unknown[0]!r}; {hint}the options are {', '.join(known)}")
+    variant = adjust(get_variant(name), **{k: v for k, v in options.items() if k in VARIANT_OPTIONS})
+    conventions = Conventions(**{k: v for k, v in options.items() if k in CONVENTIONS})
+    return NFNet(variant, num_classes, conventions=conventions, **{k: v for k, v in options.items() if k in OPTIONS})
 
 
 def describe(name: str, *, px: int | None = None) -> list[str]:
@@ -59,8 +72,10 @@ def describe(name: str, *, px: int | None = None) -> list[str]:
         f"{variant.name}: {count_parameters(model):,} parameters (1000 classes), {variant.num_features} features, "
         f"activation {variant.activation}"
     ]
+    before = variant.stem_widths[-1]
     for i, (depth, width, stride) in enumerate(zip(variant.depths, variant.widths, variant.strides, strict=True), 1):
-        inner, groups = variant.inner_width(width)
+        inner, groups = variant.inner_width(width if depth > 1 else before, width)
+        before = width
         lines.append(f"  stage {i}: {depth:2} blocks, width {width}, inner {inner} in {groups} groups, stride {stride}")
     for label, size in (("train", variant.train_px), ("test", variant.test_px), ("asked", px)):
         if size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 GAMMA = {
     "identity": 1.0,
     "gelu": 1.7015043497085571,
+    "gelu_erf": 1.7015043497085571,
     "relu": 1.7139588594436646,
     "silu": 1.7881293296813965,
     "leaky_relu": 1.70590341091156,
@@ -27,6 +29,7 @@ GAMMA = {
 _FUNCTIONS = {
     "identity": nn.Identity(),
     "gelu": nn.GELU(approximate="tanh"),  # jax's default, and so the published networks'
+    "gelu_erf": nn.GELU(),
     "relu": nn.ReLU(),
     "silu": nn.SiLU(),
     "leaky_relu": nn.LeakyReLU(0.01),
@@ -43,17 +46,25 @@ _FUNCTIONS = {
 class ScaledActivation(nn.Module):
     """gamma * activation(x) * scale, with gamma such that unit-variance input gives unit-variance output.
 
-    `scale` is the block's beta, folded in: one multiplication for both constants.
+    `scale` is the block's beta, folded in: one multiplication for both constants. `scale_first`: gamma *
+    activation(x * scale), as the paper's figures have it.
     """
 
-    def __init__(self, name: str, scale: float = 1.0) -> None:
+    def __init__(self, name: str, scale: float = 1.0, *, scale_first: bool = False) -> None:
         super().__init__()
         if name not in GAMMA:
             raise ValueError(f"no activation {name!r}; choose one of {', '.join(sorted(GAMMA))}")
-        self.function, self.factor = _FUNCTIONS[name], GAMMA[name] * scale
+        self.name, self.function = name, _FUNCTIONS[name]
+        self.before = scale if scale_first else 1.0
+        self.factor = GAMMA[name] * (1.0 if scale_first else scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.before != 1.0:
+            x = x * self.before
         return self.function(x).mul(self.factor)
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, factor={self.factor:.6g}"
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -62,19 +73,36 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+class Standardisation(NamedTuple):
+    """How a convolution standardises its weight and pads its input; the defaults are the published code's."""
+
+    added_eps: float | None = None
+    """None: var * fan_in floored at 1e-4; a number: added to var, as timm does."""
+    padding: str = "same"
+
+
 class WSConv2d(nn.Module):
-    """Convolution with scaled weight standardisation and "SAME" padding.
+    """Convolution with scaled weight standardisation.
 
     weight: (out, in / groups, k, k), raw; standardised for each output unit over its fan-in N as
-    gain * (W - mean) * rsqrt(max(var * N, eps)), biased variance (section 2 of the paper; the floor is the code's).
+    gain * (W - mean) * rsqrt(max(var * N, 1e-4)), biased variance (2021b, section 2; the floor is the code's).
     gain, bias: (out,), initially 1 and 0.
     """
 
+    FLOOR = 1e-4
+
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, eps: float = 1e-4
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        form: Standardisation = Standardisation(),  # noqa: B008 - immutable
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.groups, self.eps = kernel, stride, groups, eps
+        self.kernel, self.stride, self.groups, self.form = kernel, stride, groups, form
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel, kernel))
         self.gain = nn.Parameter(torch.empty(out_channels))
         self.bias = nn.Parameter(torch.empty(out_channels))
@@ -93,16 +121,44 @@ class WSConv2d(nn.Module):
 
     def standardised_weight(self) -> torch.Tensor:
         var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        scale = torch.rsqrt(torch.clamp(var * self.fan_in, min=self.eps)) * self.gain.view(-1, 1, 1, 1)
-        return (self.weight - mean) * scale
+        if self.form.added_eps is None:
+            scaled = torch.clamp(var * self.fan_in, min=self.FLOOR)
+        else:
+            scaled = (var + self.form.added_eps) * self.fan_in
+        return (self.weight - mean) * (torch.rsqrt(scaled) * self.gain.view(-1, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        top, bottom = same_padding(x.shape[2], self.kernel, self.stride)
-        left, right = same_padding(x.shape[3], self.kernel, self.stride)
-        if top == bottom and left == right:
-            return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, (top, left), groups=self.groups)
-        x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, groups=self.groups)
+        x, padding = padded(x, self.kernel, self.stride, self.form.padding)
+        return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, padding, groups=self.groups)
+
+    def extra_repr(self) -> str:
+        out, inner, k, _ = self.weight.shape
+        return f"{inner * self.groups}, {out}, kernel={k}, stride={self.stride}, groups={self.groups}"
+
+
+def padded(
+    x: torch.Tensor, kernel: int, stride: int, padding: str, value: float = 0.0
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The image, padded where the operation itself cannot, and the padding that is left to the operation."""
+    if padding == "symmetric":
+        return x, (kernel // 2, kernel // 2)
+    top, bottom = same_padding(x.shape[2], kernel, stride)
+    left, right = same_padding(x.shape[3], kernel, stride)
+    if top == bottom and left == right:
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom), value=value), (0, 0)
+
+
+class MaxPoolSame(nn.Module):
+    """kernel x kernel maximum with "SAME" padding that never wins."""
+
+    def __init__(self, kernel: int, stride: int, padding: str = "same") -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, padding = padded(x, self.kernel, self.stride, self.padding, value=float("-inf"))
+        return F.max_pool2d(x, self.kernel, self.stride, padding)
 
 
 def avg_pool_same(x: torch.Tensor, stride: int) -> torch.Tensor:
@@ -111,11 +167,16 @@ def avg_pool_same(x: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 class SqueezeExcite(nn.Module):
-    """(N, C, H, W) -> (N, C, 1, 1) gates in (0, 1); the hidden activation is a plain ReLU in the published code."""
+    """x * 2 * gate, (N, C, H, W) -> the same; gates (N, C) in (0, 1) from the mean over positions.
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    The factor 2 keeps the variance about where it was (2021b, appendix C). The hidden activation is a plain ReLU in the
+    published code; any other is the scaled one.
+    """
+
+    def __init__(self, channels: int, hidden: int, activation: str = "relu") -> None:
         super().__init__()
         self.reduce = nn.Linear(channels, hidden)
+        self.act = nn.ReLU() if activation == "relu" else ScaledActivation(activation)
         self.expand = nn.Linear(hidden, channels)
         self.reset_parameters()
 
@@ -128,8 +189,8 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gates = self.expand(F.relu(self.reduce(x.mean(dim=(2, 3)))))
-        return torch.sigmoid(gates)[:, :, None, None]
+        gates = 2 * torch.sigmoid(self.expand(self.act(self.reduce(x.mean(dim=(2, 3))))))
+        return x * gates[:, :, None, None]
 
 
 class StochasticDepth(nn.Module):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nfnet.model import NFBlock, NFNet
+from nfnet.block import Block
+from nfnet.model import NFNet
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def signal_propagation(model: NFNet, images: torch.Tensor) -> SignalPropagation:
     result = SignalPropagation([], [], [])
     branches: list[torch.Tensor] = []
 
-    def observe(block: NFBlock | None, x: torch.Tensor) -> None:
+    def observe(block: Block | None, x: torch.Tensor) -> None:
         result.squared_mean.append(x.mean(dim=(0, 2, 3)).square().mean().item())
         result.variance.append(_channel_variance(x))
 
@@ -39,7 +40,7 @@ def signal_propagation(model: NFNet, images: torch.Tensor) -> SignalPropagation:
     hooks = [
         b.stochastic_depth.register_forward_pre_hook(lambda _, inputs: branches.append(inputs[0]))
         for b in model.modules()
-        if isinstance(b, NFBlock)
+        if isinstance(b, Block)
     ]
     was_training = model.training
     model.eval()

@@ -40,8 +40,25 @@ def test_sizes_equal_the_printed_ones(name: str) -> None:
         assert round(multiply_adds(model, 224) / 1e9, 1) == at_224
 
 
-def test_the_table_holds_every_variant_of_the_family() -> None:
-    assert {*SIZES, "nfnet_tiny"} == set(nfnet.list_models())
+def test_the_table_holds_every_nfnet() -> None:
+    assert {*SIZES, "nfnet_tiny"} == {name for name in nfnet.list_models() if name.startswith("nfnet")}
+
+
+@pytest.mark.parametrize("layers", [50, 101, 152])
+def test_an_nf_resnet_is_a_resnet_with_one_more_gain_a_block(layers: int) -> None:
+    # A convolution's gain and bias stand where torchvision's batch normalisation has weight and bias.
+    from torchvision.models import get_model
+
+    with torch.device("meta"):
+        ours, theirs = nfnet.create_model(f"nf_resnet{layers}"), get_model(f"resnet{layers}")
+    assert count_parameters(ours) == count_parameters(theirs) + len(ours.blocks)
+    # They place the stride on the 3x3 convolution too, and so the multiply-adds are equal as well.
+    assert multiply_adds(ours, 224) == multiply_adds(theirs, 224)
+
+
+def test_the_released_families_are_whole() -> None:
+    names = [*(f"nf_resnet{n}" for n in (50, 101, 152, 200, 288)), *(f"nf_regnet_b{n}" for n in range(9))]
+    assert set(names) == {name for name in nfnet.list_models() if name.startswith("nf_")}
 
 
 def test_a_plus_sign_names_the_plus_variant() -> None:
