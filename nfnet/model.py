@@ -90,7 +90,7 @@ class NFNet(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new head for another number of classes, where the weights are; 0 takes the head away."""
-        reference = self.blocks[0].conv0.weight
+        reference = next(self.blocks.parameters())
         self.head = self._new_head(num_classes, device=reference.device, dtype=reference.dtype)
         self.num_classes = num_classes
 
