@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nfnet import functional
+
 GAMMA = {
     "identity": 1.0,
     "gelu": 1.7015043497085571,
@@ -59,9 +61,7 @@ class ScaledActivation(nn.Module):
         self.factor = GAMMA[name] * (1.0 if scale_first else scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.before != 1.0:
-            x = x * self.before
-        return self.function(x).mul(self.factor)
+        return functional.scaled_activation(x, self.name, self.function, self.factor, self.before)
 
     def extra_repr(self) -> str:
         return f"{self.name}, factor={self.factor:.6g}"
@@ -120,16 +120,22 @@ class WSConv2d(nn.Module):
         nn.init.zeros_(self.bias)
 
     def standardised_weight(self) -> torch.Tensor:
-        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        if self.form.added_eps is None:
-            scaled = torch.clamp(var * self.fan_in, min=self.FLOOR)
-        else:
-            scaled = (var + self.form.added_eps) * self.fan_in
-        return (self.weight - mean) * (torch.rsqrt(scaled) * self.gain.view(-1, 1, 1, 1))
+        """The filters that the image meets, in the weight's shape."""
+        return functional.standardised(self.weight, self.gain, self.FLOOR, self.form.added_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, padding = padded(x, self.kernel, self.stride, self.form.padding)
-        return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, padding, groups=self.groups)
+        return functional.ws_conv2d(
+            x,
+            self.weight,
+            self.gain,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            groups=self.groups,
+            floor=self.FLOOR,
+            added_eps=self.form.added_eps,
+        )
 
     def extra_repr(self) -> str:
         out, inner, k, _ = self.weight.shape
