@@ -163,3 +163,25 @@ class _ScaledActivation(torch.autograd.Function):
             again = plain.scaled_activation(x, ctx.name, ctx.factor, ctx.before)
             return *_differentiable(again, (x,), grad, ctx.needs_input_grad), None, None, None
         return native.scaled_activation_backward(grad, x, ctx.name, ctx.factor, ctx.before), None, None, None
+
+
+def scaled_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+    """shortcut + x * coefficient: images (N, C, H, W), coefficient broadcast from (N or 1, C or 1, 1, 1) or (1,)."""
+    if native.can_add(shortcut, x, coefficient):
+        out: torch.Tensor = _ScaledAdd.apply(shortcut, x, coefficient)
+        return out
+    return torch.addcmul(shortcut, x, coefficient.to(x.dtype))
+
+
+class _ScaledAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, coefficient)
+        return native.scaled_add(shortcut, x, coefficient)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, coefficient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return grad, *_differentiable(x * coefficient, (x, coefficient), grad, ctx.needs_input_grad[1:])
+        return grad, *native.scaled_add_backward(grad, x, coefficient)

@@ -199,6 +199,39 @@ EXPORT void nf_activation_backward(int kind, const void *g, const void *x, void 
     }
 }
 
+/* ---- a branch added to its shortcut: out = s + x * c, images channels-last, c one number a sample and channel ---- */
+VECTORISED static void row_scaled_add(const float *s, const float *x, const float *c, float *out, int64_t n) {
+    for (int64_t j = 0; j < n; j++) out[j] = s[j] + x[j] * c[j];
+}
+
+VECTORISED static void row_scaled_add_back(const float *g, const float *x, const float *c, float *gx, float *gc, int64_t n) {
+    for (int64_t j = 0; j < n; j++) {
+        gx[j] = g[j] * c[j];
+        gc[j] += g[j] * x[j];
+    }
+}
+
+EXPORT void nf_scaled_add(const float *s, const float *x, const float *c, float *out, int64_t samples, int64_t pixels,
+                          int64_t channels) {
+#pragma omp parallel for schedule(static) if (samples * pixels * channels > SMALL)
+    for (int64_t k = 0; k < samples * pixels; k++)
+        row_scaled_add(s + k * channels, x + k * channels, c + k / pixels * channels, out + k * channels, channels);
+}
+
+EXPORT void nf_scaled_add_backward(const float *g, const float *x, const float *c, float *gx, float *gc, int64_t samples,
+                                   int64_t pixels, int64_t channels) {
+    const int64_t width = 256, parts = (channels + width - 1) / width; /* a thread sums a part of the channels */
+#pragma omp parallel for schedule(static) if (samples * pixels * channels > SMALL)
+    for (int64_t k = 0; k < samples * parts; k++) {
+        const int64_t i = k / parts, first = k % parts * width, n = channels - first < width ? channels - first : width;
+        memset(gc + i * channels + first, 0, (size_t)n * sizeof(float));
+        for (int64_t p = 0; p < pixels; p++) {
+            const int64_t at = (i * pixels + p) * channels + first;
+            row_scaled_add_back(g + at, x + at, c + i * channels + first, gx + at, gc + i * channels + first, n);
+        }
+    }
+}
+
 /* ---- norms and the update ---- */
 VECTORISED static float row_squares(const float *x, int64_t n) {
     float sum = 0.0f;

@@ -51,9 +51,9 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 def laid_out_as(tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     """The same values in the order in memory of `model`, itself if it has that."""
-    if model.is_contiguous():
-        return tensor.contiguous()
-    return tensor.contiguous(memory_format=torch.channels_last)
+    if model.dim() == 4 and model.is_contiguous(memory_format=torch.channels_last):
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
 
 
 def can_standardise(weight: torch.Tensor, out_dtype: torch.dtype) -> bool:
@@ -157,6 +157,47 @@ def scaled_activation_backward(
         _float(before),
     )
     return out
+
+
+def can_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> bool:
+    """fp32 images of one shape, channels-last, and an fp32 coefficient for each sample and channel."""
+    if _library is None or not usable() or x.dim() != 4 or shortcut.shape != x.shape:
+        return False
+    if coefficient.shape != (*x.shape[:2], 1, 1) or x.device.type != "cpu":
+        return False
+    if not all(t.dtype == torch.float32 for t in (shortcut, x, coefficient)):
+        return False
+    return all(t.is_contiguous(memory_format=torch.channels_last) for t in (shortcut, x))
+
+
+def scaled_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+    """shortcut + x * coefficient: images (N, C, H, W), coefficient (N, C, 1, 1)."""
+    out = torch.empty_like(x)
+    n, c, h, w = x.shape
+    coefficient = coefficient.contiguous()
+    _call("nf_scaled_add", _at(shortcut), _at(x), _at(coefficient), _at(out), _long(n), _long(h * w), _long(c))
+    return out
+
+
+def scaled_add_backward(
+    grad: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Derivatives by x and coefficient; that by the shortcut is `grad`."""
+    grad, coefficient = laid_out_as(grad, x), coefficient.contiguous()
+    grad_x, grad_coefficient = torch.empty_like(x), torch.empty_like(coefficient)
+    n, c, h, w = x.shape
+    _call(
+        "nf_scaled_add_backward",
+        _at(grad),
+        _at(x),
+        _at(coefficient),
+        _at(grad_x),
+        _at(grad_coefficient),
+        _long(n),
+        _long(h * w),
+        _long(c),
+    )
+    return grad_x, grad_coefficient
 
 
 def can_update(*lists: Sequence[torch.Tensor]) -> bool:

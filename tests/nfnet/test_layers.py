@@ -62,7 +62,7 @@ def test_average_pooling_keeps_the_mean_of_what_is_in_the_window(size: int) -> N
 
 def test_rescaled_stochastic_depth_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    out = StochasticDepth(0.25, rescale=True).train()(torch.ones(4096, 1, 1, 1))
+    out = StochasticDepth(0.25, rescale=True).train()(torch.ones(1, 1, 1, 1), torch.ones(4096, 1, 1, 1))
     assert sorted(out.unique().tolist()) == pytest.approx([0.0, 1 / 0.75])
     assert float(out.mean()) == pytest.approx(1.0, abs=0.05)
 

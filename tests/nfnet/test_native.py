@@ -109,6 +109,22 @@ def test_a_convolution_and_its_gradients_equal_plain_torch(case: str, form: str)
     assert all(relative(a, b) < 5e-6 for a, b in zip(ours, wanted, strict=True))
 
 
+def test_a_scaled_branch_and_its_gradients_equal_plain_torch() -> None:
+    images = [torch.randn(3, 300, 5, 4).contiguous(memory_format=torch.channels_last) for _ in range(3)]
+    shortcut, x, grad = images[0].requires_grad_(), images[1].requires_grad_(), images[2]
+    scale = torch.randn(3, 300, 1, 1, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        out = functional.scaled_add(shortcut, x, scale)
+        return [out, *torch.autograd.grad(out, [shortcut, x, scale], grad)]
+
+    assert native.can_add(shortcut, x, scale)
+    ours = run()
+    with kernels.plain_only():
+        wanted = run()
+    assert all(relative(a, b) < 1e-6 for a, b in zip(ours, wanted, strict=True))
+
+
 def test_under_autocast_the_filters_are_rounded_once() -> None:
     conv, x = WSConv2d(8, 8, 3), torch.randn(2, 8, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
