@@ -64,12 +64,14 @@ class _WSConv2d(torch.autograd.Function):
         floor: float,
         added_eps: float | None,
     ) -> torch.Tensor:
-        made = native.standardise(weight, gain, floor, added_eps, out_dtype=x.dtype)
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        form = torch.channels_last if last else torch.preserve_format  # else the convolution would turn it each time
+        made = native.standardise(weight, gain, floor, added_eps, out_dtype=x.dtype, memory_format=form)
         ctx.save_for_backward(x, weight, gain, bias, *made)
         ctx.stride, ctx.padding, ctx.groups, ctx.numbers = stride, padding, groups, (floor, added_eps)
         pixels = _pixels(x, weight, stride, groups)
         if pixels is not None:
-            return _image(torch.addmm(bias, pixels, made.out.flatten(1).t()), x)
+            return _image(torch.addmm(bias, pixels, made.out.view(len(weight), -1).t()), x)
         return F.conv2d(x, made.out, bias, stride, padding, groups=groups)
 
     @staticmethod
@@ -91,7 +93,7 @@ class _WSConv2d(torch.autograd.Function):
         grad_x = grad_out = grad_bias = grad_weight = grad_gain = None
         if pixels is not None:
             grads = grad.permute(0, 2, 3, 1).reshape(len(pixels), -1)
-            grad_x = _image(grads @ out.flatten(1), x) if wants_x else None
+            grad_x = _image(grads @ out.view(len(weight), -1), x) if wants_x else None
             grad_out = (grads.t() @ pixels).view_as(weight) if of_weight else None
             grad_bias = grads.sum(0) if wants_bias else None
         else:

@@ -51,8 +51,21 @@ VECTORISED static void row_scaled_half(const float *w, float m, float s, uint16_
     for (int64_t j = 0; j < n; j++) out[j] = narrow((w[j] - m) * s);
 }
 
+/* A row (channels, positions) written as (positions, channels), what a channels-last convolution reads. */
+VECTORISED static void row_scaled_turned(const float *w, float m, float s, float *out, int64_t channels, int64_t positions) {
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t c = 0; c < channels; c++) out[p * channels + c] = (w[c * positions + p] - m) * s;
+}
+
+VECTORISED static void row_scaled_turned_half(const float *w, float m, float s, uint16_t *out, int64_t channels,
+                                              int64_t positions) {
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t c = 0; c < channels; c++) out[p * channels + c] = narrow((w[c * positions + p] - m) * s);
+}
+
+/* positions: 0 where out lies in memory as w does, else the kernel's size, and a row is turned. */
 EXPORT void nf_standardise(const float *w, const float *gain, void *out, int half, float *mean, float *rstd,
-                           uint8_t *floored, int64_t rows, int64_t n, float floor_, float added_eps) {
+                           uint8_t *floored, int64_t rows, int64_t n, int64_t positions, float floor_, float added_eps) {
 #pragma omp parallel for schedule(static) if (rows * n > SMALL)
     for (int64_t i = 0; i < rows; i++) {
         float m, var;
@@ -63,7 +76,11 @@ EXPORT void nf_standardise(const float *w, const float *gain, void *out, int hal
         mean[i] = m;
         rstd[i] = r;
         floored[i] = (uint8_t)low;
-        if (half)
+        if (positions && half)
+            row_scaled_turned_half(w + i * n, m, r * gain[i], (uint16_t *)out + i * n, n / positions, positions);
+        else if (positions)
+            row_scaled_turned(w + i * n, m, r * gain[i], (float *)out + i * n, n / positions, positions);
+        else if (half)
             row_scaled_half(w + i * n, m, r * gain[i], (uint16_t *)out + i * n, n);
         else
             row_scaled(w + i * n, m, r * gain[i], (float *)out + i * n, n);
@@ -88,15 +105,30 @@ VECTORISED static void row_widen(const uint16_t *from, float *to, int64_t n) {
     for (int64_t j = 0; j < n; j++) to[j] = widen(from[j]);
 }
 
-/* grad_w may be the memory of grad_out where that is fp32. */
+VECTORISED static void row_turned_back(const float *from, float *to, int64_t channels, int64_t positions) {
+    for (int64_t c = 0; c < channels; c++)
+        for (int64_t p = 0; p < positions; p++) to[c * positions + p] = from[p * channels + c];
+}
+
+VECTORISED static void row_turned_back_half(const uint16_t *from, float *to, int64_t channels, int64_t positions) {
+    for (int64_t c = 0; c < channels; c++)
+        for (int64_t p = 0; p < positions; p++) to[c * positions + p] = widen(from[p * channels + c]);
+}
+
+/* grad_w may be the memory of grad_out where that is fp32 and not turned. */
 EXPORT void nf_standardise_backward(const void *grad_out, int half, const float *w, const float *gain, const float *mean,
                                     const float *rstd, const uint8_t *floored, float *grad_w, float *grad_gain,
-                                    int64_t rows, int64_t n) {
+                                    int64_t rows, int64_t n, int64_t positions) {
 #pragma omp parallel for schedule(static) if (rows * n > SMALL)
     for (int64_t i = 0; i < rows; i++) {
         const float *g = (const float *)grad_out + i * n;
-        if (half) { /* through the place of the result */
-            row_widen((const uint16_t *)grad_out + i * n, grad_w + i * n, n);
+        if (half || positions) { /* through the place of the result */
+            if (positions && half)
+                row_turned_back_half((const uint16_t *)grad_out + i * n, grad_w + i * n, n / positions, positions);
+            else if (positions)
+                row_turned_back(g, grad_w + i * n, n / positions, positions);
+            else
+                row_widen((const uint16_t *)grad_out + i * n, grad_w + i * n, n);
             g = grad_w + i * n;
         }
         float sum, product;

@@ -74,9 +74,11 @@ def standardise(
     added_eps: float | None = None,
     *,
     out_dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.preserve_format,
 ) -> Standardised:
+    """As `plain.standardise`; of memory formats, the weight's own and channels-last."""
     rows = weight.shape[0]
-    out = torch.empty_like(weight, dtype=out_dtype or weight.dtype)
+    out = torch.empty_like(weight, dtype=out_dtype or weight.dtype, memory_format=memory_format)
     mean, rstd = weight.new_empty(rows), weight.new_empty(rows)
     floored = torch.empty(rows, dtype=torch.bool)
     _call(
@@ -90,6 +92,7 @@ def standardise(
         _at(floored),
         _long(rows),
         _long(weight.numel() // rows),
+        _long(_turned(out, weight)),
         _float(floor),
         _float(-1.0 if added_eps is None else added_eps),
     )
@@ -107,9 +110,10 @@ def standardise_backward(
     in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `plain.standardise_backward`; `in_place`: an fp32 `grad_out` is the caller's own and may become the result."""
-    rows = weight.shape[0]
-    grad_out = laid_out_as(grad_out, weight)
-    grad_weight = grad_out if in_place and grad_out.dtype == torch.float32 else torch.empty_like(weight)
+    rows, turned = weight.shape[0], _turned(grad_out, weight)
+    grad_out = grad_out if turned else laid_out_as(grad_out, weight)
+    own = in_place and grad_out.dtype == torch.float32 and not turned
+    grad_weight = grad_out if own else torch.empty_like(weight)
     grad_gain = torch.empty_like(gain)
     _call(
         "nf_standardise_backward",
@@ -124,8 +128,17 @@ def standardise_backward(
         _at(grad_gain),
         _long(rows),
         _long(weight.numel() // rows),
+        _long(turned),
     )
     return grad_weight, grad_gain
+
+
+def _turned(tensor: torch.Tensor, weight: torch.Tensor) -> int:
+    """Positions of the kernel where the weight is contiguous and `tensor` channels-last, else 0."""
+    last = torch.channels_last
+    if weight.is_contiguous() and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+        return weight.shape[2] * weight.shape[3]
+    return 0
 
 
 def can_activate(x: torch.Tensor, name: str) -> bool:
@@ -205,10 +218,12 @@ def can_update(*lists: Sequence[torch.Tensor]) -> bool:
     if _library is None or not usable():
         return False
     for tensors in zip(*(found for found in lists if found), strict=True):
-        first = tensors[0]
-        for t in tensors:
-            if t.device.type != "cpu" or t.dtype != torch.float32 or t.stride() != first.stride() or not is_dense(t):
-                return False
+        if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+            return False
+        # Not strides: those of a 1x1 kernel differ in numbers that mean nothing.
+        last = all(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+        if not last and not all(t.is_contiguous() for t in tensors):
+            return False
     return True
 
 
@@ -272,4 +287,6 @@ def update_(
             _float(1 - keep),
         )
         start += units
+    # Autograd, and whoever keeps something computed from a weight, sees writes by this number alone.
+    torch.autograd.graph.increment_version([*params, *momenta, *averages])
     return clipped.sum(dtype=torch.int32)

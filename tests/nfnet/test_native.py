@@ -88,12 +88,13 @@ CONVS = {
 }
 
 
+@pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("case", CONVS)
-def test_a_convolution_and_its_gradients_equal_plain_torch(case: str, form: str) -> None:
+def test_a_convolution_and_its_gradients_equal_plain_torch(case: str, form: str, weights: str) -> None:
     kernel, stride, groups, px = CONVS[case]
     torch.manual_seed(0)
-    conv = WSConv2d(16, 24, kernel, stride=stride, groups=groups).to(memory_format=FORMATS[form])
+    conv = WSConv2d(16, 24, kernel, stride=stride, groups=groups).to(memory_format=FORMATS[weights])
     nn.init.normal_(conv.gain), nn.init.normal_(conv.bias)
     x = torch.randn(2, 16, px, px).contiguous(memory_format=FORMATS[form]).requires_grad_()
 
@@ -105,8 +106,22 @@ def test_a_convolution_and_its_gradients_equal_plain_torch(case: str, form: str)
     ours = run()
     with kernels.plain_only():
         wanted = run()
-    assert ours[0].is_contiguous(memory_format=FORMATS[form]) or form == "contiguous"  # oneDNN may choose there
+    assert ours[0].is_contiguous(memory_format=FORMATS[form]) or "contiguous" in (form, weights)  # oneDNN may choose
     assert all(relative(a, b) < 5e-6 for a, b in zip(ours, wanted, strict=True))
+    assert native.can_update([conv.weight.detach()], [ours[2]])  # one layout: the fused update takes them
+
+
+def test_in_half_precision_any_two_layouts_give_the_same_gradient() -> None:
+    torch.manual_seed(0)
+    conv, x = WSConv2d(16, 24, 3), torch.randn(2, 16, 9, 9)
+    grads = []
+    for last in (False, True):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv(x.contiguous(memory_format=torch.channels_last) if last else x)
+        out.float().square().sum().backward()
+        grads.append(conv.weight.grad)
+    assert relative(grads[1], grads[0]) < 2e-2
 
 
 def test_a_scaled_branch_and_its_gradients_equal_plain_torch() -> None:
