@@ -57,6 +57,9 @@ class Array:
         self.data, self.dtype, self.shape = data, dtype, shape
         self.fortran, self.big_endian = fortran, big_endian
 
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("an array is changed after it was made")
+
     def take_tensor(self) -> torch.Tensor:
         """A tensor of its own memory, in C order and this machine's byte order; the array is empty afterwards."""
         if not self.data:
@@ -105,7 +108,14 @@ def read_npz(file: IO[bytes], where: str) -> dict[str, torch.Tensor]:
             try:
                 with archive.open(entry) as member:
                     found[entry.filename.removesuffix(".npy")] = read_npy(member).take_tensor()
-            except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, RuntimeError) as error:
+            except (
+                ValueError,
+                zipfile.BadZipFile,
+                EOFError,
+                NotImplementedError,
+                OverflowError,
+                RuntimeError,
+            ) as error:
                 raise ValueError(
                     f"{where}: entry {entry.filename} cannot be read: {error}; fetch the file again, "
                     "or save plain arrays of numbers with numpy.savez"

@@ -55,7 +55,10 @@ def load_entries(
     wrong = [k for k in expected if k not in theirs or theirs[k].shape != own[k].shape]
     wrong += [k for k in theirs if k not in own]
     if wrong:
-        raise ValueError(f"{source} does not fit the network: {_differences(own, entries, wrong)}; {_advice(model, own, entries, wrong, options)}")
+        advice = _advice(model, own, entries, wrong, options)
+        raise ValueError(f"{source} does not fit the network: {_differences(own, entries, wrong)}; {advice}")
+    if any(v.is_meta for v in own.values()):
+        raise ValueError("the network is on the meta device, where nothing can be loaded; give it memory with to_empty")
     with torch.no_grad():
         for k in expected:
             own[k].copy_(theirs[k])
@@ -80,13 +83,13 @@ def _advice(
     options: str,
 ) -> str:
     """What to change, from the first difference that explains the others."""
-    stem, theirs, ours = "stem.0.weight", {k: v.shape for k, v in entries.items()}, {k: v.shape for k, v in own.items()}
+    theirs, ours = {k: v.shape for k, v in entries.items()}, {k: v.shape for k, v in own.items()}
     here, there = model.variant if isinstance(model, NFNet) else None, _families(theirs)
-    if stem in theirs and stem in ours and theirs[stem][1] != ours[stem][1] and theirs[stem][0] == ours[stem][0]:
-        n = theirs[stem][1]
-        return f"its first convolution reads {n} channels: create the network with in_chans={n} and feed it as many"
+    channels, wanted = (shapes.get("stem.0.weight", torch.Size())[1:2] for shapes in (theirs, ours))
     if there and (here is None or here.name not in there):
         return f"the file looks like {' or '.join(there)}: create that network"
+    if channels and wanted and channels != wanted:
+        return f"its first convolution reads {channels[0]} channels: create the network with in_chans={channels[0]}"
     inner = "blocks.0.conv0.weight"
     if theirs.get(inner) != ours.get(inner) and here is not None and here.family == "nfnet":
         rounded = not here.rounded_bottleneck
@@ -102,10 +105,13 @@ def _families(shapes: Mapping[str, torch.Size]) -> list[str]:
     numbers = [int(found[1]) for k in shapes if (found := re.match(r"blocks\.(\d+)\.", k))]
     if not numbers:
         return []
-    last = shapes.get(f"blocks.{max(numbers)}.conv2.weight")
-    stems = [v[0] for k, v in shapes.items() if k.startswith("stem.") and k.endswith(".weight")]
+    width = shapes.get(f"blocks.{max(numbers)}.conv2.weight", torch.Size())[:1]
+    stems = sum(k.startswith("stem.") and k.endswith(".weight") for k in shapes)
     return [
         name
         for name, v in VARIANTS.items()
-        if sum(v.depths) == max(numbers) + 1 and last and abs(last[0] - v.widths[-1]) < 8 and len(stems) == len(v.stem_widths)
+        if sum(v.depths) == max(numbers) + 1
+        and len(v.stem_widths) == stems
+        and width
+        and abs(width[0] - v.widths[-1]) < 8
     ]

@@ -26,6 +26,8 @@ class _Token:
     """Stands for an admitted global: it can be called, and neither changed nor used as a class."""
 
     __slots__ = ("_call", "_name")
+    _call: Callable[..., Any]
+    _name: str
 
     def __init__(self, name: str, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_name", name)
@@ -53,7 +55,10 @@ class _Dtype:
         # Byte order may stand before the code; a token names an extension type, such as ml_dtypes.bfloat16.
         text = repr(code) if isinstance(code, _Token) else code
         self.big_endian = isinstance(text, str) and text.startswith(">")
-        self.dtype = torch_dtype(text.lstrip("<>|=").rpartition(".")[2] if isinstance(text, str) else text)
+        try:
+            self.dtype = torch_dtype(text.lstrip("<>|=").rpartition(".")[2] if isinstance(text, str) else text)
+        except ValueError as error:
+            raise _Refused(str(error)) from None
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) > 1:
@@ -109,7 +114,7 @@ def _no_call(*args: Any) -> NoReturn:
 
 
 def _admitted() -> dict[tuple[str, str], _Token]:
-    numpy = {
+    numpy: dict[str, Callable[..., Any]] = {
         "core.multiarray._reconstruct": _Blank,
         "core.multiarray.scalar": _scalar,
         "core.numeric._frombuffer": _from_buffer,
@@ -123,12 +128,13 @@ def _admitted() -> dict[tuple[str, str], _Token]:
         "jax._src.device_array.reconstruct_device_array": _built,
         "jax._src.array._reconstruct_array": _built,
         "dill._dill._create_array": _built,
+        "dill._dill._load_type": _dill_type,
         "_codecs.encode": _encode,
         # bytearray and bytes of a number would be that many zeros: memory that no file pays for.
         **{f"{home}.{name}": _bytes for home in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
         **{f"{home}.dict": _mapping for home in ("builtins", "__builtin__")},
         "collections.OrderedDict": _mapping,
-        "collections.defaultdict": lambda factory=None, *items: _mapping(*items),
+        "collections.defaultdict": lambda factory=None, *items: _mapping(*items),  # its factory is not kept
         "haiku._src.data_structures.FlatMapping": _mapping,
         "haiku._src.data_structures.FlatMap": _mapping,
         "haiku._src.data_structures.frozendict": _mapping,
@@ -146,6 +152,12 @@ def _bytes(data: Any = b"", encoding: Any = None) -> bytes:
     if not isinstance(data, bytes | bytearray):
         raise _Refused(f"it makes bytes of a {type(data).__name__}")
     return bytes(data)
+
+
+def _dill_type(name: Any) -> _Token:
+    """A built-in type by dill's name for it; only those that are admitted under their own name can be called."""
+    own = {"BytesType": "bytes", "DictType": "dict"}.get(name, name) if isinstance(name, str) else ""
+    return _ADMITTED.get(("builtins", own)) or _Token(str(name), _no_call)
 
 
 _ADMITTED = _admitted()
@@ -173,7 +185,7 @@ def _check_opcodes(data: Any) -> None:
         if opcode.name in _EXTENSIONS:
             raise _Refused(f"it asks for extension {argument} of the copyreg registry")
         # Places are numbered as they are used; a large number would make the unpickler ask for as much memory.
-        if opcode.name in _PUTS and int(argument) > count:
+        if opcode.name in _PUTS and argument is not None and int(argument) > count:
             raise _Refused(f"it uses place {argument} of its memory before place {count}")
 
 
@@ -228,4 +240,3 @@ def read_pickle(file: IO[bytes], where: str) -> Any:
             raise ValueError(
                 f"{where} is damaged, or no pickle of arrays ({type(error).__name__}: {error}); fetch it again"
             ) from None
-

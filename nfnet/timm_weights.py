@@ -184,7 +184,7 @@ def to_timm(model: NFNet) -> dict[str, torch.Tensor]:
     are used there.
 
     Raises:
-        ValueError: timm has no such network.
+        ValueError: timm's blocks cannot compute what the model does (padding, shortcuts, SkipInit, activation).
     """
     different = [k for k in _different_options(model) if k not in ("ws_eps", "activation")]
     if model.final_act.name not in (model.variant.activation, timm_options(_timm_name(model)).get("activation")):

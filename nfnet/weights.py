@@ -65,10 +65,6 @@ def _our_layout(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(1) if tensor.dim() == 0 else tensor
 
 
-def is_haiku(tree: Any) -> bool:
-    return _find_tree(tree, None) is not None
-
-
 def load_haiku(model: NFNet, tree: Any, source: str, *, which: str | None = None) -> LoadReport:
     """Load a tree module -> name -> tensor, or whatever holds one: (params, state), {"ema_params": ..., ...}.
 
