@@ -85,7 +85,7 @@ def read_npy(file: IO[bytes]) -> Array:
     try:
         header = ast.literal_eval(file.read(length).decode("latin1"))
         descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
-    except (SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise ValueError(f"its header cannot be read ({type(error).__name__})") from None
     found = re.fullmatch(r"([<>|=]?)(\w+)", descr) if isinstance(descr, str) else None
     dtype = torch_dtype(found[2] if found else descr)
@@ -108,14 +108,7 @@ def read_npz(file: IO[bytes], where: str) -> dict[str, torch.Tensor]:
             try:
                 with archive.open(entry) as member:
                     found[entry.filename.removesuffix(".npy")] = read_npy(member).take_tensor()
-            except (
-                ValueError,
-                zipfile.BadZipFile,
-                EOFError,
-                NotImplementedError,
-                OverflowError,
-                RuntimeError,
-            ) as error:
+            except Exception as error:  # a damaged archive can fail in any way
                 raise ValueError(
                     f"{where}: entry {entry.filename} cannot be read: {error}; fetch the file again, "
                     "or save plain arrays of numbers with numpy.savez"

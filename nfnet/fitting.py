@@ -26,8 +26,8 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        head = "the head is made anew" if self.head_remade else "head included"
-        return "; ".join((f"{self.num_loaded} parameters from {self.source} ({self.format}, {head})", *self.notes))
+        head = ("the head is made anew",) if self.head_remade else ()
+        return "; ".join((f"{self.num_loaded} parameters from {self.source} ({self.format})", *head, *self.notes))
 
 
 def load_entries(

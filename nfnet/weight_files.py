@@ -105,13 +105,14 @@ def _read(path: Path) -> Any:
 
 def _read_zip(file: IO[bytes], path: Path) -> Any:
     try:
-        names = zipfile.ZipFile(file).namelist()
-        if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
-            return _read_torch(path)
-        file.seek(0)
-        return unflattened(read_npz(file, str(path)))
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again") from None
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception as error:  # a damaged archive can fail in any way
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from None
+    if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
+        return _read_torch(path)
+    file.seek(0)
+    return unflattened(read_npz(file, str(path)))
 
 
 def _read_torch(path: Path) -> Any:
@@ -123,7 +124,7 @@ def _read_torch(path: Path) -> Any:
             f"{path} is refused, nothing of it was run: torch found more than weights in it ({first}); "
             "if you trust the file, save its state dict alone, best as safetensors, where it was made"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from None
 
 
