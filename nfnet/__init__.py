@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,19 +12,29 @@ import torch
 from nfnet.agc import ClipCounts, adaptive_clip_grad_
 from nfnet.block import Conventions
 from nfnet.count import count_parameters, multiply_adds
+from nfnet.fitting import LoadReport
 from nfnet.model import NFNet
 from nfnet.signal import SignalPropagation, signal_propagation
+from nfnet.timm_weights import from_timm, timm_options, to_timm
 from nfnet.variants import VARIANTS, adjust, get_variant
+from nfnet.weight_files import load_published, read_description, save_weights
 
 __all__ = [
     "ClipCounts",
+    "LoadReport",
     "NFNet",
     "SignalPropagation",
     "adaptive_clip_grad_",
     "create_model",
     "describe",
+    "from_timm",
     "list_models",
+    "load_model",
+    "load_published",
+    "save_weights",
     "signal_propagation",
+    "timm_options",
+    "to_timm",
 ]
 
 
@@ -60,7 +71,23 @@ def create_model(name: str, num_classes: int = 1000, **options: Any) -> NFNet:
         raise ValueError(f"no option {unknown[0]!r}; {hint}the options are {', '.join(known)}")
     variant = adjust(get_variant(name), **{k: v for k, v in options.items() if k in VARIANT_OPTIONS})
     conventions = Conventions(**{k: v for k, v in options.items() if k in CONVENTIONS})
-    return NFNet(variant, num_classes, conventions=conventions, **{k: v for k, v in options.items() if k in OPTIONS})
+    model = NFNet(variant, num_classes, conventions=conventions, **{k: v for k, v in options.items() if k in OPTIONS})
+    model.options = dict(options)
+    return model
+
+
+def load_model(path: str | Path) -> NFNet:
+    """The network of a file that `save_weights` wrote, in evaluation mode; random state is left as it was.
+
+    Raises:
+        ValueError: the file is of another kind, or damaged.
+    """
+    name, num_classes, options = read_description(path)
+    with torch.random.fork_rng(devices=[]):
+        model = create_model(name, num_classes, **options)
+    if load_published(model, path).head_remade:
+        raise ValueError(f"{path} lacks the head of its {num_classes} classes; save it again")
+    return model.eval()
 
 
 def describe(name: str, *, px: int | None = None) -> list[str]:

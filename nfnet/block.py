@@ -83,9 +83,7 @@ class Block(nn.Module):
         self.squeeze_excite: SqueezeExcite | None = None
         if variant.squeeze_excite != "none":
             channels = out_channels if variant.squeeze_excite == "after" else inner
-            self.squeeze_excite = SqueezeExcite(
-                channels, max(1, int(channels * variant.se_ratio)), conventions.se_activation
-            )
+            self.squeeze_excite = SqueezeExcite(channels, variant.squeeze_width(channels), conventions.se_activation)
         self.stochastic_depth = StochasticDepth(drop_path, rescale=conventions.stochastic_depth_rescale)
         self.skip_init = conventions.skip_init
         # One element and not a scalar: DeepSpeed broadcasts parameters as bytes and cannot view zero dimensions.

@@ -30,6 +30,9 @@ class FeatureInfo(NamedTuple):
 class NFNet(nn.Module):
     """(N, in_chans, H, W) -> logits (N, num_classes), or pooled features (N, num_features) if num_classes is 0."""
 
+    options: dict[str, Any] | None = None
+    """Keyword arguments of `create_model` that made the network; saved with its weights."""
+
     def __init__(
         self,
         variant: Variant,

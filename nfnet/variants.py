@@ -49,6 +49,12 @@ class Variant:
     """RandAugment's magnitude in the published ImageNet recipe."""
     rounded_bottleneck: bool = False
     """True: inner widths are rounded down to a multiple of the group width, as the released code does."""
+    width_divisor: int = 1
+    """Widths are multiples of it: of stages, inner convolutions and squeeze-excite (timm: 8)."""
+
+    def squeeze_width(self, channels: int) -> int:
+        """Of squeeze-excite's hidden layer."""
+        return max(1, _divisible(channels * self.se_ratio, self.width_divisor, least_share=0.0))
 
     @property
     def num_features(self) -> int:
@@ -60,10 +66,8 @@ class Variant:
         The plus variants' first stage has 384 * 0.5 = 192 inner channels, no multiple of 128. The paper's 527M
         parameters of F4+ need all 192 in one group; the released code rounds down to 128 (525.0M).
         """
-        if self.expansion:
-            inner = int(in_width * (1 if first else self.expansion))
-        else:
-            inner = int(out_width * self.bottleneck)
+        exact = in_width * (1 if first else self.expansion) if self.expansion else out_width * self.bottleneck
+        inner = _divisible(exact, self.width_divisor)
         if not self.group_width:
             return inner, 1
         groups = max(1, inner // self.group_width)
@@ -189,9 +193,17 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def _divisible(width: float, divisor: int, *, least_share: float = 0.9) -> int:
+    """The nearest multiple, but never less than `least_share` of the width; the whole part for a divisor of 1."""
+    if divisor == 1:
+        return int(width)
+    nearest = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return nearest if nearest >= least_share * width else nearest + divisor
+
+
 def get_variant(name: str) -> Variant:
-    """By name; `nfnet_f4+` is `nfnet_f4_plus`. Raises ValueError with the nearest names."""
-    key = name.lower().replace("+", "_plus")
+    """By name; `nfnet_f4+` is `nfnet_f4_plus`, timm's `dm_nfnet_f0` is `nfnet_f0`. ValueError has the nearest names."""
+    key = name.lower().replace("+", "_plus").removeprefix("dm_")
     if key not in VARIANTS:
         near = difflib.get_close_matches(key, VARIANTS, n=3, cutoff=0.4)
         raise ValueError(f"no model {name!r}; the nearest names are {', '.join(near or sorted(VARIANTS))}")
@@ -213,13 +225,8 @@ def adjust(
     if width_divisor > 1:
         variant = replace(
             variant,
+            width_divisor=width_divisor,
             widths=tuple(_divisible(w, width_divisor) for w in variant.widths),
             stem_widths=tuple(_divisible(w, width_divisor) for w in variant.stem_widths),
         )
     return replace(variant, shortcut=shortcut or variant.shortcut)
-
-
-def _divisible(width: int, divisor: int) -> int:
-    """The nearest multiple, but never less than nine tenths of the width."""
-    nearest = max(divisor, (width + divisor // 2) // divisor * divisor)
-    return nearest if nearest >= 0.9 * width else nearest + divisor

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import nfnet
+from nfnet.fitting import load_entries
 from pipeline import checkpoint
 from pipeline.errors import UserError
 
@@ -65,20 +66,10 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str, *, new_head: bool = False) -> bool:
     """Load by name; True if the head keeps its fresh weights: asked for, or of another size."""
-    own = model.state_dict()
-    head = [k for k in own if k.startswith("head.")]
-    remade = new_head or any(k not in weights or weights[k].shape != own[k].shape for k in head)
-    wanted = {k: v for k, v in weights.items() if not (remade and k.startswith("head."))}
-    expected = set(own) - (set(head) if remade else set())
-    wrong = sorted(expected ^ set(wanted)) or [k for k in sorted(wanted) if wanted[k].shape != own[k].shape]
-    if wrong:
-        k = wrong[0]
-        shapes = [tuple(d[k].shape) if k in d else "absent" for d in (wanted, own)]
-        raise UserError(
-            f"{url} does not fit the model: {k} is {shapes[0]} there and {shapes[1]} here; check model.options"
-        )
-    model.load_state_dict(wanted, strict=not remade)
-    return remade
+    try:
+        return load_entries(model, weights, url, new_head=new_head).head_remade
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def load_backbone(url: str, weights: Literal["evaluated", "ema", "raw"] = "evaluated") -> LoadedBackbone:

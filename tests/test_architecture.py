@@ -12,6 +12,7 @@ FLOORS = {"nfnet": 0, "pipeline": 1, "transfer": 2, "orchestration": 3}
 HOMES = {
     "deepspeed": ("pipeline/engine.py", "pipeline/zero.py"),
     "fsspec": ("pipeline/storage.py",),
+    "safetensors": ("nfnet/weight_files.py", "pipeline/checkpoint.py"),
     "webdataset": ("pipeline/data/",),
     "ray": ("orchestration/sweep.py",),
     "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),
@@ -62,8 +63,12 @@ def test_a_heavy_library_has_one_home(library: str) -> None:
 
 
 def test_the_networks_need_torch_only() -> None:
-    roots = {n.split(".")[0] for p in (ROOT / "nfnet").rglob("*.py") for n in imports(p)}
+    paths = list((ROOT / "nfnet").rglob("*.py"))
+    roots = {n.split(".")[0] for p in paths for n in imports(p, top_level_only=True)}
     assert roots - set(sys.stdlib_module_names) <= {"torch", "nfnet"}
+    # Files of weights are read and written with safetensors, imported when one is.
+    roots = {n.split(".")[0] for p in paths for n in imports(p)}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", "nfnet", "safetensors"}
 
 
 def test_datasets_holds_no_python() -> None:
