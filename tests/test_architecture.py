@@ -13,6 +13,7 @@ HOMES = {
     "deepspeed": ("pipeline/engine.py", "pipeline/zero.py"),
     "fsspec": ("pipeline/storage.py",),
     "webdataset": ("pipeline/data/",),
+    "triton": ("nfnet/kernels/",),
     "ray": ("orchestration/sweep.py",),
     "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),
 }
@@ -61,9 +62,14 @@ def test_a_heavy_library_has_one_home(library: str) -> None:
     assert users and not {u for u in users if not u.startswith(HOMES[library])}
 
 
-def test_the_networks_need_torch_only() -> None:
+def test_the_networks_need_torch_only_and_their_kernels_triton() -> None:
     roots = {n.split(".")[0] for p in (ROOT / "nfnet").rglob("*.py") for n in imports(p)}
-    assert roots - set(sys.stdlib_module_names) <= {"torch", "nfnet"}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", "nfnet", "triton"}
+
+
+def test_the_networks_load_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import nfnet, nfnet.kernels.gpu; nfnet.create_model('nfnet_tiny')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_datasets_holds_no_python() -> None:
