@@ -86,6 +86,8 @@ def update_(
                 CHUNK=tables.CHUNK,
                 **_constants(grads, table, tile),
             )
+    # Autograd, and whoever keeps something computed from a weight, sees writes by this number alone.
+    torch.autograd.graph.increment_version([*params, *momenta, *averages])
     return num_clipped
 
 

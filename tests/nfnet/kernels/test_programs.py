@@ -146,6 +146,14 @@ def test_the_update(
         close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_an_update_counts_as_a_write_in_place() -> None:
+    params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
+    before = [t._version for t in (*params, *momenta, *averages)]
+    gpu.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    after = [t._version for t in (*params, *momenta, *averages)]
+    assert all(a > b for a, b in zip(after, before, strict=True))
+
+
 def test_unit_norms_and_gradients_in_another_layout() -> None:
     params, grads, _, _ = group(torch.contiguous_format, torch.float32)
     turned = [g.to(memory_format=torch.channels_last) if g.dim() == 4 else g for g in grads]
