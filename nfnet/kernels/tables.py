@@ -6,7 +6,6 @@ anew; a table is a pure function of the addresses it holds, so a cached one is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -82,23 +81,3 @@ def pointers(addresses: tuple[int, ...], device: torch.device) -> Pointers:
 def _upload(table: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Without waiting for the device: from pinned memory, which torch keeps until the copy is done."""
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
-
-
-def same_layout(tensor: torch.Tensor, like: torch.Tensor) -> bool:
-    """Do equal positions lie at equal offsets? (The stride of a dimension of one element means nothing.)"""
-    if tensor.shape != like.shape:
-        return False
-    strides = [(a, b) for n, a, b in zip(tensor.shape, tensor.stride(), like.stride(), strict=True) if n > 1]
-    return all(a == b for a, b in strides)
-
-
-def check_units(tensors: Sequence[torch.Tensor]) -> None:
-    """Raises ValueError where a unit's elements do not lie together in memory, rows in order."""
-    for tensor in tensors:
-        if not (
-            tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-        ):
-            raise ValueError(
-                f"a parameter of shape {tuple(tensor.shape)} has strides {tensor.stride()}; make it contiguous or "
-                "channels-last"
-            )

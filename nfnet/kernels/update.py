@@ -8,6 +8,7 @@ import torch
 
 from nfnet.kernels import LAUNCH, tables
 from nfnet.kernels.plain import MIN_GRADIENT_NORM, UnitNorms, all_finite
+from nfnet.kernels.plans import plan
 
 _UNITS = 1024
 """That a program of `factors` works on."""
@@ -17,9 +18,10 @@ def unit_norms(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) ->
     """Units of up to some 10,000 elements are what this is made for: a unit is read by one program."""
     from nfnet.kernels import update_programs as programs
 
-    grads, device = _prepared(params, grads), params[0].device
-    layout = tables.layout(tuple(p.shape for p in params), device)
-    table = tables.pointers(tuple(t.data_ptr() for ts in (params, grads) for t in ts), device)
+    known = plan(params)
+    grads = known.gradients(params, grads)
+    layout, device = known.layout, known.device
+    table = tables.pointers((*known.addresses, *(g.data_ptr() for g in grads)), device)
     weight_squares, gradient_squares = torch.zeros(2, layout.num_units, device=device)
     num_nonfinite = torch.zeros((), device=device, dtype=torch.int32)
     with torch.cuda.device_of(params[0]):
@@ -55,12 +57,11 @@ def update_(
 ) -> torch.Tensor:
     from nfnet.kernels import update_programs as programs
 
-    grads, device = _prepared(params, grads), params[0].device
-    for kind, states in (("momentum", momenta), ("average", averages)):
-        _check_states(params, states, kind)
-    layout = tables.layout(tuple(p.shape for p in params), device)
-    lists = (params, grads, momenta, averages)
-    table = tables.pointers(tuple(t.data_ptr() for ts in lists for t in ts), device)
+    known = plan(params, momenta, averages)
+    grads = known.gradients(params, grads)
+    layout, device, num = known.layout, known.device, len(params)
+    addresses = (*known.addresses[:num], *(g.data_ptr() for g in grads), *known.addresses[num:])
+    table = tables.pointers(addresses, device)
     num_clipped = torch.zeros((), device=device, dtype=torch.int32)
     gate = None if finite is None else finite.view(torch.uint8)
     with torch.cuda.device_of(params[0]):
@@ -134,38 +135,6 @@ def _constants(grads: Sequence[torch.Tensor], table: tables.Pointers, tile: tabl
         "BLOCK": tile.block,
         **LAUNCH,
     }
-
-
-def _prepared(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The gradients, each laid out as its parameter. Raises ValueError for what the tables cannot express."""
-    devices = {t.device for ts in (params, grads) for t in ts}
-    types = {g.dtype for g in grads}
-    if len(params) != len(grads) or not params:
-        raise ValueError(
-            f"there are {len(params)} parameters and {len(grads)} gradients; give as many, and at least one"
-        )
-    if len(devices) > 1:
-        raise ValueError(f"parameters and gradients lie on {len(devices)} devices; give one device's at a time")
-    if any(p.dtype != torch.float32 for p in params):
-        raise ValueError("the update works on fp32 parameters; keep others as fp32 master weights")
-    if len(types) > 1 or not types <= {torch.float32, torch.bfloat16, torch.float16}:
-        raise ValueError(f"the gradients are {sorted(map(str, types))}; give one of fp32, bf16 and fp16 for all")
-    tables.check_units(params)
-    return [
-        g if tables.same_layout(g, p) else torch.empty_like(p, dtype=g.dtype).copy_(g)
-        for p, g in zip(params, grads, strict=True)
-    ]
-
-
-def _check_states(params: Sequence[torch.Tensor], states: Sequence[torch.Tensor], kind: str) -> None:
-    if kind == "average" and not states:
-        return
-    for p, s in zip(params, states, strict=True):
-        if s.dtype != torch.float32 or s.device != p.device or not tables.same_layout(s, p):
-            raise ValueError(
-                f"the {kind} of a parameter {tuple(p.shape)} is {s.dtype} on {s.device} with strides {s.stride()}; "
-                f"it must be fp32 on {p.device} and lie as the parameter does, with strides {p.stride()}"
-            )
 
 
 def clip_and_update_(

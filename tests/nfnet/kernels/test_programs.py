@@ -190,6 +190,21 @@ def test_new_addresses_are_seen() -> None:
     assert int(found.num_nonfinite) == 0
 
 
+def test_tensors_that_moved_or_changed_their_layout_are_seen() -> None:
+    """The same Parameter objects over other memory, as model.to(memory_format=...) leaves them."""
+    params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
+    gpu.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    for lists in (params, momenta, averages):
+        for t in lists:
+            if t.dim() == 4:
+                t.data = t.data.to(memory_format=torch.channels_last)
+    twins = [[t.clone() for t in lists] for lists in (params, grads, momenta, averages)]
+    ours = gpu.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
+    assert [int(c) for c in ours] == [int(c) for c in plain.clip_and_update_(*twins, **SETTINGS, clipping=0.01)]
+    for a, b in zip(params, twins[0], strict=True):
+        close(a, b, rtol=1e-5)
+
+
 def test_unaligned_tensors_are_read_right() -> None:
     params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
     lists = []
@@ -212,6 +227,9 @@ def test_unaligned_tensors_are_read_right() -> None:
         (lambda p, g, m, e: g.__setitem__(1, g[1].bfloat16()), "one of fp32, bf16 and fp16 for all"),
         (lambda p, g, m, e: p.__setitem__(1, p[1].bfloat16()), "fp32 parameters"),
         (lambda p, g, m, e: g.pop(), "9 parameters and 8 gradients"),
+        (lambda p, g, m, e: m.pop(), "9 parameters and 8 momentum tensors"),
+        (lambda p, g, m, e: g.__setitem__(1, g[1][:5]), "pair them anew"),
+        (lambda p, g, m, e: [t.clear() for t in (p, g, m, e)], "no parameter"),
         (lambda p, g, m, e: p.__setitem__(2, torch.zeros(3, 1200, device=DEVICE)[:, ::2]), "make it contiguous"),
     ],
 )
