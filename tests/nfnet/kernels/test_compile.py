@@ -65,7 +65,7 @@ def test_standardisation_compiles(built: list[tuple[str, Any]], shape: tuple[int
 
 @pytest.mark.parametrize("name", plain.ACTIVATIONS)
 def test_activations_compile(built: list[tuple[str, Any]], name: str) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype in (torch.float32, torch.bfloat16):  # fp16 differs from bf16 in two conversions
         x = torch.zeros(2, 64, 4, 4, dtype=dtype).to(memory_format=torch.channels_last)
         gpu.scaled_activation(x, name, 1.7)
         gpu.scaled_activation_backward(x, x, name, 1.7, 0.9)
@@ -77,7 +77,7 @@ SHAPES = [(8, 128, 3, 3), (16,), (32, 64, 1, 1), (4, 1536)]
 RATES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "eps": 1e-3, "keep": 0.999}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_clip_and_update_compiles(built: list[tuple[str, Any]], dtype: torch.dtype) -> None:
     params, momenta, averages = ([torch.zeros(s) for s in SHAPES] for _ in range(3))
     grads = [p.to(dtype) for p in params]
