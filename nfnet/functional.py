@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from nfnet.kernels import native, plain
+from nfnet.kernels import choice, native, plain
 
 FEW_PIXELS = 256
 """Up to here a 1x1 convolution on the CPU is a matrix product: oneDNN's weight gradient takes three times as long."""
@@ -44,8 +44,9 @@ def ws_conv2d(
     if kind != "meta" and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
         x, bias = x.to(half), bias.to(half)
-    if x.dtype == bias.dtype and native.can_standardise(weight, x.dtype):
-        out: torch.Tensor = _WSConv2d.apply(x, weight, gain, bias, stride, padding, groups, floor, added_eps)
+    fused = choice.for_weight(weight, x.dtype) if x.dtype == bias.dtype else None
+    if fused is not None:
+        out: torch.Tensor = _WSConv2d.apply(x, weight, gain, bias, stride, padding, groups, floor, added_eps, fused)
         return out
     return F.conv2d(x, standardised(weight, gain, floor, added_eps), bias, stride, padding, groups=groups)
 
@@ -63,12 +64,14 @@ class _WSConv2d(torch.autograd.Function):
         groups: int,
         floor: float,
         added_eps: float | None,
+        fused: Any,
     ) -> torch.Tensor:
         last = x.is_contiguous(memory_format=torch.channels_last)
         form = torch.channels_last if last else torch.preserve_format  # else the convolution would turn it each time
-        made = native.standardise(weight, gain, floor, added_eps, out_dtype=x.dtype, memory_format=form)
+        made = fused.standardise(weight, gain, floor, added_eps, out_dtype=x.dtype, memory_format=form)
         ctx.save_for_backward(x, weight, gain, bias, *made)
-        ctx.stride, ctx.padding, ctx.groups, ctx.numbers = stride, padding, groups, (floor, added_eps)
+        ctx.stride, ctx.padding, ctx.groups, ctx.fused = stride, padding, groups, fused
+        ctx.numbers = floor, added_eps
         pixels = _pixels(x, weight, stride, groups)
         if pixels is not None:
             return _image(torch.addmm(bias, pixels, made.out.view(len(weight), -1).t()), x)
@@ -86,7 +89,7 @@ class _WSConv2d(torch.autograd.Function):
                 ctx.padding,
                 groups=ctx.groups,
             )
-            return *_differentiable(again, (x, weight, gain, bias), grad, ctx.needs_input_grad), *[None] * 5
+            return *_differentiable(again, (x, weight, gain, bias), grad, ctx.needs_input_grad), *[None] * 6
         wants_x, wants_weight, wants_gain, wants_bias = ctx.needs_input_grad[:4]
         of_weight = wants_weight or wants_gain
         pixels = _pixels(x, weight, ctx.stride, ctx.groups)
@@ -111,10 +114,10 @@ class _WSConv2d(torch.autograd.Function):
                 [wants_x, of_weight, wants_bias],
             )
         if grad_out is not None:
-            grad_weight, grad_gain = native.standardise_backward(
+            grad_weight, grad_gain = ctx.fused.standardise_backward(
                 grad_out, weight, gain, mean, rstd, floored, in_place=True
             )
-        return grad_x, grad_weight, grad_gain, grad_bias, None, None, None, None, None
+        return grad_x, grad_weight, grad_gain, grad_bias, *[None] * 6
 
 
 def _differentiable(
@@ -130,7 +133,7 @@ def _differentiable(
 def _pixels(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int) -> torch.Tensor | None:
     """(N * H * W, C), a view of a channels-last image; None where the convolution is no small matrix product."""
     n, c, h, w = x.shape
-    if weight.shape[2] > 1 or stride > 1 or groups > 1 or n * h * w > FEW_PIXELS:
+    if x.is_cuda or weight.shape[2] > 1 or stride > 1 or groups > 1 or n * h * w > FEW_PIXELS:
         return None
     if not x.is_contiguous(memory_format=torch.channels_last):
         return None
@@ -144,8 +147,9 @@ def _image(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def scaled_activation(x: torch.Tensor, name: str, function: Any, factor: float, before: float = 1.0) -> torch.Tensor:
     """function(x * before) * factor; `name` says which function that is."""
-    if native.can_activate(x, name):
-        out: torch.Tensor = _ScaledActivation.apply(x, name, factor, before)
+    fused = choice.for_activation(x, name)
+    if fused is not None:
+        out: torch.Tensor = _ScaledActivation.apply(x, name, factor, before, fused)
         return out
     y: torch.Tensor = function(x if before == 1.0 else x * before)
     return y.mul(factor)
@@ -153,18 +157,19 @@ def scaled_activation(x: torch.Tensor, name: str, function: Any, factor: float, 
 
 class _ScaledActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, name: str, factor: float, before: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, name: str, factor: float, before: float, fused: Any) -> torch.Tensor:
         ctx.save_for_backward(x)
-        ctx.name, ctx.factor, ctx.before = name, factor, before
-        return native.scaled_activation(x, name, factor, before)
+        ctx.name, ctx.factor, ctx.before, ctx.fused = name, factor, before, fused
+        out: torch.Tensor = fused.scaled_activation(x, name, factor, before)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             again = plain.scaled_activation(x, ctx.name, ctx.factor, ctx.before)
-            return *_differentiable(again, (x,), grad, ctx.needs_input_grad), None, None, None
-        return native.scaled_activation_backward(grad, x, ctx.name, ctx.factor, ctx.before), None, None, None
+            return *_differentiable(again, (x,), grad, ctx.needs_input_grad), *[None] * 4
+        return ctx.fused.scaled_activation_backward(grad, x, ctx.name, ctx.factor, ctx.before), *[None] * 4
 
 
 def scaled_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from nfnet.agc import ClipCounts, coefficients, per_unit, square_sums
-from nfnet.kernels import native, plain
+from nfnet.kernels import choice, plain
 from nfnet.kernels.plain import UnitNorms
 
 
@@ -26,10 +27,12 @@ class _Work:
     gradients: list[torch.Tensor]
     momenta: list[torch.Tensor]
     averages: list[torch.Tensor]
+    fused: ModuleType | None = None
+    """The kernels that take these tensors."""
     norms: UnitNorms | None = None
 
     @property
-    def lists(self) -> tuple[list[torch.Tensor], ...]:
+    def lists(self) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         return self.weights, self.gradients, self.momenta, self.averages
 
 
@@ -89,13 +92,16 @@ class SGD(torch.optim.Optimizer):
 
     def _gather(self, group: dict[str, Any]) -> _Work:
         weights = [p for p in group["params"] if p.grad is not None]
-        return _Work(
+        work = _Work(
             group,
             weights,
             [p.grad for p in weights],
             [self._state(p, "momentum", torch.zeros_like) for p in weights],
             [self._state(p, "ema", torch.clone) for p in weights] if self.ema_decay is not None else [],
         )
+        if weights and self.foreach:
+            work.fused = choice.for_update(*work.lists)
+        return work
 
     def _state(self, weight: torch.Tensor, key: str, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         state = self.state[weight]
@@ -107,8 +113,8 @@ class SGD(torch.optim.Optimizer):
     def _measure(self, work: list[_Work]) -> torch.Tensor:
         """Norms of every group's units; whether all gradients are finite, (): asked before anything changes."""
         for w in work:
-            if self.foreach and native.can_update(*w.lists):
-                w.norms = native.unit_norms(w.weights, w.gradients)
+            if w.fused is not None:
+                w.norms = w.fused.unit_norms(w.weights, w.gradients)
             elif self.foreach:
                 sums = square_sums(w.gradients)
                 weights = square_sums(w.weights) if w.group["clip"] else torch.empty(0)
@@ -131,11 +137,10 @@ class SGD(torch.optim.Optimizer):
             "norms": work.norms,
             "finite": finite,
         }
-        if not self.foreach:
-            return plain.update_(*work.lists, **numbers)
-        if native.can_update(*work.lists):
-            return native.update_(*work.lists, **numbers)
-        return _foreach(work, **numbers)
+        if work.fused is None and self.foreach:
+            return _foreach(work, **numbers)
+        clipped: torch.Tensor = (work.fused or plain).update_(*work.lists, **numbers)
+        return clipped
 
 
 def _foreach(

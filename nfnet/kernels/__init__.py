@@ -1,7 +1,8 @@
 """Fused loops for the parts of a step that only move memory, each beside a plain torch twin of the same signature.
 
 `plain` is the reference: the tests compare every other implementation with it. `native` binds the CPU's loops, compiled
-at installation. `gpu` launches the Triton programs; importing it loads no Triton.
+at installation. `gpu` launches the Triton programs of `weight_programs`, `activation_programs` and `update_programs`;
+importing it loads no Triton.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+
+LAUNCH = {"enable_fp_fusion": True}
+"""Of every Triton program: a * b + c is rounded once. Said aloud because Triton's own default changes between versions."""
 
 _plain_only = False
 

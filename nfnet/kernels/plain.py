@@ -141,6 +141,7 @@ def scaled_activation_backward(
     return torch.empty_like(x).copy_(_wide(grad) * slope * (before * factor))
 
 
+@torch.no_grad()
 def unit_norms(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> UnitNorms:
     """Of raw weights and gradients, each read once. No host synchronisation."""
     weight_squares, gradient_squares = (
@@ -158,6 +159,7 @@ def all_finite(norms: Sequence[UnitNorms]) -> torch.Tensor:
     return torch.stack([n.num_nonfinite for n in norms]).sum() == 0
 
 
+@torch.no_grad()
 def update_(
     params: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],

@@ -1,0 +1,145 @@
+"""Triton programs of clipping and updating over a whole list of tensors: pointers and places come from tables.
+
+pointers: (4, num_tensors) int64, the addresses of weights, gradients, momenta, averages.
+sizes: (2, num_tensors) int32, the elements of a unit and the number of the tensor's first unit in the list.
+items: (num_programs, 4) int32, what a program works on: tensor, first unit, units, first element of the units.
+POINTER_ALIGN (bytes) and LENGTH_ALIGN (elements) divide all addresses and all lengths: with them the compiler can load
+16 bytes a thread.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def row_of(pointers, index, DTYPE: tl.constexpr, POINTER_ALIGN: tl.constexpr):
+    return tl.multiple_of(tl.load(pointers + index).to(tl.pointer_type(DTYPE)), POINTER_ALIGN)
+
+
+@triton.jit
+def unit_norms(
+    pointers,
+    sizes,
+    items,
+    weight_squares,
+    gradient_squares,
+    num_nonfinite,
+    num_tensors,
+    GRAD: tl.constexpr,
+    POINTER_ALIGN: tl.constexpr,
+    LENGTH_ALIGN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    item = items + tl.program_id(0) * 4
+    tensor = tl.load(item)
+    unit = tl.load(item + 1) + tl.arange(0, ROWS)
+    is_unit = tl.arange(0, ROWS) < tl.load(item + 2)
+    length = tl.multiple_of(tl.load(sizes + tensor), LENGTH_ALIGN)
+    weight = row_of(pointers, tensor, tl.float32, POINTER_ALIGN)
+    gradient = row_of(pointers, num_tensors + tensor, GRAD, POINTER_ALIGN)
+    rows = (unit.to(tl.int64) * length)[:, None]
+    lane = tl.arange(0, BLOCK)
+    of_weight = tl.zeros((ROWS, BLOCK), tl.float32)
+    of_gradient = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, length, BLOCK):
+        place = rows + (start + lane)[None, :]
+        inside = is_unit[:, None] & (start + lane < length)[None, :]
+        w = tl.load(weight + place, mask=inside, other=0.0)
+        g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+        of_weight += w * w
+        of_gradient += g * g
+    number = tl.load(sizes + num_tensors + tensor) + unit
+    squares = tl.sum(of_gradient, 1)
+    tl.store(weight_squares + number, tl.sum(of_weight, 1), mask=is_unit)
+    tl.store(gradient_squares + number, squares, mask=is_unit)
+    # An infinity or NaN is rare: the counter is touched only then. (NaN < inf is false too.)
+    bad = tl.sum(tl.where(squares < float("inf"), 0, 1), 0)
+    tl.atomic_add(num_nonfinite, bad, mask=bad > 0)
+
+
+@triton.jit
+def factors(
+    weight_squares,
+    gradient_squares,
+    gate,
+    out,
+    num_clipped,
+    num_units,
+    clipping,
+    eps,
+    min_norm,
+    grad_scale,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out: (units,) what each unit's gradient is multiplied with, `grad_scale` included; counts those below 1."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < num_units
+    bound = clipping * tl.maximum(tl.sqrt_rn(tl.load(weight_squares + place, mask=inside, other=0.0)), eps)
+    norm = tl.sqrt_rn(tl.load(gradient_squares + place, mask=inside, other=0.0)) * tl.abs(grad_scale)
+    clipped = norm > bound
+    factor = tl.where(clipped, bound / tl.maximum(norm, min_norm), 1.0)
+    tl.store(out + place, factor * grad_scale, mask=inside)
+    count = tl.sum((clipped & inside).to(tl.int32), 0)
+    if GATED:
+        count = tl.where(tl.load(gate) != 0, count, 0)
+    tl.atomic_add(num_clipped, count, mask=count > 0)
+
+
+@triton.jit
+def update(
+    pointers,
+    sizes,
+    items,
+    factor_of,
+    gate,
+    num_tensors,
+    lr,
+    momentum,
+    weight_decay,
+    share,
+    grad_scale,
+    GRAD: tl.constexpr,
+    CLIP: tl.constexpr,
+    AVERAGE: tl.constexpr,
+    GATED: tl.constexpr,
+    POINTER_ALIGN: tl.constexpr,
+    LENGTH_ALIGN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Everything after the norms, in one pass; `share` is what the average takes of the new weight, 1 - keep."""
+    item = items + tl.program_id(0) * 4
+    tensor = tl.load(item)
+    unit = tl.load(item + 1) + tl.arange(0, ROWS)
+    count = tl.load(item + 2)
+    if GATED:
+        count *= tl.load(gate).to(tl.int32)
+    is_unit = tl.arange(0, ROWS) < count
+    first = tl.multiple_of(tl.load(item + 3), 16)
+    length = tl.multiple_of(tl.load(sizes + tensor), LENGTH_ALIGN)
+    weight = row_of(pointers, tensor, tl.float32, POINTER_ALIGN)
+    gradient = row_of(pointers, num_tensors + tensor, GRAD, POINTER_ALIGN)
+    velocity = row_of(pointers, 2 * num_tensors + tensor, tl.float32, POINTER_ALIGN)
+    rows = (unit.to(tl.int64) * length)[:, None]
+    lane = tl.arange(0, BLOCK)
+    if CLIP:
+        number = tl.load(sizes + num_tensors + tensor) + unit
+        scale = tl.load(factor_of + number, mask=is_unit, other=0.0)[:, None]
+    else:
+        scale = grad_scale
+    for start in range(first, tl.minimum(length, first + CHUNK), BLOCK):
+        place = rows + (start + lane)[None, :]
+        inside = is_unit[:, None] & (start + lane < length)[None, :]
+        w = tl.load(weight + place, mask=inside, other=0.0)
+        g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * scale + weight_decay * w
+        m = momentum * tl.load(velocity + place, mask=inside, other=0.0) + g
+        w -= lr * (g + momentum * m)
+        tl.store(velocity + place, m, mask=inside)
+        tl.store(weight + place, w, mask=inside)
+        if AVERAGE:
+            average = row_of(pointers, 3 * num_tensors + tensor, tl.float32, POINTER_ALIGN)
+            e = tl.load(average + place, mask=inside, other=0.0)
+            tl.store(average + place, e + share * (w - e), mask=inside)

@@ -1,0 +1,60 @@
+"""Laws that only a real GPU can break; kernels against twins on it are in test_programs.py."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import nfnet
+from nfnet.kernels import gpu, plain
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+RATES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "clipping": 0.01, "eps": 1e-3, "keep": 0.999}
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Any synchronisation of the host with the device is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def f0() -> tuple[list[torch.Tensor], ...]:
+    shapes = [p.shape for p in nfnet.create_model("nfnet_f0").parameters()]
+    made = [[torch.randn(s, device="cuda") * scale for s in shapes] for scale in (1.0, 0.02, 0.1, 1.0)]
+    return tuple(made)
+
+
+def test_the_host_never_waits(no_waiting: None) -> None:
+    lists = f0()
+    weight = torch.randn(64, 128, 3, 3, device="cuda")
+    for _ in range(2):
+        gpu.clip_and_update_(*lists, **RATES)
+        found = gpu.standardise(weight, weight[:, 0, 0, 0].contiguous(), out_dtype=torch.bfloat16)
+        gpu.standardise_backward(found.out, weight, found.mean, *found[1:])
+        gpu.scaled_activation_backward(gpu.scaled_activation(weight, "gelu", 1.7), weight, "gelu", 1.7)
+
+
+def test_all_of_f0_is_updated_as_its_twin() -> None:
+    ours = f0()
+    twins = [[t.clone() for t in tensors] for tensors in ours]
+    counts = [[int(c) for c in gpu.clip_and_update_(*ours, **RATES)]]
+    counts.append([int(c) for c in plain.clip_and_update_(*twins, **RATES)])
+    # A norm that lies on its bound to the last digit may fall on either side.
+    assert abs(counts[0][0] - counts[1][0]) <= 3 and counts[0][1:] == counts[1][1:]
+    for a, b in zip(ours, twins, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_updating_twice_is_the_same_bit_for_bit() -> None:
+    results = []
+    start = f0()
+    for _ in range(2):
+        lists = [[t.clone() for t in tensors] for tensors in start]
+        gpu.clip_and_update_(*lists, **RATES)
+        results.append(lists)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

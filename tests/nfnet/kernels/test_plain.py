@@ -1,0 +1,118 @@
+"""The twins against what they stand for: autograd of the formula, nfnet.agc and nfnet.optim."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nfnet.agc import adaptive_clip_grad_
+from nfnet.kernels import plain
+from nfnet.layers import Standardisation, WSConv2d
+from nfnet.optim import SGD
+
+
+class Standardise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, gain, floor, eps):
+        found = plain.standardise(weight, gain, floor, eps)
+        ctx.save_for_backward(weight, gain, found.mean, found.rstd, found.floored)
+        return found.out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *plain.standardise_backward(grad, *ctx.saved_tensors), None, None
+
+
+@pytest.mark.parametrize("floor, eps", [(1e-4, None), (1e-4, 1e-2), (1e9, None)], ids=["variance", "eps", "floored"])
+def test_standardising_has_the_derivative_that_finite_differences_find(floor: float, eps: float | None) -> None:
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    gain = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w, g: Standardise.apply(w, g, floor, eps), (weight, gain))
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_standardising_is_the_convolutions_own_with_its_gradients(
+    eps: float | None, layout: torch.memory_format
+) -> None:
+    conv = WSConv2d(6, 8, 3, form=Standardisation(eps)).to(memory_format=layout)
+    with torch.no_grad():
+        conv.weight[0] *= 1e-4  # a unit under the floor
+        conv.gain.uniform_(0.5, 2)
+    grad = torch.randn(8, 6, 3, 3)
+    out = conv.standardised_weight()
+    expected = torch.autograd.grad(out, (conv.weight, conv.gain), grad)
+    found = plain.standardise(conv.weight, conv.gain, conv.FLOOR, eps)
+    torch.testing.assert_close(found.out, out)
+    assert found.out.stride() == conv.weight.stride()
+    assert found.floored.tolist() == [eps is None] + [False] * 7
+    grads = plain.standardise_backward(grad, conv.weight, conv.gain, *found[1:])
+    for ours, theirs in zip(grads, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("before", [1.0, 0.7])
+@pytest.mark.parametrize("name", plain.ACTIVATIONS)
+def test_activations_are_torchs_with_their_gradients(name: str, before: float) -> None:
+    function = {"gelu": lambda x: F.gelu(x, approximate="tanh"), "gelu_erf": F.gelu, "silu": F.silu, "relu": F.relu}[
+        name
+    ]
+    x = torch.linspace(-30, 30, 1001, dtype=torch.float64, requires_grad=True)
+    expected = function(x * before) * 1.7
+    torch.testing.assert_close(plain.scaled_activation(x, name, 1.7, before), expected)
+    grad = torch.randn(1001, dtype=torch.float64)
+    (theirs,) = torch.autograd.grad(expected, x, grad)
+    torch.testing.assert_close(plain.scaled_activation_backward(grad, x.detach(), name, 1.7, before), theirs)
+
+
+def _network() -> list[tuple[str, torch.nn.Parameter]]:
+    shapes = {"a.weight": (5, 4, 3, 3), "a.gain": (5,), "skip_gain": (1,), "b.weight": (7, 6), "c.weight": (4, 1, 3, 3)}
+    return [(n, torch.nn.Parameter(torch.randn(s))) for n, s in shapes.items()]
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_the_update_is_clipping_then_sgd(average: bool) -> None:
+    named = _network()
+    ours = [p.detach().clone() for _, p in named]
+    optimizer = SGD(
+        [p for _, p in named], lr=0.1, weight_decay=1e-2, ema_decay=0.99 if average else None, foreach=False
+    )
+    momenta = [torch.zeros_like(w) for w in ours]
+    averages = [w.clone() for w in ours] if average else []
+    for step in range(3):
+        for _, p in named:
+            p.grad = torch.randn_like(p) * 0.02
+        grads = [p.grad.clone() for _, p in named]  # type: ignore[union-attr]
+        counts = plain.clip_and_update_(
+            ours,
+            grads,
+            momenta,
+            averages,
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=1e-2,
+            clipping=0.01,
+            eps=1e-3,
+            keep=min(0.99, (1 + step) / (10 + step)),
+        )
+        expected = adaptive_clip_grad_(named, 0.01)
+        optimizer.step()
+        assert [int(c) for c in counts] == [int(c) for c in expected]
+        assert int(counts[0]) > 0
+    states = [optimizer.state[p] for _, p in named]
+    torch.testing.assert_close(ours, [p.detach() for _, p in named])
+    torch.testing.assert_close(momenta, [s["momentum"] for s in states])
+    if average:
+        torch.testing.assert_close(averages, [s["ema"] for s in states])
+
+
+def test_one_infinite_gradient_changes_nothing_and_is_counted() -> None:
+    params = [p.detach() for _, p in _network()]
+    grads = [torch.randn_like(p) for p in params]
+    grads[3][2, 1] = float("inf")
+    momenta, averages = [torch.ones_like(p) for p in params], [torch.ones_like(p) for p in params]
+    before = [t.clone() for t in (*params, *momenta, *averages)]
+    counts = plain.clip_and_update_(
+        params, grads, momenta, averages, lr=0.1, momentum=0.9, weight_decay=0.1, clipping=0.01, eps=1e-3, keep=0.9
+    )
+    torch.testing.assert_close([*params, *momenta, *averages], before, rtol=0, atol=0)
+    assert [int(c) for c in counts] == [0, 5 + 1 + 1 + 7 + 4, 1]

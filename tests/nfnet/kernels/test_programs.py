@@ -1,0 +1,246 @@
+"""Kernel against twin: on a GPU where there is one, else in Triton's interpreter (started by test_interpreter.py)."""
+
+import os
+from itertools import chain
+
+import pytest
+import torch
+
+from nfnet.kernels import gpu, plain
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1",
+        reason="no GPU here; test_interpreter.py runs these on the CPU, in Triton's interpreter",
+    ),
+    # The interpreter's NumPy says so where a sigmoid's exponential is infinite, and the sigmoid rightly 0.
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+HALF = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+"""One rounding to the type, so that two fp32 results on either side of a boundary still agree."""
+
+
+def close(ours: torch.Tensor, twin: torch.Tensor, *, rtol: float = 2e-5, atol: float = 1e-6) -> None:
+    assert ours.dtype == twin.dtype and ours.shape == twin.shape
+    assert ours.numel() < 2 or ours.stride() == twin.stride()
+    torch.testing.assert_close(ours, twin, rtol=max(rtol, HALF.get(twin.dtype, 0)), atol=atol)
+
+
+def weight_and_gain(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = (torch.randn(shape) * 0.05 + 0.3).to(DEVICE, memory_format=layout)
+    weight[0] = 0.3 + 1e-5 * torch.randn(shape[1:], device=DEVICE)  # under the floor
+    return weight, torch.rand(shape[0], device=DEVICE) + 0.5
+
+
+# (5, 130, 5, 5): more than one pass of a block; (6, 1, 3, 3), (3, 40, 1, 1): both layouts at once.
+@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (6, 1, 3, 3), (3, 40, 1, 1), (5, 130, 5, 5)], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("written", FORMATS)
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_standardisation(
+    shape: tuple[int, ...], layout: torch.memory_format, written: torch.memory_format, eps: float | None
+) -> None:
+    weight, gain = weight_and_gain(shape, layout)
+    # Half the output types with each layout: types and layouts are independent in the program.
+    out_dtype = torch.bfloat16 if layout == written else torch.float16 if eps else torch.float32
+    ours = gpu.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
+    twin = plain.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
+    close(ours.out, twin.out, atol=1e-5)
+    for a, b in zip(ours[1:3], twin[1:3], strict=True):
+        close(a, b)
+    assert ours.floored.tolist() == twin.floored.tolist() == [eps is None] + [False] * (shape[0] - 1)
+    grad = torch.randn(shape, device=DEVICE).to(out_dtype, memory_format=written)
+    results = gpu.standardise_backward(grad, weight, gain, *ours[1:])
+    for a, b in zip(results, plain.standardise_backward(grad, weight, gain, *twin[1:]), strict=True):
+        close(a, b, rtol=2e-4, atol=2e-4 * float(b.abs().max()))
+
+
+def test_standardisation_takes_a_gradient_of_any_strides() -> None:
+    weight, gain = weight_and_gain((4, 6, 3, 3), torch.contiguous_format)
+    found = gpu.standardise(weight, gain)
+    for grad in (torch.ones((), device=DEVICE).expand(4, 6, 3, 3), torch.randn(4, 6, 6, 3, device=DEVICE)[:, :, ::2]):
+        ours = gpu.standardise_backward(grad, weight, gain, *found[1:])
+        for a, b in zip(ours, plain.standardise_backward(grad, weight, gain, *found[1:]), strict=True):
+            close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_weight_with_gaps_is_refused() -> None:
+    with pytest.raises(ValueError, match="contiguous or channels-last"):
+        gpu.standardise(torch.randn(4, 6, 3, 6, device=DEVICE)[..., ::2], torch.ones(4, device=DEVICE))
+
+
+def test_float64_is_refused_and_not_rounded() -> None:
+    with pytest.raises(ValueError, match="float64"):
+        gpu.scaled_activation(torch.randn(4, dtype=torch.float64, device=DEVICE), "relu", 1.0)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", plain.ACTIVATIONS)
+def test_activations(name: str, dtype: torch.dtype) -> None:
+    x = (torch.randn(2, 5, 9, 13) * 4).to(DEVICE, dtype, memory_format=torch.channels_last)
+    x[0, 0, 0, :4] = torch.tensor([-80.0, 80.0, 0.0, 1e-3])
+    grad = torch.randn(x.shape, device=DEVICE).to(dtype)  # in the other layout
+    for before, factor in ((1.0, 1.7), (0.8, 0.3)):
+        close(gpu.scaled_activation(x, name, factor, before), plain.scaled_activation(x, name, factor, before))
+        ours = gpu.scaled_activation_backward(grad, x, name, factor, before)
+        close(ours, plain.scaled_activation_backward(grad, x, name, factor, before))
+
+
+@pytest.mark.parametrize("name", plain.ACTIVATIONS)
+def test_activations_pass_nan_on_and_take_what_has_gaps_or_nothing(name: str) -> None:
+    assert gpu.scaled_activation(torch.full((3,), float("nan"), device=DEVICE), name, 1.0).isnan().all()
+    sliced = torch.randn(6, 7, device=DEVICE)[::2, ::3]
+    torch.testing.assert_close(gpu.scaled_activation(sliced, name, 1.5), plain.scaled_activation(sliced, name, 1.5))
+    assert gpu.scaled_activation(torch.empty(0, 3, device=DEVICE), name, 1.0).shape == (0, 3)
+    with pytest.raises(ValueError, match="no fused activation"):
+        gpu.scaled_activation(sliced, "swoosh", 1.0)
+
+
+SHAPES = [(7, 5, 3, 3), (40, 27), (3, 600), (33,), (1,), (), (2, 8, 1, 1), (20000,), (18, 130, 3, 3)]
+
+
+def group(layout: torch.memory_format, dtype: torch.dtype) -> tuple[list[torch.Tensor], ...]:
+    generator = torch.Generator().manual_seed(1)
+
+    def made(scale: float) -> list[torch.Tensor]:
+        tensors = [torch.randn(s, generator=generator) * scale for s in SHAPES]
+        return [t.to(DEVICE, memory_format=layout) if t.dim() == 4 else t.to(DEVICE) for t in tensors]
+
+    # Some units above their bound and some below: the second tensor's gradients are tiny.
+    grads = [g.to(dtype) * (1e-4 if i == 1 else 1) for i, g in enumerate(made(0.02))]
+    return made(1.0), grads, made(0.1), made(1.0)
+
+
+SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "eps": 1e-3, "keep": 0.999}
+
+
+@pytest.mark.parametrize(
+    "layout, dtype, clipping, scale, average",
+    [
+        (torch.contiguous_format, torch.float32, 0.01, 1.0, True),
+        (torch.channels_last, torch.bfloat16, 0.01, 0.5, True),
+        (torch.contiguous_format, torch.float16, None, 0.25, False),
+        (torch.channels_last, torch.float32, 0.01, -2.0, False),
+    ],
+)
+def test_the_update(
+    layout: torch.memory_format, dtype: torch.dtype, clipping: float | None, scale: float, average: bool
+) -> None:
+    results = []
+    for kernels in (gpu, plain):
+        params, grads, momenta, averages = group(layout, dtype)
+        lists = (params, grads, momenta, averages if average else [])
+        counts = []
+        for _ in range(2):  # the second time with cached tables
+            found = kernels.clip_and_update_(*lists, **SETTINGS, clipping=clipping, grad_scale=scale)
+            counts.append([int(c) for c in found])
+        results.append((lists, counts))
+    (ours, our_counts), (twins, twin_counts) = results
+    assert our_counts == twin_counts
+    assert not clipping or 0 < our_counts[0][0] < our_counts[0][1]
+    for a, b in zip(chain(*ours), chain(*twins), strict=True):
+        close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_counts_as_a_write_in_place() -> None:
+    params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
+    before = [t._version for t in (*params, *momenta, *averages)]
+    gpu.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    after = [t._version for t in (*params, *momenta, *averages)]
+    assert all(a > b for a, b in zip(after, before, strict=True))
+
+
+def test_unit_norms_and_gradients_in_another_layout() -> None:
+    params, grads, _, _ = group(torch.contiguous_format, torch.float32)
+    turned = [g.to(memory_format=torch.channels_last) if g.dim() == 4 else g for g in grads]
+    for given in (grads, turned):
+        for a, b in zip(gpu.unit_norms(params, given), plain.unit_norms(params, given), strict=True):
+            close(a, b)
+
+
+@pytest.mark.parametrize("poison", [float("inf"), float("nan")])
+def test_one_bad_gradient_changes_no_group(poison: float) -> None:
+    good, bad = group(torch.channels_last, torch.float32), group(torch.channels_last, torch.float32)
+    bad[1][0][3, 2] = poison
+    bad[1][3][5] = poison
+    everything = [t for lists in (good, bad) for tensors in lists for t in tensors]
+    before = [t.clone() for t in everything]
+    norms = [gpu.unit_norms(g[0], g[1]) for g in (good, bad)]
+    assert [int(n.num_nonfinite) for n in norms] == [0, 2]
+    finite = gpu.all_finite(norms)
+    for lists, found in zip((good, bad), norms, strict=True):
+        assert int(gpu.update_(*lists, **SETTINGS, clipping=0.01, norms=found, finite=finite)) == 0
+        assert int(gpu.update_(*lists, **SETTINGS, clipping=None, finite=finite)) == 0
+    torch.testing.assert_close(everything, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_new_addresses_are_seen() -> None:
+    """Gradients allocated anew after a cached table: the old memory must not be read."""
+    params, grads, _, _ = group(torch.contiguous_format, torch.float32)
+    gpu.unit_norms(params, grads)
+    moved = [g.clone() * 3 for g in grads]
+    for g in grads:
+        g.fill_(float("nan"))
+    found = gpu.unit_norms(params, moved)
+    close(found.gradient_squares, plain.unit_norms(params, moved).gradient_squares)
+    assert int(found.num_nonfinite) == 0
+
+
+def test_tensors_that_moved_or_changed_their_layout_are_seen() -> None:
+    """The same Parameter objects over other memory, as model.to(memory_format=...) leaves them."""
+    params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
+    gpu.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    for lists in (params, momenta, averages):
+        for t in lists:
+            if t.dim() == 4:
+                t.data = t.data.to(memory_format=torch.channels_last)
+    twins = [[t.clone() for t in lists] for lists in (params, grads, momenta, averages)]
+    ours = gpu.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
+    assert [int(c) for c in ours] == [int(c) for c in plain.clip_and_update_(*twins, **SETTINGS, clipping=0.01)]
+    for a, b in zip(params, twins[0], strict=True):
+        close(a, b, rtol=1e-5)
+
+
+def test_unaligned_tensors_are_read_right() -> None:
+    params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
+    lists = []
+    for tensors in (params, grads, momenta, averages):
+        flat = torch.zeros(sum(t.numel() for t in tensors) + 1, device=DEVICE)[1:]
+        views = [v.view(t.shape) for v, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+        torch._foreach_copy_(views, tensors)
+        lists.append(views)
+    gpu.clip_and_update_(*lists, **SETTINGS, clipping=0.01)
+    plain.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
+    for a, b in zip(lists[0], params, strict=True):
+        close(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (lambda p, g, m, e: m.__setitem__(0, m[0].to(memory_format=torch.channels_last)), "momentum of a parameter"),
+        (lambda p, g, m, e: e.__setitem__(1, e[1].bfloat16()), "average of a parameter"),
+        (lambda p, g, m, e: g.__setitem__(1, g[1].bfloat16()), "one of fp32, bf16 and fp16 for all"),
+        (lambda p, g, m, e: p.__setitem__(1, p[1].bfloat16()), "fp32 parameters"),
+        (lambda p, g, m, e: g.pop(), "9 parameters and 8 gradients"),
+        (lambda p, g, m, e: m.pop(), "9 parameters and 8 momentum tensors"),
+        (lambda p, g, m, e: g.__setitem__(1, g[1][:5]), "pair them anew"),
+        (lambda p, g, m, e: [t.clear() for t in (p, g, m, e)], "no parameter"),
+        (lambda p, g, m, e: p.__setitem__(2, torch.zeros(3, 1200, device=DEVICE)[:, ::2]), "make it contiguous"),
+    ],
+)
+def test_what_the_tables_cannot_express_is_refused(spoil: object, sentence: str) -> None:
+    lists = group(torch.contiguous_format, torch.float32)
+    spoil(*lists)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=sentence):
+        gpu.update_(*lists, **SETTINGS, clipping=None)
+
+
+def test_clipping_without_norms_is_refused() -> None:
+    for kernels in (gpu, plain):
+        with pytest.raises(ValueError, match="needs the units' norms"):
+            kernels.update_(*group(torch.contiguous_format, torch.float32), **SETTINGS, clipping=0.01)
