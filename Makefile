@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt nfnet/kernels/native.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normfree needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

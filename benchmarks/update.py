@@ -8,8 +8,7 @@ from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
 
 import nfnet
-from benchmarks.turns import compare
-from nfnet.agc import adaptive_clip_grad_
+from benchmarks.turns import race
 from nfnet.groups import param_groups
 from nfnet.optim import SGD
 
@@ -22,21 +21,18 @@ def _fill(model: torch.nn.Module) -> None:
 
 def main() -> None:
     ours = nfnet.create_model("nfnet_f0")
-    optimizer = SGD(param_groups(ours, lr=0.1, weight_decay=2e-5), lr=0.1, ema_decay=0.99999)
+    optimizer = SGD(param_groups(ours, lr=0.1, weight_decay=2e-5), lr=0.1, ema_decay=0.99999, clipping=0.01)
     theirs = timm.create_model("dm_nfnet_f0")
     peer_optimizer = torch.optim.SGD(
-        theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=2e-5, foreach=True
+        theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=2e-5, fused=True
     )
     average = ModelEmaV3(theirs, decay=0.99999)
     _fill(ours), _fill(theirs)
-
-    def our_update() -> None:
-        adaptive_clip_grad_(ours.named_parameters(), clipping=0.01)
-        optimizer.step()
 
     def peer_update() -> None:
         adaptive_clip_grad(theirs.parameters(), 0.01)
         peer_optimizer.step()
         average.update(theirs)
 
-    compare("clip + update + EMA, F0", our_update, peer_update, peer_name="timm + torch")
+    runs = {"ours": optimizer.step, "timm's AGC and EMA, torch's fused SGD": peer_update}
+    race("clip + update + EMA, F0, fp32", runs, ours="ours", target=2.0)

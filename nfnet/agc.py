@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from nfnet.groups import assign
+from nfnet.kernels import native
 
 MIN_GRADIENT_NORM = 1e-6
 
@@ -27,6 +28,15 @@ class ClipCounts(NamedTuple):
     num_units: torch.Tensor
     num_nonfinite: torch.Tensor
     """Units whose gradient is not finite; if there is one, nothing was changed."""
+    groups: dict[str, tuple[torch.Tensor, int]]
+    """(units clipped, units seen) of each group of parameters, by the name of its rule."""
+
+    @classmethod
+    def of(cls, groups: dict[str, tuple[torch.Tensor, int]], num_nonfinite: torch.Tensor) -> ClipCounts:
+        clipped = torch.stack([c for c, _ in groups.values()]).sum() if groups else torch.zeros_like(num_nonfinite)
+        # torch.full and not torch.tensor: the latter copies from the host and waits for the copy.
+        total = torch.full((), sum(n for _, n in groups.values()), device=num_nonfinite.device)
+        return cls(clipped, total, num_nonfinite, groups)
 
 
 def num_units(tensor: torch.Tensor) -> int:
@@ -35,6 +45,8 @@ def num_units(tensor: torch.Tensor) -> int:
 
 def unit_square_sums(tensor: torch.Tensor, units: int) -> torch.Tensor:
     """(units,) fp32: the sum of squares of each unit of a tensor whose first dimension (or whole) is the units."""
+    if native.can_update([tensor]):
+        return native.square_sums(tensor, units)
     # vector_norm reads the tensor once and keeps no squared copy of it.
     return torch.linalg.vector_norm(tensor.reshape(units, -1), dim=1, dtype=torch.float32).square()
 
@@ -76,30 +88,41 @@ def adaptive_clip_grad_(
     Raises:
         ValueError: no parameter to be clipped has a gradient: silence here would mean training without AGC.
     """
-    named = list(named_parameters)
+    named = [(n, p) for n, p in named_parameters if p.grad is not None]
     rules = assign(named)
-    chosen = [p for n, p in named if rules[n].clip and p.grad is not None]
+    chosen: dict[str, list[nn.Parameter]] = {}
+    for n, p in named:
+        if rules[n].clip:
+            chosen.setdefault(rules[n].name, []).append(p)
     if not chosen:
         raise ValueError("no gradient to clip; call this after backward, on parameters that still hold their .grad")
-    gradients = [p.grad for p in chosen if p.grad is not None]
+    clipped = [p for group in chosen.values() for p in group]
+    gradients = [p.grad for p in clipped if p.grad is not None]
     spared = [p.grad for n, p in named if not rules[n].clip and p.grad is not None]
-    units = [num_units(g) for g in gradients]
-    squares = _batched_square_sums(gradients + spared)
+    squares = square_sums(gradients + spared)
     finite = torch.isfinite(squares)
-    factors = coefficients(_batched_square_sums(chosen), squares[: sum(units)], clipping, eps)
+    weights = square_sums(clipped)
+    factors = coefficients(weights, squares[: len(weights)], clipping, eps)
     factors = torch.where(finite.all(), factors, torch.ones_like(factors))
-    shaped = [
-        f.to(g.dtype).view(-1, *[1] * (g.dim() - 1)) if u > 1 or g.dim() > 1 else f.to(g.dtype).view([])
-        for f, g, u in zip(factors.split(units), gradients, units, strict=True)
+    torch._foreach_mul_(gradients, per_unit(factors, gradients))
+    units = [sum(num_units(p) for p in group) for group in chosen.values()]
+    counts = [(part < 1).sum() for part in factors.split(units)]
+    return ClipCounts.of(dict(zip(chosen, zip(counts, units, strict=True), strict=True)), (~finite).sum())
+
+
+def per_unit(factors: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """(all units,) -> for each tensor its units' factors, in its type, shaped to be multiplied with it."""
+    parts = factors.split([num_units(t) for t in tensors])
+    return [
+        f.to(t.dtype).view(-1, *[1] * (t.dim() - 1)) if t.dim() > 1 else f.to(t.dtype).view([])
+        for f, t in zip(parts, tensors, strict=True)
     ]
-    torch._foreach_mul_(gradients, shaped)
-    # torch.full and not torch.tensor: the latter copies from the host and waits for the copy.
-    total = torch.full((), len(factors), device=factors.device)
-    return ClipCounts((factors < 1).sum(), total, (~finite).sum())
 
 
-def _batched_square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(all units,) in the tensors' order. Most parameters are gains, biases and scalars: one call serves them all."""
+def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(all units,) fp32 in the tensors' order. Most are gains, biases and scalars: one call serves all of them."""
+    if native.can_update(tensors):
+        return native.unit_norms([], tensors).gradient_squares
     vectors = [i for i, t in enumerate(tensors) if t.dim() <= 1]
     sums: dict[int, torch.Tensor] = {}
     if vectors:

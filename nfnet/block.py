@@ -7,11 +7,13 @@ with beta = 1 / expected standard deviation of x, so that f always sees unit var
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from nfnet.functional import scaled_add
 from nfnet.layers import ScaledActivation, SqueezeExcite, Standardisation, StochasticDepth, WSConv2d, avg_pool_same
 from nfnet.variants import Variant
 
@@ -86,6 +88,8 @@ class Block(nn.Module):
         self.skip_init = conventions.skip_init
         # One element and not a scalar: DeepSpeed broadcasts parameters as bytes and cannot view zero dimensions.
         self.skip_gain = nn.Parameter(torch.empty(1)) if conventions.skip_init is not None else None
+        self.watch: Callable[[torch.Tensor], object] | None = None
+        """Sees the end of the branch, squeeze-excite included: what signal propagation is about."""
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -94,24 +98,25 @@ class Block(nn.Module):
             nn.init.constant_(self.skip_gain, self.skip_init or 0.0)
 
     def branch(self, out: torch.Tensor) -> torch.Tensor:
-        """The residual branch from its activated input, squeeze-excite included."""
+        """The residual branch's convolutions, from its activated input; a squeeze-excite at their end is not applied."""
         out = self.conv0(out)
         out = self.conv1(self.act1(out))
         if self.has_second_3x3:
             out = self.conv1b(self.act1b(out))
         if self.squeeze_excite is not None and self.se_place == "inside":
-            out = self.squeeze_excite(out)
-        out = self.conv2(self.act2(out))
-        if self.squeeze_excite is not None and self.se_place == "after":
-            out = self.squeeze_excite(out)
-        return out
+            out = out * self.squeeze_excite(out)
+        return self.conv2(self.act2(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.act0(x)
         shortcut = x
         if self.conv_shortcut is not None:
             shortcut = self.conv_shortcut(avg_pool_same(out, self.pool_stride) if self.pool_stride > 1 else out)
-        branch = self.stochastic_depth(self.branch(out))
-        if self.skip_gain is None:
-            return torch.add(shortcut, branch, alpha=self.alpha)
-        return torch.addcmul(shortcut, branch, self.skip_gain * self.alpha)
+        out = self.branch(out)
+        gates = self.squeeze_excite(out) if self.squeeze_excite is not None and self.se_place == "after" else None
+        if self.watch is not None:
+            self.watch(out if gates is None else out * gates)
+        # All that multiplies the branch is gathered first: the images are read and written once.
+        scale = self.skip_gain * self.alpha if self.skip_gain is not None else out.new_full((1,), self.alpha)
+        scale = scale.view(1, 1, 1, 1) if gates is None else gates * scale
+        return scaled_add(shortcut, out, self.stochastic_depth(scale, out))

@@ -62,7 +62,7 @@ def param_groups(
     head_lr_scale: float = 1.0,
     frozen: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: `params`, `param_names`, `name`, `lr`, `lr_scale`, `weight_decay`.
+    """Groups for an optimiser: `params`, `param_names`, `name`, `lr`, `lr_scale`, `weight_decay`, `clip`.
 
     Args:
         frozen: prefixes of names ("stem.", "blocks.0.") to leave out, besides what does not require a gradient.
@@ -90,6 +90,7 @@ def param_groups(
                     "lr": lr * scale,
                     "lr_scale": scale,
                     "weight_decay": weight_decay if rule.decay else 0.0,
+                    "clip": rule.clip,
                 }
             )
     return groups

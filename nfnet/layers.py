@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nfnet.functional import scaled_activation, standardised, ws_conv2d
+
 GAMMA = {
     "identity": 1.0,
     "gelu": 1.7015043497085571,
@@ -59,9 +61,7 @@ class ScaledActivation(nn.Module):
         self.factor = GAMMA[name] * (1.0 if scale_first else scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.before != 1.0:
-            x = x * self.before
-        return self.function(x).mul(self.factor)
+        return scaled_activation(x, self.name, self.function, self.factor, self.before)
 
     def extra_repr(self) -> str:
         return f"{self.name}, factor={self.factor:.6g}"
@@ -120,16 +120,22 @@ class WSConv2d(nn.Module):
         nn.init.zeros_(self.bias)
 
     def standardised_weight(self) -> torch.Tensor:
-        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        if self.form.added_eps is None:
-            scaled = torch.clamp(var * self.fan_in, min=self.FLOOR)
-        else:
-            scaled = (var + self.form.added_eps) * self.fan_in
-        return (self.weight - mean) * (torch.rsqrt(scaled) * self.gain.view(-1, 1, 1, 1))
+        """The filters that the image meets, in the weight's shape."""
+        return standardised(self.weight, self.gain, self.FLOOR, self.form.added_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, padding = padded(x, self.kernel, self.stride, self.form.padding)
-        return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, padding, groups=self.groups)
+        return ws_conv2d(
+            x,
+            self.weight,
+            self.gain,
+            self.bias,
+            stride=self.stride,
+            padding=padding,
+            groups=self.groups,
+            floor=self.FLOOR,
+            added_eps=self.form.added_eps,
+        )
 
     def extra_repr(self) -> str:
         out, inner, k, _ = self.weight.shape
@@ -167,7 +173,7 @@ def avg_pool_same(x: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 class SqueezeExcite(nn.Module):
-    """x * 2 * gate, (N, C, H, W) -> the same; gates (N, C) in (0, 1) from the mean over positions.
+    """Gates 2 * (0, 1), (N, C, H, W) -> (N, C, 1, 1), from the mean over positions.
 
     The factor 2 keeps the variance about where it was (2021b, appendix C). The hidden activation is a plain ReLU in the
     published code; any other is the scaled one.
@@ -190,7 +196,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gates = 2 * torch.sigmoid(self.expand(self.act(self.reduce(x.mean(dim=(2, 3))))))
-        return x * gates[:, :, None, None]
+        return gates[:, :, None, None]
 
 
 class StochasticDepth(nn.Module):
@@ -202,9 +208,10 @@ class StochasticDepth(nn.Module):
             raise ValueError(f"stochastic depth rate is {rate}; set a number from 0 to below 1")
         self.rate, self.rescale = rate, rescale
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, coefficient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """What the branch x (N, C, H, W) is multiplied with -> the same, 0 for the samples that are dropped."""
         if not self.training or self.rate == 0:
-            return x
+            return coefficient
         keep = 1 - self.rate
         mask = (torch.rand(x.shape[0], 1, 1, 1, device=x.device) < keep).to(x.dtype)
-        return x * (mask / keep if self.rescale else mask)
+        return coefficient * (mask / keep if self.rescale else mask)

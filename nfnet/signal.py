@@ -36,20 +36,17 @@ def signal_propagation(model: NFNet, images: torch.Tensor) -> SignalPropagation:
         result.squared_mean.append(x.mean(dim=(0, 2, 3)).square().mean().item())
         result.variance.append(_channel_variance(x))
 
-    # The branch's output is the input of its stochastic depth.
-    hooks = [
-        b.stochastic_depth.register_forward_pre_hook(lambda _, inputs: branches.append(inputs[0]))
-        for b in model.modules()
-        if isinstance(b, Block)
-    ]
+    blocks = [b for b in model.modules() if isinstance(b, Block)]
+    for block in blocks:
+        block.watch = branches.append
     was_training = model.training
     model.eval()
     try:
         model.forward_features(images, observe)
     finally:
         model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+        for block in blocks:
+            block.watch = None
     result.residual_variance.extend(_channel_variance(b) for b in branches)
     return result
 

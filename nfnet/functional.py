@@ -1,0 +1,189 @@
+"""The two operations that every layer is made of, with the fused kernels where there are any.
+
+Gradients are those of the plain formulas, which serve compiled and exported graphs, derivatives of derivatives and
+whatever the kernels do not take: other types, other devices, other layouts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from nfnet.kernels import native, plain
+
+FEW_PIXELS = 256
+"""Up to here a 1x1 convolution on the CPU is a matrix product: oneDNN's weight gradient takes three times as long."""
+
+
+def standardised(
+    weight: torch.Tensor, gain: torch.Tensor, floor: float = 1e-4, added_eps: float | None = None
+) -> torch.Tensor:
+    """gain * (W - mean) * rsqrt(max(var * N, floor)) by output unit, or with (var + added_eps) * N; plain torch."""
+    fan_in = weight[0].numel()
+    var, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
+    scaled = torch.clamp(var * fan_in, min=floor) if added_eps is None else (var + added_eps) * fan_in
+    return (weight - mean) * (torch.rsqrt(scaled) * gain.view(-1, 1, 1, 1))
+
+
+def ws_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gain: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    stride: int,
+    padding: tuple[int, int],
+    groups: int,
+    floor: float = 1e-4,
+    added_eps: float | None = None,
+) -> torch.Tensor:
+    """Convolution (N, C, H, W) -> (N, O, H', W') with the standardised weight."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        half = torch.get_autocast_dtype(kind)
+        x, bias = x.to(half), bias.to(half)
+    if x.dtype == bias.dtype and native.can_standardise(weight, x.dtype):
+        out: torch.Tensor = _WSConv2d.apply(x, weight, gain, bias, stride, padding, groups, floor, added_eps)
+        return out
+    return F.conv2d(x, standardised(weight, gain, floor, added_eps), bias, stride, padding, groups=groups)
+
+
+class _WSConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        gain: torch.Tensor,
+        bias: torch.Tensor,
+        stride: int,
+        padding: tuple[int, int],
+        groups: int,
+        floor: float,
+        added_eps: float | None,
+    ) -> torch.Tensor:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        form = torch.channels_last if last else torch.preserve_format  # else the convolution would turn it each time
+        made = native.standardise(weight, gain, floor, added_eps, out_dtype=x.dtype, memory_format=form)
+        ctx.save_for_backward(x, weight, gain, bias, *made)
+        ctx.stride, ctx.padding, ctx.groups, ctx.numbers = stride, padding, groups, (floor, added_eps)
+        pixels = _pixels(x, weight, stride, groups)
+        if pixels is not None:
+            return _image(torch.addmm(bias, pixels, made.out.view(len(weight), -1).t()), x)
+        return F.conv2d(x, made.out, bias, stride, padding, groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, gain, bias, out, mean, rstd, floored = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody will differentiate this derivative
+            again = F.conv2d(
+                x,
+                standardised(weight, gain, *ctx.numbers).to(x.dtype),
+                bias,
+                ctx.stride,
+                ctx.padding,
+                groups=ctx.groups,
+            )
+            return *_differentiable(again, (x, weight, gain, bias), grad, ctx.needs_input_grad), *[None] * 5
+        wants_x, wants_weight, wants_gain, wants_bias = ctx.needs_input_grad[:4]
+        of_weight = wants_weight or wants_gain
+        pixels = _pixels(x, weight, ctx.stride, ctx.groups)
+        grad_x = grad_out = grad_bias = grad_weight = grad_gain = None
+        if pixels is not None:
+            grads = grad.permute(0, 2, 3, 1).reshape(len(pixels), -1)
+            grad_x = _image(grads @ out.view(len(weight), -1), x) if wants_x else None
+            grad_out = (grads.t() @ pixels).view_as(weight) if of_weight else None
+            grad_bias = grads.sum(0) if wants_bias else None
+        else:
+            grad_x, grad_out, grad_bias = torch.ops.aten.convolution_backward(
+                grad,
+                x,
+                out,
+                [len(weight)],
+                [ctx.stride] * 2,
+                ctx.padding,
+                [1, 1],
+                False,
+                [0, 0],
+                ctx.groups,
+                [wants_x, of_weight, wants_bias],
+            )
+        if grad_out is not None:
+            grad_weight, grad_gain = native.standardise_backward(
+                grad_out, weight, gain, mean, rstd, floored, in_place=True
+            )
+        return grad_x, grad_weight, grad_gain, grad_bias, None, None, None, None, None
+
+
+def _differentiable(
+    out: torch.Tensor, inputs: tuple[torch.Tensor, ...], grad: torch.Tensor, wanted: tuple[bool, ...]
+) -> tuple[torch.Tensor | None, ...]:
+    """The first derivatives through plain torch, as a graph that can be differentiated again."""
+    found = iter(
+        torch.autograd.grad(out, [t for t, w in zip(inputs, wanted, strict=False) if w], grad, create_graph=True)
+    )
+    return tuple(next(found) if w else None for _, w in zip(inputs, wanted, strict=False))
+
+
+def _pixels(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int) -> torch.Tensor | None:
+    """(N * H * W, C), a view of a channels-last image; None where the convolution is no small matrix product."""
+    n, c, h, w = x.shape
+    if weight.shape[2] > 1 or stride > 1 or groups > 1 or n * h * w > FEW_PIXELS:
+        return None
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    return x.permute(0, 2, 3, 1).reshape(n * h * w, c)
+
+
+def _image(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    n, _, h, w = like.shape
+    return pixels.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def scaled_activation(x: torch.Tensor, name: str, function: Any, factor: float, before: float = 1.0) -> torch.Tensor:
+    """function(x * before) * factor; `name` says which function that is."""
+    if native.can_activate(x, name):
+        out: torch.Tensor = _ScaledActivation.apply(x, name, factor, before)
+        return out
+    y: torch.Tensor = function(x if before == 1.0 else x * before)
+    return y.mul(factor)
+
+
+class _ScaledActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, name: str, factor: float, before: float) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.name, ctx.factor, ctx.before = name, factor, before
+        return native.scaled_activation(x, name, factor, before)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again = plain.scaled_activation(x, ctx.name, ctx.factor, ctx.before)
+            return *_differentiable(again, (x,), grad, ctx.needs_input_grad), None, None, None
+        return native.scaled_activation_backward(grad, x, ctx.name, ctx.factor, ctx.before), None, None, None
+
+
+def scaled_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+    """shortcut + x * coefficient: images (N, C, H, W), coefficient broadcast from (N or 1, C or 1, 1, 1) or (1,)."""
+    if native.can_add(shortcut, x, coefficient):
+        out: torch.Tensor = _ScaledAdd.apply(shortcut, x, coefficient)
+        return out
+    return torch.addcmul(shortcut, x, coefficient.to(x.dtype))
+
+
+class _ScaledAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, coefficient)
+        return native.scaled_add(shortcut, x, coefficient)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, coefficient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return grad, *_differentiable(x * coefficient, (x, coefficient), grad, ctx.needs_input_grad[1:])
+        return grad, *native.scaled_add_backward(grad, x, coefficient)
