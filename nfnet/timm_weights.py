@@ -159,9 +159,7 @@ def from_timm(model: NFNet, state_dict: Mapping[str, Any], source: str = "timm's
     entries = {}
     for name, value in theirs.items():
         own = _our_name(name, depths)
-        if own.endswith(".gain"):  # (C, 1, 1, 1)
-            value = value.reshape(-1)
-        elif own.endswith(".skip_gain"):  # no dimensions
+        if own.endswith((".gain", ".skip_gain")):  # (C, 1, 1, 1); no dimensions
             value = value.reshape(-1)
         elif ".squeeze_excite." in own:  # 1x1 convolutions
             value = value.flatten(1) if value.dim() == 4 else value
