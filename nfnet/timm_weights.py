@@ -77,20 +77,20 @@ def timm_names(model: NFNet) -> dict[str, str]:
 
 def _our_name(name: str, depths: list[int]) -> str:
     """The inverse of `timm_names` for any of the networks; timm's own name for what none of them has."""
-    first, *rest = name.split(".")
-    if first == "stem" and len(rest) == 2:
-        return f"stem.{2 * max(int(rest[0].removeprefix('conv') or 1) - 1, 0)}.{rest[1]}"
-    if first == "head":
-        return f"head.{rest[-1]}"
-    if first != "stages":
+    if found := re.fullmatch(r"stem\.conv(\d*)\.(\w+)", name):
+        return f"stem.{2 * max(int(found[1] or 1) - 1, 0)}.{found[2]}"
+    if name.startswith("head."):
+        return f"head.{name.rpartition('.')[2]}"
+    found = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(?:(.+)\.)?(\w+)", name)
+    if not found:
         return name
-    stage, i, *inner = rest
-    block, place = f"blocks.{sum(depths[: int(stage)]) + int(i)}", ".".join(inner[:-1])
-    if inner == ["skipinit_gain"]:
-        return f"{block}.skip_gain"
-    if inner[0] in ("attn", "attn_last") and inner[1] in ("fc1", "fc2"):
-        return f"{block}.squeeze_excite.{'reduce' if inner[1] == 'fc1' else 'expand'}.{inner[-1]}"
-    return f"{block}.{ {v: k for k, v in _CONVS.items()}.get(place, place) }.{inner[-1]}"
+    block, place = f"blocks.{sum(depths[: int(found[1])]) + int(found[2])}", found[3]
+    if place is None:
+        return f"{block}.{'skip_gain' if found[4] == 'skipinit_gain' else found[4]}"
+    inner = {v: k for k, v in _CONVS.items()}
+    for attention in ("attn", "attn_last"):
+        inner |= {f"{attention}.fc1": "squeeze_excite.reduce", f"{attention}.fc2": "squeeze_excite.expand"}
+    return f"{block}.{inner.get(place, place)}.{found[4]}"
 
 
 def _depths(names: Mapping[str, Any]) -> list[int]:
@@ -159,10 +159,8 @@ def from_timm(model: NFNet, state_dict: Mapping[str, Any], source: str = "timm's
     entries = {}
     for name, value in theirs.items():
         own = _our_name(name, depths)
-        if own.endswith(".gain"):  # (C, 1, 1, 1)
+        if own.endswith((".gain", ".skip_gain")):  # (C, 1, 1, 1); no dimensions
             value = value.reshape(-1)
-        elif own.endswith(".skip_gain"):  # no dimensions
-            value = value.reshape(1)
         elif ".squeeze_excite." in own:  # 1x1 convolutions
             value = value.flatten(1) if value.dim() == 4 else value
         entries[own] = _times(value, gammas.get(own, 1.0))

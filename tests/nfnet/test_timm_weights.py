@@ -121,6 +121,9 @@ def test_a_state_dict_of_another_network_is_refused() -> None:
         nfnet.from_timm(model, states["dm_nfnet_f1"])
     with pytest.raises(ValueError, match=r"stem.0.weight is \(40, 3, 3, 3\) there and \(36, 3, 3, 3\).*timm_options"):
         nfnet.from_timm(published, states["nf_regnet_b1"])
+    strange = {**states["dm_nfnet_f1"], "stem.x.y": torch.zeros(1), "stages.0.0.attn": torch.zeros(2)}
+    with pytest.raises(ValueError, match="does not fit"):
+        nfnet.from_timm(model, strange)
     with pytest.raises(ValueError, match="holds no weights of timm's normaliser-free networks"):
         nfnet.from_timm(model, states["resnet18"])
 
