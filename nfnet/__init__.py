@@ -6,24 +6,28 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-import torch
-
 from nfnet.agc import ClipCounts, adaptive_clip_grad_
 from nfnet.block import Conventions
-from nfnet.count import count_parameters, multiply_adds
 from nfnet.model import NFNet
+from nfnet.prediction import predict
+from nfnet.sam import SamReport, sam_backward
 from nfnet.signal import SignalPropagation, signal_propagation
+from nfnet.summary import Summary, summarise
 from nfnet.variants import VARIANTS, adjust, get_variant
 
 __all__ = [
     "ClipCounts",
     "NFNet",
+    "SamReport",
     "SignalPropagation",
+    "Summary",
     "adaptive_clip_grad_",
     "create_model",
-    "describe",
     "list_models",
+    "predict",
+    "sam_backward",
     "signal_propagation",
+    "summarise",
 ]
 
 
@@ -61,23 +65,3 @@ def create_model(name: str, num_classes: int = 1000, **options: Any) -> NFNet:
     variant = adjust(get_variant(name), **{k: v for k, v in options.items() if k in VARIANT_OPTIONS})
     conventions = Conventions(**{k: v for k, v in options.items() if k in CONVENTIONS})
     return NFNet(variant, num_classes, conventions=conventions, **{k: v for k, v in options.items() if k in OPTIONS})
-
-
-def describe(name: str, *, px: int | None = None) -> list[str]:
-    """Lines for a person: stages, parameters, and multiply-adds at training and test size (and at `px`)."""
-    variant = get_variant(name)
-    with torch.device("meta"):
-        model = create_model(name)
-    lines = [
-        f"{variant.name}: {count_parameters(model):,} parameters (1000 classes), {variant.num_features} features, "
-        f"activation {variant.activation}"
-    ]
-    before = variant.stem_widths[-1]
-    for i, (depth, width, stride) in enumerate(zip(variant.depths, variant.widths, variant.strides, strict=True), 1):
-        inner, groups = variant.inner_width(width if depth > 1 else before, width)
-        before = width
-        lines.append(f"  stage {i}: {depth:2} blocks, width {width}, inner {inner} in {groups} groups, stride {stride}")
-    for label, size in (("train", variant.train_px), ("test", variant.test_px), ("asked", px)):
-        if size:
-            lines.append(f"  {multiply_adds(model, size) / 1e9:9.3f} G multiply-adds at {size} px ({label})")
-    return lines

@@ -20,16 +20,14 @@ from nfnet.signal import residual_blocks
 
 @dataclass(frozen=True)
 class ActivationMemory:
-    """Bytes, parameters and buffers left out."""
+    """Bytes that a training step keeps, parameters and buffers left out."""
 
     kept: int
-    """Between the passes."""
-    recomputed: int
-    """With activation checkpointing: what the largest block keeps while it is computed again; else 0."""
-
-    @property
-    def peak(self) -> int:
-        return self.kept + self.recomputed
+    """Between the forward and the backward pass."""
+    checkpointed: int | None
+    """The same with activation checkpointing; None: the network has no `set_grad_checkpointing`."""
+    largest_block: int
+    """With checkpointing this comes on top while the block that keeps most is computed again."""
 
 
 class SavedBytes:
@@ -58,43 +56,32 @@ def saved_bytes(model: nn.Module) -> Iterator[SavedBytes]:
 
 
 def activation_memory(
-    model: nn.Module,
-    px: int,
-    *,
-    batch: int = 1,
-    in_chans: int = 3,
-    precision: str = "fp32",
-    checkpointing: bool = False,
+    model: nn.Module, px: int, *, batch: int = 1, in_chans: int = 3, precision: str = "fp32"
 ) -> ActivationMemory:
     """Of one training forward pass of (batch, in_chans, px, px), the loss left out.
 
     Args:
         model: on any device, the meta device included; it is not touched.
         precision: fp32, or bf16 for autocast over fp32 weights.
-        checkpointing: with `set_grad_checkpointing`, as the model implements it.
     Raises:
-        ValueError: an unknown precision; checkpointing of a network that has no `set_grad_checkpointing`.
+        ValueError: an unknown precision, or a network without residual blocks.
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is {precision!r}; choose fp32 or bf16")
-    if not checkpointing:
-        return ActivationMemory(_forward(model, px, batch, in_chans, precision, False)[0], 0)
+    images = (batch, in_chans, px, px)
+    kept, largest = _forward(model, images, precision, checkpointing=False)
     if not hasattr(model, "set_grad_checkpointing"):
-        raise ValueError(f"{type(model).__name__} has no set_grad_checkpointing")
-    _, largest = _forward(model, px, batch, in_chans, precision, False)
-    kept, _ = _forward(model, px, batch, in_chans, precision, True)
-    return ActivationMemory(kept, largest)
+        return ActivationMemory(kept, None, largest)
+    return ActivationMemory(kept, _forward(model, images, precision, checkpointing=True)[0], largest)
 
 
-def _forward(
-    model: nn.Module, px: int, batch: int, in_chans: int, precision: str, checkpointing: bool
-) -> tuple[int, int]:
+def _forward(model: nn.Module, shape: tuple[int, ...], precision: str, *, checkpointing: bool) -> tuple[int, int]:
     """Bytes kept of the whole network, and of the block that keeps most."""
     with FakeTensorMode():
         twin = _fake(model).train()
         if hasattr(twin, "set_grad_checkpointing"):
             twin.set_grad_checkpointing(checkpointing)
-        images = torch.empty(batch, in_chans, px, px).to(memory_format=torch.channels_last)
+        images = torch.empty(shape).to(memory_format=torch.channels_last)
         starts: list[int] = []
         shares: list[int] = []
         with saved_bytes(twin) as counter:

@@ -108,7 +108,10 @@ def predict(model: nn.Module) -> SignalPropagation:
     transitions = [shortcut_of(b) is not None for b in blocks]
     if all(isinstance(getattr(b, "alpha", None), float) for b in blocks):
         gains = [_skip_gain(b) for b in blocks]
-        return normaliser_free(transitions, gains, alpha=blocks[0].alpha)  # type: ignore[arg-type]
+        law = normaliser_free(transitions, gains, alpha=blocks[0].alpha)  # type: ignore[arg-type]
+        if any("MaxPool" in type(m).__name__ for m in model.modules()):
+            law.variance[0] = law.squared_mean[0] = _NO_LAW
+        return law
     layers = [_branch_layers(b) for b in blocks]
     gates = any(isinstance(getattr(b, "se", None), nn.Module) for b in blocks)
     rectified = any(isinstance(m, nn.ReLU) for m in model.modules())
