@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ def activation_memory(
 def _forward(model: nn.Module, shape: tuple[int, ...], precision: str, *, checkpointing: bool) -> tuple[int, int]:
     """Bytes kept of the whole network, and of the block that keeps most."""
     with FakeTensorMode():
-        twin = _fake(model).train()
+        twin: Any = _fake(model).train()
         if hasattr(twin, "set_grad_checkpointing"):
             twin.set_grad_checkpointing(checkpointing)
         images = torch.empty(shape).to(memory_format=torch.channels_last)

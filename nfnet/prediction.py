@@ -117,7 +117,9 @@ def predict(model: nn.Module) -> SignalPropagation:
     rectified = any(isinstance(m, nn.ReLU) for m in model.modules())
     normalised = all(any(isinstance(m, _BatchNorm) for m in found) for found in layers)
     if gates or not rectified or not normalised:
-        raise ValueError(f"there is no law for {type(model).__name__}: only for NF networks, and for BatchNorm with ReLU")
+        raise ValueError(
+            f"there is no law for {type(model).__name__}: only for NF networks, and for BatchNorm with ReLU"
+        )
     ends, shortcuts = [found[-1] for found in layers], [_shortcut_layers(b) for b in blocks]
     if all(isinstance(m, nn.Conv2d) for m in ends):
         return bn_relu_conv(transitions, [_he_share(m) for m in ends], [_he_share(_last_conv(s)) for s in shortcuts])

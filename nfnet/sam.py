@@ -9,7 +9,7 @@ never summed over ranks, and only second gradients accumulate. Clipping belongs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -87,9 +87,7 @@ def sam_backward(
 
 @contextmanager
 @torch.no_grad()
-def _perturbed(
-    weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], rho: float
-) -> Iterator[torch.Tensor]:
+def _perturbed(weights: list[torch.Tensor], gradients: list[torch.Tensor], rho: float) -> Iterator[torch.Tensor]:
     """Weights moved by rho along their gradients inside, restored from a copy on the way out; yields the norm.
 
     In place, so that views (a flat buffer's) and recorded graphs stay valid; from a copy, since (w + e) - e is not w.

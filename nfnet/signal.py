@@ -43,7 +43,9 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
-        if BLOCK.search(type(module).__name__) and any(getattr(m, "weight", None) is not None for m in module.modules()):
+        if BLOCK.search(type(module).__name__) and any(
+            getattr(m, "weight", None) is not None for m in module.modules()
+        ):
             found.append(module)
             return
         for child in module.children():

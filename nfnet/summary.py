@@ -88,9 +88,7 @@ def _gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def summarise(
-    model: nn.Module, name: str, sizes: Mapping[str, int], *, batch: int = 8, in_chans: int = 3
-) -> Summary:
+def summarise(model: nn.Module, name: str, sizes: Mapping[str, int], *, batch: int = 8, in_chans: int = 3) -> Summary:
     """
     Args:
         model: ours, or a residual network that `nfnet.signal` reads; the meta device will do.
@@ -102,7 +100,9 @@ def summarise(
     px = next(iter(sizes.values()))
     twin = meta_twin(model)
     info = getattr(model, "feature_info", [])
-    features = info.get_dicts() if hasattr(info, "get_dicts") else [f if isinstance(f, dict) else f._asdict() for f in info]
+    features = (
+        info.get_dicts() if hasattr(info, "get_dicts") else [f if isinstance(f, dict) else f._asdict() for f in info]
+    )
     return Summary(
         name=name,
         num_parameters=count_parameters(model),

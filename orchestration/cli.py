@@ -91,10 +91,16 @@ def _training_commands(commands: Any) -> None:
     p.add_argument("model", metavar="MODEL", help="one of ours, or timm:NAME to compare with")
     p.add_argument("--px", type=int, help="count multiply-adds at this size too, and measure signals at it")
     p.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="images, for activation memory and signals (default %(default)s)"
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images, for activation memory and signals (default %(default)s)",
     )
     p.add_argument("--json", action="store_true", help="print one JSON object")
-    p.add_argument("--signal", metavar="FILE", help="draw signal propagation, measured and predicted: .png, .svg or .pdf")
+    p.add_argument(
+        "--signal", metavar="FILE", help="draw signal propagation, measured and predicted: .png, .svg or .pdf"
+    )
     p.add_argument("--seed", type=int, default=0, help="of weights and noise for --signal (default %(default)s)")
     p.add_argument(
         "--skip-init",

@@ -106,7 +106,9 @@ def _signal(args: argparse.Namespace, px: int) -> dict[str, Any]:
     on_noise = predict_on_noise(model)
     measured = nfnet.signal_propagation(model.to(device), images)
     if not all(map(math.isfinite, measured.variance)):
-        raise UserError(f"{args.model} gives no finite numbers at {px} px and {args.batch} images; raise --px or --batch")
+        raise UserError(
+            f"{args.model} gives no finite numbers at {px} px and {args.batch} images; raise --px or --batch"
+        )
     subtitle = (
         f"at initialisation, branches open (gain {args.skip_init:g}), {args.batch} images of {px}×{px} px of unit normal "
         f"noise, seed {args.seed}" + ("" if law else "; there is no law for this kind of network")
@@ -119,7 +121,12 @@ def _signal(args: argparse.Namespace, px: int) -> dict[str, Any]:
         law=law,
         on_noise=on_noise,
     )
-    return {"px": px, "measured": _numbers(measured), "predicted": _numbers(law), "predicted_on_noise": _numbers(on_noise)}
+    return {
+        "px": px,
+        "measured": _numbers(measured),
+        "predicted": _numbers(law),
+        "predicted_on_noise": _numbers(on_noise),
+    }
 
 
 def _numbers(signal: SignalPropagation | None) -> dict[str, Any] | None:

@@ -63,7 +63,13 @@ def draw_signal(
             _stages(axes, measured)
             axes.set_title(label, fontsize=10.5, color=INK, loc="left", pad=18)
         figure.legend(
-            handles.values(), handles.keys(), loc="outside upper right", ncols=3, frameon=False, fontsize=9, labelcolor=INK
+            handles.values(),
+            handles.keys(),
+            loc="outside upper right",
+            ncols=3,
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
         )
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, facecolor="white")

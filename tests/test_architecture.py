@@ -13,7 +13,7 @@ HOMES = {
     "deepspeed": ("pipeline/engine.py", "pipeline/zero.py"),
     "fsspec": ("pipeline/storage.py",),
     "webdataset": ("pipeline/data/",),
-    "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py"),
+    "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py", "pipeline/data/glyphs.py"),
     "timm": ("orchestration/inspection.py",),
     "ray": ("orchestration/sweep.py",),
     "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),
