@@ -11,10 +11,12 @@ import torch
 
 from nfnet.agc import ClipCounts, adaptive_clip_grad_
 from nfnet.block import Conventions
-from nfnet.count import count_parameters, multiply_adds
 from nfnet.fitting import LoadReport
 from nfnet.model import NFNet
+from nfnet.prediction import predict
+from nfnet.sam import SamReport, sam_backward
 from nfnet.signal import SignalPropagation, signal_propagation
+from nfnet.summary import Summary, summarise
 from nfnet.timm_weights import from_timm, timm_options, to_timm
 from nfnet.variants import VARIANTS, adjust, get_variant
 from nfnet.weight_files import load_published, read_description, save_weights
@@ -23,16 +25,20 @@ __all__ = [
     "ClipCounts",
     "LoadReport",
     "NFNet",
+    "SamReport",
     "SignalPropagation",
+    "Summary",
     "adaptive_clip_grad_",
     "create_model",
-    "describe",
     "from_timm",
     "list_models",
     "load_model",
     "load_published",
+    "predict",
+    "sam_backward",
     "save_weights",
     "signal_propagation",
+    "summarise",
     "timm_options",
     "to_timm",
 ]
@@ -88,23 +94,3 @@ def load_model(path: str | Path) -> NFNet:
     if load_published(model, path).head_remade:
         raise ValueError(f"{path} lacks the head of its {num_classes} classes; save it again")
     return model.eval()
-
-
-def describe(name: str, *, px: int | None = None) -> list[str]:
-    """Lines for a person: stages, parameters, and multiply-adds at training and test size (and at `px`)."""
-    variant = get_variant(name)
-    with torch.device("meta"):
-        model = create_model(name)
-    lines = [
-        f"{variant.name}: {count_parameters(model):,} parameters (1000 classes), {variant.num_features} features, "
-        f"activation {variant.activation}"
-    ]
-    before = variant.stem_widths[-1]
-    for i, (depth, width, stride) in enumerate(zip(variant.depths, variant.widths, variant.strides, strict=True), 1):
-        inner, groups = variant.inner_width(width if depth > 1 else before, width)
-        before = width
-        lines.append(f"  stage {i}: {depth:2} blocks, width {width}, inner {inner} in {groups} groups, stride {stride}")
-    for label, size in (("train", variant.train_px), ("test", variant.test_px), ("asked", px)):
-        if size:
-            lines.append(f"  {multiply_adds(model, size) / 1e9:9.3f} G multiply-adds at {size} px ({label})")
-    return lines

@@ -14,6 +14,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, wherever the model is; no weights are allocated."""
+    # A memo that already holds every tensor's meta twin.
+    memo: dict[int, torch.Tensor] = {id(b): b.to("meta") for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
 def multiply_adds(model: nn.Module, px: int, *, in_chans: int | None = None) -> int:
     """Multiply-adds of convolutions and linear layers for one image of px * px (the papers' "FLOPs").
 
@@ -31,10 +39,7 @@ def multiply_adds(model: nn.Module, px: int, *, in_chans: int | None = None) -> 
     if in_chans is None:
         convs = (m for m in model.modules() if isinstance(m, WSConv2d | nn.Conv2d))
         in_chans = next((c.weight.shape[1] * c.groups for c in convs), 3)
-    # A memo that already holds every tensor's meta twin: the copy never allocates weights.
-    memo: dict[int, torch.Tensor] = {id(b): b.to("meta") for b in model.buffers()}
-    memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    twin = copy.deepcopy(model, memo).eval()
+    twin = meta_twin(model).eval()
     hooks = [m.register_forward_hook(count) for m in twin.modules()]
     try:
         with torch.no_grad():

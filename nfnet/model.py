@@ -5,7 +5,7 @@ Where papers and released code differ, the released code is followed; `Conventio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -134,20 +134,14 @@ class NFNet(nn.Module):
         found.append(self._end(x))
         return found if indices is None else [found[i] for i in indices]
 
-    def forward_features(
-        self, x: torch.Tensor, observe: Callable[[Block | None, torch.Tensor], Any] | None = None
-    ) -> torch.Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, h, w). `observe` sees the stem's map (None) and each block's."""
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, h, w)."""
         x = self.stem(x)
-        if observe is not None:
-            observe(None, x)
         for block in self.blocks:
             if self.grad_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-            if observe is not None:
-                observe(block, x)  # type: ignore[arg-type]
         return self._end(x)
 
     def _end(self, x: torch.Tensor) -> torch.Tensor:

@@ -80,11 +80,36 @@ def _training_commands(commands: Any) -> None:
         commands,
         "inspect",
         "inspect",
-        "parameters, multiply-adds and stages of a network",
-        ["normfree inspect nfnet_f4_plus", "normfree inspect nfnet_tiny --px 32"],
+        "a network in numbers: stages, parameters, multiply-adds, activation memory; its signal propagation as a plot",
+        [
+            "normfree inspect nfnet_f4_plus",
+            "normfree inspect nfnet_tiny --px 64 --batch 32 --json",
+            "normfree inspect nf_resnet50 --signal signal.png",
+            "normfree inspect timm:resnetv2_50 --signal peer.png",
+        ],
     )
-    p.add_argument("model", metavar="MODEL")
-    p.add_argument("--px", type=int, help="count multiply-adds at this size too")
+    p.add_argument("model", metavar="MODEL", help="one of ours, or timm:NAME to compare with")
+    p.add_argument("--px", type=int, help="count multiply-adds at this size too, and measure signals at it")
+    p.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images, for activation memory and signals (default %(default)s)",
+    )
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument(
+        "--signal", metavar="FILE", help="draw signal propagation, measured and predicted: .png, .svg or .pdf"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of weights and noise for --signal (default %(default)s)")
+    p.add_argument(
+        "--skip-init",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="gain of the residual branches for --signal (default %(default)s)",
+    )
+    p.add_argument("--device", metavar="DEVICE", help="for --signal; default: a GPU where there is one")
 
     p = _add(
         commands,

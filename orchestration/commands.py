@@ -77,15 +77,9 @@ def data_cards(args: argparse.Namespace) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    import nfnet
+    from orchestration.inspection import inspect as run
 
-    try:
-        facts = nfnet.describe(args.model, px=args.px)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    for line in facts:
-        _say(line)
-    return 0
+    return run(args)
 
 
 def pretrain(args: argparse.Namespace) -> int:

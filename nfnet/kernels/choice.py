@@ -12,6 +12,7 @@ from functools import lru_cache
 from types import ModuleType
 
 import torch
+from torch._subclasses import FakeTensor
 
 from nfnet.kernels import gpu, native, plain, usable
 
@@ -22,7 +23,15 @@ def for_weight(weight: torch.Tensor, out_dtype: torch.dtype) -> ModuleType | Non
     """Of `standardise` and `standardise_backward`."""
     if native.can_standardise(weight, out_dtype):
         return native
-    on_gpu = weight.is_cuda and weight.dtype == torch.float32 and out_dtype in _GPU_TYPES and native.is_dense(weight)
+    if _is_foretold(weight):
+        return plain
+    on_gpu = (
+        native.is_ordinary(weight)
+        and weight.is_cuda
+        and weight.dtype == torch.float32
+        and out_dtype in _GPU_TYPES
+        and native.is_dense(weight)
+    )
     return gpu if on_gpu and _gpu_serves(weight) else None
 
 
@@ -30,7 +39,15 @@ def for_activation(x: torch.Tensor, name: str) -> ModuleType | None:
     """Of `scaled_activation` and `scaled_activation_backward`."""
     if native.can_activate(x, name):
         return native
-    on_gpu = x.is_cuda and name in plain.ACTIVATIONS and x.dtype in _GPU_TYPES and native.is_dense(x)
+    if _is_foretold(x) and name in plain.ACTIVATIONS:
+        return plain
+    on_gpu = (
+        native.is_ordinary(x)
+        and x.is_cuda
+        and name in plain.ACTIVATIONS
+        and x.dtype in _GPU_TYPES
+        and native.is_dense(x)
+    )
     return gpu if on_gpu and _gpu_serves(x) else None
 
 
@@ -44,8 +61,13 @@ def for_update(
     if native.can_update(weights, gradients, momenta, averages):
         return native
     wide = (*weights, *momenta, *averages)
-    on_gpu = all(t.is_cuda and t.dtype == torch.float32 and native.is_dense(t) for t in wide)
+    on_gpu = all(native.is_ordinary(t) and t.is_cuda and t.dtype == torch.float32 and native.is_dense(t) for t in wide)
     return gpu if on_gpu and len({t.device for t in wide}) == 1 and _gpu_serves(weights[0]) else None
+
+
+def _is_foretold(tensor: torch.Tensor) -> bool:
+    """A tensor without contents, of a step whose memory is being counted: what the kernels would keep is what counts."""
+    return isinstance(tensor, FakeTensor) and usable()
 
 
 def _gpu_serves(tensor: torch.Tensor) -> bool:

@@ -44,6 +44,11 @@ def _at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
 _long, _float = ctypes.c_int64, ctypes.c_float
 
 
+def is_ordinary(tensor: torch.Tensor) -> bool:
+    """Real memory that a pointer leads to: no fake, traced or distributed tensor."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
+
+
 def is_dense(tensor: torch.Tensor) -> bool:
     """Elements without gaps and each unit (first dimension) together in memory."""
     return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
@@ -63,6 +68,7 @@ def can_standardise(weight: torch.Tensor, out_dtype: torch.dtype) -> bool:
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and out_dtype in HALF
+        and is_ordinary(weight)
         and is_dense(weight)
     )
 
@@ -144,7 +150,7 @@ def _turned(tensor: torch.Tensor, weight: torch.Tensor) -> int:
 def can_activate(x: torch.Tensor, name: str) -> bool:
     if _library is None or not usable():
         return False
-    return x.device.type == "cpu" and x.dtype in HALF and name in KINDS and is_dense(x)
+    return x.device.type == "cpu" and x.dtype in HALF and name in KINDS and is_ordinary(x) and is_dense(x)
 
 
 def scaled_activation(x: torch.Tensor, name: str, factor: float, before: float = 1.0) -> torch.Tensor:
@@ -178,7 +184,7 @@ def can_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) 
         return False
     if coefficient.shape != (*x.shape[:2], 1, 1) or x.device.type != "cpu":
         return False
-    if not all(t.dtype == torch.float32 for t in (shortcut, x, coefficient)):
+    if not all(t.dtype == torch.float32 and is_ordinary(t) for t in (shortcut, x, coefficient)):
         return False
     return all(t.is_contiguous(memory_format=torch.channels_last) for t in (shortcut, x))
 
@@ -218,7 +224,7 @@ def can_update(*lists: Sequence[torch.Tensor]) -> bool:
     if _library is None or not usable():
         return False
     for tensors in zip(*(found for found in lists if found), strict=True):
-        if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+        if any(t.device.type != "cpu" or t.dtype != torch.float32 or not is_ordinary(t) for t in tensors):
             return False
         # Not strides: those of a 1x1 kernel differ in numbers that mean nothing.
         last = all(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)

@@ -84,12 +84,16 @@ def standardise_backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
     floored: torch.Tensor,
+    *,
+    in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Derivatives of a loss by weight (its type and layout) and gain, from that by `standardise(...).out`.
 
     With x = (w - mean) * rstd, whose squares sum to 1 (or less, with eps):
         grad_gain = sum(g * x)
         grad_weight = gain * rstd * (g - mean(g) - x * sum(g * x)), without the last term where the floor was active.
+
+    `in_place`: `grad_out` is the caller's own and may become the result; nothing here makes use of that.
     """
     grad = _wide(grad_out)
     x = (_wide(weight) - _per_unit(mean)) * _per_unit(rstd)

@@ -20,6 +20,14 @@ def tiny(**options: object) -> nfnet.NFNet:
     return nfnet.create_model("nfnet_tiny", num_classes=10, **options)
 
 
+FAMILIES = ["nfnet_tiny", "nf_resnet50", "nf_regnet_b0"]
+
+
+def family(name: str, **options: object) -> nfnet.NFNet:
+    torch.manual_seed(0)
+    return nfnet.create_model(name, num_classes=10, **options)
+
+
 def with_gradients(model: nn.Module, scale: float = 1.0) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -46,21 +54,48 @@ def test_pooling_at_an_odd_edge_counts_only_pixels_of_the_image() -> None:
     assert out.shape == (1, 1, 3, 3) and bool((out == 1).all())
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    model = tiny()
-    for block in model.blocks:
-        nn.init.ones_(block.skip_gain)
-    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = family(name, head_init="normal", skip_init=1.0)
+    model(torch.randn(2, 3, 48, 48)).square().sum().backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
-def test_poisoned_weights_are_all_made_anew() -> None:
-    model = tiny()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_closed_branches_and_a_head_of_zeros_still_start_to_learn(name: str) -> None:
+    # SkipInit 0 holds back the branches' gradients, a head of zeros those of all features: not the gains', nor the head's.
+    model = family(name, head_init="normal")
+    model(torch.randn(2, 3, 48, 48)).square().sum().backward()
+    assert all(bool(p.grad.any()) for n, p in model.named_parameters() if n.endswith("skip_gain"))
+    model = family(name, head_init="zero")
+    nn.functional.cross_entropy(model(torch.randn(2, 3, 48, 48)), torch.tensor([0, 1])).backward()
+    assert bool(model.head.weight.grad.any()) and bool(model.head.bias.grad.any())
+
+
+@pytest.mark.parametrize("head_init", ["normal", "zero"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_poisoned_weights_are_all_made_anew(name: str, head_init: str) -> None:
+    model = family(name, head_init=head_init)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
     model.reset_parameters()
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert not list(model.buffers())  # reset_parameters would have to make those anew as well
+    assert bool(model.head.weight.any()) == (head_init == "normal")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_filter_of_each_family_is_standardised(name: str) -> None:
+    model = family(name)
+    convs = [m for m in model.modules() if isinstance(m, WSConv2d)]
+    assert len(convs) > 20
+    for conv in convs:
+        nn.init.normal_(conv.weight, mean=0.3, std=2.0)
+        nn.init.uniform_(conv.gain, -2.0, 2.0)
+        rows = conv.standardised_weight().detach().double().flatten(1)
+        assert float(rows.mean(1).abs().max()) < 1e-6
+        torch.testing.assert_close(rows.norm(dim=1), conv.gain.detach().double().abs(), rtol=1e-5, atol=0)
 
 
 def test_zero_skip_gains_leave_the_shortcut_alone() -> None:
@@ -91,21 +126,27 @@ def test_clipping_equals_the_plain_loop_over_units() -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=2e-6, atol=0, msg=name)
 
 
-def test_after_clipping_no_unit_exceeds_its_bound_and_small_ones_are_untouched() -> None:
-    model = with_gradients(tiny(), 1e-4)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_after_clipping_no_unit_exceeds_its_bound_and_small_ones_are_untouched(name: str) -> None:
+    model = with_gradients(family(name), 1e-4)
     model.blocks[0].conv0.weight.grad[3] *= 1e4  # type: ignore[union-attr]
     before = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    adaptive_clip_grad_(model.named_parameters(), clipping=0.01)
-    for name, parameter in model.named_parameters():
+    clipped = int(adaptive_clip_grad_(model.named_parameters(), clipping=0.01).num_clipped)
+    seen_clipped = seen_small = 0
+    for key, parameter in model.named_parameters():
         assert parameter.grad is not None
-        if name == "head.weight":
-            assert torch.equal(parameter.grad, before[name])
+        if key == "head.weight":
+            assert torch.equal(parameter.grad, before[key])
             continue
         units = parameter.shape[0] if parameter.dim() > 1 else 1
         bound = 0.01 * parameter.detach().reshape(units, -1).norm(dim=1).clamp(min=1e-3)
-        norm, was = (g.reshape(units, -1).norm(dim=1) for g in (parameter.grad, before[name]))
-        assert bool((norm <= bound * (1 + 1e-5)).all())
-        assert torch.equal(norm[was < bound], was[was < bound])
+        now, was = parameter.grad.reshape(units, -1), before[key].reshape(units, -1)
+        assert bool((now.norm(dim=1) <= bound * (1 + 1e-5)).all())
+        below = was.norm(dim=1) < bound * (1 - 1e-5)
+        assert torch.equal(now[below], was[below])  # bit for bit
+        seen_small += int(below.sum())
+        seen_clipped += int((was.norm(dim=1) > bound * (1 + 1e-5)).sum())
+    assert seen_small > 0 and 0 < seen_clipped <= clipped
 
 
 def test_gradients_that_are_not_finite_are_reported_and_nothing_is_changed() -> None:

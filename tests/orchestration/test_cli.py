@@ -1,5 +1,6 @@
 """What a person meets: help, and one sentence with exit code 2 for each mistake."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -65,6 +66,12 @@ def test_every_example_parses(command: str, capsys: pytest.CaptureFixture[str]) 
         ("pretrain nfnet_tiny_glyphs --out {tmp}/x --seed", "needs a value"),
         ("pretrain {tmp}/nothing.yaml --out {tmp}/x", "no file"),
         ("inspect nfnet_f44", "nfnet_f4"),
+        ("inspect timm:resnetv2_5", "resnetv2_50"),
+        ("inspect timm:vgg11", "no residual blocks"),
+        ("inspect nfnet_tiny --px 0", "--px is 0"),
+        ("inspect nfnet_tiny --signal {tmp}/x.gif", ".png"),
+        ("inspect nfnet_tiny --signal {tmp}/x.png --device nothing", "--device"),
+        ("inspect nfnet_tiny --signal {tmp}/x.png --skip-init nan", "--skip-init"),
         ("evaluate {tmp}/nothing {tmp}/x", "no checkpoint at"),
         ("transfer {tmp}/nothing --suite demo --data-root {tmp} --out {tmp}/x", "no checkpoint at"),
         ("transfer {tmp}/nothing --suite dem --data-root {tmp} --out {tmp}/x", "demo"),
@@ -99,6 +106,37 @@ def test_verify_sees_one_changed_byte(digits: str, tmp_path: Path, capsys: pytes
 def test_inspect_prints_the_published_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run("inspect nfnet_f4+", capsys)
     assert code == 0 and "527,033,076 parameters" in out and "367.414 G multiply-adds at 512 px" in out
+
+
+def test_inspect_writes_one_json_object_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "new" / "signal.png"
+    code, out, _ = run(f"inspect nfnet_tiny --json --signal {picture} --px 24 --batch 4", capsys)
+    report = json.loads(out)
+    assert code == 0 and picture.read_bytes().startswith(b"\x89PNG")
+    assert [s["depth"] for s in report["stages"]] == [1, 2, 2] and report["num_features"] == 768
+    memory = report["activation_memory"]
+    assert memory["batch"] == 4 and memory["bf16"]["kept_bytes"] > memory["bf16"]["checkpointed_bytes"] > 0
+    signal = report["signal"]
+    assert len(signal["measured"]["variance"]) == 6 and len(signal["predicted_on_noise"]["variance"]) == 6
+    assert signal["predicted"]["variance"] == pytest.approx([1, 1.04, 1.04, 1.08, 1.04, 1.08])
+
+
+def test_inspect_takes_a_peer_and_a_network_without_a_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(f"inspect timm:resnet18 --json --signal {tmp_path}/peer.svg --px 48 --batch 2", capsys)
+    report = json.loads(out)
+    # 11.69 M parameters and 1.82 G multiply-adds at 224 px: timm's own table.
+    assert code == 0 and round(report["num_parameters"] / 1e6, 2) == 11.69
+    assert round(report["multiply_adds"][0]["count"] / 1e9, 2) == 1.81
+    assert report["signal"]["predicted"]["variance"][0] is None and (tmp_path / "peer.svg").exists()
+    code, out, _ = run(f"inspect timm:resnetv2_50x1_bit --json --signal {tmp_path}/bit.png --px 32 --batch 2", capsys)
+    assert code == 0 and json.loads(out)["signal"]["predicted"] is None
+
+
+def test_the_same_seed_draws_the_same_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(f"inspect nfnet_tiny --signal {tmp_path}/{name}.png --px 16 --batch 2 --seed {seed}", capsys)[0] == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
 
 
 def test_show_prints_the_resolved_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 import nfnet
 from benchmarks import gpu
+from nfnet.count import multiply_adds
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -28,4 +29,4 @@ def test_the_bare_convolutions_are_the_networks_own() -> None:
     with torch.device("meta"):
         model = nfnet.create_model("nfnet_f0")
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    assert total + linear == nfnet.multiply_adds(model, 192)
+    assert total + linear == multiply_adds(model, 192)

@@ -96,7 +96,7 @@ def test_the_update_is_clipping_then_sgd(average: bool) -> None:
         )
         expected = adaptive_clip_grad_(named, 0.01)
         optimizer.step()
-        assert [int(c) for c in counts] == [int(c) for c in expected]
+        assert [int(c) for c in counts] == [int(c) for c in expected[:3]]
         assert int(counts[0]) > 0
     states = [optimizer.state[p] for _, p in named]
     torch.testing.assert_close(ours, [p.detach() for _, p in named])
