@@ -90,7 +90,7 @@ def list_tar(source: str, offset: int = 0, size: int | None = None) -> list[Foun
                 for member, _, _ in walk(view)
             ]
     except BadTar as error:
-        raise UserError(f"the source {where} is {error}: fetch it again, or do not trust it") from error
+        raise UserError(f"the source {where} is {error}: fetch it again") from error
 
 
 def _list_folder(source: str) -> list[FoundFile]:

@@ -82,7 +82,7 @@ def prepare(
     recipe: dict[str, Any] = {
         "card": card.name,
         "splits": sorted(splits) if splits else None,
-        "shard_bytes": shard_bytes,
+        "shard_bytes": shard_bytes if shard_samples is None else None,
         "shard_samples": shard_samples,
         "seed": seed,
         "val_share": val_share,
@@ -153,7 +153,7 @@ def _write(
             entries,
             classes,
             seed=recipe["seed"],
-            shard_bytes=recipe["shard_bytes"],
+            shard_bytes=recipe["shard_bytes"] or SHARD_BYTES,
             shard_samples=recipe["shard_samples"],
             mean_bytes=None if exact else writer.mean_bytes,
         )

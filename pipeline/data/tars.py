@@ -84,11 +84,11 @@ def walk(file: Any, *, stream: bool = False) -> Iterator[tuple[Member, tarfile.T
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header: gigabytes for millions of members
                 if info.size < 0 or info.offset_data < end:
-                    raise BadTar(f"a header after {last} points backwards")
+                    raise BadTar(f"damaged (a header after {last} points backwards)")
                 end = info.offset_data
                 name = posixpath.normpath(info.name)
                 if info.name.startswith("/") or name == ".." or name.startswith("../"):
-                    raise BadTar(f"a member has a name outside the archive ({printable(info.name)!r})")
+                    raise BadTar(f"not to be trusted (a member outside itself: {printable(info.name)!r})")
                 last = printable(name)
                 if info.isreg() and not info.issparse():
                     yield Member(name, info.offset_data, info.size), tar, info
@@ -119,4 +119,4 @@ def _check_end(tar: tarfile.TarFile, last: str) -> None:
     file: Any = tar.fileobj
     while block := file.read(1 << 20):
         if block.count(0) != len(block):
-            raise BadTar(f"more data behind the end mark after {last}")
+            raise BadTar(f"damaged (more data behind the end mark after {last})")
