@@ -132,7 +132,7 @@ def _data_overlap(actions: Any) -> None:
     p.add_argument("b", metavar="B", help="another")
     p.add_argument("--split-a", metavar="A,B", help="splits of A (default: all)")
     p.add_argument("--split-b", metavar="A,B", help="splits of B (default: test, else val)")
-    p.add_argument("--radius", type=int, default=8, metavar="BITS", help="of 64-bit hashes (default %(default)s)")
+    p.add_argument("--radius", type=int, default=6, metavar="BITS", help="of 64-bit hashes (default %(default)s)")
     p.add_argument("--no-confirm", action="store_true", help="trust the hashes: do not read and compare the images")
     p.add_argument("--show", type=int, default=20, metavar="N", help="pairs to print (default %(default)s)")
     p.add_argument("--out", metavar="FILE", help="all pairs as .csv or .json")

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,8 @@ def adopt(
     """
     base, tars = find_tars(url, splits)
     scanner = _Scanner(base, label_field)
-    asked = {"splits": dict(splits or {}), "classes": list(classes or []), "label_field": label_field}
+    asked: dict[str, Any] = {"splits": dict(splits or {}), "classes": list(classes or [])}
+    asked |= {"label_field": label_field, "num_tars": len(tars)}
     existing = _existing(base, tars, asked)
     if existing is not None:
         return existing

@@ -137,6 +137,31 @@ def test_verify_names_every_shard_that_changed(dataset):
     assert {problem.partition(":")[0] for problem in problems} == {flipped.name, cut.name, missing.name}
 
 
+def test_verify_names_every_image_that_does_not_decode_any_more(dataset):
+    index = Manifest.open(str(dataset)).split("train")
+    path = dataset / index.shards[0].name
+    data = bytearray(path.read_bytes())
+    for place in (2, 5, 9):
+        data[index.offset[place] + index.size[place] // 2] ^= 255
+    path.write_bytes(data)
+    problems = verify(str(dataset), workers=1).problems
+    for place in (2, 5, 9):
+        assert sum(f"sample {index.keys[place]} cannot be used" in problem for problem in problems) == 1
+    assert len(problems) == 4 and "SHA-256" in problems[0]
+
+
+def test_verify_reads_what_lies_behind_a_damage(dataset):
+    index = Manifest.open(str(dataset)).split("train")
+    path = dataset / index.shards[0].name
+    data = bytearray(path.read_bytes())
+    data[index.offset[3] - 512] ^= 255  # the header of the image
+    path.write_bytes(data)
+    problems = verify(str(dataset)).problems
+    assert any("bad checksum" in problem for problem in problems)
+    behind = [problem for problem in problems if "its image is still at its place" in problem]
+    assert len(behind) == index.shards[0].num_samples - 3
+
+
 def test_verify_holds_the_members_against_the_index(dataset):
     """A tar that was rewritten together with its digests still has to agree with the index."""
     from pipeline.data import manifest as manifests

@@ -46,6 +46,10 @@ def contents(out):
     return {str(path.relative_to(out)): path.read_bytes() for path in Path(out).rglob("*") if path.is_file()}
 
 
+def slowly(decode):
+    return lambda data: (time.sleep(0.003), decode(data))[1]
+
+
 def finished(out):
     """Inodes of the shards that have a record: a shard that is written again gets another."""
     names = [path.name.removesuffix(".json") for path in (out / journal.FOLDER).glob("*.json")]
@@ -58,8 +62,7 @@ def test_twenty_kills_at_random_moments_change_nothing_and_rewrite_nothing(sourc
     for _ in range(20):
         pid = os.fork()
         if pid == 0:
-            decode = writing.decode_image
-            writing.decode_image = lambda data: (time.sleep(0.003), decode(data))[1]
+            writing.decode_image = slowly(writing.decode_image)
             prepare(CARD, str(out), source=source, shard_samples=SHARD_SAMPLES)
             os._exit(0)
         time.sleep(rng.uniform(0.02, 0.12))
@@ -91,7 +94,9 @@ def test_workers_end_with_a_killed_parent_and_their_number_changes_no_byte(sourc
         time.sleep(0.05)
     assert not session(process.pid)
     kept = finished(out)
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    again = subprocess.run(
+        command, cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+    )
     assert again.returncode == 0 and contents(out) == unbroken
     assert kept and {name: (out / name).stat().st_ino for name in kept} == kept
 
@@ -154,4 +159,3 @@ def test_a_damaged_record_or_a_shard_that_is_gone_is_written_again(source, unbro
     (out / journal.FOLDER / f"{names[1]}.json").write_bytes(b'{"plan": ')
     prepare(CARD, str(out), source=source, shard_samples=SHARD_SAMPLES)
     assert contents(out) == unbroken
-

@@ -73,7 +73,9 @@ def test_a_damaged_zip_loses_one_image_under_its_name_or_is_refused(tree, tmp_pa
     at = whole.index(tree["train/dog/1.png"]) + 40
     (tmp_path / "a.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
     manifest = prepare(CARD, str(tmp_path / "out"), source=str(tmp_path / "a.zip"), max_bad_share=0.1)
-    assert [(s.key, s.reason) for s in manifest.skipped] == [("dog/1.png", "damaged in the zip (size or checksum differs)")]
+    assert [(s.key, s.reason) for s in manifest.skipped] == [
+        ("dog/1.png", "damaged in the zip (size or checksum differs)")
+    ]
     (tmp_path / "a.zip").write_bytes(whole[:-100])
     with pytest.raises(UserError, match="no readable zip"):
         images_of(tmp_path / "a.zip")
@@ -177,7 +179,9 @@ def parquet_of(path, rows, *, struct=True, names=None):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    images = [{"bytes": data, "path": f"{n}.png"} for n, (data, _) in enumerate(rows)] if struct else [d for d, _ in rows]
+    images = (
+        [{"bytes": data, "path": f"{n}.png"} for n, (data, _) in enumerate(rows)] if struct else [d for d, _ in rows]
+    )
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if struct else pa.binary()
     table = pa.table({"image": pa.array(images, kind), "label": pa.array([label for _, label in rows])})
     if names:

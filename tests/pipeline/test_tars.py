@@ -24,7 +24,8 @@ def tar_of(names, *, mode=tarfile.PAX_FORMAT, extra=()):
 def walked(data, stream):
     file = io.BytesIO(data)
     return [
-        (m.name, m.offset, read_member(t, i)) for m, t, i in walk(HashingStream(file) if stream else file, stream=stream)
+        (m.name, m.offset, read_member(t, i))
+        for m, t, i in walk(HashingStream(file) if stream else file, stream=stream)
     ]
 
 
