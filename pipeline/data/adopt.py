@@ -111,6 +111,7 @@ def adopt(
     asked |= {"label_field": label_field, "num_tars": len(tars)}
     existing = _existing(base, tars, asked)
     if existing is not None:
+        journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
     with full_disk_is_said(base), staging(base) as folders:
         records = _scan_all(scanner, tars, max_bad_share, workers, progress)

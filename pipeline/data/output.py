@@ -49,6 +49,8 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
                 f"{out} holds '{card.name}' prepared otherwise ({', '.join(differing)}): "
                 "choose another --out, or remove it first"
             )
+        if storage.exists(storage.join(out, MARK)):  # killed after the manifest was there
+            release(out)
         return found
     mark = storage.join(out, MARK)
     if storage.exists(mark):

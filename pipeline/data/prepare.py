@@ -98,11 +98,7 @@ def prepare(
         opened = open_source(card, source, val_share=val_share, spool=folders.spool, progress=copying)
         recipe["source_fingerprint"] = opened.fingerprint
         if existing is not None:
-            if existing.recipe.get("source_fingerprint") != opened.fingerprint:
-                raise UserError(
-                    f"{out} holds '{card.name}' from another source than {source}: remove it or choose another --out"
-                )
-            return existing
+            return _of_this_source(existing, opened, source)
         entries = _wanted(card, opened, splits, source)
         claim(out, card, recipe)
         writer = ShardWriter(opened.reader, out, folders.work, reencode)
@@ -111,6 +107,16 @@ def prepare(
         _finish(card.name, out, opened.classes, records, recipe, note, folders)
     release(out)
     return Manifest.open(out)
+
+
+def _of_this_source(existing: Manifest, opened: Source, source: str | None) -> Manifest:
+    """The dataset that is there, if it was made from this source."""
+    if existing.recipe.get("source_fingerprint") != opened.fingerprint:
+        raise UserError(
+            f"{existing.url} holds '{existing.name}' from another source than {source}: "
+            "remove it or choose another --out"
+        )
+    return existing
 
 
 def _check_arguments(
