@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.entry import Entry
+from pipeline.data.files import is_folder
 from pipeline.data.listed import SPLIT_WORDS
 from pipeline.errors import UserError
 
@@ -23,14 +24,18 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 def is_parquet(source: str) -> bool:
-    """Whether `source` is a parquet file, or a folder in which parquet files and no images lie."""
+    """Whether `source` is a parquet file, or a folder with parquet files, there or one level below, and no images beside."""
     if source.lower().endswith(".parquet"):
         return True
-    return bool(storage.list_urls(source, suffix=".parquet")) if _may_be_folder(source) else False
-
-
-def _may_be_folder(source: str) -> bool:
-    return not storage.is_local(source) or storage.local_path(source).is_dir()
+    if not storage.is_local(source):
+        return bool(storage.list_urls(source, suffix=".parquet")) if is_folder(source) else False
+    root = storage.local_path(source)
+    if not root.is_dir():
+        return False
+    folders = {path.parent for pattern in ("*.parquet", "*/*.parquet") for path in root.glob(pattern)}
+    return bool(folders) and not any(
+        path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") for folder in folders for path in folder.iterdir()
+    )
 
 
 def open_parquet(

@@ -7,8 +7,8 @@ number of interruptions: the plan depends on the listing and the seed alone. Unt
 marked as unfinished by `PREPARING.json`; the same command goes on where it was, and an output folder that holds anything
 else is never touched.
 
-In memory are the listing and the plan (some 0.5 KB an image) and one image a worker. Sources that can be read from the middle cost no
-disk; a compressed tar or parquet is copied once to the staging folder, as large as it is unpacked.
+In memory are the listing and the plan (some 0.5 KB an image) and one image a worker. Sources that can be read from the
+middle cost no disk; a compressed tar or parquet is copied once to the staging folder, as large as it is unpacked.
 """
 
 import itertools

@@ -205,6 +205,13 @@ def test_parquet_as_hugging_face_writes_it(tree, tmp_path, struct):
     assert not (tmp_path / "out" / ".staging").exists()
 
 
+def test_class_folders_with_a_stray_parquet_file_are_class_folders(tree, tmp_path):
+    parquet_of(tmp_path / "tree" / "notes.parquet", [(image_bytes(1), "x")])
+    (tmp_path / "tree" / "cover.png").write_bytes(image_bytes(5))
+    with pytest.raises(UserError, match="outside the class folders"):
+        images_of(tmp_path / "tree")
+
+
 def test_parquet_rows_without_label_or_bytes_are_counted(tree, tmp_path):
     rows = [(data, name.split("/")[1]) for name, data in sorted(tree.items())]
     parquet_of(tmp_path / "a.parquet", [*rows, (image_bytes(77), None), (None, "ox")], struct=True)
