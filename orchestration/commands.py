@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.manifest import Manifest
 
 
 def _say(*lines: str) -> None:
@@ -14,57 +22,155 @@ def _say(*lines: str) -> None:
 
 
 def data_prepare(args: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from pipeline.data.cards import load_card
     from pipeline.data.prepare import prepare
+    from pipeline.data.reencode import Reencode
 
     card = load_card(args.card)
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-    ]
-    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(f"preparing {card.name}", total=None)
+    reencode = Reencode(
+        shortest_px=args.resize_shortest, longest_px=args.resize_longest, jpeg_quality=args.jpeg_quality
+    )
+    with _progress_bar(card.name, "images") as update:
         manifest = prepare(
             card,
             args.out,
             source=args.source,
+            splits=args.splits.split(",") if args.splits else None,
             val_share=args.val_share,
             shard_bytes=int(args.shard_mb * 1e6),
+            shard_samples=args.shard_samples,
             max_bad_share=args.max_bad_share,
             seed=args.seed,
-            progress=lambda phase, done, total: progress.update(
-                task, description=f"{card.name}: {phase}", completed=done, total=total
-            ),
+            reencode=reencode,
+            workers=args.workers or _cores(),
+            progress=update,
         )
-    for name in manifest.splits:
-        split = manifest.split(name)
-        _say(f"{name}: {split.num_samples} images of {len(manifest.classes)} classes in {len(split.shards)} shards")
-    if manifest.skipped:
-        _say(f"left out: {len(manifest.skipped)} images that do not decode; they are listed in the manifest")
-    _say(f"made {args.out} (digest {manifest.digest[:12]})")
-    _say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(args.out)} --out RUN")
+    _say_dataset(manifest, args.out)
+    return 0
+
+
+def data_index(args: argparse.Namespace) -> int:
+    from pipeline import storage
+    from pipeline.data.adopt import adopt
+
+    splits: dict[str, str] = {}
+    for text in args.split or []:
+        name, equals, pattern = text.partition("=")
+        if not equals or not pattern:
+            raise UserError(f"--split {text}: give NAME=PATTERN, as in --split train='train-*.tar'")
+        splits[name] = pattern
+    classes = None
+    if args.classes:
+        if not storage.exists(args.classes):
+            raise UserError(f"no file {args.classes}; --classes wants one class name a line, in label order")
+        classes = [line.strip() for line in storage.read_bytes(args.classes).decode().splitlines() if line.strip()]
+    with _progress_bar("indexing", "tars") as update:
+        manifest = adopt(
+            args.url,
+            splits=splits or None,
+            classes=classes,
+            label_field=args.label_field,
+            name=args.name,
+            max_bad_share=args.max_bad_share,
+            workers=args.workers or _cores(),
+            progress=lambda done, total: update("", done, total),
+        )
+    _say_dataset(manifest, manifest.url)
     return 0
 
 
 def data_verify(args: argparse.Namespace) -> int:
-    from pipeline.data.manifest import verify
+    from pipeline.data.verify import verify
 
-    found = verify(args.url)
+    with _progress_bar("verifying", "shards") as update:
+        found = verify(args.url, workers=args.workers or _cores(), progress=lambda done, total: update("", done, total))
+    counts = f"{found.num_shards} shards, {found.num_samples} samples, {found.num_bytes} bytes"
     if found.problems:
-        _say(*(str(problem) for problem in found.problems))
-        raise UserError(
-            f"{args.url} does not match its manifest in {len(found.problems)} places; restore the shards named above, "
-            "or prepare the dataset again"
+        _say(*found.problems)
+        print(
+            f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore the "
+            "shards named above, or prepare the dataset again",
+            file=sys.stderr,
         )
-    _say(
-        f"{args.url}: {found.num_shards} shards, {found.num_samples} samples, {found.num_bytes} bytes match the manifest"
-    )
+        return 1
+    _say(f"{args.url}: {counts} match the manifest; every image decodes")
     return 0
+
+
+def data_overlap(args: argparse.Namespace) -> int:
+    from pipeline import storage
+    from pipeline.data.overlap import overlap
+
+    with _progress_bar("comparing", "pairs") as update:
+        found = overlap(
+            args.a,
+            args.b,
+            splits_a=args.split_a.split(",") if args.split_a else None,
+            splits_b=args.split_b.split(",") if args.split_b else None,
+            radius=args.radius,
+            confirm=not args.no_confirm,
+            progress=lambda done, total: update("", done, total),
+        )
+    for pair in found.pairs[: args.show]:
+        _say(f"{pair.kind:8} {pair.distance:2} bits  {pair.split_a}/{pair.key_a}  {pair.split_b}/{pair.key_b}")
+    if len(found.pairs) > args.show:
+        _say(f"... and {len(found.pairs) - args.show} pairs more{'' if args.out else '; --out FILE holds all'}")
+    share = found.num_b_found / max(1, found.num_b)
+    kinds = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in ("bytes", "pixels", "similar", "hash")}
+    _say(
+        f"{found.num_b_found} of {found.num_b} images of {args.b} ({share:.2%}) are among the {found.num_a} of {args.a}",
+        "pairs: " + (", ".join(f"{num} {kind}" for kind, num in kinds.items() if num) or "none"),
+    )
+    if found.num_flat_b:
+        _say(f"not compared: {found.num_flat_b} images of {args.b} of one colour")
+    if found.num_unlisted:
+        _say(f"not looked at: {found.num_unlisted} pairs of images that have too many look-alikes")
+    if args.out:
+        storage.write_bytes(args.out, found.to_json() if args.out.endswith(".json") else found.to_csv())
+        _say(f"made {args.out}")
+    return 0
+
+
+def _say_dataset(manifest: Manifest, url: str) -> None:
+    for name, split in manifest.splits.items():
+        _say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {len(split.shards)} shards")
+    if manifest.source_note:
+        _say(f"note: {manifest.source_note}")
+    if manifest.skipped:
+        reasons = Counter(entry.reason for entry in manifest.skipped)
+        _say(f"left out: {len(manifest.skipped)} images, listed in the manifest")
+        _say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
+    _say(f"made {url} (digest {manifest.digest[:12]})")
+    _say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(url)} --out RUN")
+
+
+@contextlib.contextmanager
+def _progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; gives update(phase, done, total)."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(title, total=None, unit=unit)
+
+        def update(phase: str, done: int, total: int) -> None:
+            files = phase == "copying"
+            description = f"{title}: {phase}" if phase else title
+            progress.update(task, description=description, completed=done, total=total, unit="files" if files else unit)
+
+        yield update
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def data_cards(args: argparse.Namespace) -> int:

@@ -47,6 +47,9 @@ class Card:
     faults: tuple[str, ...] = field(default=())
     """What is known to be wrong or odd with the images or labels."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "splits": dict(self.splits)}  # the read-only view cannot be sent to a worker
+
 
 def datasets_dir() -> Path:
     """The folder with the cards: beside the packages in a checkout, else the data folder of the installation."""

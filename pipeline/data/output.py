@@ -1,24 +1,38 @@
 """The place that a dataset is written to: whose it is, what an interrupted run left there, where files are staged."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.data import journal
 from pipeline.data.cards import Card
 from pipeline.data.manifest import NAME, Manifest
 from pipeline.errors import UserError
 
-MARK = "PREPARING.json"
+MARK = f"{journal.FOLDER}.json"
 """In a place without manifest: a preparation is under way there, or was interrupted."""
-STAGING_PREFIX = ".staging-"
+STAGING = ".staging"
+_OURS = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.arrow|\.keys\.parquet)")
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Local folders of a preparation; neither is there before it is needed."""
+
+    work: Path
+    """Of this process: unfinished shards."""
+    spool: Path
+    """What cannot be read in place, as large as the source; kept for the next run when this one is interrupted."""
 
 
 def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest | None:
@@ -35,6 +49,8 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
                 f"{out} holds '{card.name}' prepared otherwise ({', '.join(differing)}): "
                 "choose another --out, or remove it first"
             )
+        if storage.exists(storage.join(out, MARK)):  # killed after the manifest was there
+            release(out)
         return found
     mark = storage.join(out, MARK)
     if storage.exists(mark):
@@ -42,7 +58,7 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
         if name != card.name:
             raise UserError(f"{out} holds an unfinished '{name}': finish or remove it, or choose another --out")
     else:
-        strangers = [url for url in storage.list_urls(out) if f"/{STAGING_PREFIX}" not in url]
+        strangers = [url for url in storage.list_urls(out) if f"/{STAGING}/" not in url]
         if strangers:
             raise UserError(
                 f"{out} holds other files (such as {os.path.basename(strangers[0])}): choose an empty --out"
@@ -53,48 +69,94 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
 def claim(out: str, card: Card, recipe: dict[str, Any]) -> None:
     """Mark `out` as ours.
 
-    What an interrupted run left is overwritten, not removed: another process may be at the same work, and equal recipes
-    write equal bytes.
+    What an interrupted run left is not removed: its finished shards are kept, and another process may be at the same
+    work, where equal recipes write equal bytes.
     """
     storage.write_bytes(storage.join(out, MARK), json.dumps({"card": card.name, "recipe": recipe}).encode())
 
 
 def release(out: str) -> None:
-    """Take the mark of an unfinished preparation away."""
+    """Take the mark of an unfinished preparation and its journal away."""
+    journal.remove_records(out)
     storage.remove(storage.join(out, MARK))
 
 
-def remove_written(out: str, *, keep: Collection[str] = ()) -> None:
-    """Remove what preparations write, except the names in `keep`; only while `out` is marked as unfinished."""
+def remove_written(out: str, *, keep: Collection[str]) -> None:
+    """Remove what preparations with other options wrote: all but the names in `keep`; only before there is a manifest."""
     if not storage.exists(storage.join(out, MARK)) or storage.exists(storage.join(out, NAME)):
         return
-    ours = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.parquet)")
     root = str(storage.local_path(out)) if storage.is_local(out) else out
     for url in storage.list_urls(out):
         name = url.rpartition("/")[2]
-        if url == storage.join(root, name) and ours.fullmatch(name) and name not in keep:
+        if url == storage.join(root, name) and _OURS.fullmatch(name) and name not in keep:
             storage.remove(url)
 
 
-@contextlib.contextmanager
-def staging_folder(out: str) -> Iterator[Path]:
-    """An empty local folder of this process: on the disk of a local `out`, else the system's temporary folder."""
-    if not storage.is_local(out):
-        with tempfile.TemporaryDirectory(prefix="normfree-prepare-") as folder:
-            yield Path(folder)
+def publish(path: Path, url: str) -> None:
+    """Move a finished local file to `url`: whole or not at all, and on a disk for good."""
+    if not storage.is_local(url):
+        storage.put_file(path, url)
+        path.unlink()
         return
-    root = storage.local_path(out)
+    target = storage.local_path(url)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(path, target)  # the staging folder of a local output is on its disk
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def staging(out: str) -> Iterator[Staging]:
+    """Folders on the disk of a local `out`, else in the user's cache; gone afterwards, but the spool stays on a failure."""
+    local = storage.is_local(out)
+    root = storage.local_path(out) / STAGING if local else _cache() / hashlib.sha256(out.encode()).hexdigest()[:16]
+    was_there = root.parent.exists()
     host = socket.gethostname()
-    for left in root.glob(f"{STAGING_PREFIX}{host}-*"):
+    for left in root.glob(f"work-{host}-*"):
         if not _is_alive(left.name.rpartition("-")[2]):
             shutil.rmtree(left, ignore_errors=True)
-    folder_path = root / f"{STAGING_PREFIX}{host}-{os.getpid()}"
-    shutil.rmtree(folder_path, ignore_errors=True)
-    folder_path.mkdir(parents=True)
+    folders = Staging(root / f"work-{host}-{os.getpid()}", root / "spool")
     try:
-        yield folder_path
-    finally:
-        shutil.rmtree(folder_path, ignore_errors=True)
+        yield folders
+    except UserError:
+        _clear(root, folders, was_there)
+        raise
+    except BaseException:
+        shutil.rmtree(folders.work, ignore_errors=True)
+        raise
+    _clear(root, folders, was_there)
+
+
+@contextlib.contextmanager
+def full_disk_is_said(out: str) -> Iterator[None]:
+    """A disk that is full in the block becomes one sentence; what is finished stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"no space left for {out} or its staging folder ({os.strerror(error.errno)}): free some, "
+            "and run the same command again; finished shards are kept"
+        ) from error
+
+
+def _clear(root: Path, folders: Staging, was_there: bool) -> None:
+    shutil.rmtree(folders.work, ignore_errors=True)
+    if not any(root.glob("work-*")):  # another process reads the spool
+        shutil.rmtree(root, ignore_errors=True)
+    if not was_there:
+        with contextlib.suppress(OSError):
+            root.parent.rmdir()
+
+
+def _cache() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "normfree" / "staging"
 
 
 def _is_alive(pid: str) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.data import glyphs
 from pipeline.data.cards import Card
+from pipeline.data.entry import Entry
 from pipeline.errors import UserError
 
 GLYPHS_SEED = 0
@@ -46,6 +47,22 @@ def open_packaged(card: Card, source: str | None) -> Packaged:
     if card.member not in makers:
         raise UserError(f"the card '{card.name}' names an embedded set '{card.member}': choose {' or '.join(makers)}")
     return makers[card.member]()
+
+
+class PackagedReader:
+    """PNG bytes of the entries of a packaged set; opens the set anew in each process."""
+
+    def __init__(self, card: Card, source: str | None) -> None:
+        self._card, self._source = card, source
+        self._opened: Packaged | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_card": self._card, "_source": self._source, "_opened": None}
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[bytes]:
+        self._opened = self._opened or open_packaged(self._card, self._source)
+        for entry in entries:
+            yield self._opened.read(entry.locator)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

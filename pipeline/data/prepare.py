@@ -1,51 +1,49 @@
-"""Raw images -> a prepared dataset: check, shuffle, write shards and indices, and the manifest last.
+"""Raw images -> a prepared dataset: list, plan, write shards and indices, and the manifest last.
 
-The shards are the same, byte by byte, whether the source was a tar or a folder: the order depends on the names of the
-samples and the seed alone. Until the manifest is there the output is marked as unfinished by `PREPARING.json`; the
-same command starts again, and an output folder that holds anything else is never touched.
+    open_source (listing) -> plan_shards (what goes where) -> ShardWriter in worker processes -> journal -> manifest
+
+The shards are the same, byte by byte, whether the source was a tar or a folder, for any number of workers and after any
+number of interruptions: the plan depends on the listing and the seed alone. Until the manifest is there the output is
+marked as unfinished by `PREPARING.json`; the same command goes on where it was, and an output folder that holds anything
+else is never touched.
+
+In memory are the listing and the plan (some 0.5 KB an image) and one image a worker. Sources that can be read from the
+middle cost no disk; a compressed tar or parquet is copied once to the staging folder, as large as it is unpacked.
 """
 
-import contextlib
-import hashlib
-import importlib.metadata
-import platform
-import re
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from pipeline import storage
 from pipeline.data import manifest as manifests
+from pipeline.data.assemble import assemble
 from pipeline.data.cards import Card
-from pipeline.data.decode import DecodeError, decode_image
-from pipeline.data.index import Shard, index_bytes
-from pipeline.data.manifest import IndexFile, Manifest, Skipped, Split
-from pipeline.data.order import permutation
-from pipeline.data.output import claim, existing_dataset, release, remove_written, staging_folder
-from pipeline.data.shards import SHARD_BYTES, ShardSample, WrittenShard, write_shards
-from pipeline.data.sources import Entry, Source, open_source
+from pipeline.data.entry import Entry, Source
+from pipeline.data.journal import Record, read_records
+from pipeline.data.manifest import Manifest
+from pipeline.data.output import (
+    Staging,
+    claim,
+    existing_dataset,
+    full_disk_is_said,
+    publish,
+    release,
+    remove_written,
+    staging,
+)
+from pipeline.data.plan import plan_shards
+from pipeline.data.reencode import Reencode
+from pipeline.data.shards import SHARD_BYTES
+from pipeline.data.sources import open_source
+from pipeline.data.workers import each
+from pipeline.data.writing import ShardWriter
 from pipeline.errors import UserError
 
-_MAX_KEY = 90  # characters; a tar name has room for 100 with the extension
-
 Progress = Callable[[str, int, int], None]
-"""Called as progress(phase, done, total) with the phases "checking" and "writing", in samples."""
-
-
-@dataclass(frozen=True)
-class _Spooled:
-    """A sample that decodes, and where its bytes lie in the spool file."""
-
-    split: str
-    class_name: str
-    raw_name: str
-    extension: str
-    offset: int
-    size: int
+"""Called as progress(phase, done, total): "copying" in files of the source, then "writing" in images."""
 
 
 def prepare(
@@ -55,9 +53,12 @@ def prepare(
     source: str | None = None,
     splits: Sequence[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    shard_samples: int | None = None,
     max_bad_share: float = 0.001,
     seed: int = 0,
     val_share: float | None = None,
+    reencode: Reencode | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the dataset of `card` to the folder or prefix `out`, or return it at once if it is there already.
@@ -66,60 +67,65 @@ def prepare(
         source: path or URL of the raw images; not needed for embedded and torchvision sets.
         splits: only these; None: all that the source has.
         shard_bytes: size at which a tar is closed.
-        max_bad_share: share of images, over all splits, that may fail to decode; they are listed in the manifest.
+        shard_samples: images of a tar; given, it takes the place of `shard_bytes`.
+        max_bad_share: share of images, over all splits, that may be unreadable; they are listed in the manifest.
         seed: of the order in which samples are written.
         val_share: share of each class held out as val where the source has no split folders.
+        reencode: how images are made smaller; None: their bytes stay as they are.
+        workers: processes; the result is the same for any number.
     Raises:
-        UserError: bad arguments, a bad source (`open_source`), too many images that do not decode, or an `out` that
-            holds something else. No manifest is left behind then.
+        UserError: bad arguments, a bad source (`open_source`), too many images that cannot be read, a full disk, or an
+            `out` that holds something else. No manifest is left behind then; finished shards are, for the next run.
     """
-    _check_arguments(shard_bytes, max_bad_share, splits)
+    reencode = reencode or Reencode()
+    _check_arguments(shard_bytes, shard_samples, max_bad_share, splits)
     recipe: dict[str, Any] = {
         "card": card.name,
         "splits": sorted(splits) if splits else None,
-        "shard_bytes": shard_bytes,
+        "shard_bytes": shard_bytes if shard_samples is None else None,
+        "shard_samples": shard_samples,
         "seed": seed,
         "val_share": val_share,
+        "reencode": reencode.to_recipe(),
     }
     existing = existing_dataset(out, card, recipe)
     # A finished dataset does not need its source (or a download) any more; a tar or folder still there must match.
     gone = card.kind != "embedded" and (source is None or card.kind == "torchvision" or not storage.exists(source))
     if existing is not None and gone:
         return existing
-    opened = open_source(card, source, val_share=val_share)
-    recipe["source_fingerprint"] = opened.fingerprint
-    if existing is not None:
-        if existing.recipe.get("source_fingerprint") != opened.fingerprint:
-            raise UserError(
-                f"{out} holds '{card.name}' from another source than {source}: remove it or choose another --out"
-            )
-        return existing
-    entries = _wanted(card, opened, splits, source)
-    claim(out, card, recipe)
-    try:
-        with staging_folder(out) as staging:
-            good, bad = _check(opened, entries, staging / "spool", max_bad_share, progress)
-            split_records = _write(good, opened.classes, out, staging, seed, shard_bytes, progress)
-            note = "; ".join(filter(None, [opened.note, _count_note(card, entries)]))
-            result = _manifest(card, out, opened.classes, split_records, bad, recipe, note)
-            remove_written(out, keep=_file_names(result))  # what an interrupted run with other options left
-            storage.write_bytes(storage.join(out, manifests.NAME), result.to_json())
-    except UserError:
-        remove_written(out)  # the same command would fail the same way: nothing of ours is worth keeping
-        release(out)
-        raise
+    with full_disk_is_said(out), staging(out) as folders:
+        copying = partial(progress, "copying") if progress else None
+        opened = open_source(card, source, val_share=val_share, spool=folders.spool, progress=copying)
+        recipe["source_fingerprint"] = opened.fingerprint
+        if existing is not None:
+            return _of_this_source(existing, opened, source)
+        entries = _wanted(card, opened, splits, source)
+        claim(out, card, recipe)
+        writer = ShardWriter(opened.reader, out, folders.work, reencode)
+        records = _write(writer, entries, opened.classes, recipe, max_bad_share, workers, progress)
+        note = "; ".join(filter(None, [opened.note, _count_note(card, entries)]))
+        _finish(card.name, out, opened.classes, records, recipe, note, folders)
     release(out)
     return Manifest.open(out)
 
 
-def _file_names(manifest: Manifest) -> set[str]:
-    splits = manifest.splits.values()
-    return {shard.name for split in splits for shard in split.shards} | {split.index.name for split in splits}
+def _of_this_source(existing: Manifest, opened: Source, source: str | None) -> Manifest:
+    """The dataset that is there, if it was made from this source."""
+    if existing.recipe.get("source_fingerprint") != opened.fingerprint:
+        raise UserError(
+            f"{existing.url} holds '{existing.name}' from another source than {source}: "
+            "remove it or choose another --out"
+        )
+    return existing
 
 
-def _check_arguments(shard_bytes: int, max_bad_share: float, splits: Sequence[str] | None) -> None:
+def _check_arguments(
+    shard_bytes: int, shard_samples: int | None, max_bad_share: float, splits: Sequence[str] | None
+) -> None:
     if shard_bytes < 1 << 12:
         raise UserError(f"shard_bytes {shard_bytes} is too small: give at least 4096, or leave it at {SHARD_BYTES}")
+    if shard_samples is not None and shard_samples < 1:
+        raise UserError(f"shard_samples {shard_samples} must be at least 1, for example 1000")
     if not 0 <= max_bad_share < 1:
         raise UserError(f"max_bad_share {max_bad_share} must be at least 0 and below 1, for example 0.001")
     if splits is not None and "train" not in splits:
@@ -137,107 +143,77 @@ def _wanted(card: Card, opened: Source, splits: Sequence[str] | None, source: st
     return [entry for entry in opened.entries if splits is None or entry.split in splits]
 
 
-def _check(
-    opened: Source, entries: Sequence[Entry], spool: Path, max_bad_share: float, progress: Progress | None
-) -> tuple[list[_Spooled], list[Skipped]]:
-    """Decode every image once; copy those that decode into one file, from which any order can be read."""
-    good: list[_Spooled] = []
-    bad: list[Skipped] = []
-    offset = 0
-    with spool.open("wb") as file:
-        for number, (entry, data) in enumerate(zip(entries, opened.read(entries), strict=True)):
-            raw_name = f"{entry.class_name}/{entry.key}.{entry.extension}"
-            try:
-                decode_image(data)
-            except DecodeError as error:
-                bad.append(Skipped(entry.split, raw_name, str(error)))
-                if len(bad) > max_bad_share * len(entries):
-                    raise _too_many(bad, number + 1, len(entries), max_bad_share) from error
-            else:
-                file.write(data)
-                good.append(_Spooled(entry.split, entry.class_name, raw_name, entry.extension, offset, len(data)))
-                offset += len(data)
-            if progress is not None:
-                progress("checking", number + 1, len(entries))
-    return good, sorted(bad, key=lambda entry: (entry.split, entry.key))
-
-
-def _too_many(bad: Sequence[Skipped], seen: int, total: int, max_bad_share: float) -> UserError:
-    last = bad[-1]
-    return UserError(
-        f"{len(bad)} of the first {seen} images (of {total}) cannot be decoded, above the share of {max_bad_share:g} "
-        f"that is allowed; the last is {last.split}/{last.key} ({last.reason}): mend the source or raise max_bad_share"
-    )
-
-
 def _write(
-    good: Sequence[_Spooled],
+    writer: ShardWriter,
+    entries: Sequence[Entry],
     classes: Sequence[str],
-    out: str,
-    staging: Path,
-    seed: int,
-    shard_bytes: int,
+    recipe: dict[str, Any],
+    max_bad_share: float,
+    workers: int,
     progress: Progress | None,
-) -> dict[str, Split]:
-    """Shards and indices of every split, put to `out` as they are finished."""
-    labels = {name: label for label, name in enumerate(classes)}
-    ordered = sorted(good, key=lambda sample: (sample.split, sample.class_name, sample.raw_name))
-    keys = _unique_keys(ordered)
-    records: dict[str, Split] = {}
-    num_done = 0
-    with (staging / "spool").open("rb") as spool:
-        for place, split in enumerate(sorted({sample.split for sample in ordered})):
-            members = [number for number, sample in enumerate(ordered) if sample.split == split]
-
-            def samples(members: list[int] = members, place: int = place) -> Iterator[ShardSample]:
-                for position in permutation(len(members), seed, place).tolist():
-                    sample = ordered[members[position]]
-                    spool.seek(sample.offset)
-                    data = spool.read(sample.size)
-                    extension = "jpg" if sample.extension == "jpeg" else sample.extension
-                    yield ShardSample(keys[members[position]], labels[sample.class_name], data, extension)
-
-            written: list[WrittenShard] = []
-            for shard in write_shards(samples(), staging, split, shard_bytes):
-                storage.put_file(shard.path, storage.join(out, shard.path.name))
-                shard.path.unlink()
-                written.append(shard)
-                num_done += len(shard.rows)
-                if progress is not None:
-                    progress("writing", num_done, len(ordered))
-            records[split] = _write_index(split, written, out)
-    return records
-
-
-def _write_index(split: str, written: Sequence[WrittenShard], out: str) -> Split:
-    rows = [row for shard in written for row in shard.rows]
-    data = index_bytes(
-        shard=np.repeat(np.arange(len(written), dtype=np.int32), [len(shard.rows) for shard in written]),
-        offset=np.array([row.offset for row in rows], np.int64),
-        size=np.array([row.size for row in rows], np.int32),
-        label=np.array([row.label for row in rows], np.int32),
-        keys=[row.key for row in rows],
+) -> list[Record]:
+    """The records of all shards, in order: those that are there already, and those that are written now."""
+    exact = not writer.reencode and all(entry.size >= 0 for entry in entries)
+    plan = list(
+        plan_shards(
+            entries,
+            classes,
+            seed=recipe["seed"],
+            shard_bytes=recipe["shard_bytes"] or SHARD_BYTES,
+            shard_samples=recipe["shard_samples"],
+            mean_bytes=None if exact else writer.mean_bytes,
+        )
     )
-    name = f"{split}.index.parquet"
-    storage.write_bytes(storage.join(out, name), data)
-    shards = tuple(Shard(shard.path.name, shard.size_bytes, shard.sha256, len(shard.rows)) for shard in written)
-    return Split(len(rows), shards, IndexFile(name, hashlib.sha256(data).hexdigest()))
+    how = str(writer.reencode.to_recipe())
+    records = read_records(writer.out, {shard.name: shard.digest(how) for shard in plan})
+    todo = [shard for shard in plan if shard.name not in records]
+    num_done = sum(record.num_planned for record in records.values())
+    num_bad = sum(len(record.skipped) for record in records.values())
+    written = each(writer, todo, workers)
+    for record in itertools.chain([None], written):
+        if record is not None:
+            records[record.shard.name] = record
+            num_done += record.num_planned
+            num_bad += len(record.skipped)
+        if progress is not None:
+            progress("writing", num_done, len(entries))
+        if num_bad > max_bad_share * len(entries):
+            raise _too_many(records, num_bad, num_done, len(entries), max_bad_share)
+    return [records[shard.name] for shard in plan]
 
 
-def _unique_keys(ordered: Sequence[_Spooled]) -> list[str]:
-    """A key for each sample that says where it came from, safe as a file name and in a tar; no two alike."""
-    keys: list[str] = []
-    taken: set[str] = set()
-    for sample in ordered:
-        stem = sample.raw_name.rpartition(".")[0]
-        # WebDataset splits at the first dot; slashes and odd characters would meet file systems of every kind.
-        key = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)
-        if len(key) > _MAX_KEY or key.lower() in taken:
-            full = f"{sample.split}/{sample.raw_name}".encode("utf-8", "surrogateescape")
-            key = f"{key[: _MAX_KEY - 17]}-{hashlib.sha256(full).hexdigest()[:16]}"
-        taken.add(key.lower())
-        keys.append(key)
-    return keys
+def _too_many(records: dict[str, Record], num_bad: int, seen: int, total: int, max_bad_share: float) -> UserError:
+    last = [entry for record in records.values() for entry in record.skipped][-1]
+    return UserError(
+        f"{num_bad} of the first {seen} images (of {total}) cannot be read or decoded, above the share of "
+        f"{max_bad_share:g} that is allowed; the last is {last.split}/{last.key} ({last.reason}): mend the source, or "
+        "raise --max-bad-share and run again, which keeps what is written"
+    )
+
+
+def _finish(
+    name: str,
+    out: str,
+    classes: tuple[str, ...],
+    records: Sequence[Record],
+    recipe: dict[str, Any],
+    note: str,
+    folders: Staging,
+) -> None:
+    """Indices, and then the manifest: with it the dataset exists."""
+    used = Counter(label for record in records if record.split == "train" for label in record.label.tolist())
+    bare = [class_name for label, class_name in enumerate(classes) if not used[label]]
+    if bare:
+        raise UserError(f"the class {bare[0]} has no image in train that can be read: mend its images, or remove it")
+    folders.work.mkdir(parents=True, exist_ok=True)
+    result = assemble(name, out, classes, records, recipe, note, folders.work)
+    names = {shard.name for split in result.splits.values() for shard in split.shards}
+    for split in result.splits.values():
+        for file in (split.index.columns, split.index.keys):
+            publish(folders.work / file.name, storage.join(out, file.name))
+            names.add(file.name)
+    remove_written(out, keep=names)  # what an interrupted run with other options left
+    storage.write_bytes(storage.join(out, manifests.NAME), result.to_json())
 
 
 def _count_note(card: Card, entries: Sequence[Entry]) -> str:
@@ -245,20 +221,3 @@ def _count_note(card: Card, entries: Sequence[Entry]) -> str:
     found = Counter(entry.split for entry in entries)
     odd = [(split, num, card.splits[split]) for split, num in found.items() if card.splits.get(split, num) != num]
     return "; ".join(f"{split} has {num} images where the card says {expected}" for split, num, expected in sorted(odd))
-
-
-def _manifest(
-    card: Card,
-    out: str,
-    classes: tuple[str, ...],
-    splits: dict[str, Split],
-    bad: Sequence[Skipped],
-    recipe: dict[str, Any],
-    note: str,
-) -> Manifest:
-    versions = {"python": platform.python_version()}
-    for package in ("normfree", "webdataset", "pillow", "pyarrow"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    digest = manifests.dataset_digest(classes, splits)
-    return Manifest(out, card.name, classes, digest, splits, tuple(bad), recipe, note, versions)

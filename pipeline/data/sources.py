@@ -1,19 +1,31 @@
 """Raw images as they are found in the world -> samples with a split, a class and a key, in one deterministic order.
 
-The layout that is understood is `<split>/<class>/.../<file>`, in a folder or a tar, below any number of single outer
-folders; without split folders all images are `train`, or `val_share` of each class goes to val by a hash of the path.
-Nothing is ever extracted: members of a tar are read in place, and only regular files count.
+    folder, tar (plain or compressed), zip     `<split>/<class>/.../<file>`, below any number of single outer folders
+    folder with ILSVRC2012_img_train.tar       ImageNet as distributed (`pipeline.data.ilsvrc`)
+    .csv, .tsv, .jsonl                         columns path, label and optionally split (`pipeline.data.listed`)
+    .parquet, or a folder of them              image bytes and labels (`pipeline.data.parquet`)
+
+Without splits all images are `train`, or `val_share` of each class goes to val by a hash of the path. Nothing is ever
+extracted: members of an archive are read in place, and only regular files count.
 """
 
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from pipeline.data import ilsvrc
 from pipeline.data.cards import Card
-from pipeline.data.files import FoundFile, list_files, read_files
-from pipeline.data.packaged import open_packaged
+from pipeline.data.entry import Entry, Source, Unreadable
+from pipeline.data.files import FoundFile, empty_folders, list_files
+from pipeline.data.listed import is_list, label_order, open_list
+from pipeline.data.packaged import PackagedReader, open_packaged
+from pipeline.data.parquet import is_parquet, open_parquet
+from pipeline.data.reading import FileReader
+from pipeline.data.tars import printable
 from pipeline.errors import UserError
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
@@ -25,6 +37,9 @@ _SPLIT_FOLDERS = {
     "validation": "val",
     "test": "test",
 }
+
+SpoolProgress = Callable[[int, int], None]
+"""Called as progress(done, total) in files while a source is copied to the spool."""
 
 
 @dataclass(frozen=True)
@@ -40,48 +55,30 @@ class RawSample:
     """Lower case, without dot."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A sample before its bytes are read. `locator` is whatever the source's reader needs."""
-
-    split: str
-    class_name: str
-    key: str
-    extension: str
-    locator: Any
-    size: int = -1
-    """Bytes; -1 where the listing does not tell."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a source holds, and the way to its bytes."""
-
-    entries: tuple[Entry, ...]
-    """In the order that is cheap to read."""
-    classes: tuple[str, ...]
-    """In label order."""
-    fingerprint: str
-    """Changes when the source does (names and sizes, not every byte)."""
-    note: str
-    """What a reader of the dataset should know about how the source was taken; may be empty."""
-    read: Callable[[Sequence[Entry]], Iterator[bytes]]
-    """Bytes of the given entries, in order."""
-
-
 def iterate(card: Card, source: str | None = None, *, val_share: float | None = None) -> Iterator[RawSample]:
-    """All samples of a source. UserError: see `open_source`."""
-    opened = open_source(card, source, val_share=val_share)
-    for entry, data in zip(opened.entries, opened.read(opened.entries), strict=True):
-        yield RawSample(entry.split, entry.class_name, entry.key, data, entry.extension)
+    """All samples of a source; those that are not there are left out. UserError: see `open_source`."""
+    with tempfile.TemporaryDirectory(prefix="normfree-spool-") as spool:
+        opened = open_source(card, source, val_share=val_share, spool=Path(spool))
+        for entry, data in zip(opened.entries, opened.reader.read(opened.entries), strict=True):
+            if not isinstance(data, Unreadable):
+                yield RawSample(entry.split, entry.class_name, entry.key, data, entry.extension)
 
 
-def open_source(card: Card, source: str | None = None, *, val_share: float | None = None) -> Source:
+def open_source(
+    card: Card,
+    source: str | None = None,
+    *,
+    val_share: float | None = None,
+    spool: Path | None = None,
+    progress: SpoolProgress | None = None,
+) -> Source:
     """List a source without decoding anything.
 
     Args:
-        source: path or URL of a tar or folder; the download folder of a torchvision set; not for embedded sets.
-        val_share: share of each class (0 < share < 1) to hold out as val where the source has no split folders.
+        source: path or URL; the download folder of a torchvision set; not for embedded sets.
+        val_share: share of each class (0 < share < 1) to hold out as val where the source has no splits.
+        spool: local folder for what cannot be read in place: compressed tars and parquet. It must stay while the
+            source is read, and is used again by the next call.
     Raises:
         UserError: the source is missing, empty, damaged, has no images, has other classes than the card says, has a
             class in val or test that train does not have, or `val_share` although it has splits already.
@@ -97,18 +94,14 @@ def open_source(card: Card, source: str | None = None, *, val_share: float | Non
                 f"the set '{card.name}' has the splits {_names(opened.entries)} already: leave out val_share"
             )
     else:
-        opened = _open_files(card, source, val_share)
+        opened = _open_given(card, source, val_share, spool, progress)
     return replace(opened, classes=_check_classes(card, opened, source))
 
 
 def _open_packaged(card: Card, source: str | None) -> Source:
     packaged = open_packaged(card, source)
     entries = tuple(Entry(split, name, key, "png", locator) for split, name, key, locator in packaged.samples)
-
-    def read(chosen: Sequence[Entry]) -> Iterator[bytes]:
-        return (packaged.read(entry.locator) for entry in chosen)
-
-    return Source(entries, packaged.classes, packaged.fingerprint, packaged.note, read)
+    return Source(entries, packaged.classes, packaged.fingerprint, packaged.note, PackagedReader(card, source))
 
 
 def _names(entries: Sequence[Entry]) -> str:
@@ -147,26 +140,53 @@ def _check_classes(card: Card, opened: Source, source: str | None) -> tuple[str,
     return card.classes or opened.classes or tuple(sorted(known))
 
 
-def _open_files(card: Card, source: str | None, val_share: float | None) -> Source:
+def _open_given(
+    card: Card, source: str | None, val_share: float | None, spool: Path | None, progress: SpoolProgress | None
+) -> Source:
+    """A source that the user names, in whatever form it is."""
     if source is None:
         raise UserError(f"the set '{card.name}' needs a source: {card.source_hint}")
-    files = list_files(source)
-    if files is None:
-        raise UserError(f"there is no source at {source}: give {card.source_hint}")
-    if not files:
-        raise UserError(f"the source {source} is missing or empty: give {card.source_hint}")
-    entries, note = _arrange(files, source)
+    classes: tuple[str, ...] = ()
+    if is_list(source):
+        entries, note = open_list(source), ""
+        if all(entry.class_name.isdecimal() for entry in entries):
+            classes = label_order({entry.class_name for entry in entries if entry.split == "train"})
+    elif is_parquet(source):
+        entries, classes, note = open_parquet(source, spool, progress)
+        if not classes and all(entry.class_name.isdecimal() for entry in entries):
+            classes = label_order({entry.class_name for entry in entries if entry.split == "train"})
+    elif ilsvrc.is_distributed(source):
+        entries, note = ilsvrc.open_distributed(source)
+    else:
+        entries, note = _open_tree(card, source, spool)
     fingerprint = _fingerprint(entries)
     if val_share is not None:
         if {entry.split for entry in entries} != {"train"}:
             raise UserError(f"{source} has the splits {_names(entries)} already: leave out val_share")
         entries = _hold_out(entries, val_share)
         note = f"{val_share:g} of each class was held out as val by a hash of the path; {note}".rstrip("; ")
+    return Source(tuple(entries), classes, fingerprint, note, FileReader(tolerant=is_list(source)))
 
-    def read(chosen: Sequence[Entry]) -> Iterator[bytes]:
-        return read_files(source, [entry.locator for entry in chosen])
 
-    return Source(tuple(entries), (), fingerprint, note, read)
+def _open_tree(card: Card, source: str, spool: Path | None) -> tuple[list[Entry], str]:
+    """Class folders in a folder or an archive."""
+    files = list_files(source, spool)
+    if files is None:
+        raise UserError(f"there is no source at {source}: give {card.source_hint}")
+    if not files:
+        raise UserError(f"the source {source} is missing or empty: give {card.source_hint}")
+    empty = [name for name in empty_folders(source) if not name.rpartition("/")[2].startswith(".")]
+    if empty:
+        raise UserError(
+            f"the source {source} has an empty folder ({printable(empty[0])}): add its images, or remove it"
+        )
+    entries, note = _arrange(files, source)
+    # As an archive that was added to is unpacked: the later file of a name replaces the earlier one.
+    last = {(entry.split, entry.class_name, entry.key, entry.extension): entry for entry in entries}
+    if len(last) < len(entries):
+        repeated = f"{len(entries) - len(last)} files were replaced by later ones of the same name in the archive"
+        note = "; ".join(filter(None, [note, repeated]))
+    return list(last.values()), note
 
 
 def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]:
@@ -174,7 +194,9 @@ def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]
     images = [(name.split("/"), size, locator) for name, size, locator in files if _is_image(name)]
     if not images:
         raise UserError(f"the source {source} has no images: {len(files)} files, none ends with .jpg, .png or the like")
+    depth = len(images[0][0])
     images = _without_outer_folders(images)
+    depth -= len(images[0][0])
     tops = Counter(parts[0].lower() for parts, *_ in images)
     split_tops = {top for top in tops if top in _SPLIT_FOLDERS}
     has_splits = "train" in {_SPLIT_FOLDERS[top] for top in split_tops} and all(len(parts) > 2 for parts, *_ in images)
@@ -185,6 +207,7 @@ def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]
         )
     if has_splits and len({_SPLIT_FOLDERS[top] for top in split_tops}) != len(split_tops):
         raise UserError(f"{source} has two folders for one split ({', '.join(sorted(split_tops))}): keep one of them")
+    _refuse_bare_classes(files, images, depth, has_splits, source)
     entries = []
     for parts, size, locator in images:
         split, inside = (_SPLIT_FOLDERS[parts[0].lower()], parts[1:]) if has_splits else ("train", parts)
@@ -193,11 +216,25 @@ def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]
                 f"{source} has an image outside the class folders ({'/'.join(parts)}): <split>/<class>/<file> is needed"
             )
         key, _, extension = "/".join(inside[1:]).rpartition(".")
-        entries.append(Entry(split, inside[0], key, extension.lower(), locator, size))
+        entries.append(Entry(split, printable(inside[0]), key, extension.lower(), locator, size))
     num_other = len(files) - len(images)
     notes = [] if has_splits else ["the source has no split folders, so every image is train unless val_share is given"]
     notes += [f"{num_other} files that are hidden or no images were left out"] if num_other else []
     return entries, "; ".join(notes)
+
+
+def _refuse_bare_classes(
+    files: Sequence[FoundFile], images: Sequence[tuple[list[str], int, Any]], depth: int, has_splits: bool, source: str
+) -> None:
+    """A class folder that holds files but no image is a mistake, not a class fewer."""
+    level = 2 if has_splits else 1
+    filled = {tuple(parts[:level]) for parts, *_ in images}
+    for name, *_ in files:
+        parts = name.split("/")[depth:]
+        is_class = len(parts) > level and (not has_splits or parts[0].lower() in _SPLIT_FOLDERS)
+        if is_class and not _is_hidden(name) and tuple(parts[:level]) not in filled:
+            folder = printable("/".join(parts[:level]))
+            raise UserError(f"the source {source} has no image in the class folder {folder}: add images, or remove it")
 
 
 def _fingerprint(entries: Sequence[Entry]) -> str:
@@ -207,8 +244,11 @@ def _fingerprint(entries: Sequence[Entry]) -> str:
 
 
 def _is_image(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return not base.startswith(".") and base.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "__MACOSX" not in name
+    return not _is_hidden(name) and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".") or "__MACOSX" in name
 
 
 def _without_outer_folders(images: list[tuple[list[str], int, Any]]) -> list[tuple[list[str], int, Any]]:

@@ -1,5 +1,6 @@
 """The manifest: opened only if it verifies, and `verify` finds every byte that changed."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.cards import load_card
-from pipeline.data.manifest import Manifest, verify
+from pipeline.data.manifest import Manifest
 from pipeline.data.prepare import prepare
+from pipeline.data.verify import verify
 from pipeline.errors import UserError
 
 
@@ -38,7 +40,9 @@ def test_what_it_gives(dataset):
     assert index.num_samples == len(index.keys) == index.class_counts().sum() == 1100
     assert sum(shard.num_samples for shard in index.shards) == 1100 and len(index.shards) > 1
     assert (np.diff(index.shard) >= 0).all()
-    copy = pickle.loads(pickle.dumps(index))  # as it goes to a worker
+    sent = pickle.dumps(index)  # as it goes to a worker: places of files, not arrays
+    copy = pickle.loads(sent)
+    assert len(sent) < 4000
     assert np.array_equal(copy.offset, index.offset) and list(copy.keys) == list(index.keys)
     assert manifest.created_with["webdataset"]
 
@@ -69,7 +73,7 @@ def edited(path: Path, change) -> None:
         (lambda c: c["splits"]["val"].update(num_samples=1), "does not verify"),
         (lambda c: c["splits"].pop("val"), "does not verify"),
         (lambda c: c.pop("skipped"), "does not verify"),
-        (lambda c: c.update(format_version=2), "format version 2"),
+        (lambda c: c.update(format_version=1), "format version 1"),
         (lambda c: c.update(format="other"), "not a dataset manifest"),
     ],
 )
@@ -87,16 +91,37 @@ def test_a_damaged_manifest_is_refused(dataset, data):
         Manifest.open(str(dataset))
 
 
-def test_a_damaged_or_missing_index_is_refused(dataset):
-    path = dataset / "val.index.parquet"
+@pytest.mark.parametrize("column", ["offset", "label", "phash"])
+def test_a_changed_column_is_never_used(dataset, column):
+    values = getattr(Manifest.open(str(dataset)).split("val"), column)
+    path = dataset / "val.index.arrow"
+    data = path.read_bytes()
+    at = data.index(values[:16].tobytes())
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    index = Manifest.open(str(dataset)).split("val")
+    with pytest.raises(UserError, match=rf"val.index.arrow does not verify \(its column {column}"):
+        getattr(index, column)
+    assert any("does not verify" in problem for problem in verify(str(dataset)).problems)
+
+
+def test_changed_keys_are_never_used(dataset):
+    path = dataset / "val.keys.parquet"
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[200] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"val.index.parquet does not verify"):
-        Manifest.open(str(dataset))
+    with pytest.raises(UserError, match=r"val.keys.parquet do not verify"):
+        list(Manifest.open(str(dataset)).split("val").keys)
+
+
+@pytest.mark.parametrize("name", ["val.index.arrow", "val.keys.parquet"])
+def test_a_cut_or_missing_index_is_refused(dataset, name):
+    path = dataset / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{name} does not verify"):
+        Manifest.open(str(dataset)).split("val")
     path.unlink()
-    with pytest.raises(UserError, match=r"val.index.parquet is missing"):
-        Manifest.open(str(dataset))
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        Manifest.open(str(dataset)).split("val")
 
 
 def test_verify_names_every_shard_that_changed(dataset):
@@ -107,15 +132,38 @@ def test_verify_names_every_shard_that_changed(dataset):
     cut.write_bytes(cut.read_bytes()[:-1024])
     missing.unlink()
     problems = verify(str(dataset)).problems
-    assert len(problems) == 3
-    for problem, word in zip(problems, ("have changed", "bytes where", "missing"), strict=True):
-        assert word in problem
+    for shard, word in ((flipped, "have changed"), (cut, "bytes where"), (missing, "missing")):
+        assert any(problem.startswith(f"{shard.name}: ") and word in problem for problem in problems)
+    assert {problem.partition(":")[0] for problem in problems} == {flipped.name, cut.name, missing.name}
+
+
+def test_verify_names_every_image_that_does_not_decode_any_more(dataset):
+    index = Manifest.open(str(dataset)).split("train")
+    path = dataset / index.shards[0].name
+    data = bytearray(path.read_bytes())
+    for place in (2, 5, 9):
+        data[index.offset[place] + index.size[place] // 2] ^= 255
+    path.write_bytes(data)
+    problems = verify(str(dataset), workers=1).problems
+    for place in (2, 5, 9):
+        assert sum(f"sample {index.keys[place]} cannot be used" in problem for problem in problems) == 1
+    assert len(problems) == 4 and "SHA-256" in problems[0]
+
+
+def test_verify_reads_what_lies_behind_a_damage(dataset):
+    index = Manifest.open(str(dataset)).split("train")
+    path = dataset / index.shards[0].name
+    data = bytearray(path.read_bytes())
+    data[index.offset[3] - 512] ^= 255  # the header of the image
+    path.write_bytes(data)
+    problems = verify(str(dataset)).problems
+    assert any("bad checksum" in problem for problem in problems)
+    behind = [problem for problem in problems if "its image is still at its place" in problem]
+    assert len(behind) == index.shards[0].num_samples - 3
 
 
 def test_verify_holds_the_members_against_the_index(dataset):
     """A tar that was rewritten together with its digests still has to agree with the index."""
-    import hashlib
-
     from pipeline.data import manifest as manifests
 
     path = dataset / "train-000000.tar"
@@ -130,8 +178,8 @@ def test_verify_holds_the_members_against_the_index(dataset):
     content = json.loads((dataset / "manifest.json").read_bytes())
     shard = content["splits"]["train"]["shards"][0]
     shard.update(sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), size_bytes=len(buffer.getvalue()))
-    digests = {name: [s["sha256"] for s in split["shards"]] for name, split in sorted(content["splits"].items())}
-    content["digest"] = hashlib.sha256(json.dumps([content["classes"], digests]).encode()).hexdigest()
+    splits = {name: manifests._parse_split(split) for name, split in content["splits"].items()}
+    content["digest"] = manifests.dataset_digest(content["classes"], splits)
     content["checksum"] = manifests._checksum(content)
     (dataset / "manifest.json").write_text(json.dumps(content))
     problems = verify(str(dataset)).problems

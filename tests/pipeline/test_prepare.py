@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
+from pipeline.data import output, writing
+from pipeline.data import prepare as prepares
 from pipeline.data.cards import load_card
 from pipeline.data.decode import decode_image
-from pipeline.data.manifest import Manifest, verify
-from pipeline.data.output import MARK
+from pipeline.data.manifest import Manifest
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import iterate
+from pipeline.data.verify import verify
 from pipeline.errors import UserError
 
 DATA = Path(os.environ.get("NORMFREE_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -94,7 +96,7 @@ def test_a_hard_tree(source, tmp_path):
     assert all(len(key) <= 90 and "." not in key and "/" not in key and key.isascii() for key in keys)
     assert sorted(index.label.tolist()) != index.label.tolist()  # shuffled
     assert {p.name for p in (tmp_path / "out").iterdir()} == set(files_of(str(tmp_path / "out")))  # no staging, no mark
-    assert MARK not in files_of(str(tmp_path / "out"))
+    assert output.MARK not in files_of(str(tmp_path / "out"))
 
 
 def test_equal_bytes_from_folder_tar_and_store(source, tmp_path):
@@ -137,23 +139,23 @@ def test_an_output_with_other_files_is_not_touched(source, tmp_path):
         prepare(CARD, str(tmp_path / "out" / "train-000000.tar"), source=source)
 
 
-@pytest.mark.parametrize("dies_at", ["train-000001.tar", "val.index.parquet", "manifest.json"])
+@pytest.mark.parametrize("dies_at", ["train-000001.tar", "val.index.arrow", "manifest.json"])
 def test_killed_before_the_manifest_is_no_dataset_and_runs_again(source, tmp_path, monkeypatch, dies_at):
     out = str(tmp_path / "out")
     expected = files_of(prepare(CARD, str(tmp_path / "unbroken"), source=source, shard_bytes=16384).url)
 
-    def dying(original):
+    def dying(original, argument):
         def call(*args):
-            if str(args[original is put_file]).endswith(dies_at):
+            if str(args[argument]).endswith(dies_at):
                 raise KeyboardInterrupt
             original(*args)
 
         return call
 
-    put_file, write_bytes = storage.put_file, storage.write_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "put_file", dying(put_file))
-        patch.setattr(storage, "write_bytes", dying(write_bytes))
+        for module in (writing, prepares):
+            patch.setattr(module, "publish", dying(output.publish, 1))
+        patch.setattr(storage, "write_bytes", dying(storage.write_bytes, 0))
         with pytest.raises(KeyboardInterrupt):
             # Smaller shards than below: the run that finishes must also clear away what it does not need.
             prepare(CARD, out, source=source, shard_bytes=12288)
@@ -165,25 +167,13 @@ def test_killed_before_the_manifest_is_no_dataset_and_runs_again(source, tmp_pat
     assert files_of(out) == expected
 
 
-def test_a_sigkill_leaves_only_what_the_next_run_clears(source, tmp_path):
-    out = tmp_path / "out"
-    pid = os.fork()
-    if pid == 0:  # the child dies in the middle of checking, with its staging folder full
-        prepare(CARD, str(out), source=source, progress=lambda phase, done, total: os._exit(9) if done > 20 else None)
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] >> 8 == 9
-    assert any(path.name.startswith(".staging-") for path in out.iterdir())
-    assert_sound(prepare(CARD, str(out), source=source), list(iterate(CARD, source)))
-    assert not any(path.name.startswith((".staging-", MARK)) for path in out.iterdir())
-
-
 def test_images_that_do_not_decode(source, tmp_path):
     bad = Path(source) / "train" / "cat" / "bad.jpg"
     bad.write_bytes(CUT_JPEG)
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"1 of the first \d+ images \(of 31\).*train/cat/bad.jpg"):
         prepare(CARD, out, source=source)
-    assert files_of(out) == {}
+    assert "manifest.json" not in files_of(out)
     manifest = prepare(CARD, out, source=source, max_bad_share=0.05)
     (skipped,) = Manifest.open(out).skipped
     assert (skipped.split, skipped.key) == ("train", "cat/bad.jpg") and "Truncated" in skipped.reason
@@ -214,7 +204,7 @@ def test_splits_val_share_and_arguments(source, tmp_path):
 def test_progress_ends_at_the_total(source, tmp_path):
     calls = []
     prepare(CARD, str(tmp_path / "out"), source=source, progress=lambda *call: calls.append(call))
-    assert calls[29] == ("checking", 30, 30) and calls[-1] == ("writing", 30, 30)
+    assert calls[0] == ("writing", 0, 30) and calls[-1] == ("writing", 30, 30)
 
 
 def test_digits(tmp_path):

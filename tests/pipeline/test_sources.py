@@ -177,11 +177,11 @@ def test_glyphs_are_a_pure_function_and_all_are_drawn():
     assert Counter(entry.split for entry in opened.entries) == card.splits
     assert len(opened.classes) == card.num_classes and list(opened.classes) == sorted(opened.classes)
     some = opened.entries[::1000]
-    first = list(opened.read(some))
+    first = list(opened.reader.read(some))
     glyphs.glyph_fields.cache_clear()
-    assert list(opened.read(some[::-1])) == first[::-1]
+    assert list(opened.reader.read(some[::-1])) == first[::-1]
     assert len(set(first)) == len(first)
-    empty = [entry for entry in opened.entries[::97] if decode_image(next(opened.read([entry]))).max() < 100]
+    empty = [entry for entry in opened.entries[::97] if decode_image(next(opened.reader.read([entry]))).max() < 100]
     assert len(empty) <= 3  # thin, small and seen at eight pixels: a few may be faint
 
 

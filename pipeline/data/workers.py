@@ -1,0 +1,68 @@
+"""Work on shards in several processes that end with their parent, however that ends."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def each(work: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:
+    """`work(item)` of every item, in the order in which they finish; in this process if `num_workers` is 1.
+
+    `work` is sent to each process once. Items are taken as they are needed: at most two a process wait.
+    """
+    if num_workers < 1:
+        raise UserError(f"workers {num_workers} must be at least 1")
+    if num_workers == 1:
+        yield from map(work, items)
+        return
+    # Not fork: an object store's client must not be inherited.
+    context = multiprocessing.get_context("forkserver")
+    source = iter(items)
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(work,))
+    try:
+        pending: set[Future[Any]] = set()
+        while True:
+            while len(pending) < 2 * num_workers and (item := next(source, None)) is not None:
+                pending.add(pool.submit(_run, item))
+            if not pending:
+                return
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, most likely for its memory: run the same command again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_work: Callable[[Any], Any] | None = None
+
+
+def _start(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers wait for ever when their parent is killed: they hold both ends of its queue."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(item: Any) -> Any:
+    assert _work is not None
+    return _work(item)

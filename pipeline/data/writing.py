@@ -1,0 +1,108 @@
+"""One planned shard: read, check, perhaps re-encode, write, publish, record. Runs in worker processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.data.decode import DecodeError, decode_image
+from pipeline.data.entry import Entry, Reader, Unreadable
+from pipeline.data.index import Shard
+from pipeline.data.journal import Record, write_record
+from pipeline.data.manifest import Skipped
+from pipeline.data.output import full_disk_is_said, publish
+from pipeline.data.phash import perceptual_hash
+from pipeline.data.plan import PlannedShard
+from pipeline.data.reencode import Reencode
+from pipeline.data.shards import ShardSample, write_shard
+from pipeline.data.tars import printable
+
+MAX_IMAGE_BYTES = 512 << 20
+"""Files above this are left out unread: no image, or an attack."""
+_MAGIC = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
+_KNOWN = frozenset({"jpg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Writes planned shards to `out`; what is sent to a worker process."""
+
+    reader: Reader
+    out: str
+    work: Path
+    """Local folder for the unfinished tar."""
+    reencode: Reencode
+
+    def __call__(self, planned: PlannedShard) -> Record:
+        """The record of a shard that is now there; OSError or UserError where reading or writing fails."""
+        with full_disk_is_said(self.out):
+            self.work.mkdir(parents=True, exist_ok=True)
+            taken: list[tuple[int, int, int]] = []  # (place in the plan, size, hash) of what is written
+            skipped: list[Skipped] = []
+            path = self.work / planned.name
+            written = write_shard(self._samples(planned, taken, skipped), path)
+            if taken:
+                publish(path, storage.join(self.out, planned.name))
+            else:
+                path.unlink()
+            record = Record(
+                planned.digest(str(self.reencode.to_recipe())),
+                planned.split,
+                Shard(planned.name, written.size_bytes, written.sha256, len(taken)),
+                tuple(planned.keys[place] for place, _, _ in taken),
+                np.array(written.offsets, np.int64),
+                np.array([size for _, size, _ in taken], np.int32),
+                np.array([planned.labels[place] for place, _, _ in taken], np.int32),
+                np.array([value for _, _, value in taken], np.uint64),
+                tuple(skipped),
+            )
+            write_record(self.out, record)
+            return record
+
+    def mean_bytes(self, entries: Sequence[Entry]) -> float:
+        """Mean size of the given images as they would be written, in bytes; of those that can be."""
+        sizes = []
+        for entry, data in zip(entries, self.reader.read(entries), strict=True):
+            found = self._usable(entry, data)
+            if not isinstance(found, str):
+                sizes.append(len(found[0]))
+        return sum(sizes) / len(sizes) if sizes else 1.0
+
+    def _samples(
+        self, planned: PlannedShard, taken: list[tuple[int, int, int]], skipped: list[Skipped]
+    ) -> Iterator[ShardSample]:
+        readable = [entry for entry in planned.entries if entry.size <= MAX_IMAGE_BYTES]
+        contents = self.reader.read(readable)
+        for place, entry in enumerate(planned.entries):
+            data: bytes | Unreadable = Unreadable(f"{entry.size} bytes, more than the {MAX_IMAGE_BYTES} allowed")
+            if entry.size <= MAX_IMAGE_BYTES:
+                data = next(contents)
+            found = self._usable(entry, data)
+            if isinstance(found, str):
+                skipped.append(Skipped(entry.split, printable(entry.raw_name), found))
+                continue
+            content, extension, pixels = found
+            taken.append((place, len(content), perceptual_hash(pixels)))
+            yield ShardSample(planned.keys[place], planned.labels[place], content, extension)
+
+    def _usable(self, entry: Entry, data: bytes | Unreadable) -> tuple[bytes, str, np.ndarray] | str:
+        """(bytes, extension, pixels) as they are written, or the reason why not."""
+        if isinstance(data, Unreadable):
+            return str(data)
+        try:
+            pixels = decode_image(data)
+        except DecodeError as error:
+            return str(error)
+        return self.reencode.apply(data, _extension(entry.extension, data), pixels)
+
+
+def _extension(stated: str, data: bytes) -> str:
+    """`jpg` for `jpeg`; where the name says nothing, what the first bytes say."""
+    stated = "jpg" if stated == "jpeg" else stated
+    if stated in _KNOWN:
+        return stated
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), "img")
