@@ -1,8 +1,8 @@
-"""On a GPU, ours against timm in turn: python -m benchmarks.gpu [f0 f4 update convolutions].
+"""On a GPU, ours against timm in turn: python -m benchmarks.gpu [f0 f4 update].
 
-f0: forward + backward of F0 at 192 px, fp32 and bf16, eager and compiled. f4: F4+ at 224 and 384 px with and without
-activation checkpointing, as a share of the matrix rate that this card reaches in the same run. update: clip + update + EMA
-on F0's parameters. convolutions: F0's bare convolutions, the limit of f0. Without a GPU: one sentence.
+f0: forward + backward of F0 at 192 px, fp32 and bf16, eager and compiled, and the bare convolutions as the limit. f4: F4+ at
+224 and 384 px with and without activation checkpointing, as a share of the matrix rate that this card reaches in the same
+run. update: clip + update + EMA on F0's parameters. Without a GPU: one sentence.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import contextlib
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 import nfnet
+from benchmarks.step import bare_convolutions
 from benchmarks.turns import race
-from nfnet.layers import WSConv2d
+from nfnet.count import multiply_adds
 
 BATCH, PX = 128, 192
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -56,18 +54,23 @@ def f0() -> None:
     import timm
 
     for label, dtype in TYPES.items():
+        ours = nfnet.create_model("nfnet_f0").cuda().train()
+        theirs = timm.create_model("dm_nfnet_f0").cuda().to(memory_format=torch.channels_last).train()
+        images = torch.randn(BATCH, 3, PX, PX, device="cuda").to(memory_format=torch.channels_last)
+        limit = "the convolutions alone"
         for compiled in (False, True):
             torch._dynamo.reset()
-            ours: torch.nn.Module = nfnet.create_model("nfnet_f0").cuda().train()
-            theirs = timm.create_model("dm_nfnet_f0").cuda().to(memory_format=torch.channels_last).train()
-            steps = [
-                stepper(torch.compile(m) if compiled else m, BATCH, PX, dtype)  # type: ignore[arg-type]
-                for m in (ours, theirs)
-            ]
+            wrap = torch.compile if compiled else (lambda model: model)
+            runs = {
+                "ours": stepper(wrap(ours), BATCH, PX, dtype),
+                "timm": stepper(wrap(theirs), BATCH, PX, dtype),
+                limit: bare_convolutions(ours, images, dtype),
+            }
             title = f"forward + backward, F0 at {PX} px, batch {BATCH}, {label}, {'compiled' if compiled else 'eager'}"
-            race(title, {"ours": steps[0], "timm": steps[1]}, ours="ours", target=1.5)
-            peaks = [f"{peak_memory(step):.2f}" for step in steps]
-            print(f"  peak memory: ours {peaks[0]} GiB, timm {peaks[1]} GiB (both models and gradients included)")
+            race(title, runs, ours="ours", target=1.5, limit=limit)
+            del runs[limit]  # with the images that it keeps
+            peaks = ", ".join(f"{name} {peak_memory(step):.2f} GiB" for name, step in runs.items())
+            print(f"  peak memory: {peaks} (both models and gradients included)")
 
 
 def peak_memory(step: Callable[[], None]) -> float:
@@ -89,7 +92,7 @@ def f4() -> None:
     print(f"bf16 matrix product of 8192: {2 * rate / 1e12:.0f} TFLOP/s")
     model = nfnet.create_model("nfnet_f4+").cuda().train()
     for px, most in ((224, 128), (384, 64)):
-        work = 3 * nfnet.multiply_adds(model, px)  # forward, and twice that backward; what is computed again is no work
+        work = 3 * multiply_adds(model, px)  # forward, and twice that backward; what is computed again is no work
         for checkpointing in (False, True):
             model.set_grad_checkpointing(checkpointing)
             batch, taken, memory = fitting(model, px, most)
@@ -145,59 +148,7 @@ def update() -> None:
     print(f"  ours moves {moved / seconds(our_optimizer.step) / 1e12:.2f} TB/s")
 
 
-class Convolution(NamedTuple):
-    batch: int
-    channels: int
-    height: int
-    width: int
-    weight: tuple[int, ...]
-    stride: int
-    padding: tuple[int, int]
-    groups: int
-
-
-def recorded(name: str, batch: int, px: int) -> Counter[Convolution]:
-    """What a network's convolutions are given in one forward pass, from the meta device; images padded already."""
-    found: Counter[Convolution] = Counter()
-    original = F.conv2d
-
-    def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # type: ignore[no-untyped-def]
-        found[Convolution(*x.shape, tuple(weight.shape), stride, tuple(padding), groups)] += 1
-        return original(x, weight, bias, stride, padding, dilation, groups)
-
-    with torch.device("meta"):
-        model = nfnet.create_model(name)
-        F.conv2d = conv2d
-        try:
-            model(torch.empty(batch, 3, px, px))
-        finally:
-            F.conv2d = original
-    if sum(found.values()) != sum(isinstance(m, WSConv2d) for m in model.modules()):
-        raise RuntimeError("not every convolution was seen: nfnet.layers no longer calls F.conv2d")
-    return found
-
-
-def convolutions() -> None:
-    for label, dtype in TYPES.items():
-        total = 0.0
-        for conv, times in recorded("nfnet_f0", BATCH, PX).items():
-            x = torch.randn(conv[:4], device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
-            weight = torch.randn(conv.weight, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
-            bias = torch.zeros(conv.weight[0], device="cuda", dtype=dtype)
-            # The network's first convolution has no gradient of its input to compute, nor has this.
-            leaves = [t.requires_grad_() for t in ((weight, bias) if conv.channels == 3 else (x, weight, bias))]
-            out = F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
-            grad = torch.randn_like(out)
-
-            def both(x=x, weight=weight, bias=bias, conv=conv, grad=grad, leaves=leaves) -> None:  # type: ignore[no-untyped-def]
-                y = F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
-                torch.autograd.grad(y, leaves, grad)
-
-            total += times * seconds(both, 5)
-        print(f"F0's convolutions alone at {PX} px, batch {BATCH}, {label}, forward + backward: {total * 1e3:.1f} ms")
-
-
-PARTS = {"f0": f0, "f4": f4, "update": update, "convolutions": convolutions}
+PARTS = {"f0": f0, "f4": f4, "update": update}
 
 
 def main(names: list[str] | None = None) -> None:

@@ -68,6 +68,18 @@ def test_standardisation_takes_a_gradient_of_any_strides() -> None:
             close(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_a_gradient_that_is_given_away_becomes_the_result() -> None:
+    weight, gain = weight_and_gain((4, 300, 3, 3), torch.channels_last)
+    found = gpu.standardise(weight, gain)
+    grad = torch.randn_like(weight)
+    expected = gpu.standardise_backward(grad, weight, gain, *found[1:])
+    ours = gpu.standardise_backward(grad, weight, gain, *found[1:], in_place=True)
+    assert ours[0] is grad
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    turned = torch.randn(weight.shape, device=DEVICE)
+    assert gpu.standardise_backward(turned, weight, gain, *found[1:], in_place=True)[0] is not turned
+
+
 def test_a_weight_with_gaps_is_refused() -> None:
     with pytest.raises(ValueError, match="contiguous or channels-last"):
         gpu.standardise(torch.randn(4, 6, 3, 6, device=DEVICE)[..., ::2], torch.ones(4, device=DEVICE))
