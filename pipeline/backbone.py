@@ -76,5 +76,8 @@ def load_backbone(url: str, weights: Literal["evaluated", "ema", "raw"] = "evalu
     """The network of a checkpoint (or of the newest one in a run folder) with its own head, in evaluation mode."""
     tensors, commit = checkpoint.load_weights(url, weights)
     model = make(commit.config["model"]["name"], len(commit.classes), commit.config["model"]["options"])
-    _load(model, tensors, commit.url)
+    if _load(model, tensors, commit.url):
+        raise UserError(
+            f"{commit.url} lacks the head of its own {len(commit.classes)} classes; give another checkpoint"
+        )
     return LoadedBackbone(model.eval(), commit.config, commit.digest, commit.url, commit.classes)

@@ -15,6 +15,7 @@ import torch
 from torch._subclasses import FakeTensor
 
 from nfnet.kernels import gpu, native, plain, usable
+from nfnet.kernels.plans import same_layout
 
 _GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -62,7 +63,11 @@ def for_update(
         return native
     wide = (*weights, *momenta, *averages)
     on_gpu = all(native.is_ordinary(t) and t.is_cuda and t.dtype == torch.float32 and native.is_dense(t) for t in wide)
-    return gpu if on_gpu and len({t.device for t in wide}) == 1 and _gpu_serves(weights[0]) else None
+    alike = all(same_layout(s, w) for kind in (momenta, averages) if kind for s, w in zip(kind, weights, strict=True))
+    types = {g.dtype for g in gradients}
+    if not (on_gpu and alike and len(types) == 1 and types <= set(_GPU_TYPES)):
+        return None
+    return gpu if len({t.device for t in (*wide, *gradients)}) == 1 and _gpu_serves(weights[0]) else None
 
 
 def _is_foretold(tensor: torch.Tensor) -> bool:
