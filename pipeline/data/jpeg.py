@@ -1,0 +1,165 @@
+"""A part of a JPEG, decoded at a fraction of its size if asked, without decoding the rest: libjpeg-turbo's TurboJPEG 3 API.
+
+Only the blocks of the part go through the inverse DCT, upsampling and colour conversion; the rows above it are entropy
+decoded and dropped. That is what TensorFlow's decode_and_crop_jpeg did for the published NFNet runs. No Python package of
+libjpeg-turbo offers it, so its C interface is called here: from the wheel `turbojpeg`, which carries the library, or from
+the system's. Where there is neither (`library()` is None, `normfree doctor` says so) Pillow decodes the whole image and the
+crop is cut out of it: the same pixels, later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import importlib.metadata
+import re
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+_INIT_DECOMPRESS = 1
+_PIXELS_RGB = 0
+_STOP_ON_WARNING, _SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLOUR, _LOSSLESS, _SCAN_LIMIT = 0, 4, 5, 6, 7, 8, 15, 13
+_BLOCK_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}
+"""Subsampling (4:4:4, 4:2:2, 4:2:0, gray, 4:4:0, 4:1:1, 4:4:1) -> width of the smallest part that can be left out."""
+_RGB, _YCBCR, _GRAY = 0, 1, 2
+_MAX_SCANS = 500  # a progressive image of a few kilobytes can hold thousands, each as dear as an image
+_MARGIN = 2
+"""Columns decoded beside the part: chroma upsampling looks at its neighbours, and the part shall not show its edge."""
+_SCRATCH_BYTES = 16 << 20
+
+
+class Header(NamedTuple):
+    width: int
+    height: int
+    gray: bool
+    block_width: int
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_int), ("y", ctypes.c_int), ("w", ctypes.c_int), ("h", ctypes.c_int))
+
+
+class _Scale(ctypes.Structure):
+    _fields_ = (("numerator", ctypes.c_int), ("denominator", ctypes.c_int))
+
+
+@functools.cache
+def library() -> str | None:
+    """Path of the TurboJPEG 3 library in use, None where there is none."""
+    found = _in_wheel() or ctypes.util.find_library("turbojpeg")
+    if found is None:
+        return None
+    try:
+        return found if hasattr(ctypes.CDLL(found), "tj3SetCroppingRegion") else None  # 2.x cannot crop
+    except OSError:
+        return None
+
+
+def _in_wheel() -> str | None:
+    try:
+        files = importlib.metadata.files("turbojpeg") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    named = (f for f in files if re.match(r"(lib)?turbojpeg-?\w*\.(so[.\d]*|\d*\.?\d*\.?\d*\.?dylib|dll)$", f.name))
+    return next((str(f.locate()) for f in named), None)
+
+
+class _Decoder:
+    """One thread's TurboJPEG instance and the buffer that it decodes into."""
+
+    def __init__(self, path: str) -> None:
+        tj = ctypes.CDLL(path)
+        tj.tj3Init.restype = ctypes.c_void_p
+        pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+        tj.tj3Get.argtypes = (pointer, number)
+        tj.tj3Set.argtypes = (pointer, number, number)
+        tj.tj3DecompressHeader.argtypes = (pointer, ctypes.c_char_p, size)
+        tj.tj3SetScalingFactor.argtypes = (pointer, _Scale)
+        tj.tj3SetCroppingRegion.argtypes = (pointer, _Region)
+        tj.tj3Decompress8.argtypes = (pointer, ctypes.c_char_p, size, pointer, number, number)
+        self._tj, self._handle = tj, tj.tj3Init(_INIT_DECOMPRESS)
+        tj.tj3Set(self._handle, _STOP_ON_WARNING, 1)
+        tj.tj3Set(self._handle, _SCAN_LIMIT, _MAX_SCANS)
+        self._scratch = np.empty(0, np.uint8)
+
+    def header(self, data: bytes) -> Header | None:
+        tj, handle = self._tj, self._handle
+        if tj.tj3DecompressHeader(handle, data, len(data)):
+            return None
+        colour = tj.tj3Get(handle, _COLOUR)
+        block_width = _BLOCK_WIDTH.get(tj.tj3Get(handle, _SUBSAMPLING))
+        if colour not in (_RGB, _YCBCR, _GRAY) or block_width is None:
+            return None
+        if tj.tj3Get(handle, _PRECISION) != 8 or tj.tj3Get(handle, _LOSSLESS) == 1:
+            return None
+        return Header(tj.tj3Get(handle, _WIDTH), tj.tj3Get(handle, _HEIGHT), colour == _GRAY, block_width)
+
+    def decode(self, data: bytes, region: _Region, denominator: int) -> np.ndarray | None:
+        tj, handle = self._tj, self._handle
+        num_bytes = region.w * region.h * 3
+        if num_bytes > self._scratch.size:
+            self._scratch = np.empty(num_bytes, np.uint8)
+        pixels = self._scratch[:num_bytes].reshape(region.h, region.w, 3)
+        failed = (
+            tj.tj3DecompressHeader(handle, data, len(data))
+            or tj.tj3SetScalingFactor(handle, _Scale(1, denominator))
+            or tj.tj3SetCroppingRegion(handle, region)
+            or tj.tj3Decompress8(handle, data, len(data), self._scratch.ctypes.data, 0, _PIXELS_RGB)
+        )
+        if self._scratch.size > _SCRATCH_BYTES:
+            self._scratch = np.empty(0, np.uint8)  # `pixels` keeps its memory alive
+        return None if failed else pixels
+
+
+class _Decoders(threading.local):
+    decoder: _Decoder | None = None
+
+
+_DECODERS = _Decoders()
+
+
+def _decoder() -> _Decoder | None:
+    if _DECODERS.decoder is None:
+        path = library()
+        _DECODERS.decoder = _Decoder(path) if path else None
+    return _DECODERS.decoder
+
+
+def read_header(data: bytes) -> Header | None:
+    """Size and kind of an 8-bit gray, YCbCr or RGB JPEG; None for all else, which is Pillow's work."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    decoder = _decoder()
+    return decoder.header(data) if decoder else None
+
+
+def scaled_box(box: tuple[int, int, int, int], denominator: int) -> tuple[int, int, int, int]:
+    """The pixels of the image at 1/denominator that a box (left, top, right, bottom) of it covers, rounded to the nearest."""
+    left, top, right, bottom = ((v + denominator // 2) // denominator for v in box)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def decode_box(data: bytes, header: Header, box: tuple[int, int, int, int], denominator: int = 1) -> np.ndarray | None:
+    """Pixels (h, w, 3) uint8 RGB of a box (left, top, right, bottom) of the image at 1, 1/2, 1/4 or 1/8 of its size.
+
+    Args:
+        box: in pixels of the whole image; at a fraction it is rounded by `scaled_box`.
+
+    Returns:
+        A view that holds until this thread's next call; None where the data are damaged or not for this decoder.
+    """
+    decoder = _decoder()
+    if decoder is None:
+        return None
+    width, height = (-(-side // denominator) for side in (header.width, header.height))
+    left, top, right, bottom = scaled_box(box, denominator)
+    right, bottom = min(right, width), min(bottom, height)
+    left, top = min(left, right - 1), min(top, bottom - 1)
+    step = max(1, header.block_width // denominator)
+    first = max(0, left - _MARGIN) // step * step
+    last = min(width, right + _MARGIN)
+    pixels = decoder.decode(data, _Region(first, top, last - first, bottom - top), denominator)
+    return None if pixels is None else pixels[:, left - first : right - first]
