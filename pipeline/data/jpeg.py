@@ -80,14 +80,23 @@ class _Decoder:
         tj.tj3SetScalingFactor.argtypes = (pointer, _Scale)
         tj.tj3SetCroppingRegion.argtypes = (pointer, _Region)
         tj.tj3Decompress8.argtypes = (pointer, ctypes.c_char_p, size, pointer, number, number)
-        self._tj, self._handle = tj, tj.tj3Init(_INIT_DECOMPRESS)
-        tj.tj3Set(self._handle, _STOP_ON_WARNING, 1)
-        tj.tj3Set(self._handle, _SCAN_LIMIT, _MAX_SCANS)
+        tj.tj3Destroy.argtypes = (pointer,)
+        self._tj, self._handle = tj, None
         self._scratch = np.empty(0, np.uint8)
+        self._renew()
+
+    def _renew(self) -> None:
+        """A new instance: one that has failed may refuse every file that comes after (seen in 2.1.92)."""
+        if self._handle is not None:
+            self._tj.tj3Destroy(self._handle)
+        self._handle = self._tj.tj3Init(_INIT_DECOMPRESS)
+        self._tj.tj3Set(self._handle, _STOP_ON_WARNING, 1)
+        self._tj.tj3Set(self._handle, _SCAN_LIMIT, _MAX_SCANS)
 
     def header(self, data: bytes) -> Header | None:
         tj, handle = self._tj, self._handle
         if tj.tj3DecompressHeader(handle, data, len(data)):
+            self._renew()
             return None
         colour = tj.tj3Get(handle, _COLOUR)
         block_width = _BLOCK_WIDTH.get(tj.tj3Get(handle, _SUBSAMPLING))
@@ -109,6 +118,8 @@ class _Decoder:
             or tj.tj3SetCroppingRegion(handle, region)
             or tj.tj3Decompress8(handle, data, len(data), self._scratch.ctypes.data, 0, _PIXELS_RGB)
         )
+        if failed:
+            self._renew()
         if self._scratch.size > _SCRATCH_BYTES:
             self._scratch = np.empty(0, np.uint8)  # `pixels` keeps its memory alive
         return None if failed else pixels
