@@ -1,7 +1,7 @@
 """Training batches per second on one core, at 224 px: ours against timm's loader, webdataset + torchvision v2, and bare decoding.
 
 The same JPEGs for all, from WebDataset shards on disk: Caltech-101 and clothing photos where NORMFREE_TEST_DATA (or
-../shared/data) has them, else crops of two sample photos that scikit-learn carries, which the output says. All run in this process
+../shared/data) has them, else crops of two sample photos that scikit-learn carries, as the output says. All run in this process
 on one core in alternation, without loader processes, up to a batch of uint8 on the host. "Full" is crop, flip, MixUp on one
 half and CutMix on the other, and four RandAugment operations of magnitude 10, always applied. The peers do the same work: crops
 bicubic, geometry by nearest pixel, each operation with probability 1; timm also runs as its own recipes have it (probability
