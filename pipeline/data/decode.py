@@ -132,7 +132,7 @@ def open_picture(data: bytes) -> Picture:
         return WholePicture(decode_image(data))
     _refuse_large(header.width, header.height)
     orientation, profile = 1, None
-    if data.find(b"Exif\x00\x00", 0, 1 << 16) >= 0 or data.find(b"ICC_PROFILE\x00") >= 0:
+    if jpeg.has_metadata(data):
         orientation, profile = _jpeg_metadata(data)
     return JpegPicture(data, header, orientation, profile)
 

@@ -147,6 +147,24 @@ def read_header(data: bytes) -> Header | None:
     return decoder.header(data) if decoder else None
 
 
+def has_metadata(data: bytes) -> bool:
+    """A JPEG says how its pixels are to be turned (EXIF) or what its numbers mean (ICC), or may say so."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        kind, begin = data[at + 1], at + 4
+        if kind == 0xDA:  # the pixels begin
+            return False
+        if (
+            kind == 0xE1
+            and data.startswith(b"Exif\0\0", begin)
+            or kind == 0xE2
+            and data.startswith(b"ICC_PROFILE\0", begin)
+        ):
+            return True
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return True
+
+
 def scaled_box(box: tuple[int, int, int, int], denominator: int) -> tuple[int, int, int, int]:
     """The pixels of the image at 1/denominator that a box (left, top, right, bottom) of it covers, rounded to the nearest."""
     left, top, right, bottom = ((v + denominator // 2) // denominator for v in box)
