@@ -154,11 +154,8 @@ def has_metadata(data: bytes) -> bool:
         kind, begin = data[at + 1], at + 4
         if kind == 0xDA:  # the pixels begin
             return False
-        if (
-            kind == 0xE1
-            and data.startswith(b"Exif\0\0", begin)
-            or kind == 0xE2
-            and data.startswith(b"ICC_PROFILE\0", begin)
+        if (kind == 0xE1 and data.startswith(b"Exif\0\0", begin)) or (
+            kind == 0xE2 and data.startswith(b"ICC_PROFILE\0", begin)
         ):
             return True
         at += 2 + (data[at + 2] << 8 | data[at + 3])
