@@ -132,7 +132,7 @@ def open_picture(data: bytes) -> Picture:
         return WholePicture(decode_image(data))
     _refuse_large(header.width, header.height)
     orientation, profile = 1, None
-    if jpeg.has_metadata(data):
+    if header.has_metadata:
         orientation, profile = _jpeg_metadata(data)
     return JpegPicture(data, header, orientation, profile)
 

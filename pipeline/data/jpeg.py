@@ -21,10 +21,7 @@ import numpy as np
 
 _INIT_DECOMPRESS = 1
 _PIXELS_RGB = 0
-_STOP_ON_WARNING, _SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLOUR, _LOSSLESS, _SCAN_LIMIT = 0, 4, 5, 6, 7, 8, 15, 13
-_BLOCK_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}
-"""Subsampling (4:4:4, 4:2:2, 4:2:0, gray, 4:4:0, 4:1:1, 4:4:1) -> width of the smallest part that can be left out."""
-_RGB, _YCBCR, _GRAY = 0, 1, 2
+_STOP_ON_WARNING, _SCAN_LIMIT = 0, 13
 _MAX_SCANS = 500  # a progressive image of a few kilobytes can hold thousands, each as dear as an image
 _MARGIN = 2
 """Columns decoded beside the part: chroma upsampling looks at its neighbours, and the part shall not show its edge."""
@@ -32,10 +29,15 @@ _SCRATCH_BYTES = 16 << 20
 
 
 class Header(NamedTuple):
+    """What the segments before the pixels say."""
+
     width: int
     height: int
     gray: bool
     block_width: int
+    """Width of the smallest part that can be left out, 8 to 32 pixels."""
+    has_metadata: bool
+    """There is EXIF (how the pixels are to be turned) or an ICC profile (what their numbers mean)."""
 
 
 class _Region(ctypes.Structure):
@@ -74,7 +76,6 @@ class _Decoder:
         tj = ctypes.CDLL(path)
         tj.tj3Init.restype = ctypes.c_void_p
         pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
-        tj.tj3Get.argtypes = (pointer, number)
         tj.tj3Set.argtypes = (pointer, number, number)
         tj.tj3DecompressHeader.argtypes = (pointer, ctypes.c_char_p, size)
         tj.tj3SetScalingFactor.argtypes = (pointer, _Scale)
@@ -82,8 +83,12 @@ class _Decoder:
         tj.tj3Decompress8.argtypes = (pointer, ctypes.c_char_p, size, pointer, number, number)
         tj.tj3Destroy.argtypes = (pointer,)
         self._tj, self._handle = tj, None
-        self._scratch = np.empty(0, np.uint8)
+        self._make_room(0)
         self._renew()
+
+    def _make_room(self, num_bytes: int) -> None:
+        self._scratch = np.empty(num_bytes, np.uint8)
+        self._address = self._scratch.ctypes.data
 
     def _renew(self) -> None:
         """A new instance: one that has failed may refuse every file that comes after (seen in 2.1.92)."""
@@ -93,35 +98,22 @@ class _Decoder:
         self._tj.tj3Set(self._handle, _STOP_ON_WARNING, 1)
         self._tj.tj3Set(self._handle, _SCAN_LIMIT, _MAX_SCANS)
 
-    def header(self, data: bytes) -> Header | None:
-        tj, handle = self._tj, self._handle
-        if tj.tj3DecompressHeader(handle, data, len(data)):
-            self._renew()
-            return None
-        colour = tj.tj3Get(handle, _COLOUR)
-        block_width = _BLOCK_WIDTH.get(tj.tj3Get(handle, _SUBSAMPLING))
-        if colour not in (_RGB, _YCBCR, _GRAY) or block_width is None:
-            return None
-        if tj.tj3Get(handle, _PRECISION) != 8 or tj.tj3Get(handle, _LOSSLESS) == 1:
-            return None
-        return Header(tj.tj3Get(handle, _WIDTH), tj.tj3Get(handle, _HEIGHT), colour == _GRAY, block_width)
-
     def decode(self, data: bytes, region: _Region, denominator: int) -> np.ndarray | None:
         tj, handle = self._tj, self._handle
         num_bytes = region.w * region.h * 3
         if num_bytes > self._scratch.size:
-            self._scratch = np.empty(num_bytes, np.uint8)
+            self._make_room(num_bytes)
         pixels = self._scratch[:num_bytes].reshape(region.h, region.w, 3)
         failed = (
             tj.tj3DecompressHeader(handle, data, len(data))
             or tj.tj3SetScalingFactor(handle, _Scale(1, denominator))
             or tj.tj3SetCroppingRegion(handle, region)
-            or tj.tj3Decompress8(handle, data, len(data), self._scratch.ctypes.data, 0, _PIXELS_RGB)
+            or tj.tj3Decompress8(handle, data, len(data), self._address, 0, _PIXELS_RGB)
         )
         if failed:
             self._renew()
         if self._scratch.size > _SCRATCH_BYTES:
-            self._scratch = np.empty(0, np.uint8)  # `pixels` keeps its memory alive
+            self._make_room(0)  # `pixels` keeps its memory alive
         return None if failed else pixels
 
 
@@ -140,26 +132,38 @@ def _decoder() -> _Decoder | None:
 
 
 def read_header(data: bytes) -> Header | None:
-    """Size and kind of an 8-bit gray, YCbCr or RGB JPEG; None for all else, which is Pillow's work."""
-    if data[:2] != b"\xff\xd8":
+    """Size and kind of an 8-bit gray or three-channel JPEG; None for all else, which is Pillow's work.
+
+    Read here and not by the library, because a dozen calls through ctypes cost more than this walk.
+    """
+    if data[:2] != b"\xff\xd8" or _decoder() is None:
         return None
-    decoder = _decoder()
-    return decoder.header(data) if decoder else None
-
-
-def has_metadata(data: bytes) -> bool:
-    """A JPEG says how its pixels are to be turned (EXIF) or what its numbers mean (ICC), or may say so."""
-    at = 2
+    at, frame, has_metadata = 2, b"", False
     while at + 4 <= len(data) and data[at] == 0xFF:
         kind, begin = data[at + 1], at + 4
         if kind == 0xDA:  # the pixels begin
-            return False
-        if (kind == 0xE1 and data.startswith(b"Exif\0\0", begin)) or (
-            kind == 0xE2 and data.startswith(b"ICC_PROFILE\0", begin)
-        ):
-            return True
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return True
+            return _header(frame, has_metadata)
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if kind in (0xC0, 0xC1, 0xC2):
+            frame = data[begin:end]
+        elif kind == 0xE1:
+            has_metadata = has_metadata or data.startswith(b"Exif\0\0", begin)
+        elif kind == 0xE2:
+            has_metadata = has_metadata or data.startswith(b"ICC_PROFILE\0", begin)
+        at = end
+    return None  # cut short, or padded in a way that the library may understand
+
+
+def _header(frame: bytes, has_metadata: bool) -> Header | None:
+    """From the frame segment: precision, height, width, channels, then (name, sampling, table) of each."""
+    if len(frame) < 9 or frame[0] != 8 or frame[5] not in (1, 3) or len(frame) < 6 + 3 * frame[5]:
+        return None
+    height, width, gray = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4], frame[5] == 1
+    if not (width and height):
+        return None
+    # One channel is stored block by block, whatever sampling it states.
+    block_width = 8 if gray else 8 * max(frame[7] >> 4, frame[10] >> 4, frame[13] >> 4)
+    return Header(width, height, gray, block_width, has_metadata)
 
 
 def scaled_box(box: tuple[int, int, int, int], denominator: int) -> tuple[int, int, int, int]:
