@@ -11,6 +11,7 @@ one half, geometry bicubic).
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import logging
@@ -168,11 +169,9 @@ def _torchvision(*, tensors: bool) -> Work:
     return work
 
 
-def _bare() -> Work:
+def _bare(decode: Callable[[bytes], object]) -> Work:
     """All pixels of each image, nothing else; the bytes are in memory already."""
     import webdataset as wds
-
-    decode = _bare_decoder()
 
     def work(folder: Path) -> Iterator[int]:
         kept = [sample[0] for sample in wds.WebDataset(_urls(folder), shardshuffle=False).to_tuple("jpg;jpeg")]
@@ -184,20 +183,10 @@ def _bare() -> Work:
     return work
 
 
-def _bare_decoder() -> Callable[[bytes], object]:
-    """simplejpeg (libjpeg-turbo 3.1) where it is installed: it is the quicker of the two."""
-    try:
-        import simplejpeg
-
-        return lambda data: simplejpeg.decode_jpeg(data)
-    except ImportError:
-
-        def whole(data: bytes) -> object:
-            header = jpeg.read_header(data)
-            assert header is not None
-            return jpeg.decode_box(data, header, (0, 0, header.width, header.height))
-
-        return whole
+def _whole(data: bytes) -> object:
+    header = jpeg.read_header(data)
+    assert header is not None
+    return jpeg.decode_box(data, header, (0, 0, header.width, header.height))
 
 
 def _contenders() -> Iterator[tuple[str, Work]]:
@@ -207,7 +196,12 @@ def _contenders() -> Iterator[tuple[str, Work]]:
     yield "timm, its defaults", _timm(0.5, nearest=False)
     yield "webdataset + torchvision v2, tensors", _torchvision(tensors=True)
     yield "webdataset + torchvision v2, PIL", _torchvision(tensors=False)
-    yield "bare libjpeg-turbo decoding", _bare()
+    if importlib.util.find_spec("simplejpeg"):  # the quickest bare decoding on the registry: libjpeg-turbo 3.1
+        import simplejpeg
+
+        yield "bare decoding, simplejpeg", _bare(lambda data: simplejpeg.decode_jpeg(data))
+    if jpeg.library():
+        yield "bare decoding, the library we use", _bare(_whole)
 
 
 def _turns(folders: dict[str, Path], turns: int) -> list[dict[str, dict[str, float]]]:
