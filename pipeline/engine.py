@@ -25,7 +25,7 @@ from torch import nn
 
 import nfnet.agc as agc
 from nfnet.groups import assign, param_groups
-from nfnet.losses import label_smoothing_cross_entropy
+from nfnet.losses import MixedLabels, label_smoothing_cross_entropy
 from nfnet.optim import SGD
 from pipeline.update import Fragment, OptimConfig, scale_units, unit_sums
 from pipeline.world import World
@@ -58,18 +58,19 @@ class UpdateStats:
 
 
 class _Objective(nn.Module):
-    """images, labels -> (mean loss, number of correct top-1 predictions)."""
+    """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part)."""
 
     def __init__(self, network: nn.Module, smoothing: float, precision: str) -> None:
         super().__init__()
         self.network, self.smoothing, self.bf16 = network, smoothing, precision == "bf16"
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(images)
         logits = logits.float()
         loss = label_smoothing_cross_entropy(logits, labels, self.smoothing)
-        return loss, (logits.detach().argmax(1) == labels).sum()
+        classes = labels.larger if isinstance(labels, MixedLabels) else labels
+        return loss, (logits.detach().argmax(1) == classes).sum()
 
 
 def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
@@ -168,14 +169,14 @@ class Engine:
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
-    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor, *, is_last: bool) -> None:
+    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels, *, is_last: bool) -> None:
         """One micro-batch; gradients accumulate, and are averaged over ranks with the step's last one."""
         self._engine.train()
         # Said explicitly: the library counts micro-batches by calls of its step(), which is called once an update here.
         self._engine.set_gradient_accumulation_boundary(is_last)
         loss, correct = self._engine(images, labels)
         self._engine.backward(loss)
-        self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(loss, len(labels))])
+        self._sums += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
 
     def update(self, rate: float, *, stop_requested: bool = False) -> UpdateStats:
         """Clip, agree over all ranks that everything is finite, and only then update at this learning rate."""

@@ -66,7 +66,7 @@ def train(run: Run, out: str) -> Iterator[Record]:
                     batch = next(batches)
                 seen.append(batch)
                 _seed_step(run.seed, job.step, micro * me.size + me.rank)
-                images, labels = normalise(batch.images, run.augment, me.device), batch.labels.to(me.device)
+                images, labels = normalise(batch.images, run.augment, me.device), batch.targets(me.device)
                 job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
             stats = job.engine.update(rate, stop_requested=stop.requested)
             job.step += 1

@@ -12,15 +12,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from nfnet.losses import MixedLabels
 from pipeline import storage
 from pipeline.data.augment import AugmentConfig, eval_image, sample_rng, train_image
-from pipeline.data.decode import DecodeError, decode_image
+from pipeline.data.decode import DecodeError, Picture, WholePicture, open_picture
+from pipeline.data.finish import finish_batch
 from pipeline.data.manifest import Manifest, SplitIndex
 from pipeline.data.order import Order, rank_share
 from pipeline.data.subset import Subset, select
@@ -52,14 +53,28 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """`images`: (N, H, W, 3) uint8; `labels`: (N,) int64; `samples`: (N,) int64 numbers in the split's index."""
+    """`images`: (N, H, W, 3) uint8; `labels`: (N,) int64; `samples`: (N,) int64 numbers in the split's index.
+
+    Mixed images have a second label each: `other_labels` (N,) int64, and `weights` (N,) float32, the first label's share.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     samples: torch.Tensor
+    other_labels: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.samples.pin_memory())
+        fields = (self.images, self.labels, self.samples, self.other_labels, self.weights)
+        return Batch(*(None if f is None else f.pin_memory() for f in fields))  # type: ignore[arg-type]
+
+    def targets(self, device: torch.device) -> torch.Tensor | MixedLabels:
+        """What the loss takes, on the device."""
+        labels = self.labels.to(device, non_blocking=True)
+        if self.other_labels is None or self.weights is None:
+            return labels
+        other, weights = (t.to(device, non_blocking=True) for t in (self.other_labels, self.weights))
+        return MixedLabels(labels, other, weights)
 
 
 class SampleReader:
@@ -109,44 +124,51 @@ class SampleReader:
         return self._files[shard]
 
 
-class _Samples(Dataset[tuple[np.ndarray, int, int]]):
-    """token (epoch, sample) -> (pixels uint8 HWC, label, sample)."""
+class _Samples(Dataset[Batch]):
+    """A micro-batch's tokens (view, sample) -> its batch. Evaluation form without a seed."""
 
     def __init__(self, reader: SampleReader, index: SplitIndex, augment: AugmentConfig, seed: int | None) -> None:
         self._reader, self._labels, self._augment, self._seed = reader, index.label, augment, seed
-        self._decoded: dict[int, np.ndarray] = {}
+        self._decoded: dict[int, WholePicture] = {}
         self._room_bytes = DECODED_CACHE_BYTES
 
-    def _pixels(self, sample: int) -> np.ndarray:
-        pixels = self._decoded.get(sample)
-        if pixels is None:
-            try:
-                pixels = decode_image(self._reader.read(sample))
-            except DecodeError as error:
-                raise UserError(
-                    f"sample {self._reader.key(sample)} of the dataset does not decode any more ({error}); "
-                    f"run 'normfree data prepare' again"
-                ) from error
-            if (
-                pixels.nbytes <= self._room_bytes
-            ):  # small sets are decoded once; large ones fill the room and stop there
-                self._decoded[sample] = pixels
-                self._room_bytes -= pixels.nbytes
-        return pixels
+    def _picture(self, sample: int) -> Picture:
+        """Small sets of what is decoded whole are decoded once; large ones fill the room and stop there."""
+        if sample in self._decoded:
+            return self._decoded[sample]
+        picture = open_picture(self._reader.read(sample))
+        if isinstance(picture, WholePicture) and picture.pixels.nbytes <= self._room_bytes:
+            self._decoded[sample] = picture
+            self._room_bytes -= picture.pixels.nbytes
+        return picture
 
-    def __getitem__(self, token: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-        epoch, sample = token
-        pixels = self._pixels(sample)
-        if self._seed is None:
-            out = eval_image(pixels, self._augment)
-        else:
-            out = train_image(pixels, self._augment, sample_rng(self._seed, epoch, sample))
-        return out, int(self._labels[sample]), sample
+    def _draw(self, view: int, sample: int, out: torch.Tensor) -> None:
+        try:
+            picture = self._picture(sample)
+            if self._seed is None:
+                out.copy_(torch.from_numpy(eval_image(picture, self._augment)))
+            else:
+                train_image(picture, self._augment, sample_rng(self._seed, view, sample), out)
+        except DecodeError as error:
+            raise UserError(
+                f"sample {self._reader.key(sample)} of the dataset does not decode any more ({error}); "
+                f"run 'normfree data prepare' again"
+            ) from error
 
-
-def _collate(items: list[tuple[np.ndarray, int, int]]) -> Batch:
-    pixels, labels, samples = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(samples))
+    def __getitems__(self, tokens: list[tuple[int, int]]) -> Batch:
+        px = self._augment.evaluation_px if self._seed is None else self._augment.image_px
+        images = torch.empty((len(tokens), px, px, 3), dtype=torch.uint8)
+        if get_worker_info() is not None:
+            images.share_memory_()  # where it must go anyway: saves a copy of the batch
+        for token, out in zip(tokens, images, strict=True):
+            self._draw(*token, out)
+        mixed = None if self._seed is None else finish_batch(images.numpy(), tokens, self._augment, seed=self._seed)
+        samples = torch.tensor([sample for _, sample in tokens])
+        labels = torch.from_numpy(self._labels[samples.numpy()].astype(np.int64))
+        if mixed is None:
+            return Batch(images, labels, samples)
+        partners, weights = (torch.from_numpy(m) for m in mixed)
+        return Batch(images, labels, samples, labels[partners], weights)
 
 
 class _Tokens:
@@ -184,6 +206,7 @@ class TrainData:
 
     def batches(self, *, steps: range, global_batch: int, micro_batch: int, world: World) -> Iterator[Batch]:
         """This rank's micro-batches: `global_batch / (micro_batch * world.size)` of them for each step."""
+        self._augment.check_micro_batch(micro_batch)
         share = partial(rank_share, rank=world.rank, num_ranks=world.size, micro_batch=micro_batch)
         tokens = _Tokens(self.order, self.pool, steps, global_batch, share)
         samples = _Samples(self.reader, self.index, self._augment, self._seed)
@@ -219,11 +242,15 @@ def _pool(index: SplitIndex, subset: Subset | None) -> np.ndarray:
     return np.arange(index.num_samples) if subset is None else select(index.label, subset)
 
 
-def _loader(samples: Dataset[Any], tokens: object, num_workers: int, *, pin: bool) -> DataLoader[Batch]:
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
+def _loader(samples: Dataset[Batch], tokens: object, num_workers: int, *, pin: bool) -> DataLoader[Batch]:
     return DataLoader(
         samples,
         batch_sampler=tokens,  # type: ignore[arg-type]
-        collate_fn=_collate,
+        collate_fn=_whole,  # type: ignore[arg-type]
         num_workers=num_workers,
         # An object store's client must not be inherited through fork (s3fs refuses, others hang).
         multiprocessing_context="forkserver" if num_workers else None,
