@@ -39,11 +39,11 @@ class DataConfig:
     """Loader processes of each rank; 0 = in the training process."""
     read_threads: int = 8
     """Requests that each loader process has under way."""
-    read_ahead_mb: float = 128
+    read_ahead_mb: float = 128.0
     """Encoded images that each loader process may hold before they are used."""
     cache_dir: str = ""
     """Where blocks from an object store are kept; empty = ~/.cache/normfree/shards."""
-    cache_gb: float = 50
+    cache_gb: float = 50.0
     """Size of that cache; 0 = none."""
 
     def __post_init__(self) -> None:
