@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _data_commands(commands: Any) -> None:
-    data = commands.add_parser("data", help="datasets: prepare, verify, list")
+    data = commands.add_parser("data", help="datasets: prepare, verify, bench, list")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     p = _add(
         actions,
@@ -72,6 +72,22 @@ def _data_commands(commands: Any) -> None:
         ["normfree data verify data/cifar100"],
     )
     p.add_argument("url", metavar="URL")
+    p = _add(
+        actions,
+        "bench",
+        "data_bench",
+        "images per second that a dataset gives, per number of loader processes",
+        ["normfree data bench data/cifar100", "normfree data bench s3://bucket/imagenet --workers 0,2,4,8 --px 224"],
+    )
+    p.add_argument("url", metavar="URL")
+    p.add_argument("--split", default="train")
+    p.add_argument(
+        "--workers", default="0,1,2", metavar="N,N,...", help="loader processes to try (default %(default)s)"
+    )
+    p.add_argument("--px", type=int, default=224, help="side of the training images (default %(default)s)")
+    p.add_argument("--batch", type=int, default=64, help="images of a batch (default %(default)s)")
+    p.add_argument("--seconds", type=float, default=5, help="to measure for, each time (default %(default)s)")
+    p.add_argument("--cache-gb", type=float, default=0, help="shard cache for object stores (default none)")
     _add(actions, "cards", "data_cards", "list the catalogue", ["normfree data cards"])
 
 

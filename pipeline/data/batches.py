@@ -7,6 +7,7 @@ one would have been, and the batch says so. A micro-batch with no readable sampl
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -173,7 +174,8 @@ class BatchStream(IterableDataset[Batch]):
             number, seed = self._sources.number(place), self._sources.number(drawn_for)
             return self._pixels(content, number=number, view=drawn_for.view, drawn_for=seed), ""
         except DecodeError as error:
-            return None, f"it does not decode ({error})"
+            reason = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # a place in memory says nothing, and differs each time
+            return None, f"it does not decode ({reason})"
 
     def _fill(self, i: int, reason: str, reading: Reading, images: list[np.ndarray | None], used: list[int]) -> Loss:
         """Puts the next readable sample of the micro-batch, counted cyclically, in the place of sample i."""

@@ -157,7 +157,7 @@ def test_repeated_images_come_so_often_in_their_batch_and_differ(digits: str) ->
     (batch,) = data.batches(steps=range(1), global_batch=30, micro_batch=30, world=ALONE)
     assert np.unique(batch.samples, return_counts=True)[1].tolist() == [3] * 10
     assert not torch.equal(batch.images[0], batch.images[10]) and batch.samples[0] == batch.samples[10]
-    with pytest.raises(UserError, match="multiple of data.repeats"):
+    with pytest.raises(UserError, match=r"multiple of data\.repeats"):
         data.distinct(100)
 
 
@@ -230,4 +230,6 @@ def test_memory_stays_flat_over_twenty_epochs(digits: str) -> None:
                 sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert len(sizes) == 10 and max(sizes[2:]) - min(sizes[2:]) < 1 << 20
+    assert len(sizes) == 10 and max(sizes[3:]) < max(sizes[1:3]) + (
+        256 << 10
+    )  # at the end nothing is read ahead any more
