@@ -15,6 +15,11 @@ from typing import NamedTuple
 
 from pipeline.data.shard_reader import ShardReader, Unreadable
 
+PORTION_SAMPLES = 2048
+"""Planned at once, at most: of small images the budget would hold so many that planning them would stop everything else."""
+OVERHEAD_BYTES = 1024
+"""What Python needs around a sample that is held."""
+
 
 class Place(NamedTuple):
     """A sample of a source, and the pass over it for which it is drawn (decides its augmentation)."""
@@ -73,14 +78,14 @@ class ReadAhead:
     def _portion(self, upcoming: Iterator[Sequence[Place]], room_bytes: int) -> list[tuple[Sequence[Place], int]]:
         """The next micro-batches, at least one if there is any, until they fill the room."""
         portion: list[tuple[Sequence[Place], int]] = []
-        total = 0
-        while total < room_bytes:
+        total = num = 0
+        while total < room_bytes and num < PORTION_SAMPLES:
             places = next(upcoming, None)
             if places is None:
                 break
-            size = sum(int(self._readers[p.source].index.size[p.sample]) for p in places)
+            size = sum(int(self._readers[p.source].index.size[p.sample]) + OVERHEAD_BYTES for p in places)
             portion.append((places, size))
-            total += max(size, 1)
+            total, num = total + size, num + len(places)
         return portion
 
     def _submit(

@@ -26,6 +26,9 @@ from pipeline.ranges import Version
 HEADER_BYTES = 512
 MAX_GAP_BYTES = 64 << 10
 """A request reads over gaps up to this: less than what a store sends while a new request is on its way."""
+SMALL_GAP_BYTES = 4 << 10
+MIN_USEFUL_SHARE = 0.25
+"""... and only while this much of what it brings was asked for; gaps of a page or less are not worth a question."""
 _NAME_BYTES = 100  # of a tar header; longer names are cut there and stand whole in an extra member before
 
 
@@ -104,6 +107,7 @@ class ShardReader:
         numbers = np.asarray(samples)
         place = np.argsort(index.shard[numbers].astype(np.int64) << 44 | index.offset[numbers].astype(np.int64))
         found: list[tuple[int, Request]] = []
+        useful = 0
         for i in place.tolist():
             sample, shard = int(numbers[i]), int(index.shard[numbers[i]])
             start = max(0, int(index.offset[sample]) - HEADER_BYTES)
@@ -111,10 +115,15 @@ class ShardReader:
             if found:
                 first, last = found[-1]
                 near = start - last.end <= MAX_GAP_BYTES and end - last.start <= max(self.block_bytes, 1 << 16)
-                if last.shard == shard and near:
+                dense = (
+                    MIN_USEFUL_SHARE * (end - last.start) <= useful + end - start or start - last.end <= SMALL_GAP_BYTES
+                )
+                if last.shard == shard and near and dense:
+                    useful += end - start
                     merged = Request(shard, last.start, max(end, last.end), (*last.samples, sample))
                     found[-1] = (min(first, i), merged)
                     continue
+            useful = end - start
             found.append((i, Request(shard, start, end, (sample,))))
         return [request for _, request in sorted(found, key=lambda pair: pair[0])]
 
