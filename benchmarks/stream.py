@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="normfree-stream-") as scratch, _server(Path(scratch)) as environment:
         os.environ.update(environment)
         local, remote = str(Path(scratch) / "data-set"), "s3://bucket/data-set"
-        prepare(load_card(card), local, source=source, max_bad_share=1.0)
+        prepare(load_card(card), local, source=source, max_bad_share=0.5)
         for path in Path(local).iterdir():
             storage.put_file(path, storage.join(remote, path.name))
         configs = {

@@ -54,15 +54,15 @@ class ReadAhead:
         ahead: deque[tuple[Sequence[Place], dict[tuple[int, int], Future[dict[int, bytes | Unreadable]]], int]] = (
             deque()
         )
-        held_bytes, portion_bytes = 0, 1
+        held_bytes, goal_bytes = 0, 1
         try:
             while True:
-                if held_bytes < self._budget_bytes // 2 or not ahead:
-                    room = min(portion_bytes, self._budget_bytes - held_bytes)
-                    portion_bytes = min(portion_bytes * 4 + (1 << 20), self._budget_bytes // 2)
-                    portion = self._portion(upcoming, room)
+                if held_bytes <= goal_bytes // 2 or not ahead:
+                    # The goal grows as batches are used: reading far ahead at once would keep the first ones waiting.
+                    portion = self._portion(upcoming, goal_bytes - held_bytes)
                     ahead.extend(self._submit(pool, portion))
                     held_bytes += sum(size for _, size in portion)
+                    goal_bytes = min(max(2 * held_bytes, 1 << 20), self._budget_bytes)
                 if not ahead:
                     return
                 places, futures, size = ahead.popleft()
