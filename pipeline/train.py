@@ -10,34 +10,28 @@ epoch, sample), so a run's whole state is weights, momentum, averages, and one i
 from __future__ import annotations
 
 import hashlib
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from types import FrameType
-from typing import cast
 
 import torch
 
 from pipeline import checkpoint, storage, world
+from pipeline.account import Account, lost_in
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
 from pipeline.clock import Clock
 from pipeline.config import Run, dump_yaml, load_yaml, to_dict
-from pipeline.data.accounting import Entries, Ledger, Page, plan
+from pipeline.data.accounting import plan
 from pipeline.data.augment import normalise
-from pipeline.data.batches import Batch, Loss
+from pipeline.data.batches import Batch
 from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
 from pipeline.engine import Engine, UpdateStats
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.records import (
-    Accounted,
     Evaluation,
     Finished,
-    Lost,
-    Notice,
     Phase,
     Record,
     Saved,
@@ -46,6 +40,7 @@ from pipeline.records import (
     Step,
     Stopped,
 )
+from pipeline.stop import StopSignal
 from pipeline.world import World
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -90,7 +85,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
     )
     yield Phase(step=job.step, name="training")
     clock.take()
-    with _StopSignal() as stop:
+    with StopSignal() as stop:
         while job.step < job.total_steps:
             rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen: list[Batch] = []
@@ -105,9 +100,14 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                     job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
             with clock("compute"):
                 stats = job.engine.update(
-                    rate, stop_requested=stop.requested, num_lost=lost_in(seen), lost_allowed=job.lost_allowed()
+                    rate,
+                    stop_requested=stop.requested,
+                    num_lost=lost_in(seen),
+                    lost_allowed=job.account.allowed(job.step),
                 )
-            yield from job.account(stats, seen)
+            yield from job.account.enter(job.step, stats, seen)
+            if stats.num_lost > 0:
+                yield from job.leave_over_budget()
             job.step += 1
             job.updates.append(stats)
             if stats.applied:
@@ -116,7 +116,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                 yield job.skipped(stats, seen)
             if job.due(run.log_every_steps) or job.step == job.total_steps:
                 yield job.report(rate)
-            yield from job.closed_epochs()
+            yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:
                 yield job.save()
                 yield Stopped(
@@ -135,36 +135,8 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
     if run.save_final and job.newest_checkpoint_step < job.step:
         yield job.save()
     job.engine.close()
-    yield from job.close_ledger()
+    yield from job.account.close(job.step)
     yield job.finished()
-
-
-class _StopSignal:
-    """SIGTERM and SIGINT set a flag; the loop reads it at a step's end, all ranks agree, and the run saves and leaves.
-
-    Only the main thread may install handlers; a trial in a worker thread goes without.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> _StopSignal:
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._set)
-        except ValueError:
-            pass
-        return self
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 class _Job:
@@ -182,9 +154,8 @@ class _Job:
         self.save_steps = self._steps(run.save_every) if run.save_every else 0
         if self.total_steps < 1:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
-        self.ledger = Ledger(self.data, global_batch=run.global_batch, total_steps=self.total_steps)
+        self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
-        self.notices: set[str] = set()
         self.step = 0
         self.newest_checkpoint: str | None = None
         self.newest_checkpoint_step = -1
@@ -214,7 +185,7 @@ class _Job:
             self.step = self.newest_checkpoint_step = commit.step
             self.newest_checkpoint = commit.url
         self.first_step = self.step
-        self._restore_ledger()
+        self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
 
     def _newest(self) -> tuple[Commit | None, list[Record]]:
@@ -259,7 +230,6 @@ class _Job:
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
         run, per_epoch = self.run, self.data.samples_per_epoch
-        total = self.ledger.pages(self.total_steps)
         return Started(
             step=self.step,
             run_name=run.name,
@@ -268,7 +238,7 @@ class _Job:
             total_samples=self.total_steps * run.global_batch,
             samples_per_epoch=per_epoch,
             steps_per_epoch=per_epoch / run.global_batch,
-            dropped_samples=sum(page.dropped for page in total),
+            dropped_samples=self.account.dropped(),
             global_batch=run.global_batch,
             micro_batch=self.micro_batch,
             accumulation=self.accumulation,
@@ -296,7 +266,7 @@ class _Job:
         self.skips_in_a_row += 1
         keys = tuple(self.data.key(int(s)) for b in seen for s in b.samples)
         reason = f"loss {stats.loss}, gradient not finite"
-        self.ledger.left_out(self.step - 1, reason)
+        self.account.left_out(self.step - 1, reason)
         if self.skips_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
                 f"{self.skips_in_a_row} updates in a row were not finite, the last at step {self.step}; lower "
@@ -304,66 +274,15 @@ class _Job:
             )
         return Skipped(step=self.step, reason=reason, samples=self.samples, keys=keys)
 
-    def lost_allowed(self) -> int:
-        """Images that this step may still lose on all ranks together."""
-        return self.data.lost_allowed * self.run.data.repeats - self.ledger.lost_since_epoch_began(self.step)
-
-    def account(self, stats: UpdateStats, seen: list[Batch]) -> Iterator[Record]:
-        """Enters what the step lost; ends the run on all ranks, this step not applied, where that is too much."""
-        if stats.num_samples != self.run.global_batch:
-            raise RuntimeError(f"step {self.step} saw {stats.num_samples} images, not {self.run.global_batch}")
-        for text in {b.notice for b in seen if b.notice} - self.notices:
-            self.notices.add(text)
-            yield Notice(step=self.step, text=text)
-        if not stats.num_lost:
+    def leave_over_budget(self) -> Iterator[Record]:
+        """Ends the run on all ranks where the step lost more than is allowed; it was not applied, what came before is saved."""
+        error = self.account.over_budget
+        if error is None:
             return
-        allowed = self.lost_allowed()
-        found: list[Loss] = []
-        for part in world.gather(self.world, [loss for b in seen for loss in b.lost]):
-            found += cast(list[Loss], part)
-        self.ledger.lost(self.step, found)
-        yield Lost(
-            step=self.step,
-            samples=tuple(asdict(loss) for loss in found),
-            num_epoch=self.ledger.lost_since_epoch_began(self.step),
-            num_allowed=self.data.lost_allowed * self.run.data.repeats,
-        )
-        if stats.num_lost > allowed:
-            self._write_ledger()
-            if self.run.save_every is not None and self.newest_checkpoint_step < self.step:
-                yield self.save()
-            loss = found[0]
-            raise UserError(
-                f"step {self.step} lost {len(found)} images, more than data.max_lost_share allows in an epoch "
-                f"({self.data.lost_allowed}), the first {loss.key} of {loss.shard}: {loss.reason}; restore the data or raise "
-                f"the budget, then run again: it goes on from the newest checkpoint"
-            )
-
-    def closed_epochs(self) -> Iterator[Record]:
-        """The passes with losses that have just ended."""
-        for page in self.ledger.closed(self.step):
-            yield self._accounted([page], page.epoch)
-
-    def close_ledger(self) -> Iterator[Record]:
-        """The account of the whole run, by source."""
-        self._write_ledger()
-        pages = self.ledger.pages(self.step)
-        for source in dict.fromkeys(page.source for page in pages):
-            yield self._accounted([page for page in pages if page.source == source], None)
-
-    def _accounted(self, pages: list[Page], epoch: int | None) -> Accounted:
-        names = ("manifest", "used", "skipped", "dropped", "excluded", "repeated")
-        sums = {name: sum(getattr(page, name) for page in pages) for name in names}
-        return Accounted(step=self.step, source=pages[0].source, epoch=epoch, **sums)
-
-    def _write_ledger(self) -> None:
-        if self.world.is_main:
-            self.ledger.write(self.out, self.step)
-
-    def _restore_ledger(self) -> None:
-        """Rank 0 reads what was lost before, and the others take its account over."""
-        entries = self.ledger.read(self.out, self.step) if self.world.is_main else None
-        self.ledger.restore(cast(Entries, world.broadcast(self.world, entries)), self.step)
+        self.account.write(self.step)
+        if self.run.save_every is not None and self.newest_checkpoint_step < self.step:
+            yield self.save()
+        raise error
 
     def report(self, rate: float) -> Step:
         updates = self.updates
@@ -376,7 +295,7 @@ class _Job:
             step=self.step,
             num_updates=num,
             samples=self.samples,
-            epoch=self.ledger.epochs(self.step),
+            epoch=self.account.epochs(self.step),
             loss=sum(u.loss for u in applied) / n,
             accuracy=sum(u.accuracy for u in applied) / n,
             learning_rate=rate,
@@ -422,7 +341,7 @@ class _Job:
 
     def _save(self) -> Saved:
         begin = time.perf_counter()
-        self._write_ledger()
+        self.account.write(self.step)
         manifest = self.data.manifest
         facts = {
             "samples": self.samples,
@@ -455,11 +374,6 @@ class _Job:
             seconds_s=self.clock.elapsed_s,
             evaluation=self.evaluation_numbers(),
         )
-
-
-def lost_in(seen: list[Batch]) -> float:
-    """Samples that a rank's share of a step could not read; infinite where a micro-batch had none to go on with."""
-    return float("inf") if any(b.is_void for b in seen) else float(sum(len(b.lost) for b in seen))
 
 
 def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pipeline.data.shard_reader import ShardReader, Unreadable
 
-PORTION_SAMPLES = 2048
+PORTION_SAMPLES = 4096
 """Planned at once, at most: of small images the budget would hold so many that planning them would stop everything else."""
 OVERHEAD_BYTES = 1024
 """What Python needs around a sample that is held."""

@@ -27,7 +27,7 @@ HEADER_BYTES = 512
 MAX_GAP_BYTES = 64 << 10
 """A request reads over gaps up to this: less than what a store sends while a new request is on its way."""
 SMALL_GAP_BYTES = 4 << 10
-MIN_USEFUL_SHARE = 0.25
+MIN_USEFUL_SHARE = 0.15
 """... and only while this much of what it brings was asked for; gaps of a page or less are not worth a question."""
 _NAME_BYTES = 100  # of a tar header; longer names are cut there and stand whole in an extra member before
 
