@@ -55,6 +55,11 @@ class UpdateStats:
     gradient_norm: float
     stop_requested: bool
     """Some rank was asked to stop."""
+    num_samples: int
+    """Images that the step saw, on all ranks."""
+    num_lost: float
+    """Samples that could not be read, on all ranks; infinite where a whole micro-batch could not. Above what was allowed,
+    the update is left out."""
 
 
 class _Objective(nn.Module):
@@ -178,11 +183,16 @@ class Engine:
         self._engine.backward(loss)
         self._sums += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
 
-    def update(self, rate: float, *, stop_requested: bool = False) -> UpdateStats:
-        """Clip, agree over all ranks that everything is finite, and only then update at this learning rate."""
+    def update(
+        self, rate: float, *, stop_requested: bool = False, num_lost: float = 0.0, lost_allowed: float = math.inf
+    ) -> UpdateStats:
+        """Clip, agree over all ranks that everything is finite, and only then update at this learning rate.
+
+        `num_lost` is this rank's; `lost_allowed` is for all ranks together, and equal on all.
+        """
         gradients = gradient_pieces(self._places, self._zero)
-        weight_squares, gradient_squares, stats = self._agree(gradients, stop_requested)
-        loss_sum, correct, seen, stops = stats.unbind()
+        weight_squares, gradient_squares, stats = self._agree(gradients, stop_requested, num_lost)
+        loss_sum, correct, seen, stops, lost = stats.unbind()
         coefficients = torch.ones_like(gradient_squares)
         if self.optim.clipping > 0:
             clipped = agc.coefficients(weight_squares, gradient_squares, self.optim.clipping, self.optim.clipping_eps)
@@ -190,12 +200,14 @@ class Engine:
         norm = (gradient_squares * coefficients.square()).sum().sqrt()
         share = (coefficients < 1).sum() / self._clip_mask.sum()
         # The one host synchronisation of a step.
-        values = torch.stack([loss_sum / seen, correct / seen, share, norm, stops, gradient_squares.sum()]).tolist()
-        loss, accuracy, clipped_share, gradient_norm, stops_seen, gradient_total = values
+        values = torch.stack(
+            [loss_sum / seen, correct / seen, share, norm, stops, gradient_squares.sum(), seen, lost]
+        ).tolist()
+        loss, accuracy, clipped_share, gradient_norm, stops_seen, gradient_total, num_seen, lost_seen = values
         # A loss of exactly nothing (a few images, learnt by heart) has no gradient; a loss that is there must have one.
         if self.optim.clipping > 0 and gradient_total == 0.0 and loss > MIN_LOSS_WITH_GRADIENT:
             raise RuntimeError("AGC is on and saw no gradient at all; the engine lost them, stop and report this")
-        applied = math.isfinite(loss) and math.isfinite(gradient_total)
+        applied = math.isfinite(loss) and math.isfinite(gradient_total) and lost_seen <= lost_allowed
         if applied:
             if self.optim.clipping > 0 and clipped_share > 0:
                 self._scale(gradients, coefficients)
@@ -214,10 +226,12 @@ class Engine:
             clipped_share=clipped_share,
             gradient_norm=gradient_norm,
             stop_requested=stops_seen > 0,
+            num_samples=round(num_seen),
+            num_lost=lost_seen,
         )
 
     def _agree(
-        self, gradients: list[torch.Tensor], stop_requested: bool
+        self, gradients: list[torch.Tensor], stop_requested: bool, num_lost: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Squares of all units' weights and gradients, and the step's statistics, equal on every rank: one collective."""
         units = torch.zeros(2, self._num_units, device=self.world.device)
@@ -226,12 +240,13 @@ class Engine:
             span = slice(start, start + place.fragment.num_units)
             units[0, span] = unit_sums(place.fragment, place.fragment.weight)
             units[1, span] = unit_sums(place.fragment, gradient)
-        stats = torch.cat([self._sums, torch.full((1,), float(stop_requested), device=self.world.device)])
+        flags = torch.tensor([float(stop_requested), num_lost], device=self.world.device)
+        stats = torch.cat([self._sums, flags])
         if self.world.size > 1:
             if self._is_sharded:
                 together = torch.cat([units.view(-1), stats])
                 dist.all_reduce(together)
-                units, stats = together[:-4].view(2, -1), together[-4:]
+                units, stats = together[:-5].view(2, -1), together[-5:]
             else:  # every rank holds every unit already
                 dist.all_reduce(stats)
         return units[0], units[1], stats
