@@ -8,7 +8,6 @@ put together from two objects.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -177,19 +176,17 @@ class ShardReader:
         if offset - start + size > len(data):
             return Unreadable("its shard ends before it")
         header = bytes(data[offset - start - HEADER_BYTES : offset - start])
-        checksums = getattr(self.index, "crc32", None)
-        # Looking a key up may mean reading a group of them; where a checksum proves the content, the name adds nothing.
-        problem = header_problem(header, size, str(self.index.keys[sample]) if checksums is None else None)
+        problem = header_problem(header, size)
         if problem:
             return Unreadable(problem)
         content = bytes(data[offset - start : offset - start + size])
-        if checksums is not None and zlib.crc32(content) != int(checksums[sample]):
+        if zlib.crc32(content) != int(self.index.crc32[sample]):
             return Unreadable("its bytes have changed (CRC-32 differs)")
         return content
 
 
-def header_problem(header: bytes, size: int, key: str | None) -> str | None:
-    """Why these 512 bytes are not the tar header of a member of this size and (if asked) key, or None."""
+def header_problem(header: bytes, size: int) -> str | None:
+    """Why these 512 bytes are not the tar header of a member of this size, or None: a reason to give; CRC-32 is the proof."""
     if len(header) != HEADER_BYTES:
         return "no tar header stands before it"
     try:
@@ -201,10 +198,6 @@ def header_problem(header: bytes, size: int, key: str | None) -> str | None:
         return "the tar header before it is damaged"
     if length != size:
         return f"the tar has a member of {length} bytes where the index has {size}"
-    name = header[:_NAME_BYTES].rstrip(b"\0").decode("utf-8", "replace")
-    stem = os.path.basename(name).partition(".")[0]
-    if key is not None and len(name) < _NAME_BYTES and stem not in key:
-        return f"the tar has the member {name} in its place"
     return None
 
 

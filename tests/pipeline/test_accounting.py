@@ -93,7 +93,7 @@ def test_the_ledger_of_a_run_with_losses_adds_up_to_the_manifest(
         assert page["used"] + page["skipped"] + page["dropped"] + page["excluded"] == page["manifest"] == 1100
     lost = [r for r in records if type(r).__name__ == "Lost"]
     assert sum(len(r.samples) for r in lost) == first["skipped"] + second["skipped"]
-    assert all("does not decode" in s["reason"] and s["filled_with"] not in keys for r in lost for s in r.samples)
+    assert all("bytes have changed" in s["reason"] and s["filled_with"] not in keys for r in lost for s in r.samples)
     accounts = [r for r in records if type(r).__name__ == "Accounted"]
     assert [a.epoch for a in accounts] == [0, None] and accounts[1].used == first["used"] + second["used"]
 
