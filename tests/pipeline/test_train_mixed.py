@@ -25,7 +25,7 @@ def losses(digits: str, folder: Path, num_processes: int) -> list[float]:
         name="mixed",
         model=ModelConfig(name="nfnet_tiny"),
         data=DataConfig(url=digits),
-        augment=nfnet_augment(5, image_px=16),
+        augment=nfnet_augment(1, image_px=16),
         optim=OptimConfig(learning_rate=0.2, label_smoothing=0.1),
         global_batch=32,
         micro_batch=8,
