@@ -25,7 +25,7 @@ from torch import nn
 
 import nfnet.agc as agc
 from nfnet.groups import assign, param_groups
-from nfnet.losses import label_smoothing_cross_entropy
+from nfnet.losses import MixedLabels, label_smoothing_cross_entropy
 from nfnet.optim import SGD
 from nfnet.sam import sam_backward
 from pipeline.errors import UserError
@@ -68,18 +68,23 @@ class UpdateStats:
     gradient_norm: float
     stop_requested: bool
     """Some rank was asked to stop."""
+    num_samples: int
+    """Images that the step saw, on all ranks."""
+    num_lost: float
+    """Samples that could not be read, on all ranks; infinite where a whole micro-batch could not. Above what was allowed,
+    the update is left out."""
     parts: dict[str, PartStats] = field(default_factory=dict)
     """The same of each part of the network: stem, stage 0, stage 1, ..., final, head."""
 
 
 class _Objective(nn.Module):
-    """images, labels -> (mean loss, number of correct top-1 predictions)."""
+    """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part)."""
 
     def __init__(self, network: nn.Module, smoothing: float, precision: str) -> None:
         super().__init__()
         self.network, self.smoothing, self.bf16 = network, smoothing, precision == "bf16"
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | None = None) -> Any:
         """Without labels: logits, as the network gives them. ZeRO's hooks want every pass to begin here."""
         if labels is None:
             return self.network(images)
@@ -87,7 +92,8 @@ class _Objective(nn.Module):
             logits = self.network(images)
         logits = logits.float()
         loss = label_smoothing_cross_entropy(logits, labels, self.smoothing)
-        return loss, (logits.detach().argmax(1) == labels).sum()
+        classes = labels.larger if isinstance(labels, MixedLabels) else labels
+        return loss, (logits.detach().argmax(1) == classes).sum()
 
 
 def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
@@ -210,7 +216,7 @@ class Engine:
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
-    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor, *, is_last: bool) -> None:
+    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels, *, is_last: bool) -> None:
         """One micro-batch; gradients accumulate, and are averaged over ranks with the step's last one."""
         self._engine.train()
         # Said explicitly: the library counts micro-batches by calls of its step(), which is called once an update here.
@@ -220,15 +226,16 @@ class Engine:
         else:
             loss, correct = self._engine(images, labels)
             self._engine.backward(loss)
-        self._seen += torch.stack([loss.detach() * len(labels), correct, torch.full_like(loss, len(labels))])
+        self._seen += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
 
-    def _sam(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sam(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
         """The ascent passes by the library, which averages the second gradient only; loss at the perturbed weights."""
         passes = iter((self._objective, self._engine))
         seen: list[torch.Tensor] = []
 
-        def objective(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            loss, correct = next(passes)(images, labels)
+        def objective(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
+            loss, correct = next(passes)(images, chosen)
             seen[:] = [loss, correct]
             return loss
 
@@ -236,7 +243,7 @@ class Engine:
             self.network,
             objective,
             images,
-            labels,
+            torch.arange(len(images), device=images.device),
             rho=self.optim.sam_rho,
             share=self.optim.sam_share,
             backward=self._engine.backward,
@@ -244,28 +251,39 @@ class Engine:
         return seen[0], seen[1]
 
     @torch.no_grad()
-    def update(self, rate: float, *, stop_requested: bool = False, measure: bool = False) -> UpdateStats:
+    def update(
+        self,
+        rate: float,
+        *,
+        stop_requested: bool = False,
+        num_lost: float = 0.0,
+        lost_allowed: float = math.inf,
+        measure: bool = False,
+    ) -> UpdateStats:
         """Clip, agree over all ranks that everything is finite, and only then update at this learning rate.
 
         Args:
+            num_lost: samples of this rank that could not be read.
+            lost_allowed: for all ranks together, and equal on all; above it the update is left out.
             measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
         """
         gradients = self._units.split(self._layout.gradients(self._places))
-        units, stats = self._agree(gradients, stop_requested, measure)
-        loss_sum, correct, seen, stops = stats.unbind()
+        units, stats = self._agree(gradients, (float(stop_requested), num_lost), measure)
+        loss_sum, correct, seen, stops, lost = stats.unbind()
         factors = torch.ones_like(units[1])
         if self.optim.clipping > 0:
             clipped = agc.coefficients(units[0], units[1], self.optim.clipping, self.optim.clipping_eps)
             factors = torch.where(self._sums.clip, clipped, factors)
         parts = self._sums.of_parts(units, factors, rate)
         # The one host synchronisation of a step.
-        head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum()])
-        loss, accuracy, stops_seen, gradient_total, *numbers = torch.cat([head, parts.view(-1)]).tolist()
-        whole, by_part = self._sums.read(numbers, measured=measure)
+        head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum(), seen, lost])
+        numbers = torch.cat([head, parts.view(-1)]).tolist()
+        loss, accuracy, stops_seen, gradient_total, num_seen, lost_seen = numbers[:6]
+        whole, by_part = self._sums.read(numbers[6:], measured=measure)
         # A loss of exactly nothing (a few images, learnt by heart) has no gradient; a loss that is there must have one.
         if self.optim.clipping > 0 and gradient_total == 0.0 and loss > MIN_LOSS_WITH_GRADIENT:
             raise RuntimeError("AGC is on and saw no gradient at all; the engine lost them, stop and report this")
-        applied = math.isfinite(loss) and math.isfinite(gradient_total)
+        applied = math.isfinite(loss) and math.isfinite(gradient_total) and lost_seen <= lost_allowed
         if applied:
             if whole.clipped_share > 0:
                 self._units.scale(gradients, factors)
@@ -281,6 +299,8 @@ class Engine:
             clipped_share=whole.clipped_share,
             gradient_norm=whole.gradient_norm,
             stop_requested=stops_seen > 0,
+            num_samples=round(num_seen),
+            num_lost=lost_seen,
             parts=by_part,
         )
 
@@ -292,7 +312,7 @@ class Engine:
             raise RuntimeError("DeepSpeed skipped an update that all ranks had agreed on; the run must not go on")
 
     def _agree(
-        self, gradients: list[torch.Tensor], stop_requested: bool, measure: bool
+        self, gradients: list[torch.Tensor], flags: tuple[float, float], measure: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(2 or 6, units) sums of products (`Sums`) and the step's statistics, equal on every rank: one collective."""
         pairs = [(self._weights, self._weights), (gradients, gradients)]
@@ -301,12 +321,12 @@ class Engine:
             momenta = self._units.split([s for s in states if s is not None])
             pairs += [(gradients, self._weights), (gradients, momenta), (self._weights, momenta), (momenta, momenta)]
         units = torch.stack([self._units.add_up(products(a, b)) for a, b in pairs])
-        stats = torch.cat([self._seen, torch.full((1,), float(stop_requested), device=self.world.device)])
+        stats = torch.cat([self._seen, torch.tensor(flags, device=self.world.device)])
         if self.world.size > 1:
             if self._is_sharded:
                 together = torch.cat([units.view(-1), stats])
                 dist.all_reduce(together)
-                units, stats = together[:-4].view(len(pairs), -1), together[-4:]
+                units, stats = together[:-5].view(len(pairs), -1), together[-5:]
             else:  # every rank holds every unit already
                 dist.all_reduce(stats)
         return units, stats

@@ -10,25 +10,37 @@ epoch, sample), so a run's whole state is weights, momentum, averages, and one i
 from __future__ import annotations
 
 import hashlib
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import FrameType
 
 import torch
 
-from pipeline import checkpoint, storage, world
+from pipeline import checkpoint, parity, storage, world
+from pipeline.account import Account, lost_in
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
+from pipeline.clock import Clock
 from pipeline.config import Run, dump_yaml, load_yaml, to_dict
+from pipeline.data.accounting import plan
 from pipeline.data.augment import normalise
-from pipeline.data.loader import Batch, EvalData, TrainData
+from pipeline.data.batches import Batch
+from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
 from pipeline.engine import Engine, UpdateStats
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
-from pipeline.records import Evaluation, Finished, Phase, Record, Saved, Skipped, Started, Step, Stopped
+from pipeline.records import (
+    Evaluation,
+    Finished,
+    Phase,
+    Record,
+    Saved,
+    Skipped,
+    Started,
+    Step,
+    Stopped,
+)
+from pipeline.stop import StopSignal
 from pipeline.world import World
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -40,8 +52,16 @@ CHANGEABLE = (
     "keep_checkpoints",
     "engine",
     "data.num_workers",
+    "data.read_threads",
+    "data.read_ahead_mb",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.max_lost_share",
+    "data.max_lost_samples",
+    "data.skip_steps",
 )
-"""Fields that a restarted run may change: none of them decides which update comes next."""
+"""Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
+there to change it."""
 
 
 def train(run: Run, out: str) -> Iterator[Record]:
@@ -49,34 +69,54 @@ def train(run: Run, out: str) -> Iterator[Record]:
 
     Every rank iterates it; records are equal on all ranks but for times. Raises UserError for what the user can mend.
     """
+    clock = Clock()
+    for record in _train(run, out, clock):
+        with clock("log"):
+            yield record
+
+
+def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
     me = world.join()
     yield Phase(step=0, name="reading the data's manifest")
-    job = _Job(run, out, me)
+    job = _Job(run, out, me, clock)
     yield from job.start()
     batches = job.data.batches(
         steps=range(job.step, job.total_steps), global_batch=run.global_batch, micro_batch=job.micro_batch, world=me
     )
     yield Phase(step=job.step, name="training")
-    with _StopSignal() as stop:
+    clock.take()
+    with StopSignal() as stop:
         while job.step < job.total_steps:
             rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen: list[Batch] = []
             for micro in range(job.accumulation):
-                with job.clock.waiting():
+                with clock("wait"):
                     batch = next(batches)
                 seen.append(batch)
                 _seed_step(run.seed, job.step, micro * me.size + me.rank)
-                images, labels = normalise(batch.images, run.augment, me.device), batch.labels.to(me.device)
-                job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
-            stats = job.engine.update(rate, stop_requested=stop.requested)
+                with clock("transfer"):
+                    images, labels = normalise(batch.images, run.augment, me.device), batch.targets(me.device)
+                with clock("compute"):
+                    job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
+            with clock("compute"):
+                stats = job.engine.update(
+                    rate,
+                    stop_requested=stop.requested,
+                    num_lost=lost_in(seen),
+                    lost_allowed=job.account.allowed(job.step),
+                )
+            yield from job.account.enter(job.step, stats, seen)
+            if stats.num_lost > 0:
+                yield from job.leave_over_budget()
             job.step += 1
-            job.clock.tick(stats)
+            job.updates.append(stats)
             if stats.applied:
                 job.skips_in_a_row = 0
             else:
                 yield job.skipped(stats, seen)
             if job.due(run.log_every_steps) or job.step == job.total_steps:
                 yield job.report(rate)
+            yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:
                 yield job.save()
                 yield Stopped(
@@ -95,72 +135,15 @@ def train(run: Run, out: str) -> Iterator[Record]:
     if run.save_final and job.newest_checkpoint_step < job.step:
         yield job.save()
     job.engine.close()
+    yield from job.account.close(job.step)
     yield job.finished()
-
-
-@dataclass
-class _Clock:
-    """Sums over the updates since the last report; keeps all timing out of the loop."""
-
-    begin_s: float = field(default_factory=time.perf_counter)
-    mark_s: float = field(default_factory=time.perf_counter)
-    wait_s: float = 0.0
-    updates: list[UpdateStats] = field(default_factory=list)
-    _wait_begin_s: float = 0.0
-
-    def waiting(self) -> _Clock:
-        return self
-
-    def __enter__(self) -> None:
-        self._wait_begin_s = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.wait_s += time.perf_counter() - self._wait_begin_s
-
-    def tick(self, stats: UpdateStats) -> None:
-        self.updates.append(stats)
-
-    def restart(self) -> None:
-        self.mark_s, self.wait_s, self.updates = time.perf_counter(), 0.0, []
-
-    def pause(self, seconds_s: float) -> None:
-        """Time that was not training (evaluation, saving) does not count against the rate."""
-        self.mark_s += seconds_s
-
-
-class _StopSignal:
-    """SIGTERM and SIGINT set a flag; the loop reads it at a step's end, all ranks agree, and the run saves and leaves.
-
-    Only the main thread may install handlers; a trial in a worker thread goes without.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> _StopSignal:
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._set)
-        except ValueError:
-            pass
-        return self
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 class _Job:
     """A run in progress: what the loop needs, made in the order in which mistakes are cheapest to find."""
 
-    def __init__(self, run: Run, out: str, me: World) -> None:
-        self.run, self.out, self.world = run, out, me
+    def __init__(self, run: Run, out: str, me: World, clock: Clock) -> None:
+        self.run, self.out, self.world, self.clock = run, out, me, clock
         self.micro_batch, self.accumulation = run.batch_plan(me.size)
         self.data = TrainData(run.data, run.augment, seed=run.seed)
         self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
@@ -171,6 +154,8 @@ class _Job:
         self.save_steps = self._steps(run.save_every) if run.save_every else 0
         if self.total_steps < 1:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
+        self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
+        self.updates: list[UpdateStats] = []  # since the last report
         self.step = 0
         self.newest_checkpoint: str | None = None
         self.newest_checkpoint_step = -1
@@ -178,15 +163,17 @@ class _Job:
         self.last_evaluation: Evaluation | None = None
 
     def _steps(self, duration: Duration) -> int:
-        return duration.steps(samples_per_epoch=self.data.num_samples, global_batch=self.run.global_batch)
+        return duration.steps(samples_per_epoch=self.data.samples_per_epoch, global_batch=self.run.global_batch)
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
         commit, passed = self._newest()
         yield from passed
         yield Phase(step=0, name="starting the engine")
+        if self.run.engine.parity_check:
+            parity.check(self.run.engine, world=self.world, accumulation=self.accumulation)
         config = self.run.model
-        model, _ = build_model(config, len(self.data.manifest.classes), seed=self.run.seed)
+        model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
         self.engine = Engine(
             model,
             optim=self.run.optim,
@@ -199,8 +186,8 @@ class _Job:
             self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
             self.step = self.newest_checkpoint_step = commit.step
             self.newest_checkpoint = commit.url
-        self.clock = _Clock()
         self.first_step = self.step
+        self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
 
     def _newest(self) -> tuple[Commit | None, list[Record]]:
@@ -244,7 +231,7 @@ class _Job:
             storage.write_bytes(place, dump_yaml(self.run).encode())
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
-        run, per_epoch = self.run, self.data.num_samples
+        run, per_epoch = self.run, self.data.samples_per_epoch
         return Started(
             step=self.step,
             run_name=run.name,
@@ -253,7 +240,7 @@ class _Job:
             total_samples=self.total_steps * run.global_batch,
             samples_per_epoch=per_epoch,
             steps_per_epoch=per_epoch / run.global_batch,
-            dropped_samples=-(self.total_steps * run.global_batch) % per_epoch,
+            dropped_samples=self.account.dropped(),
             global_batch=run.global_batch,
             micro_batch=self.micro_batch,
             accumulation=self.accumulation,
@@ -265,7 +252,8 @@ class _Job:
             resumed_from=commit.url if commit else None,
             config=to_dict(run),
             config_digest=run.digest(),
-            dataset_digest=self.data.manifest.digest,
+            dataset_digest=self.data.digest,
+            data_plan=plan(self.data, global_batch=run.global_batch, total_steps=self.total_steps),
         )
 
     def due(self, every: int) -> bool:
@@ -278,43 +266,61 @@ class _Job:
     def skipped(self, stats: UpdateStats, seen: list[Batch]) -> Skipped:
         """All ranks left the update out; three in a row end the run, for then it is not the batch."""
         self.skips_in_a_row += 1
-        keys = tuple(self.data.reader.key(int(s)) for b in seen for s in b.samples)
+        keys = tuple(self.data.key(int(s)) for b in seen for s in b.samples)
+        reason = f"loss {stats.loss}, gradient not finite"
+        self.account.left_out(self.step - 1, reason)
         if self.skips_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
                 f"{self.skips_in_a_row} updates in a row were not finite, the last at step {self.step}; lower "
                 f"optim.learning_rate or optim.clipping, then run again: it goes on from the newest checkpoint"
             )
-        return Skipped(
-            step=self.step, reason=f"loss {stats.loss}, gradient not finite", samples=self.samples, keys=keys
-        )
+        return Skipped(step=self.step, reason=reason, samples=self.samples, keys=keys)
+
+    def leave_over_budget(self) -> Iterator[Record]:
+        """Ends the run on all ranks where the step lost more than is allowed; it was not applied, what came before is saved."""
+        error = self.account.over_budget
+        if error is None:
+            return
+        self.account.write(self.step)
+        if self.run.save_every is not None and self.newest_checkpoint_step < self.step:
+            yield self.save()
+        raise error
 
     def report(self, rate: float) -> Step:
-        clock, updates = self.clock, self.clock.updates
-        step_s = (time.perf_counter() - clock.mark_s) / len(updates)
+        updates = self.updates
+        num = len(updates)
+        wall_s, spent_s = self.clock.take()
+        step_s = (wall_s - spent_s["save"] - spent_s["evaluate"]) / num
         applied = [u for u in updates if u.applied] or updates  # a skipped one's loss would hide the others'
         n = len(applied)
         record = Step(
             step=self.step,
-            num_updates=len(updates),
+            num_updates=num,
             samples=self.samples,
-            epoch=self.samples / self.data.num_samples,
-            loss=sum(u.loss for u in updates) / n,
-            accuracy=sum(u.accuracy for u in updates) / n,
+            epoch=self.account.epochs(self.step),
+            loss=sum(u.loss for u in applied) / n,
+            accuracy=sum(u.accuracy for u in applied) / n,
             learning_rate=rate,
-            clipped_share=sum(u.clipped_share for u in updates) / n,
+            clipped_share=sum(u.clipped_share for u in applied) / n,
             gradient_norm=applied[-1].gradient_norm,
             images_per_s=self.run.global_batch / step_s,
-            data_wait_s=clock.wait_s / len(updates),
+            data_wait_s=spent_s["wait"] / num,
+            transfer_s=spent_s["transfer"] / num,
+            compute_s=spent_s["compute"] / num,
+            save_s=spent_s["save"] / num,
+            log_s=spent_s["log"] / num,
+            evaluate_s=spent_s["evaluate"] / num,
+            other_s=spent_s["other"] / num,
+            wall_s=wall_s / num,
             step_s=step_s,
             remaining_s=(self.total_steps - self.step) * step_s,
         )
-        clock.restart()
+        self.updates = []
         return record
 
     def evaluate(self) -> Evaluation:
         assert self.eval_data is not None
-        begin = time.perf_counter()
-        with self.engine.evaluation_network() as (network, weights):
+        with self.clock("evaluate"), self.engine.evaluation_network() as (network, weights):
             self.last_evaluation = evaluate(
                 network,
                 self.eval_data,
@@ -325,7 +331,6 @@ class _Job:
                 weights=weights,
                 bf16=self.run.engine.precision == "bf16",
             )
-        self.clock.pause(time.perf_counter() - begin)
         return self.last_evaluation
 
     def evaluation_numbers(self) -> dict[str, float]:
@@ -333,7 +338,12 @@ class _Job:
         return {} if last is None else {"loss": last.loss, "top1": last.top1, "top5": last.top5}
 
     def save(self) -> Saved:
+        with self.clock("save"):
+            return self._save()
+
+    def _save(self) -> Saved:
         begin = time.perf_counter()
+        self.account.write(self.step)
         manifest = self.data.manifest
         facts = {
             "samples": self.samples,
@@ -341,8 +351,8 @@ class _Job:
             "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
             "config": to_dict(self.run),
             "config_digest": self.run.digest(),
-            "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": manifest.digest},
-            "classes": list(manifest.classes),
+            "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": self.data.digest},
+            "classes": self.data.classes,
             "evaluation": self.evaluation_numbers(),
         }
         commit = checkpoint.save(
@@ -353,7 +363,6 @@ class _Job:
         found = world.broadcast(self.world, commit)
         assert isinstance(found, Commit)
         seconds_s = time.perf_counter() - begin
-        self.clock.pause(seconds_s)
         self.newest_checkpoint, self.newest_checkpoint_step = found.url, self.step
         return Saved(
             step=self.step, url=found.url, digest=found.digest, size_bytes=found.size_bytes, seconds_s=seconds_s
@@ -364,7 +373,7 @@ class _Job:
             step=self.step,
             checkpoint=self.newest_checkpoint,
             samples=(self.step - self.first_step) * self.run.global_batch,
-            seconds_s=time.perf_counter() - self.clock.begin_s,
+            seconds_s=self.clock.elapsed_s,
             evaluation=self.evaluation_numbers(),
         )
 

@@ -66,6 +66,15 @@ def broadcast(world: World, value: object) -> object:
     return box[0]
 
 
+def gather(world: World, value: object) -> list[object]:
+    """Every rank's value on every rank, by rank. A collective: all ranks call it, or none does."""
+    if world.size == 1:
+        return [value]
+    box: list[object] = [None] * world.size
+    dist.all_gather_object(box, value)
+    return box
+
+
 def leave() -> None:
     """End the process group of a run that is over. Without it, gloo's threads may abort a process that exits well."""
     if dist.is_initialized():

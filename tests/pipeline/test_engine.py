@@ -1,6 +1,8 @@
 """The engine computes what one plain process computes, at any sharding."""
 
 import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,22 +102,39 @@ CASES: dict[str, dict[str, Any]] = {
     for stage in STAGES
     for accumulation in (1, 2)
 }
-CASES |= {
+CASES["2-2"]["restore"] = CASES["3-2"]["restore"] = STAGES
+CASES_OF_SEVERAL = CASES | {
     **{f"poison-{stage}": {"stage": stage, "accumulation": 2, "poison_step": 4} for stage in STAGES},
     **{f"sam-{stage}": {"stage": stage, "accumulation": 2, "sam_rho": 0.05} for stage in (0, 1, 2)},
     **{f"bf16-{stage}": {"stage": stage, "accumulation": 1, "precision": "bf16"} for stage in STAGES},
     **{f"checkpointing-{s}": {"stage": s, "accumulation": 1, "activation_checkpointing": True} for s in STAGES},
 }
-CASES["2-2"]["restore"] = CASES["3-2"]["restore"] = STAGES
-RANKS = [1, 2, pytest.param(4, marks=pytest.mark.slow)]
+SEVERAL = [2, pytest.param(4, marks=pytest.mark.slow)]
 
 
-@pytest.fixture(scope="module", params=RANKS, ids=lambda r: f"{r} ranks")
-def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
-    """Number of ranks, and all cases' outcomes, computed by one group of processes."""
-    out = tmp_path_factory.mktemp("engine") / "out.pt"
-    processes.run("engine_steps.py", out, CASES, num_processes=request.param)
-    return request.param, torch.load(out)
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
+    """Number of ranks -> all cases' outcomes, computed once by one group of processes."""
+
+    @lru_cache
+    def compute(ranks: int) -> dict[str, Any]:
+        out = tmp_path_factory.mktemp("engine") / "out.pt"
+        cases = CASES if ranks == 1 else CASES_OF_SEVERAL
+        processes.run("engine_steps.py", out, cases, num_processes=ranks)
+        found: dict[str, Any] = torch.load(out)
+        return found
+
+    return compute
+
+
+@pytest.fixture(params=[1, *SEVERAL], ids=lambda r: f"{r} ranks")
+def group(request: pytest.FixtureRequest, outcomes: Callable[[int], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    return request.param, outcomes(request.param)
+
+
+@pytest.fixture(params=SEVERAL, ids=lambda r: f"{r} ranks")
+def several(request: pytest.FixtureRequest, outcomes: Callable[[int], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    return request.param, outcomes(request.param)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -145,38 +164,38 @@ def test_clipping_changes_the_outcome(expected: dict[str, torch.Tensor]) -> None
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_batch_that_is_not_finite_on_one_rank_is_left_out_on_all(
-    stage: int, group: tuple[int, dict[str, Any]]
+    stage: int, several: tuple[int, dict[str, Any]]
 ) -> None:
-    found = group[1][f"poison-{stage}"]
+    found = several[1][f"poison-{stage}"]
     assert [s["applied"] for s in found["stats"]] == [s != 4 for s in range(program.STEPS)]
     assert distance(found["state"], plain(skip=4), "weights") < 1e-6
 
 
 @pytest.mark.parametrize("stage", (0, 1, 2))
 def test_each_micro_batch_moves_the_weights_by_its_own_sharpness(
-    stage: int, group: tuple[int, dict[str, Any]], expected: dict[str, torch.Tensor]
+    stage: int, several: tuple[int, dict[str, Any]], expected: dict[str, torch.Tensor]
 ) -> None:
-    ranks, found = group
+    ranks, found = several
     twin = plain(sam_parts=2 * ranks)
     assert distance(found[f"sam-{stage}"]["state"], twin, "weights") < 2e-6
     assert distance(twin, expected, "weights") > 1e-3
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_recomputing_blocks_changes_nothing(stage: int, group: tuple[int, dict[str, Any]]) -> None:
-    found = group[1]
+def test_recomputing_blocks_changes_nothing(stage: int, several: tuple[int, dict[str, Any]]) -> None:
+    found = several[1]
     assert distance(found[f"checkpointing-{stage}"]["state"], found[f"{stage}-1"]["state"], "weights") < 1e-6
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_keeps_fp32_weights_and_stays_near(
-    stage: int, group: tuple[int, dict[str, Any]], expected: dict[str, torch.Tensor]
+    stage: int, several: tuple[int, dict[str, Any]], expected: dict[str, torch.Tensor]
 ) -> None:
-    state = group[1][f"bf16-{stage}"]["state"]
+    state = several[1][f"bf16-{stage}"]["state"]
     assert {v.dtype for v in state.values()} == {torch.float32}
     assert 1e-6 < distance(state, expected, "weights") < 3e-2
     # All stages compute the same bf16 network; only sums over ranks may be taken in another order.
-    assert distance(state, group[1]["bf16-0"]["state"], "weights") < 1e-5
+    assert distance(state, several[1]["bf16-0"]["state"], "weights") < 1e-5
 
 
 @pytest.mark.parametrize("stage", STAGES)
