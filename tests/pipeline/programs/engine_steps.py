@@ -4,6 +4,8 @@ processes; rank 0 writes the outcomes."""
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ import torch.distributed as dist
 import nfnet
 from nfnet.variants import Variant
 from pipeline import engine as engine_module
+from pipeline.data.augment import AugmentConfig
 from pipeline.engine import Engine, EngineConfig
+from pipeline.evaluate import evaluate
 from pipeline.update import OptimConfig
 from pipeline.world import World, join, leave
 
@@ -92,15 +96,42 @@ def train(me: World, engine: Engine, options: dict[str, Any], steps: range) -> l
     return stats
 
 
+class ThreeImages:
+    """A split that two ranks, or four, cannot share evenly."""
+
+    split, num_samples = "val", 3
+
+    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1, pin: bool = False) -> Iterator[Any]:
+        images = torch.arange(3 * 3 * 16 * 16).remainder(251).to(torch.uint8).view(3, 16, 16, 3)
+        for i in range(rank, 3, num_ranks):
+            yield SimpleNamespace(images=images[i : i + 1], labels=torch.tensor([i]))
+
+
 def case(me: World, options: dict[str, Any]) -> dict[str, Any]:
     """Ten steps; an evaluation in their middle must change nothing."""
     engine = make(me, options)
     stats = train(me, engine, options, range(STEPS // 2))
     with engine.evaluation_network() as (evaluated, kind), torch.no_grad():
         logits = evaluated(batch(0)[0])
+        share = evaluate(
+            evaluated,
+            ThreeImages(),
+            AugmentConfig(),
+            world=me,
+            batch_size=1,
+            step=0,
+            weights=kind,  # type: ignore[arg-type]
+        )
     half = engine.gather("ema")
     stats += train(me, engine, options, range(STEPS // 2, STEPS))
-    outcome = {"state": state_of(engine), "stats": stats, "logits": logits, "kind": kind, "half": half}
+    outcome = {
+        "state": state_of(engine),
+        "stats": stats,
+        "logits": logits,
+        "loss": share.loss,
+        "kind": kind,
+        "half": half,
+    }
     held = torch.tensor(float(sum(t.numel() for t in engine.local_fragments().values())))
     dist.all_reduce(held, op=dist.ReduceOp.MAX)
     outcome["held"] = held.item()
