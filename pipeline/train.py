@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline import checkpoint, storage, world
+from pipeline import checkpoint, parity, storage, world
 from pipeline.account import Account, lost_in
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
@@ -170,6 +170,8 @@ class _Job:
         commit, passed = self._newest()
         yield from passed
         yield Phase(step=0, name="starting the engine")
+        if self.run.engine.parity_check:
+            parity.check(self.run.engine, world=self.world, accumulation=self.accumulation)
         config = self.run.model
         model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
         self.engine = Engine(
