@@ -18,7 +18,7 @@ from types import FrameType
 
 import torch
 
-from pipeline import checkpoint, storage, world
+from pipeline import checkpoint, retention, storage, world
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
 from pipeline.config import Run, dump_yaml, load_yaml, to_dict
@@ -28,7 +28,9 @@ from pipeline.duration import Duration
 from pipeline.engine import Engine, UpdateStats
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
-from pipeline.records import Evaluation, Finished, Phase, Record, Saved, Skipped, Started, Step, Stopped
+from pipeline.records import Evaluation, Finished, Phase, Record, Skipped, Started, Step, Stopped
+from pipeline.retention import Policy
+from pipeline.saver import Saver
 from pipeline.world import World
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -38,6 +40,7 @@ CHANGEABLE = (
     "save_every",
     "eval_every",
     "keep_checkpoints",
+    "saving",
     "engine",
     "data.num_workers",
 )
@@ -47,7 +50,9 @@ CHANGEABLE = (
 def train(run: Run, out: str) -> Iterator[Record]:
     """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
 
-    Every rank iterates it; records are equal on all ranks but for times. Raises UserError for what the user can mend.
+    Every rank iterates it; records are equal on all ranks but for times, and but for what becomes of saves (`Saved`,
+    `SaveFailed`, `SaveSkipped`), which the main rank alone yields, as soon as it knows. Raises UserError for what the user
+    can mend.
     """
     me = world.join()
     yield Phase(step=0, name="reading the data's manifest")
@@ -57,7 +62,7 @@ def train(run: Run, out: str) -> Iterator[Record]:
         steps=range(job.step, job.total_steps), global_batch=run.global_batch, micro_batch=job.micro_batch, world=me
     )
     yield Phase(step=job.step, name="training")
-    with _StopSignal() as stop:
+    with _StopSignal() as stop, job.saver:
         while job.step < job.total_steps:
             rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen: list[Batch] = []
@@ -71,6 +76,7 @@ def train(run: Run, out: str) -> Iterator[Record]:
             stats = job.engine.update(rate, stop_requested=stop.requested)
             job.step += 1
             job.clock.tick(stats)
+            yield from job.saver.poll()
             if stats.applied:
                 job.skips_in_a_row = 0
             else:
@@ -78,22 +84,21 @@ def train(run: Run, out: str) -> Iterator[Record]:
             if job.due(run.log_every_steps) or job.step == job.total_steps:
                 yield job.report(rate)
             if stats.stop_requested and job.step < job.total_steps:
-                yield job.save()
-                yield Stopped(
-                    step=job.step, checkpoint=job.newest_checkpoint, reason="a stop signal (SIGTERM or SIGINT)"
-                )
+                yield from job.save(final=True)
+                yield job.stopped("a stop signal (SIGTERM or SIGINT)")
                 job.engine.close()
                 return
             if job.due(job.eval_steps) and job.step < job.total_steps:
                 yield Phase(step=job.step, name="evaluating")
                 yield job.evaluate()
             if job.due(job.save_steps) and job.step < job.total_steps:
-                yield job.save()
+                yield from job.save()
     if job.eval_data is not None:
         yield Phase(step=job.step, name="evaluating")
         yield job.evaluate()
-    if run.save_final and job.newest_checkpoint_step < job.step:
-        yield job.save()
+    yield from job.saver.settle()
+    if run.save_final and job.saver.newest_step < job.step:
+        yield from job.save(final=True)
     job.engine.close()
     yield job.finished()
 
@@ -172,8 +177,6 @@ class _Job:
         if self.total_steps < 1:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
         self.step = 0
-        self.newest_checkpoint: str | None = None
-        self.newest_checkpoint_step = -1
         self.skips_in_a_row = 0
         self.last_evaluation: Evaluation | None = None
 
@@ -197,11 +200,26 @@ class _Job:
         )
         if commit is not None:
             self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
-            self.step = self.newest_checkpoint_step = commit.step
-            self.newest_checkpoint = commit.url
+            self.step = commit.step
+        self._start_saver(commit)
         self.clock = _Clock()
         self.first_step = self.step
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
+
+    def _start_saver(self, commit: Commit | None) -> None:
+        run, saving = self.run, self.run.saving
+        policy = Policy(
+            last=run.keep_checkpoints,
+            every_steps=self._steps(saving.keep_every) if saving.keep_every else 0,
+            best=saving.keep_best,
+            metric=saving.best_metric,
+        )
+        taken = retention.folder_names(self.out) if self.world.is_main else set()
+        self.saver = Saver(self.out, config=saving, policy=policy, world=self.world, taken=taken)
+        self.saver.newest = commit
+        if self.save_steps or run.save_final:
+            weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
+            self.saver.reserve(4 * weights * (2 + (run.optim.ema_decay is not None)))
 
     def _newest(self) -> tuple[Commit | None, list[Record]]:
         """Rank 0 looks and tells the others; the run folder must belong to this run."""
@@ -215,6 +233,8 @@ class _Job:
                         f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
                         "restore one, or start over in another folder with --out"
                     )
+                for bad in passed:
+                    retention.mark_damaged(bad.url, bad.reason)
             except UserError as error:
                 found = error
         found = world.broadcast(self.world, found)
@@ -332,7 +352,8 @@ class _Job:
         last = self.last_evaluation
         return {} if last is None else {"loss": last.loss, "top1": last.top1, "top5": last.top5}
 
-    def save(self) -> Saved:
+    def save(self, *, final: bool = False) -> list[Record]:
+        """Begin a save; when `final`, see it through. What was not training does not count against the rate."""
         begin = time.perf_counter()
         manifest = self.data.manifest
         facts = {
@@ -345,24 +366,28 @@ class _Job:
             "classes": list(manifest.classes),
             "evaluation": self.evaluation_numbers(),
         }
-        commit = checkpoint.save(
-            self.out, step=self.step, fragments=self.engine.local_fragments(), facts=facts, world=self.world
-        )
-        if commit is not None:
-            checkpoint.retain(self.out, self.run.keep_checkpoints)
-        found = world.broadcast(self.world, commit)
-        assert isinstance(found, Commit)
-        seconds_s = time.perf_counter() - begin
-        self.clock.pause(seconds_s)
-        self.newest_checkpoint, self.newest_checkpoint_step = found.url, self.step
-        return Saved(
-            step=self.step, url=found.url, digest=found.digest, size_bytes=found.size_bytes, seconds_s=seconds_s
-        )
+        records = self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
+        self.clock.pause(time.perf_counter() - begin)
+        return records
+
+    def stopped(self, reason: str) -> Stopped:
+        newest = self.saver.newest
+        if self.saver.newest_step < self.step:
+            reason += f"; step {self.step} could not be saved ({self.saver.last_error})"
+        return Stopped(step=self.step, checkpoint=newest.url if newest else None, reason=reason)
 
     def finished(self) -> Finished:
+        """The end, if its last checkpoint stands; else UserError, so that the exit code says so."""
+        newest = self.saver.newest
+        if self.run.save_final and self.saver.newest_step < self.step:
+            goes_on = f"it goes on from {newest.url}" if newest else "it starts over, for no checkpoint stands"
+            raise UserError(
+                f"all {self.step} steps are done, but the last checkpoint could not be written ({self.saver.last_error}); "
+                f"mend that and run the same command again: {goes_on}"
+            )
         return Finished(
             step=self.step,
-            checkpoint=self.newest_checkpoint,
+            checkpoint=newest.url if newest else None,
             samples=(self.step - self.first_step) * self.run.global_batch,
             seconds_s=time.perf_counter() - self.clock.begin_s,
             evaluation=self.evaluation_numbers(),
