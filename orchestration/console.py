@@ -18,6 +18,8 @@ from pipeline.records import (
     Phase,
     Record,
     Saved,
+    SaveFailed,
+    SaveSkipped,
     Skipped,
     Started,
     Step,
@@ -64,6 +66,8 @@ class Console:
             Skipped: self._read_skipped,
             Evaluation: self._read_evaluation,
             Saved: self._read_saved,
+            SaveFailed: self._read_missed,
+            SaveSkipped: self._read_missed,
             Finished: self._read_finished,
             Stopped: self._read_stopped,
         }
@@ -132,7 +136,19 @@ class Console:
         )
 
     def _read_saved(self, saved: Saved) -> None:
-        self._say(f"saved  step {saved.step}: {saved.url} ({size(saved.size_bytes)}, {duration(saved.seconds_s)})")
+        stalled = f", training waited {duration(saved.stalled_s)}" if saved.stalled_s >= 0.05 else ""
+        self._say(
+            f"saved  step {saved.step}: {saved.url} ({size(saved.size_bytes)}, {duration(saved.seconds_s)}{stalled})"
+        )
+        if saved.note:
+            self._say(f"       {saved.note}", style="yellow")
+
+    def _read_missed(self, missed: SaveFailed | SaveSkipped) -> None:
+        self._say(
+            f"not saved  step {missed.step}: {missed.reason}; training goes on "
+            f"({missed.num_missed} missed since the last checkpoint)",
+            style="red",
+        )
 
     def _read_finished(self, finished: Finished) -> None:
         self.close()
