@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 
-from pipeline import checkpoint, retention
+from pipeline import checkpoint, retention, storage
 from pipeline.checkpoint import Commit
 from pipeline.duration import Duration
 from pipeline.errors import UserError
@@ -189,7 +189,9 @@ class Saver:
         if work.commit is None:
             self.num_missed += 1
             self.last_error = work.error or ""
-            self._abandoned += [work.url] if self.world.is_main else []
+            # Room on a disk is given back by the next save. An object store may be dead, and asking it takes a minute:
+            # there the leftovers wait for `retain`.
+            self._abandoned += [work.url] if self.world.is_main and storage.is_local(work.url) else []
             return [SaveFailed(step=work.step, url=work.url, reason=self.last_error, num_missed=self.num_missed)]
         missed, self.num_missed, self.newest = self.num_missed, 0, work.commit
         return [

@@ -38,8 +38,9 @@ def write_part(
     try:
         files = _write_files(url, images, staging, give_up)
     except Exception as error:
-        with contextlib.suppress(Exception):  # the others need not wait for a word that will not come
-            storage.write_bytes(place, json.dumps({"error": sentence(error, url)}).encode())
+        if rank > 0:  # the main rank need not wait for a word that will not come
+            with contextlib.suppress(Exception):
+                storage.write_bytes(place, json.dumps({"error": sentence(error, url)}).encode())
         raise
     part = {"files": files, "kinds": sorted({k for image in images for k in image.kinds})}
     reach("part")
