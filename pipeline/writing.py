@@ -25,6 +25,8 @@ NUM_WRITERS = 4
 MAX_PART_WAIT_S = 600.0
 """The main rank waits no longer than this for another's part record after its own files are written."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class Cancelled(Exception):
     """The save was given up, because another rank's part of it has failed or the run ends."""
@@ -77,7 +79,7 @@ def wait_for_parts(
 def sentence(error: BaseException, url: str) -> str:
     """What went wrong, in one line, and what can be done where that is known."""
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if number in FULL:
         return f"no space left for {url}: make room there, or keep fewer checkpoints (keep_checkpoints)"
     text = " ".join(str(error).split())
     if text and (isinstance(error, UserError) or (isinstance(error, OSError) and number is None)):
@@ -135,7 +137,14 @@ def _write_file(
         # An object store is given finished files only: a stream that breaks would publish what was sent so far.
         with tempfile.TemporaryDirectory(prefix="normfree-checkpoint-", dir=_staging(staging)) as folder:
             path = Path(folder) / image.name
-            digest = direct.write(path, memory, image.size_bytes, go_on)
+            try:
+                digest = direct.write(path, memory, image.size_bytes, go_on)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                raise OSError(
+                    f"no space left in {folder}, where files wait for their upload: make room there, or set saving.staging"
+                ) from error
             reach("file named")
             go_on()
             reach("upload")

@@ -13,11 +13,10 @@ assert _spec and _spec.loader
 processes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(processes)
 
-OF_EACH_FILE = ("file opened", "file piece", "file written", "file named", "named fragments")
+OF_EACH_FILE = ("file opened", "file piece", "file written", "file named", "named fragments", "upload", "uploaded")
 MAIN_ONLY = ("commit", "named commit.json", "committed", "retention", "commit deleted", "files deleted")
 STANDS_AFTER = ("committed", "retention", "commit deleted", "files deleted")
-REMOTE = ("upload", "uploaded")
-POINTS = [*(p for p in faults.POINTS if p not in REMOTE), "named fragments", "named part", "named commit.json"]
+POINTS = [*faults.POINTS, "named fragments", "named part", "named commit.json"]
 CASES = [
     (point, call, rank)
     for point in POINTS

@@ -84,7 +84,10 @@ def unbroken(digits: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_a_killed_run_started_again_ends_with_the_same_weights_bit_for_bit(
     digits: str, unbroken: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    start(make_run(digits), tmp_path, {"kill_at": 13})
+    run = make_run(
+        digits, saving=SavingConfig(in_background=False)
+    )  # the save of step 10 stands when step 13 is reached
+    start(run, tmp_path, {"kill_at": 13})
     records = start(make_run(digits), tmp_path)
     assert [r["resumed_from"] for r in records if r["kind"] == "Started"][1].endswith("step_00000010")
     theirs, commit = state(unbroken[0])

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
 import torch
 import torch.distributed as dist
 
@@ -22,6 +23,7 @@ from pipeline.world import World
 
 RANKS, NUMEL = 2, 3000
 snapshot.FILE_BYTES, direct.PIECE_BYTES = 4 * NUMEL, 8192  # several files a rank, several pieces a file
+fsspec.config.conf["local"] = {"auto_mkdir": True}  # as a store has no folders
 SHAPES = {name: [RANKS * NUMEL] for name in ("a", "b")}
 FACTS: dict[str, Any] = {
     "samples": 0,
@@ -40,15 +42,20 @@ def fragments(step: int, rank: int) -> dict[str, torch.Tensor]:
     return {f"weights/{name}@{rank * NUMEL}": (part * step).float() for name in SHAPES}
 
 
-def saver(run_dir: Path, rank: int, size: int = RANKS) -> Saver:
+def place(folder: Path, point: str) -> str:
+    """A local folder, or for the points of an upload the same folder as an object store, which takes whole files only."""
+    return f"local://{folder}" if point.startswith("upload") else str(folder)
+
+
+def saver(run_dir: str, rank: int, size: int = RANKS) -> Saver:
     world = World(rank=rank, size=size, local_rank=rank, device=torch.device("cpu"))
-    taken = retention.folder_names(str(run_dir)) if rank == 0 else set()
-    return Saver(str(run_dir), config=SavingConfig(max_wait_s=0.3), policy=Policy(last=1), world=world, taken=taken)
+    taken = retention.folder_names(run_dir) if rank == 0 else set()
+    return Saver(run_dir, config=SavingConfig(max_wait_s=0.3), policy=Policy(last=1), world=world, taken=taken)
 
 
-def rank_main(run_dir: Path, rank: int, point: str, call: int, victim: int) -> None:
-    dist.init_process_group("gloo", init_method=(run_dir / "store").as_uri(), rank=rank, world_size=RANKS)
-    with saver(run_dir, rank) as mine:
+def rank_main(folder: Path, rank: int, point: str, call: int, victim: int) -> None:
+    dist.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=RANKS)
+    with saver(place(folder, point), rank) as mine:
         for step in (1, 2, 3):
             if step == 3 and rank == victim:
                 arm(point, call)
@@ -93,14 +100,14 @@ def case(folder: Path, point: str, call: int, victim: int) -> dict[str, Any]:
             os.kill(other, signal.SIGKILL)
         time.sleep(0.01)
     cache = str(folder / "cache")
-    found, passed = checkpoint.newest(str(folder), cache)
+    found, passed = checkpoint.newest(place(folder, point), cache)
     step = found.step if found else None
     state = checkpoint.load_state(found, cache)["weights"] if found else {}
     whole = torch.arange(RANKS * NUMEL) * (step or 0)
-    with saver(folder, 0, size=1) as again:  # the next attempt reaches the same step, on one rank
+    with saver(place(folder, point), 0, size=1) as again:  # the next attempt reaches the same step, on one rank
         everything = {f"weights/{n}@0": (torch.arange(RANKS * NUMEL) * 3).float() for n in SHAPES}
         again.save(step=3, fragments=everything, facts=FACTS, final=True)
-    then, passed_then = checkpoint.newest(str(folder), cache)
+    then, passed_then = checkpoint.newest(place(folder, point), cache)
     return {
         "case": [point, call, victim],
         "was_killed": was_killed,
