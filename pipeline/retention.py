@@ -9,6 +9,7 @@ what a killed save or a killed deletion left: they go when they are older than t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from pipeline import storage
 from pipeline.checkpoint import COMMIT, checkpoints_url, place_in_order, read_commit
 from pipeline.errors import UserError
 from pipeline.faults import reach
+from pipeline.records import PassedOver
 
 KEEP, DAMAGED = "KEEP", "DAMAGED"
 
@@ -96,9 +98,17 @@ def pin(url: str, why: str) -> None:
         raise UserError(f"{url} is no checkpoint (any more), so it cannot be kept; name one that has a {COMMIT}")
 
 
-def mark_damaged(url: str, reason: str) -> None:
-    """Write beside a checkpoint that it was passed over and why; it is not deleted, and not counted among the newest."""
-    storage.write_bytes(storage.join(url, DAMAGED), f"{reason}\n".encode())
+def mark_damaged(bad: PassedOver) -> PassedOver:
+    """Write beside a checkpoint that it was passed over and why: it is not deleted, and not counted among the newest.
+
+    A run starts without the mark where it cannot be written; the record that is returned then says so.
+    """
+    try:
+        storage.write_bytes(storage.join(bad.url, DAMAGED), f"{bad.reason}\n".encode())
+    except OSError as error:
+        unmarked = f"{bad.reason} (and it could not be marked, so it may be deleted as an old one: {error})"
+        return dataclasses.replace(bad, reason=unmarked)
+    return bad
 
 
 def folder_names(run_dir: str) -> set[str]:

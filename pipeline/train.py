@@ -233,8 +233,7 @@ class _Job:
                         f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
                         "restore one, or start over in another folder with --out"
                     )
-                for bad in passed:
-                    retention.mark_damaged(bad.url, bad.reason)
+                found = commit, [retention.mark_damaged(bad) for bad in passed]
             except UserError as error:
                 found = error
         found = world.broadcast(self.world, found)

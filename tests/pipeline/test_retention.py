@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import checkpoint, faults, retention
 from pipeline.errors import UserError
+from pipeline.records import PassedOver
 from pipeline.retention import Kept, Policy, retain, to_delete
 
 FACTS = {"samples": 1, "num_updates": 1, "shapes": {}, "config": {}, "config_digest": "", "dataset": {}, "classes": []}
@@ -18,6 +19,10 @@ def commit(run_dir: Path, step: int, top1: float = 0.0, attempt: int = 1) -> Pat
     facts = {**FACTS, "evaluation": {"top1": top1, "loss": -top1}}
     checkpoint.write_commit(url, step=step, kinds=["weights"], files=[], facts=facts)
     return Path(url)
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    return Path(checkpoint.checkpoint_url(str(run_dir), step))
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -49,7 +54,7 @@ def test_of_equal_evaluations_the_first_is_the_best() -> None:
 def test_a_pinned_checkpoint_survives_every_setting_and_a_damaged_one_is_no_newest(tmp_path: Path) -> None:
     folders = [commit(tmp_path, step) for step in range(1, 6)]
     retention.pin(str(folders[0]), "sweep of Tuesday")
-    retention.mark_damaged(str(folders[4]), "does not verify")
+    retention.mark_damaged(PassedOver(step=0, url=str(folders[4]), reason="does not verify"))
     retain(str(tmp_path), Policy(last=1))
     assert steps(tmp_path) == [1, 4, 5]  # 5 is kept for inspection, 4 is the newest that stands
     with pytest.raises(UserError, match="no checkpoint"):
@@ -89,6 +94,8 @@ def test_interrupted_anywhere_it_leaves_no_half_checkpoint_and_ends_the_work_lat
         with pytest.raises(KeyboardInterrupt):
             retain(str(tmp_path), Policy(last=2))
     assert {3, 4} <= set(steps(tmp_path))
+    if point == "commit deleted":  # before any file of it, and oldest first
+        assert steps(tmp_path) == list(range(call + 1, 5)) and list(step_folder(tmp_path, call).iterdir())
     whole = [Path(u) / "fragments-00000-of-00001.safetensors" for u in checkpoint.committed(str(tmp_path))]
     assert all(p.exists() for p in whole)  # what is committed has its files
     retain(str(tmp_path), Policy(last=2))
