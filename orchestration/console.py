@@ -21,6 +21,8 @@ from pipeline.records import (
     Phase,
     Record,
     Saved,
+    SaveFailed,
+    SaveSkipped,
     Skipped,
     Started,
     Step,
@@ -70,6 +72,8 @@ class Console:
             Lost: self._read_lost,
             Accounted: self._read_accounted,
             Notice: self._read_notice,
+            SaveFailed: self._read_missed,
+            SaveSkipped: self._read_missed,
             Finished: self._read_finished,
             Stopped: self._read_stopped,
         }
@@ -138,7 +142,19 @@ class Console:
         )
 
     def _read_saved(self, saved: Saved) -> None:
-        self._say(f"saved  step {saved.step}: {saved.url} ({size(saved.size_bytes)}, {duration(saved.seconds_s)})")
+        stalled = f", training waited {duration(saved.stalled_s)}" if saved.stalled_s >= 0.05 else ""
+        self._say(
+            f"saved  step {saved.step}: {saved.url} ({size(saved.size_bytes)}, {duration(saved.seconds_s)}{stalled})"
+        )
+        if saved.note:
+            self._say(f"       {saved.note}", style="yellow")
+
+    def _read_missed(self, missed: SaveFailed | SaveSkipped) -> None:
+        self._say(
+            f"not saved  step {missed.step}: {missed.reason}; training goes on "
+            f"({missed.num_missed} missed since the last checkpoint)",
+            style="red",
+        )
 
     def _read_lost(self, lost: Lost) -> None:
         first = lost.samples[0]

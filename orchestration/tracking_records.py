@@ -108,6 +108,8 @@ class Translator:
             "Accounted": self._accounted,
             "Notice": self._notice,
             "Saved": self._saved,
+            "SaveFailed": self._save_missed,
+            "SaveSkipped": self._save_missed,
             "Finished": self._finished,
             "Stopped": self._stopped,
             "Failed": self._failed,
@@ -194,9 +196,17 @@ class Translator:
         return Upload(tags={"notice.last": str(record["text"])})
 
     def _saved(self, record: dict[str, Any]) -> Upload:
-        values = {"checkpoint/seconds_s": record["seconds_s"], "checkpoint/size_bytes": record["size_bytes"]}
+        names = ("seconds_s", "size_bytes", "stalled_s", "waited_s")
+        values = {f"checkpoint/{n}": record[n] for n in names if n in record}
         tags = {"checkpoint.url": record["url"], "checkpoint.digest": record["digest"]}
         return Upload(points=_points(record, values), tags={**tags, "checkpoint.step": str(record["step"])})
+
+    def _save_missed(self, record: dict[str, Any]) -> Upload:
+        said = f"step {record['step']}: {record['reason']}"
+        return Upload(
+            points=_points(record, {"checkpoint/num_missed": record["num_missed"]}),
+            tags={"checkpoint.last_missed": said},
+        )
 
     def _finished(self, record: dict[str, Any]) -> Upload:
         self.ending = Ending("FINISHED", "all steps are done")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import cast
 
-from pipeline import world
+from pipeline import storage, world
 from pipeline.config import Run
-from pipeline.data.accounting import Entries, Ledger, Page
+from pipeline.data.accounting import NAME, Entries, Ledger, Page
 from pipeline.data.batches import Batch, Loss
 from pipeline.data.loader import TrainData
 from pipeline.engine import UpdateStats
 from pipeline.errors import UserError
 from pipeline.records import Accounted, Lost, Notice, Record
 from pipeline.world import World
+from pipeline.writing import sentence
+
+FINAL_WAIT_S = 30.0
+"""For which the end of a run waits for its account."""
 
 
 class Account:
@@ -25,6 +30,7 @@ class Account:
         self._total_steps = total_steps
         self._ledger = Ledger(data, global_batch=run.global_batch, total_steps=total_steps)
         self._notices: set[str] = set()
+        self._writing, self._trouble = threading.Thread(), ""
         self.over_budget: UserError | None = None
         """Why the run must end; None while it may go on."""
 
@@ -74,7 +80,7 @@ class Account:
 
     def close(self, step: int) -> Iterator[Record]:
         """The account of the whole run, by source."""
-        self.write(step)
+        yield from self.write(step, final=True)
         pages = self._ledger.pages(step)
         for source in dict.fromkeys(page.source for page in pages):
             yield _accounted([page for page in pages if page.source == source], step, None)
@@ -86,9 +92,34 @@ class Account:
         """Samples of the last passes that the run will not reach."""
         return sum(page.dropped for page in self._ledger.pages(self._total_steps))
 
-    def write(self, step: int) -> None:
-        if self._world.is_main:
-            self._ledger.write(self._out, step)
+    def write(self, step: int, *, final: bool = False) -> list[Record]:
+        """Write `ledger.json` beside training, which a slow or dead store must not hold up; failures are said, once each.
+
+        While one writing is under way the next is left out: the one after it holds everything. `final` waits.
+        """
+        if not self._world.is_main:
+            return []
+        if final:
+            self._writing.join(FINAL_WAIT_S)
+        if not self._writing.is_alive():
+            where, content = storage.join(self._out, NAME), self._ledger.to_json(step)
+            self._writing = threading.Thread(target=self._put, args=(where, content), daemon=True)
+            self._writing.start()
+        if final or storage.is_local(self._out):
+            self._writing.join(FINAL_WAIT_S)
+        trouble, self._trouble = self._trouble, ""
+        if not trouble and final and self._writing.is_alive():
+            trouble = f"the account of the samples was not written to {self._out} within {FINAL_WAIT_S:.0f} s"
+        if not trouble or trouble in self._notices:
+            return []
+        self._notices.add(trouble)
+        return [Notice(step=step, text=trouble)]
+
+    def _put(self, where: str, content: bytes) -> None:
+        try:
+            storage.write_bytes(where, content)
+        except Exception as error:  # clients of stores raise what they like; the run is worth more than its account
+            self._trouble = f"the account of the samples could not be written: {sentence(error, where)}"
 
     def restore(self, step: int) -> None:
         """Rank 0 reads what was lost before, and the others take its account over."""

@@ -1,8 +1,12 @@
 """Checkpoints: fragments by parameter name, and a commit file, written last, that makes them exist.
 
     RUN/checkpoints/step_00001200/fragments-00000-of-00002.safetensors    each rank's part of weights, momentum, ema
-                                  fragments-00001-of-00002.safetensors
-                                  commit.json                              names, sizes, SHA-256, configuration, position
+                                  fragments-00001-of-00002.safetensors    (several files where it is large: .000, .001)
+                                  part-00000-of-00002.json                each rank's word: these files, sizes, SHA-256
+                                  part-00001-of-00002.json
+                                  commit.json                             all of them, configuration, position
+
+Written by `pipeline.saver`, thinned out by `pipeline.retention`; this module names, reads and verifies.
 
 Law: a checkpoint exists when its commit file exists; the newest is found by listing commit files, never by a pointer. One
 that does not verify is passed over, kept where it is, and reported. The layout does not know the ZeRO stage: tensors are
@@ -16,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +28,10 @@ from typing import Any, Literal
 
 import safetensors
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_file
 
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
-from pipeline.world import World
 
 FORMAT = 1
 COMMIT = "commit.json"
@@ -64,52 +65,29 @@ class Commit:
         return sum(f["size_bytes"] for f in self.files)
 
 
-def checkpoint_url(run_dir: str, step: int) -> str:
-    return storage.join(run_dir, "checkpoints", f"step_{step:08d}")
+def checkpoints_url(run_dir: str) -> str:
+    return storage.join(run_dir, "checkpoints")
 
 
-def save(
-    run_dir: str,
-    *,
-    step: int,
-    fragments: dict[str, torch.Tensor],
-    facts: dict[str, Any],
-    world: World,
-) -> Commit | None:
-    """Write this rank's fragments, then (on rank 0, when every rank has written) the commit file.
+def checkpoint_url(run_dir: str, step: int, attempt: int = 1) -> str:
+    """Where a step's checkpoint lies; `attempt` > 1 where a damaged or unfinished one has the first name."""
+    name = f"step_{step:08d}" if attempt == 1 else f"step_{step:08d}_{attempt:02d}"
+    return storage.join(checkpoints_url(run_dir), name)
 
-    Every rank calls this. `facts` are the commit file's other fields, equal on all ranks. Returns the commit on rank 0.
-    """
-    url = checkpoint_url(run_dir, step)
-    mine = _write_fragments(url, fragments, world) if fragments else None
-    files: list[Any] = [mine]
-    if world.size > 1:
-        files = [None] * world.size
-        dist.all_gather_object(files, mine)  # also the barrier: every rank's file is written
-    if not world.is_main:
-        return None
-    body = {
-        "format": FORMAT,
-        "step": step,
-        "kinds": sorted({k.split("/", 1)[0] for f in files if f for k in f["keys"]}),
-        "files": [{k: f[k] for k in ("name", "size_bytes", "sha256")} for f in files if f],
-        "time_s": time.time(),
-        **facts,
-    }
+
+def place_in_order(url: str) -> tuple[int, int] | None:
+    """(step, attempt) of a checkpoint's folder, which order the checkpoints of a run; None for any other folder."""
+    match = re.fullmatch(r"step_(\d+)(?:_(\d+))?", url.rstrip("/").rsplit("/", 1)[-1])
+    return (int(match[1]), int(match[2] or 1)) if match else None
+
+
+def write_commit(
+    url: str, *, step: int, kinds: list[str], files: list[dict[str, Any]], facts: dict[str, Any]
+) -> Commit:
+    """Make the checkpoint exist. `files` are names, sizes and digests of what is written; `facts` the other fields."""
+    body = {"format": FORMAT, "step": step, "kinds": kinds, "files": files, "time_s": time.time(), **facts}
     storage.write_bytes(storage.join(url, COMMIT), json.dumps(body, indent=1).encode())
     return read_commit(url)
-
-
-def _write_fragments(url: str, fragments: dict[str, torch.Tensor], world: World) -> dict[str, Any]:
-    name = f"fragments-{world.rank:05d}-of-{world.size:05d}.safetensors"
-    tensors = {k: v.to("cpu", torch.float32).contiguous() for k, v in fragments.items()}
-    with tempfile.TemporaryDirectory(prefix="normfree-checkpoint-") as folder:
-        # A checkpoint's final name never shows a half-written file: staged, hashed, then put as one object.
-        path = Path(folder) / name
-        save_file(tensors, path)
-        info = {"name": name, "size_bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
-        storage.put_file(str(path), storage.join(url, name))
-    return {**info, "keys": list(tensors)}
 
 
 def read_commit(url: str) -> Commit:
@@ -156,8 +134,8 @@ def verify(commit: Commit, cache_dir: str) -> list[Path]:
 
 def committed(run_dir: str) -> list[str]:
     """URLs of all committed checkpoints of a run, newest first."""
-    found = storage.list_urls(storage.join(run_dir, "checkpoints"), COMMIT)
-    return sorted((u.rsplit("/", 1)[0] for u in found), key=lambda u: u.rsplit("/", 1)[-1], reverse=True)
+    found = [u.rsplit("/", 1)[0] for u in storage.list_urls(checkpoints_url(run_dir), COMMIT)]
+    return sorted(found, key=lambda u: place_in_order(u) or (-1, 0), reverse=True)
 
 
 def newest(run_dir: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver]]:
@@ -219,10 +197,3 @@ def load_weights(
 
 def default_cache() -> str:
     return str(Path.home() / ".cache" / "normfree" / "checkpoints")
-
-
-def retain(run_dir: str, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints; the commit file goes first, so none is ever half there."""
-    for url in committed(run_dir)[keep:]:
-        storage.remove(storage.join(url, COMMIT))
-        storage.remove_tree(url)

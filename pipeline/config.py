@@ -22,6 +22,7 @@ from pipeline.data.loader import DataConfig
 from pipeline.duration import Duration
 from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
+from pipeline.saver import SavingConfig
 from pipeline.update import OptimConfig
 
 
@@ -49,7 +50,8 @@ class Run:
     save_final: bool = True
     """Trials of a sweep keep no checkpoint unless asked."""
     keep_checkpoints: int = 2
-    """Newest committed checkpoints that are kept."""
+    """Newest committed checkpoints that are kept; `saving` may keep more."""
+    saving: SavingConfig = field(default_factory=SavingConfig)
 
     def __post_init__(self) -> None:
         if self.global_batch < 1:

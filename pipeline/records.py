@@ -164,11 +164,42 @@ class Evaluation(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Record):
+    """A checkpoint was committed. `step` is its own, which lies before that of the records around it."""
+
     url: str
     digest: str
     """SHA-256 of the commit file."""
     size_bytes: int
     seconds_s: float
+    """From the copy's begin to the commit, beside training."""
+    stalled_s: float = 0.0
+    """Training stood still for this long: the wait for the save before, and the copy to host memory."""
+    waited_s: float = 0.0
+    """The part of it that was the wait for the save before (back-pressure)."""
+    num_missed: int = 0
+    """Saves that failed or were left out since the last one that stood."""
+    note: str = ""
+    """What is unusual: written beside a damaged checkpoint, old ones could not be deleted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveFailed(Record):
+    """A checkpoint could not be written; training goes on, and the next interval tries again."""
+
+    url: str
+    reason: str
+    num_missed: int
+    """Saves that failed or were left out since the last one that stood, this one included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveSkipped(Record):
+    """A save was left out because the one before was still being written after the set time."""
+
+    reason: str
+    waited_s: float
+    num_missed: int
+    """As in SaveFailed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,11 @@ epoch, sample), so a run's whole state is weights, momentum, averages, and one i
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
 
 import torch
 
-from pipeline import checkpoint, parity, storage, world
+from pipeline import checkpoint, parity, retention, storage, world
 from pipeline.account import Account, lost_in
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
@@ -29,17 +28,9 @@ from pipeline.duration import Duration
 from pipeline.engine import Engine, UpdateStats
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
-from pipeline.records import (
-    Evaluation,
-    Finished,
-    Phase,
-    Record,
-    Saved,
-    Skipped,
-    Started,
-    Step,
-    Stopped,
-)
+from pipeline.records import Evaluation, Finished, Phase, Record, Skipped, Started, Step, Stopped
+from pipeline.retention import Policy
+from pipeline.saver import Saver
 from pipeline.stop import StopSignal
 from pipeline.world import World
 
@@ -50,6 +41,7 @@ CHANGEABLE = (
     "save_every",
     "eval_every",
     "keep_checkpoints",
+    "saving",
     "engine",
     "data.num_workers",
     "data.read_threads",
@@ -67,7 +59,9 @@ there to change it."""
 def train(run: Run, out: str) -> Iterator[Record]:
     """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
 
-    Every rank iterates it; records are equal on all ranks but for times. Raises UserError for what the user can mend.
+    Every rank iterates it; records are equal on all ranks but for times, and but for what becomes of saves (`Saved`,
+    `SaveFailed`, `SaveSkipped`), which the main rank alone yields, as soon as it knows. Raises UserError for what the user
+    can mend.
     """
     clock = Clock()
     for record in _train(run, out, clock):
@@ -85,7 +79,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
     )
     yield Phase(step=job.step, name="training")
     clock.take()
-    with StopSignal() as stop:
+    with StopSignal() as stop, job.saver:
         while job.step < job.total_steps:
             rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen: list[Batch] = []
@@ -110,6 +104,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                 yield from job.leave_over_budget()
             job.step += 1
             job.updates.append(stats)
+            yield from job.saver.poll()
             if stats.applied:
                 job.skips_in_a_row = 0
             else:
@@ -118,22 +113,21 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                 yield job.report(rate)
             yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:
-                yield job.save()
-                yield Stopped(
-                    step=job.step, checkpoint=job.newest_checkpoint, reason="a stop signal (SIGTERM or SIGINT)"
-                )
+                yield from job.save(final=True)
+                yield job.stopped("a stop signal (SIGTERM or SIGINT)")
                 job.engine.close()
                 return
             if job.due(job.eval_steps) and job.step < job.total_steps:
                 yield Phase(step=job.step, name="evaluating")
                 yield job.evaluate()
             if job.due(job.save_steps) and job.step < job.total_steps:
-                yield job.save()
+                yield from job.save()
     if job.eval_data is not None:
         yield Phase(step=job.step, name="evaluating")
         yield job.evaluate()
-    if run.save_final and job.newest_checkpoint_step < job.step:
-        yield job.save()
+    yield from job.saver.settle()
+    if run.save_final and job.saver.newest_step < job.step:
+        yield from job.save(final=True)
     job.engine.close()
     yield from job.account.close(job.step)
     yield job.finished()
@@ -157,8 +151,6 @@ class _Job:
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
         self.step = 0
-        self.newest_checkpoint: str | None = None
-        self.newest_checkpoint_step = -1
         self.skips_in_a_row = 0
         self.last_evaluation: Evaluation | None = None
 
@@ -184,11 +176,26 @@ class _Job:
         )
         if commit is not None:
             self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
-            self.step = self.newest_checkpoint_step = commit.step
-            self.newest_checkpoint = commit.url
+            self.step = commit.step
+        self._start_saver(commit)
         self.first_step = self.step
         self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
+
+    def _start_saver(self, commit: Commit | None) -> None:
+        run, saving = self.run, self.run.saving
+        policy = Policy(
+            last=run.keep_checkpoints,
+            every_steps=self._steps(saving.keep_every) if saving.keep_every else 0,
+            best=saving.keep_best,
+            metric=saving.best_metric,
+        )
+        taken = retention.folder_names(self.out) if self.world.is_main else set()
+        self.saver = Saver(self.out, config=saving, policy=policy, world=self.world, taken=taken)
+        self.saver.newest = commit
+        if self.save_steps or run.save_final:
+            weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
+            self.saver.reserve(4 * weights * (2 + (run.optim.ema_decay is not None)))
 
     def _newest(self) -> tuple[Commit | None, list[Record]]:
         """Rank 0 looks and tells the others; the run folder must belong to this run."""
@@ -202,6 +209,7 @@ class _Job:
                         f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
                         "restore one, or start over in another folder with --out"
                     )
+                found = commit, [retention.mark_damaged(bad) for bad in passed]
             except UserError as error:
                 found = error
         found = world.broadcast(self.world, found)
@@ -281,9 +289,10 @@ class _Job:
         error = self.account.over_budget
         if error is None:
             return
-        self.account.write(self.step)
-        if self.run.save_every is not None and self.newest_checkpoint_step < self.step:
-            yield self.save()
+        yield from self.account.write(self.step, final=True)
+        yield from self.saver.settle()
+        if self.run.save_every is not None and self.saver.newest_step < self.step:
+            yield from self.save(final=True)
         raise error
 
     def report(self, rate: float) -> Step:
@@ -337,13 +346,13 @@ class _Job:
         last = self.last_evaluation
         return {} if last is None else {"loss": last.loss, "top1": last.top1, "top5": last.top5}
 
-    def save(self) -> Saved:
+    def save(self, *, final: bool = False) -> list[Record]:
+        """Begin a save; when `final`, see it through."""
         with self.clock("save"):
-            return self._save()
+            return self._save(final)
 
-    def _save(self) -> Saved:
-        begin = time.perf_counter()
-        self.account.write(self.step)
+    def _save(self, final: bool) -> list[Record]:
+        said = self.account.write(self.step)
         manifest = self.data.manifest
         facts = {
             "samples": self.samples,
@@ -355,23 +364,26 @@ class _Job:
             "classes": self.data.classes,
             "evaluation": self.evaluation_numbers(),
         }
-        commit = checkpoint.save(
-            self.out, step=self.step, fragments=self.engine.local_fragments(), facts=facts, world=self.world
-        )
-        if commit is not None:
-            checkpoint.retain(self.out, self.run.keep_checkpoints)
-        found = world.broadcast(self.world, commit)
-        assert isinstance(found, Commit)
-        seconds_s = time.perf_counter() - begin
-        self.newest_checkpoint, self.newest_checkpoint_step = found.url, self.step
-        return Saved(
-            step=self.step, url=found.url, digest=found.digest, size_bytes=found.size_bytes, seconds_s=seconds_s
-        )
+        return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
+
+    def stopped(self, reason: str) -> Stopped:
+        newest = self.saver.newest
+        if self.saver.newest_step < self.step:
+            reason += f"; step {self.step} could not be saved ({self.saver.last_error})"
+        return Stopped(step=self.step, checkpoint=newest.url if newest else None, reason=reason)
 
     def finished(self) -> Finished:
+        """The end, if its last checkpoint stands; else UserError, so that the exit code says so."""
+        newest = self.saver.newest
+        if self.run.save_final and self.saver.newest_step < self.step:
+            goes_on = f"it goes on from {newest.url}" if newest else "it starts over, for no checkpoint stands"
+            raise UserError(
+                f"all {self.step} steps are done, but the last checkpoint could not be written ({self.saver.last_error}); "
+                f"mend that and run the same command again: {goes_on}"
+            )
         return Finished(
             step=self.step,
-            checkpoint=self.newest_checkpoint,
+            checkpoint=newest.url if newest else None,
             samples=(self.step - self.first_step) * self.run.global_batch,
             seconds_s=self.clock.elapsed_s,
             evaluation=self.evaluation_numbers(),

@@ -160,10 +160,10 @@ class Ledger:
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
-    def write(self, folder: str, step: int) -> None:
-        """`ledger.json` in the run folder; passes with equal numbers and nothing lost share a line."""
+    def to_json(self, step: int) -> bytes:
+        """The content of `ledger.json`; passes with equal numbers and nothing lost share a line."""
         content = {"format": "normfree-ledger", "step": step, "pages": list(_merged(self.pages(step)))}
-        storage.write_bytes(storage.join(folder, NAME), (json.dumps(content, indent=1) + "\n").encode())
+        return (json.dumps(content, indent=1) + "\n").encode()
 
     def read(self, folder: str, step: int) -> Entries:
         """What a run that goes on at `step` lost before; later entries will happen again, or will not."""

