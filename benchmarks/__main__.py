@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("update", "step", "step_compiled", "checkpoint", "gpu")
+NAMES = ("update", "step", "loader", "stream", "step_compiled", "engine", "checkpoint", "gpu")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:

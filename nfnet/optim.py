@@ -86,8 +86,8 @@ class SGD(torch.optim.Optimizer):
         clipped = {id(w): self._apply(w, finite) for w in work}
         if finite is not None:
             self.counts = _counts(work, clipped)
-        for group in self.param_groups:
-            group["num_updates"] += 1
+        for w in work:  # ZeRO stage 3 calls once a group, the others being empty then
+            w.group["num_updates"] += 1
         return loss
 
     def _gather(self, group: dict[str, Any]) -> _Work:

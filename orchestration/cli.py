@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _data_commands(commands: Any) -> None:
-    data = commands.add_parser("data", help="datasets: prepare, index, verify, overlap, cards")
+    data = commands.add_parser("data", help="datasets: prepare, index, verify, overlap, bench, cards")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     _data_prepare(actions)
     _data_index(actions)
@@ -45,6 +45,7 @@ def _data_commands(commands: Any) -> None:
     p.add_argument("url", metavar="URL")
     _workers(p)
     _data_overlap(actions)
+    _data_bench(actions)
     _add(actions, "cards", "data_cards", "list the catalogue", ["normfree data cards"])
 
 
@@ -136,6 +137,25 @@ def _data_overlap(actions: Any) -> None:
     p.add_argument("--no-confirm", action="store_true", help="trust the hashes: do not read and compare the images")
     p.add_argument("--show", type=int, default=20, metavar="N", help="pairs to print (default %(default)s)")
     p.add_argument("--out", metavar="FILE", help="all pairs as .csv or .json")
+
+
+def _data_bench(actions: Any) -> None:
+    p = _add(
+        actions,
+        "bench",
+        "data_bench",
+        "images per second that a dataset gives, per number of loader processes",
+        ["normfree data bench data/cifar100", "normfree data bench s3://bucket/imagenet --workers 0,2,4,8 --px 224"],
+    )
+    p.add_argument("url", metavar="URL")
+    p.add_argument("--split", default="train")
+    p.add_argument(
+        "--workers", default="0,1,2", metavar="N,N,...", help="loader processes to try (default %(default)s)"
+    )
+    p.add_argument("--px", type=int, default=224, help="side of the training images (default %(default)s)")
+    p.add_argument("--batch", type=int, default=64, help="images of a batch (default %(default)s)")
+    p.add_argument("--seconds", type=float, default=5, help="to measure for, each time (default %(default)s)")
+    p.add_argument("--cache-gb", type=float, default=0, help="shard cache for object stores (default none)")
 
 
 def _bad_share(p: argparse.ArgumentParser) -> None:

@@ -133,7 +133,8 @@ def data_overlap(args: argparse.Namespace) -> int:
 
 def _say_dataset(manifest: Manifest, url: str) -> None:
     for name, split in manifest.splits.items():
-        _say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {len(split.shards)} shards")
+        shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards)} shards"
+        _say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {shards}")
     if manifest.source_note:
         _say(f"note: {manifest.source_note}")
     if manifest.skipped:
@@ -171,6 +172,49 @@ def _progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], N
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def data_bench(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.data.augment import AugmentConfig
+    from pipeline.data.bench import bare_read, measure
+    from pipeline.data.loader import DataConfig
+
+    try:
+        counts = [int(word) for word in args.workers.split(",")]
+    except ValueError:
+        raise UserError(f"--workers is {args.workers!r}; write numbers with commas between, as 0,1,2") from None
+    augment = AugmentConfig(image_px=args.px)
+    config = DataConfig(url=args.url, train_split=args.split, cache_gb=args.cache_gb)
+    table = Table(title=f"{args.url}, {args.split}, {args.px} px, batches of {args.batch}")
+    for name in ("", "images/s", "MB/s", "first batch s", "wait", "read", "decode"):
+        table.add_column(name, justify="right")
+    bare = bare_read(config, seconds=args.seconds)
+    table.add_row("bare read", f"{bare.images_per_s:,.0f}", f"{bare.mb_per_s:.1f}", *[""] * 4)
+    best = None
+    for count in counts:
+        row = measure(config, augment, num_workers=count, batch=args.batch, seconds=args.seconds)
+        shares = (f"{share:.0%}" for share in (row.wait_share, row.read_share, row.decode_share))
+        table.add_row(
+            f"{count} workers", f"{row.images_per_s:,.0f}", f"{row.mb_per_s:.1f}", f"{row.first_batch_s:.2f}", *shares
+        )
+        best = row if best is None or row.images_per_s > best.images_per_s else best
+    Console().print(table)
+    _say(
+        "wait: of the time, waiting for a batch; read, decode: of a loader process's time, waiting for bytes, making pixels"
+    )
+    assert best is not None
+    limit = "decoding" if best.decode_share > best.read_share else "reading"
+    _say(
+        f"best with {best.num_workers} workers: {best.images_per_s:,.0f} images/s, "
+        f"{best.mb_per_s / max(bare.mb_per_s, 1e-9):.0%} of the bare read; {limit} is what bounds it"
+    )
+    _say(
+        f"next: normfree pretrain RECIPE --data.url {shlex.quote(args.url)} --data.num_workers {best.num_workers} --out RUN"
+    )
+    return 0
 
 
 def data_cards(args: argparse.Namespace) -> int:

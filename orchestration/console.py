@@ -12,8 +12,11 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from pipeline.records import (
+    Accounted,
     Evaluation,
     Finished,
+    Lost,
+    Notice,
     PassedOver,
     Phase,
     Record,
@@ -68,6 +71,9 @@ class Console:
             Saved: self._read_saved,
             SaveFailed: self._read_missed,
             SaveSkipped: self._read_missed,
+            Lost: self._read_lost,
+            Accounted: self._read_accounted,
+            Notice: self._read_notice,
             Finished: self._read_finished,
             Stopped: self._read_stopped,
         }
@@ -150,6 +156,29 @@ class Console:
             style="red",
         )
 
+    def _read_lost(self, lost: Lost) -> None:
+        first = lost.samples[0]
+        more = f", and {len(lost.samples) - 1} more" if len(lost.samples) > 1 else ""
+        self._say(
+            f"lost  step {lost.step}: {first['key']} of {first['shard']}: {first['reason']}{more}; "
+            f"others took their places ({lost.num_epoch} lost in this epoch, {lost.num_allowed} are allowed)",
+            style="yellow",
+        )
+
+    def _read_accounted(self, page: Accounted) -> None:
+        parts = [f"{page.used:,} used"]
+        for name in ("skipped", "dropped", "excluded"):
+            number = getattr(page, name)
+            parts += [f"{number:,} {name}"] if number else []
+        which = "all passes" if page.epoch is None else f"pass {page.epoch}"
+        self._say(
+            f"accounted  {which} over {page.source}: {' + '.join(parts)} = {page.manifest:,} in the manifest"
+            + (f"; {page.repeated:,} repeated" if page.repeated else "")
+        )
+
+    def _read_notice(self, notice: Notice) -> None:
+        self._say(f"note  {notice.text}", style="yellow")
+
     def _read_finished(self, finished: Finished) -> None:
         self.close()
         self._say("")
@@ -224,6 +253,7 @@ def plan_lines(started: Started) -> list[tuple[str, str]]:
         ("from", f"step {started.step:,}, {started.resumed_from or 'its initial weights'}"),
         ("model", f"{started.num_parameters:,} parameters in {started.precision}"),
         ("data", f"{started.samples_per_epoch:,} images an epoch, {started.steps_per_epoch:,.2f} steps; {dropped}"),
+        *(("", line) for line in started.data_plan),
         ("length", f"{started.total_steps:,} steps, {started.total_samples:,} images"),
         (
             "batch",
@@ -243,7 +273,17 @@ def step_line(step: Step, started: Started | None) -> str:
     return (
         f"step {step.step}{total}  left {duration(step.remaining_s)}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  "
         f"{step.images_per_s:,.0f} img/s  clipped {step.clipped_share:.0%}  data wait {waits:.0%}"
+        f"{_breakdown(step)}"
     )
+
+
+def _breakdown(step: Step) -> str:
+    """Where the rest of the wall time since the last line went; what is below one in a hundred is left out."""
+    if not step.wall_s > 0:
+        return ""
+    named = ("transfer", "compute", "save", "log", "evaluate", "other")
+    shares = {name: getattr(step, f"{name}_s") / step.wall_s for name in named}
+    return "".join(f"  {name} {share:.0%}" for name, share in shares.items() if share >= 0.01)
 
 
 def duration(seconds_s: float) -> str:

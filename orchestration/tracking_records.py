@@ -26,6 +26,13 @@ STEP_KEYS = {
     "images_per_s": "speed/images_per_s",
     "data_wait_s": "speed/data_wait_s",
     "step_s": "speed/step_s",
+    "transfer_s": "speed/transfer_s",
+    "compute_s": "speed/compute_s",
+    "save_s": "speed/save_s",
+    "log_s": "speed/log_s",
+    "evaluate_s": "speed/evaluate_s",
+    "other_s": "speed/other_s",
+    "wall_s": "speed/wall_s",
 }
 STARTED_PARAMS = (
     "config_digest",
@@ -87,6 +94,7 @@ class Translator:
         self._params: dict[str, str] = {}
         self._num_skipped = 0
         self._num_passed_over = 0
+        self._num_lost = 0
         self.num_odd = 0
         """Lines that lack what their kind should have."""
         self._readers: dict[str, Callable[[dict[str, Any]], Upload]] = {
@@ -96,6 +104,9 @@ class Translator:
             "Evaluation": self._evaluation,
             "Skipped": self._skipped,
             "PassedOver": self._passed_over,
+            "Lost": self._lost,
+            "Accounted": self._accounted,
+            "Notice": self._notice,
             "Saved": self._saved,
             "SaveFailed": self._save_missed,
             "SaveSkipped": self._save_missed,
@@ -137,6 +148,7 @@ class Translator:
         source = record.get("resumed_from") or "its initial weights"
         tags = {
             "run_dir": str(record.get("run_dir", "")),
+            "data.plan": "; ".join(record.get("data_plan") or ()),
             f"attempt.{self.attempt}.start": f"step {record['step']} from {source}",
             f"attempt.{self.attempt}.layout": (
                 f"{record.get('num_ranks')} x {record.get('device')}, micro-batch {record.get('micro_batch')}, "
@@ -165,6 +177,23 @@ class Translator:
     def _passed_over(self, record: dict[str, Any]) -> Upload:
         self._num_passed_over += 1
         return Upload(tags={f"passed_over.{self._num_passed_over}": f"{record['url']}: {record['reason']}"})
+
+    def _lost(self, record: dict[str, Any]) -> Upload:
+        self._num_lost += len(record["samples"])
+        last = record["samples"][-1]
+        return Upload(
+            points=_points(record, {"data/lost_samples": float(self._num_lost)}),
+            tags={"data.lost.last": f"{last['key']} of {last['shard']}: {last['reason']}"},
+        )
+
+    def _accounted(self, record: dict[str, Any]) -> Upload:
+        names = ("manifest", "used", "skipped", "dropped", "excluded", "repeated")
+        text = ", ".join(f"{name} {record[name]}" for name in names)
+        source = re.sub(r"[^\w./ -]", "_", str(record["source"]))
+        return Upload(tags={f"data.account.{source}": text} if record["epoch"] is None else {})
+
+    def _notice(self, record: dict[str, Any]) -> Upload:
+        return Upload(tags={"notice.last": str(record["text"])})
 
     def _saved(self, record: dict[str, Any]) -> Upload:
         names = ("seconds_s", "size_bytes", "stalled_s", "waited_s")

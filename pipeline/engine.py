@@ -2,8 +2,8 @@
 
 DeepSpeed always trains fp32 weights here; `precision="bf16"` runs the network under autocast, so activations are bf16 while
 weights, gradient sums between devices, momentum and logits stay fp32, which is what the paper states (Brock et al. 2021,
-A.1) and what keeps weight standardisation exact. It also leaves two code paths in DeepSpeed to trust instead of five: plain
-(stage 0) and partitioned (stage 1).
+A.1) and what keeps weight standardisation exact. It also leaves four code paths in DeepSpeed to trust instead of a dozen; what
+each of them computes is compared with plain PyTorch when a run starts (`pipeline.parity`).
 
 DeepSpeed's own clipping is on by default at norm 1.0 (0.19): it is switched off, and that is asserted.
 """
@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -25,13 +25,13 @@ from torch import nn
 
 import nfnet.agc as agc
 from nfnet.groups import assign, param_groups
-from nfnet.losses import label_smoothing_cross_entropy
+from nfnet.losses import MixedLabels, label_smoothing_cross_entropy
 from nfnet.optim import SGD
-from pipeline.update import Fragment, OptimConfig, scale_units, unit_sums
+from nfnet.sam import sam_backward
+from pipeline.errors import UserError
+from pipeline.update import Fragment, OptimConfig, PartStats, Sums, Units, part_names, products
 from pipeline.world import World
-from pipeline.zero import Place, gradient_pieces, places
-
-Kind = Literal["weights", "momentum", "ema"]
+from pipeline.zero import KINDS, Kind, Place, layout
 
 MIN_LOSS_WITH_GRADIENT = 1e-6
 """Below 2^-24 the softmax of the right class is 1 in fp32, and the gradient exactly 0."""
@@ -40,8 +40,21 @@ MIN_LOSS_WITH_GRADIENT = 1e-6
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[0, 1] = 0
-    """1: momentum, averaged and master weights are spread over the ranks."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """1: momentum, averaged and master weights are spread over the ranks; 2: gradients too; 3: the network's weights too."""
+    activation_checkpointing: bool = False
+    """Keep each block's input only and compute the rest again in the backward pass: less memory, a third more work."""
+    parity_check: bool = True
+    """Compare steps of a tiny network with plain PyTorch before the run; seconds (`pipeline.parity`)."""
+    cpu_offload: bool = False
+    """Refused: unit norms of offloaded gradients are not exact here."""
+
+    def __post_init__(self) -> None:
+        if self.cpu_offload:
+            raise UserError(
+                "engine.cpu_offload is not supported: clipping needs the gradients where they are made; "
+                "raise engine.zero_stage, or set engine.activation_checkpointing"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,31 +68,48 @@ class UpdateStats:
     gradient_norm: float
     stop_requested: bool
     """Some rank was asked to stop."""
+    num_samples: int
+    """Images that the step saw, on all ranks."""
+    num_lost: float
+    """Samples that could not be read, on all ranks; infinite where a whole micro-batch could not. Above what was allowed,
+    the update is left out."""
+    parts: dict[str, PartStats] = field(default_factory=dict)
+    """The same of each part of the network: stem, stage 0, stage 1, ..., final, head."""
 
 
 class _Objective(nn.Module):
-    """images, labels -> (mean loss, number of correct top-1 predictions)."""
+    """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part)."""
 
     def __init__(self, network: nn.Module, smoothing: float, precision: str) -> None:
         super().__init__()
         self.network, self.smoothing, self.bf16 = network, smoothing, precision == "bf16"
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | None = None) -> Any:
+        """Without labels: logits, as the network gives them. ZeRO's hooks want every pass to begin here."""
+        if labels is None:
+            return self.network(images)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(images)
         logits = logits.float()
         loss = label_smoothing_cross_entropy(logits, labels, self.smoothing)
-        return loss, (logits.detach().argmax(1) == labels).sum()
+        classes = labels.larger if isinstance(labels, MixedLabels) else labels
+        return loss, (logits.detach().argmax(1) == classes).sum()
 
 
 def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's dictionary, derived from the Run: nobody writes it by hand."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage in (1, 2):
+        zero["compute_grad_norm"] = False  # we have it already, and the library's costs a collective and a wait
+    if config.zero_stage == 3:
+        # It updates sub-groups one after the other; more than one a group serves offloading only.
+        zero["sub_group_size"] = 1 << 62
     return {
         "train_batch_size": global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": zero,
         # Ours updates element by element, so the flat partitions of ZeRO suit it.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 62,
@@ -125,9 +155,19 @@ class Engine:
         deepspeed = _import_deepspeed()
         if set(network.state_dict()) != {n for n, _ in network.named_parameters()}:
             raise ValueError("the network has buffers, and this engine keeps and restores parameters only")
+        if optim.sam_rho > 0 and config.zero_stage == 3:
+            raise UserError(
+                "SAM moves whole weights, of which ZeRO stage 3 leaves each rank a part; "
+                "set engine.zero_stage to 2, or optim.sam_rho to 0"
+            )
+        if config.activation_checkpointing:
+            if not hasattr(network, "set_grad_checkpointing"):
+                raise UserError(
+                    "this network cannot recompute its blocks; set engine.activation_checkpointing to false"
+                )
+            network.set_grad_checkpointing(True)  # type: ignore[operator]
         self.network, self.world, self.optim, self.accumulation = network, world, optim, accumulation
-        self._names = [n for n, _ in network.named_parameters()]
-        self._shapes = {n: tuple(p.shape) for n, p in network.named_parameters()}
+        self._shapes = {n: tuple(p.shape) for n, p in network.named_parameters()}  # stage 3 empties parameters
         rules = assign(list(network.named_parameters()))
         groups = param_groups(
             network,
@@ -135,14 +175,15 @@ class Engine:
             weight_decay=optim.weight_decay,
             head_lr_scale=optim.head_learning_rate_scale,
         )
-        optimizer = SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, ema_decay=optim.ema_decay)
+        self._optimizer = SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, ema_decay=optim.ema_decay)
+        self._objective = _Objective(network, optim.label_smoothing, config.precision)
         global_batch = micro_batch * accumulation * world.size
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
             self._engine, *_ = deepspeed.initialize(
-                model=_Objective(network, optim.label_smoothing, config.precision),
-                optimizer=optimizer,
+                model=self._objective,
+                optimizer=self._optimizer,
                 config=deepspeed_config(
                     config, global_batch=global_batch, micro_batch=micro_batch, accumulation=accumulation
                 ),
@@ -152,104 +193,143 @@ class Engine:
             raise RuntimeError(
                 "DeepSpeed would clip gradients by their global norm on top of AGC; this version is not usable"
             )
-        self._optimizer, self._is_sharded = optimizer, config.zero_stage > 0
-        self._zero = self._engine.optimizer if self._is_sharded else None
-        self._places: list[Place] = places(network, optimizer, self._zero, {n: r.clip for n, r in rules.items()})
-        self._start_of_units: dict[str, int] = {}
-        clip_mask = []
-        num_units = 0
-        for name in self._names:
-            units = self._shapes[name][0] if len(self._shapes[name]) > 1 else 1
-            self._start_of_units[name] = num_units
-            clip_mask.append(torch.full((units,), rules[name].clip))
-            num_units += units
-        self._num_units, self._clip_mask = num_units, torch.cat(clip_mask).to(world.device)
-        self._sums = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
+        self._is_sharded = config.zero_stage > 0
+        self._layout = layout(self._engine, self._optimizer, config.zero_stage)
+        parameters = network.named_parameters()
+        found = [self._layout.place(n, p, self._shapes[n], clip=rules[n].clip) for n, p in parameters]
+        self._places: list[Place] = [p for p in found if p is not None]
+        self._units = Units(self._shapes, [p.fragment for p in self._places], world.device)
+        self._weights = self._units.split([p.fragment.weight for p in self._places])
+        parts = part_names(network, list(self._shapes))
+        names = list(dict.fromkeys(parts.values()))
+        self._sums = Sums(
+            names=names,
+            part=self._units.of_each({n: float(names.index(p)) for n, p in parts.items()}).long(),
+            clip=self._units.of_each({n: float(r.clip) for n, r in rules.items()}) > 0,
+            decay=self._units.of_each({n: optim.weight_decay * r.decay for n, r in rules.items()}),
+            rate=self._units.of_each(
+                {n: optim.head_learning_rate_scale if r.is_head else 1.0 for n, r in rules.items()}
+            ),
+            momentum=optim.momentum,
+        )
+        self._seen = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
-    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor, *, is_last: bool) -> None:
+    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels, *, is_last: bool) -> None:
         """One micro-batch; gradients accumulate, and are averaged over ranks with the step's last one."""
         self._engine.train()
         # Said explicitly: the library counts micro-batches by calls of its step(), which is called once an update here.
         self._engine.set_gradient_accumulation_boundary(is_last)
-        loss, correct = self._engine(images, labels)
-        self._engine.backward(loss)
-        self._sums += torch.stack([loss.detach() * len(labels), correct, torch.full_like(loss, len(labels))])
+        if self.optim.sam_rho > 0:
+            loss, correct = self._sam(images, labels)
+        else:
+            loss, correct = self._engine(images, labels)
+            self._engine.backward(loss)
+        self._seen += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
 
-    def update(self, rate: float, *, stop_requested: bool = False) -> UpdateStats:
-        """Clip, agree over all ranks that everything is finite, and only then update at this learning rate."""
-        gradients = gradient_pieces(self._places, self._zero)
-        weight_squares, gradient_squares, stats = self._agree(gradients, stop_requested)
-        loss_sum, correct, seen, stops = stats.unbind()
-        coefficients = torch.ones_like(gradient_squares)
+    def _sam(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ascent passes by the library, which averages the second gradient only; loss at the perturbed weights."""
+        passes = iter((self._objective, self._engine))
+        seen: list[torch.Tensor] = []
+
+        def objective(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
+            loss, correct = next(passes)(images, chosen)
+            seen[:] = [loss, correct]
+            return loss
+
+        sam_backward(
+            self.network,
+            objective,
+            images,
+            torch.arange(len(images), device=images.device),
+            rho=self.optim.sam_rho,
+            share=self.optim.sam_share,
+            backward=self._engine.backward,
+        )
+        return seen[0], seen[1]
+
+    @torch.no_grad()
+    def update(
+        self,
+        rate: float,
+        *,
+        stop_requested: bool = False,
+        num_lost: float = 0.0,
+        lost_allowed: float = math.inf,
+        measure: bool = False,
+    ) -> UpdateStats:
+        """Clip, agree over all ranks that everything is finite, and only then update at this learning rate.
+
+        Args:
+            num_lost: samples of this rank that could not be read.
+            lost_allowed: for all ranks together, and equal on all; above it the update is left out.
+            measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
+        """
+        gradients = self._units.split(self._layout.gradients(self._places))
+        units, stats = self._agree(gradients, (float(stop_requested), num_lost), measure)
+        loss_sum, correct, seen, stops, lost = stats.unbind()
+        factors = torch.ones_like(units[1])
         if self.optim.clipping > 0:
-            clipped = agc.coefficients(weight_squares, gradient_squares, self.optim.clipping, self.optim.clipping_eps)
-            coefficients = torch.where(self._clip_mask, clipped, coefficients)
-        norm = (gradient_squares * coefficients.square()).sum().sqrt()
-        share = (coefficients < 1).sum() / self._clip_mask.sum()
+            clipped = agc.coefficients(units[0], units[1], self.optim.clipping, self.optim.clipping_eps)
+            factors = torch.where(self._sums.clip, clipped, factors)
+        parts = self._sums.of_parts(units, factors, rate)
         # The one host synchronisation of a step.
-        values = torch.stack([loss_sum / seen, correct / seen, share, norm, stops, gradient_squares.sum()]).tolist()
-        loss, accuracy, clipped_share, gradient_norm, stops_seen, gradient_total = values
+        head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum(), seen, lost])
+        numbers = torch.cat([head, parts.view(-1)]).tolist()
+        loss, accuracy, stops_seen, gradient_total, num_seen, lost_seen = numbers[:6]
+        whole, by_part = self._sums.read(numbers[6:], measured=measure)
         # A loss of exactly nothing (a few images, learnt by heart) has no gradient; a loss that is there must have one.
         if self.optim.clipping > 0 and gradient_total == 0.0 and loss > MIN_LOSS_WITH_GRADIENT:
             raise RuntimeError("AGC is on and saw no gradient at all; the engine lost them, stop and report this")
-        applied = math.isfinite(loss) and math.isfinite(gradient_total)
+        applied = math.isfinite(loss) and math.isfinite(gradient_total) and lost_seen <= lost_allowed
         if applied:
-            if self.optim.clipping > 0 and clipped_share > 0:
-                self._scale(gradients, coefficients)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
-            self._engine.step()
-            if self._engine.skipped_steps:
-                raise RuntimeError("DeepSpeed skipped an update that all ranks had agreed on; the run must not go on")
+            if whole.clipped_share > 0:
+                self._units.scale(gradients, factors)
+            del gradients
+            self._apply(rate)
         else:
-            self._discard()
-        self._sums.zero_()
+            self._layout.discard()
+        self._seen.zero_()
         return UpdateStats(
             applied=applied,
             loss=loss,
             accuracy=accuracy,
-            clipped_share=clipped_share,
-            gradient_norm=gradient_norm,
+            clipped_share=whole.clipped_share,
+            gradient_norm=whole.gradient_norm,
             stop_requested=stops_seen > 0,
+            num_samples=round(num_seen),
+            num_lost=lost_seen,
+            parts=by_part,
         )
 
+    def _apply(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        self._engine.step()
+        if self._engine.skipped_steps:
+            raise RuntimeError("DeepSpeed skipped an update that all ranks had agreed on; the run must not go on")
+
     def _agree(
-        self, gradients: list[torch.Tensor], stop_requested: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Squares of all units' weights and gradients, and the step's statistics, equal on every rank: one collective."""
-        units = torch.zeros(2, self._num_units, device=self.world.device)
-        for place, gradient in zip(self._places, gradients, strict=True):
-            start = self._start_of_units[place.fragment.name]
-            span = slice(start, start + place.fragment.num_units)
-            units[0, span] = unit_sums(place.fragment, place.fragment.weight)
-            units[1, span] = unit_sums(place.fragment, gradient)
-        stats = torch.cat([self._sums, torch.full((1,), float(stop_requested), device=self.world.device)])
+        self, gradients: list[torch.Tensor], flags: tuple[float, float], measure: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(2 or 6, units) sums of products (`Sums`) and the step's statistics, equal on every rank: one collective."""
+        pairs = [(self._weights, self._weights), (gradients, gradients)]
+        if measure:
+            states = [p.state_view(self._optimizer, "momentum", create=True) for p in self._places]
+            momenta = self._units.split([s for s in states if s is not None])
+            pairs += [(gradients, self._weights), (gradients, momenta), (self._weights, momenta), (momenta, momenta)]
+        units = torch.stack([self._units.add_up(products(a, b)) for a, b in pairs])
+        stats = torch.cat([self._seen, torch.tensor(flags, device=self.world.device)])
         if self.world.size > 1:
             if self._is_sharded:
                 together = torch.cat([units.view(-1), stats])
                 dist.all_reduce(together)
-                units, stats = together[:-4].view(2, -1), together[-4:]
+                units, stats = together[:-5].view(len(pairs), -1), together[-5:]
             else:  # every rank holds every unit already
                 dist.all_reduce(stats)
-        return units[0], units[1], stats
-
-    def _scale(self, gradients: list[torch.Tensor], coefficients: torch.Tensor) -> None:
-        for place, gradient in zip(self._places, gradients, strict=True):
-            if place.fragment.clip:
-                start = self._start_of_units[place.fragment.name]
-                scale_units(place.fragment, gradient, coefficients[start : start + place.fragment.num_units])
-
-    def _discard(self) -> None:
-        """Forget the gradients of a step, as if its batches had not been seen."""
-        if self._zero is not None:
-            for group in self._zero.averaged_gradients:
-                self._zero.averaged_gradients[group] = None
-                self._zero.all_grad_tensors[group] = None
-            self._zero.zero_grad(set_to_none=True)
-        else:
-            self._engine.zero_grad()
+        return units, stats
 
     # --- state by name ------------------------------------------------------------------------------------------------
 
@@ -275,13 +355,11 @@ class Engine:
         """This rank's part of the state, "kind/name@start" -> flat fp32 tensor; each element on exactly one rank."""
         if not self._is_sharded and not self.world.is_main:
             return {}
-        kinds: tuple[Kind, ...] = ("weights", "momentum", "ema")
-        return {f"{k}/{f.name}@{f.start}": v.detach() for k in kinds for f, v in self._views(k)}
+        return {f"{k}/{f.name}@{f.start}": v.detach() for k in KINDS for f, v in self._views(k)}
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]], num_updates: int) -> None:
         """Whole tensors by kind and name, from a checkpoint of any number of ranks and any stage."""
-        kinds: tuple[Kind, ...] = ("weights", "momentum", "ema")
-        for kind in kinds:
+        for kind in KINDS:
             if kind not in state:
                 continue
             for fragment, view in self._views(kind, create=True):
@@ -289,41 +367,36 @@ class Engine:
                 view.copy_(whole[fragment.start : fragment.start + view.numel()])
         for group in self._optimizer.param_groups:
             group["num_updates"] = num_updates
-        if self._zero is not None:
-            self._zero.update_lp_params()
+        self._layout.publish()
 
     def gather(self, kind: Kind) -> dict[str, torch.Tensor]:
         """Whole tensors on every rank, copied."""
-        numels = [math.prod(self._shapes[n]) for n in self._names]
+        numels = [math.prod(shape) for shape in self._shapes.values()]
         flat = torch.zeros(sum(numels), device=self.world.device)
-        parts = dict(zip(self._names, flat.split(numels), strict=True))
+        parts = dict(zip(self._shapes, flat.split(numels), strict=True))
         for fragment, view in self._views(kind):
             parts[fragment.name][fragment.start : fragment.start + view.numel()] = view.reshape(-1)
         if self._is_sharded and self.world.size > 1:
             dist.all_reduce(flat)
-        return {n: parts[n].view(self._shapes[n]) for n in self._names}
+        return {n: parts[n].view(shape) for n, shape in self._shapes.items()}
 
     @contextmanager
     def evaluation_network(self) -> Iterator[tuple[nn.Module, str]]:
-        """The network in evaluation mode on averaged weights ("ema") where there are any, else on the raw ones ("raw")."""
-        raw: dict[str, torch.Tensor] | None = None
-        parameters = dict(self.network.named_parameters())
-        if self.has_ema:
-            raw = {n: p.detach().clone() for n, p in parameters.items()}
-            self._put(parameters, self.gather("ema"))
-        self.network.eval()
-        try:
-            yield self.network, "ema" if raw is not None else "raw"
-        finally:
-            if raw is not None:
-                self._put(parameters, raw)
-            self.network.train()
+        """images -> logits in evaluation mode, on averaged weights ("ema") where there are any, else on the raw ones ("raw").
 
-    @staticmethod
-    @torch.no_grad()
-    def _put(parameters: dict[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
+        Averaged and raw weights change places, shard by shard, so there is no second copy of either while it lasts. In
+        stage 3 all ranks must make the same number of passes.
+        """
+        weights: Literal["ema", "raw"] = "ema" if self.has_ema else "raw"
+        if weights == "ema":
+            self._layout.exchange("ema")
+        self._objective.eval()
+        try:
+            yield self._objective, weights
+        finally:
+            if weights == "ema":
+                self._layout.exchange("ema")
+            self._objective.train()
 
     def close(self) -> None:
         self._engine.destroy()

@@ -32,7 +32,9 @@ def evaluate(
     """
     begin = time.perf_counter()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, samples
+    num_batches = 0
     for batch in data.batches(batch_size, rank=world.rank, num_ranks=world.size, pin=world.device.type == "cuda"):
+        num_batches += 1
         labels = batch.labels.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
             logits = network(normalise(batch.images, augment, world.device))
@@ -40,6 +42,7 @@ def evaluate(
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.full_like(loss, len(labels))]).double()
+    _keep_pace(network, data, augment, world, missing=-(-_largest_share(data, world) // batch_size) - num_batches)
     if world.size > 1:
         dist.all_reduce(sums)
     loss_sum, top1, top5, count = sums.tolist()
@@ -55,3 +58,17 @@ def evaluate(
         num_samples=int(count),
         seconds_s=time.perf_counter() - begin,
     )
+
+
+def _largest_share(data: EvalData, world: World) -> int:
+    """Samples of the rank that has most of them."""
+    return -(-data.num_samples // world.size)
+
+
+def _keep_pace(network: nn.Module, data: EvalData, augment: AugmentConfig, world: World, *, missing: int) -> None:
+    """Passes that count for nothing: where ranks gather weights from each other, all must make as many."""
+    if missing:
+        batch = next(iter(data.batches(1, rank=0, num_ranks=data.num_samples)))
+        images = normalise(batch.images, augment, world.device)
+        for _ in range(missing):
+            network(images)

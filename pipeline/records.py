@@ -57,6 +57,15 @@ class Started(Record):
     config: dict[str, Any]
     config_digest: str
     dataset_digest: str
+    data_plan: tuple[str, ...] = ()
+    """What will become of the samples, in sentences: what is repeated, dropped or skipped, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Record):
+    """Something that went another way than asked and does no harm to the numbers; said once."""
+
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +94,51 @@ class Step(Record):
     """Norm of the whole gradient after clipping."""
     images_per_s: float
     data_wait_s: float
-    """Seconds spent waiting for batches, per update."""
+    """Seconds per update, as the next five, which add up to `wall_s`: waiting for a batch;"""
+    transfer_s: float = 0.0
+    """handing it to the device;"""
+    compute_s: float = 0.0
+    """forward, backward, agreement over the ranks, update (see `pipeline.clock` for what a GPU moves here);"""
+    save_s: float = 0.0
+    log_s: float = 0.0
+    """whoever reads these records;"""
+    evaluate_s: float = 0.0
+    other_s: float = 0.0
+    """and what none of these is."""
+    wall_s: float = 0.0
+    """Wall seconds per update since the last Step record, everything included."""
     step_s: float
-    """Wall seconds per update, waiting included."""
+    """Wall seconds per update without evaluation and saving: what the rate and the time that remains are computed from."""
     remaining_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost(Record):
+    """Samples that a step should have used and could not read, on all ranks; others of their batch took their places."""
+
+    samples: tuple[dict[str, Any], ...]
+    """Each with shard, key, reason, filled_with, epoch, source."""
+    num_epoch: int
+    """Lost since the epoch began."""
+    num_allowed: int
+    """What the budget allows in an epoch; one more stops the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounted(Record):
+    """What became of the samples of one pass (`epoch`), or of all passes so far (`epoch` None): they add up.
+
+    manifest = used + skipped + dropped + excluded, of different samples in each pass; `repeated` are images beyond that.
+    """
+
+    source: str
+    epoch: int | None
+    manifest: int
+    used: int
+    skipped: int
+    dropped: int
+    excluded: int
+    repeated: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 A URL is a plain path, `file://...` or anything that fsspec opens (`s3://`, `gs://`, `memory://`). Three rules hold
 everywhere: an object appears whole or not at all, listings are never answered from a cache, and a client is looked
 up at every call, because one inherited through fork must not be used (fsspec keys its instances by process).
+`pipeline.ranges` reads parts of one version of an object with the same clients.
 """
 
 import contextlib
@@ -69,21 +70,21 @@ def exists(url: str | os.PathLike[str]) -> bool:
     """Whether an object (or, where the store has them, a folder) is there now."""
     if is_local(url):
         return local_path(url).exists()
-    return _retry(url, lambda fs, path: bool(fs.exists(path)))
+    return with_retries(url, lambda fs, path: bool(fs.exists(path)))
 
 
 def size_bytes(url: str | os.PathLike[str]) -> int:
     """Size of the object; FileNotFoundError if there is none."""
     if is_local(url):
         return local_path(url).stat().st_size
-    return _retry(url, lambda fs, path: int(fs.info(path)["size"]))
+    return with_retries(url, lambda fs, path: int(fs.info(path)["size"]))
 
 
 def read_bytes(url: str | os.PathLike[str]) -> bytes:
     """The whole object; FileNotFoundError if there is none."""
     if is_local(url):
         return local_path(url).read_bytes()
-    return _retry(url, lambda fs, path: cast(bytes, fs.cat_file(path)))
+    return with_retries(url, lambda fs, path: cast(bytes, fs.cat_file(path)))
 
 
 def read_range(url: str | os.PathLike[str], offset: int, length: int) -> bytes:
@@ -95,7 +96,7 @@ def read_range(url: str | os.PathLike[str], offset: int, length: int) -> bytes:
         return _whole(data, url, offset, length)
 
     if not is_local(url):
-        return _retry(url, ranged)
+        return with_retries(url, ranged)
     with local_path(url).open("rb") as file:
         file.seek(offset)
         return _whole(file.read(length), url, offset, length)
@@ -104,7 +105,7 @@ def read_range(url: str | os.PathLike[str], offset: int, length: int) -> bytes:
 @contextlib.contextmanager
 def open_read(url: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """The object as a seekable binary file."""
-    opened = local_path(url).open("rb") if is_local(url) else _retry(url, lambda fs, path: fs.open(path, "rb"))
+    opened = local_path(url).open("rb") if is_local(url) else with_retries(url, lambda fs, path: fs.open(path, "rb"))
     with opened as file:
         yield cast(BinaryIO, file)
 
@@ -121,7 +122,7 @@ def write_bytes(url: str | os.PathLike[str], data: bytes) -> None:
         fs.pipe_file(path, data)
         _check_size(fs, path, url, len(data))
 
-    _retry(url, write)
+    with_retries(url, write)
 
 
 def put_file(local: str | os.PathLike[str], url: str | os.PathLike[str]) -> None:
@@ -136,7 +137,7 @@ def put_file(local: str | os.PathLike[str], url: str | os.PathLike[str]) -> None
         fs.put_file(os.fspath(local), path)
         _check_size(fs, path, url, size)
 
-    _retry(url, put)
+    with_retries(url, put)
 
 
 def download(url: str | os.PathLike[str], local: str | os.PathLike[str]) -> None:
@@ -147,7 +148,7 @@ def download(url: str | os.PathLike[str], local: str | os.PathLike[str]) -> None
         return
     with _replacing(target) as file:
         # get_file opens the path again; the name is only taken over once all of it is there.
-        _retry(url, lambda fs, path: fs.get_file(path, file.name))
+        with_retries(url, lambda fs, path: fs.get_file(path, file.name))
 
 
 def fetch(url: str | os.PathLike[str], *, sha256: str, size_bytes: int, cache_dir: str | os.PathLike[str]) -> Path:
@@ -191,7 +192,7 @@ def list_urls(prefix: str | os.PathLike[str], suffix: str = "") -> list[str]:
         # Built from the caller's spelling, because fsspec's own way back differs (memory:///a for memory://a).
         return [join(prefix, name.removeprefix(root)) for name in fs.find(path) if name.startswith(root)]
 
-    return sorted(url for url in _retry(prefix, find) if url.endswith(suffix))
+    return sorted(url for url in with_retries(prefix, find) if url.endswith(suffix))
 
 
 def remove(url: str | os.PathLike[str]) -> None:
@@ -200,7 +201,7 @@ def remove(url: str | os.PathLike[str]) -> None:
         local_path(url).unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
-        _retry(url, lambda fs, path: fs.rm_file(path))
+        with_retries(url, lambda fs, path: fs.rm_file(path))
 
 
 def remove_tree(url: str | os.PathLike[str]) -> None:
@@ -210,7 +211,7 @@ def remove_tree(url: str | os.PathLike[str]) -> None:
             shutil.rmtree(local_path(url))
         return
     with contextlib.suppress(FileNotFoundError):
-        _retry(url, lambda fs, path: fs.rm(path, recursive=True))
+        with_retries(url, lambda fs, path: fs.rm(path, recursive=True))
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -219,8 +220,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _client(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it."""
+def client(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it; for `pipeline.ranges` only, others call functions of this module."""
     import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -233,24 +234,32 @@ def _client(url: str) -> tuple[Any, str]:
         raise UserError(f"cannot open {url}: {error}; use a path, s3://bucket/... or another fsspec URL") from error
 
 
-def _retry(url: str | os.PathLike[str], operation: Callable[[Any, str], T]) -> T:
+def with_retries(url: str | os.PathLike[str], operation: Callable[[Any, str], T]) -> T:
     """`operation(file system, path)`, tried again with growing waits while the error looks transient."""
     text = os.fspath(url)
     for attempt in range(MAX_TRIES):
         try:
-            return operation(*_client(text))
+            return operation(*client(text))
         except Exception as error:
-            if type(error).__name__ == "NoCredentialsError":
-                raise UserError(
-                    f"no credentials for {text}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-                ) from error
-            if isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error):
-                raise UserError(f"the bucket of {text} does not exist: create it, or mend its name") from error
-            transient = isinstance(error, OSError) and not isinstance(error, _PERMANENT)
-            if attempt + 1 == MAX_TRIES or not (transient or type(error).__name__ in _TRANSIENT_NAMES):
+            refuse_the_users_mistake(error, text)
+            if attempt + 1 == MAX_TRIES or not is_transient(error):
                 raise
         time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether asking a store again may help."""
+    transient = isinstance(error, OSError) and not isinstance(error, _PERMANENT)
+    return transient or type(error).__name__ in _TRANSIENT_NAMES
+
+
+def refuse_the_users_mistake(error: Exception, url: str) -> None:
+    """UserError where a store's error means that credentials or bucket are wrong; nothing otherwise."""
+    if type(error).__name__ == "NoCredentialsError":
+        raise UserError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    if isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error):
+        raise UserError(f"the bucket of {url} does not exist: create it, or mend its name") from error
 
 
 @contextlib.contextmanager

@@ -10,20 +10,20 @@ epoch, sample), so a run's whole state is weights, momentum, averages, and one i
 from __future__ import annotations
 
 import hashlib
-import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import FrameType
 
 import torch
 
-from pipeline import checkpoint, retention, storage, world
+from pipeline import checkpoint, parity, retention, storage, world
+from pipeline.account import Account, lost_in
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
+from pipeline.clock import Clock
 from pipeline.config import Run, dump_yaml, load_yaml, to_dict
+from pipeline.data.accounting import plan
 from pipeline.data.augment import normalise
-from pipeline.data.loader import Batch, EvalData, TrainData
+from pipeline.data.batches import Batch
+from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
 from pipeline.engine import Engine, UpdateStats
 from pipeline.errors import UserError
@@ -31,6 +31,7 @@ from pipeline.evaluate import evaluate
 from pipeline.records import Evaluation, Finished, Phase, Record, Skipped, Started, Step, Stopped
 from pipeline.retention import Policy
 from pipeline.saver import Saver
+from pipeline.stop import StopSignal
 from pipeline.world import World
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -43,8 +44,16 @@ CHANGEABLE = (
     "saving",
     "engine",
     "data.num_workers",
+    "data.read_threads",
+    "data.read_ahead_mb",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.max_lost_share",
+    "data.max_lost_samples",
+    "data.skip_steps",
 )
-"""Fields that a restarted run may change: none of them decides which update comes next."""
+"""Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
+there to change it."""
 
 
 def train(run: Run, out: str) -> Iterator[Record]:
@@ -54,28 +63,47 @@ def train(run: Run, out: str) -> Iterator[Record]:
     `SaveFailed`, `SaveSkipped`), which the main rank alone yields, as soon as it knows. Raises UserError for what the user
     can mend.
     """
+    clock = Clock()
+    for record in _train(run, out, clock):
+        with clock("log"):
+            yield record
+
+
+def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
     me = world.join()
     yield Phase(step=0, name="reading the data's manifest")
-    job = _Job(run, out, me)
+    job = _Job(run, out, me, clock)
     yield from job.start()
     batches = job.data.batches(
         steps=range(job.step, job.total_steps), global_batch=run.global_batch, micro_batch=job.micro_batch, world=me
     )
     yield Phase(step=job.step, name="training")
-    with _StopSignal() as stop, job.saver:
+    clock.take()
+    with StopSignal() as stop, job.saver:
         while job.step < job.total_steps:
             rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen: list[Batch] = []
             for micro in range(job.accumulation):
-                with job.clock.waiting():
+                with clock("wait"):
                     batch = next(batches)
                 seen.append(batch)
                 _seed_step(run.seed, job.step, micro * me.size + me.rank)
-                images, labels = normalise(batch.images, run.augment, me.device), batch.labels.to(me.device)
-                job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
-            stats = job.engine.update(rate, stop_requested=stop.requested)
+                with clock("transfer"):
+                    images, labels = normalise(batch.images, run.augment, me.device), batch.targets(me.device)
+                with clock("compute"):
+                    job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
+            with clock("compute"):
+                stats = job.engine.update(
+                    rate,
+                    stop_requested=stop.requested,
+                    num_lost=lost_in(seen),
+                    lost_allowed=job.account.allowed(job.step),
+                )
+            yield from job.account.enter(job.step, stats, seen)
+            if stats.num_lost > 0:
+                yield from job.leave_over_budget()
             job.step += 1
-            job.clock.tick(stats)
+            job.updates.append(stats)
             yield from job.saver.poll()
             if stats.applied:
                 job.skips_in_a_row = 0
@@ -83,6 +111,7 @@ def train(run: Run, out: str) -> Iterator[Record]:
                 yield job.skipped(stats, seen)
             if job.due(run.log_every_steps) or job.step == job.total_steps:
                 yield job.report(rate)
+            yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:
                 yield from job.save(final=True)
                 yield job.stopped("a stop signal (SIGTERM or SIGINT)")
@@ -100,72 +129,15 @@ def train(run: Run, out: str) -> Iterator[Record]:
     if run.save_final and job.saver.newest_step < job.step:
         yield from job.save(final=True)
     job.engine.close()
+    yield from job.account.close(job.step)
     yield job.finished()
-
-
-@dataclass
-class _Clock:
-    """Sums over the updates since the last report; keeps all timing out of the loop."""
-
-    begin_s: float = field(default_factory=time.perf_counter)
-    mark_s: float = field(default_factory=time.perf_counter)
-    wait_s: float = 0.0
-    updates: list[UpdateStats] = field(default_factory=list)
-    _wait_begin_s: float = 0.0
-
-    def waiting(self) -> _Clock:
-        return self
-
-    def __enter__(self) -> None:
-        self._wait_begin_s = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.wait_s += time.perf_counter() - self._wait_begin_s
-
-    def tick(self, stats: UpdateStats) -> None:
-        self.updates.append(stats)
-
-    def restart(self) -> None:
-        self.mark_s, self.wait_s, self.updates = time.perf_counter(), 0.0, []
-
-    def pause(self, seconds_s: float) -> None:
-        """Time that was not training (evaluation, saving) does not count against the rate."""
-        self.mark_s += seconds_s
-
-
-class _StopSignal:
-    """SIGTERM and SIGINT set a flag; the loop reads it at a step's end, all ranks agree, and the run saves and leaves.
-
-    Only the main thread may install handlers; a trial in a worker thread goes without.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> _StopSignal:
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._set)
-        except ValueError:
-            pass
-        return self
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 class _Job:
     """A run in progress: what the loop needs, made in the order in which mistakes are cheapest to find."""
 
-    def __init__(self, run: Run, out: str, me: World) -> None:
-        self.run, self.out, self.world = run, out, me
+    def __init__(self, run: Run, out: str, me: World, clock: Clock) -> None:
+        self.run, self.out, self.world, self.clock = run, out, me, clock
         self.micro_batch, self.accumulation = run.batch_plan(me.size)
         self.data = TrainData(run.data, run.augment, seed=run.seed)
         self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
@@ -176,20 +148,24 @@ class _Job:
         self.save_steps = self._steps(run.save_every) if run.save_every else 0
         if self.total_steps < 1:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
+        self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
+        self.updates: list[UpdateStats] = []  # since the last report
         self.step = 0
         self.skips_in_a_row = 0
         self.last_evaluation: Evaluation | None = None
 
     def _steps(self, duration: Duration) -> int:
-        return duration.steps(samples_per_epoch=self.data.num_samples, global_batch=self.run.global_batch)
+        return duration.steps(samples_per_epoch=self.data.samples_per_epoch, global_batch=self.run.global_batch)
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
         commit, passed = self._newest()
         yield from passed
         yield Phase(step=0, name="starting the engine")
+        if self.run.engine.parity_check:
+            parity.check(self.run.engine, world=self.world, accumulation=self.accumulation)
         config = self.run.model
-        model, _ = build_model(config, len(self.data.manifest.classes), seed=self.run.seed)
+        model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
         self.engine = Engine(
             model,
             optim=self.run.optim,
@@ -202,8 +178,8 @@ class _Job:
             self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
             self.step = commit.step
         self._start_saver(commit)
-        self.clock = _Clock()
         self.first_step = self.step
+        self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
 
     def _start_saver(self, commit: Commit | None) -> None:
@@ -263,7 +239,7 @@ class _Job:
             storage.write_bytes(place, dump_yaml(self.run).encode())
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
-        run, per_epoch = self.run, self.data.num_samples
+        run, per_epoch = self.run, self.data.samples_per_epoch
         return Started(
             step=self.step,
             run_name=run.name,
@@ -272,7 +248,7 @@ class _Job:
             total_samples=self.total_steps * run.global_batch,
             samples_per_epoch=per_epoch,
             steps_per_epoch=per_epoch / run.global_batch,
-            dropped_samples=-(self.total_steps * run.global_batch) % per_epoch,
+            dropped_samples=self.account.dropped(),
             global_batch=run.global_batch,
             micro_batch=self.micro_batch,
             accumulation=self.accumulation,
@@ -284,7 +260,8 @@ class _Job:
             resumed_from=commit.url if commit else None,
             config=to_dict(run),
             config_digest=run.digest(),
-            dataset_digest=self.data.manifest.digest,
+            dataset_digest=self.data.digest,
+            data_plan=plan(self.data, global_batch=run.global_batch, total_steps=self.total_steps),
         )
 
     def due(self, every: int) -> bool:
@@ -297,43 +274,62 @@ class _Job:
     def skipped(self, stats: UpdateStats, seen: list[Batch]) -> Skipped:
         """All ranks left the update out; three in a row end the run, for then it is not the batch."""
         self.skips_in_a_row += 1
-        keys = tuple(self.data.reader.key(int(s)) for b in seen for s in b.samples)
+        keys = tuple(self.data.key(int(s)) for b in seen for s in b.samples)
+        reason = f"loss {stats.loss}, gradient not finite"
+        self.account.left_out(self.step - 1, reason)
         if self.skips_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
                 f"{self.skips_in_a_row} updates in a row were not finite, the last at step {self.step}; lower "
                 f"optim.learning_rate or optim.clipping, then run again: it goes on from the newest checkpoint"
             )
-        return Skipped(
-            step=self.step, reason=f"loss {stats.loss}, gradient not finite", samples=self.samples, keys=keys
-        )
+        return Skipped(step=self.step, reason=reason, samples=self.samples, keys=keys)
+
+    def leave_over_budget(self) -> Iterator[Record]:
+        """Ends the run on all ranks where the step lost more than is allowed; it was not applied, what came before is saved."""
+        error = self.account.over_budget
+        if error is None:
+            return
+        self.account.write(self.step)
+        yield from self.saver.settle()
+        if self.run.save_every is not None and self.saver.newest_step < self.step:
+            yield from self.save(final=True)
+        raise error
 
     def report(self, rate: float) -> Step:
-        clock, updates = self.clock, self.clock.updates
-        step_s = (time.perf_counter() - clock.mark_s) / len(updates)
+        updates = self.updates
+        num = len(updates)
+        wall_s, spent_s = self.clock.take()
+        step_s = (wall_s - spent_s["save"] - spent_s["evaluate"]) / num
         applied = [u for u in updates if u.applied] or updates  # a skipped one's loss would hide the others'
         n = len(applied)
         record = Step(
             step=self.step,
-            num_updates=len(updates),
+            num_updates=num,
             samples=self.samples,
-            epoch=self.samples / self.data.num_samples,
-            loss=sum(u.loss for u in updates) / n,
-            accuracy=sum(u.accuracy for u in updates) / n,
+            epoch=self.account.epochs(self.step),
+            loss=sum(u.loss for u in applied) / n,
+            accuracy=sum(u.accuracy for u in applied) / n,
             learning_rate=rate,
-            clipped_share=sum(u.clipped_share for u in updates) / n,
+            clipped_share=sum(u.clipped_share for u in applied) / n,
             gradient_norm=applied[-1].gradient_norm,
             images_per_s=self.run.global_batch / step_s,
-            data_wait_s=clock.wait_s / len(updates),
+            data_wait_s=spent_s["wait"] / num,
+            transfer_s=spent_s["transfer"] / num,
+            compute_s=spent_s["compute"] / num,
+            save_s=spent_s["save"] / num,
+            log_s=spent_s["log"] / num,
+            evaluate_s=spent_s["evaluate"] / num,
+            other_s=spent_s["other"] / num,
+            wall_s=wall_s / num,
             step_s=step_s,
             remaining_s=(self.total_steps - self.step) * step_s,
         )
-        clock.restart()
+        self.updates = []
         return record
 
     def evaluate(self) -> Evaluation:
         assert self.eval_data is not None
-        begin = time.perf_counter()
-        with self.engine.evaluation_network() as (network, weights):
+        with self.clock("evaluate"), self.engine.evaluation_network() as (network, weights):
             self.last_evaluation = evaluate(
                 network,
                 self.eval_data,
@@ -344,7 +340,6 @@ class _Job:
                 weights=weights,
                 bf16=self.run.engine.precision == "bf16",
             )
-        self.clock.pause(time.perf_counter() - begin)
         return self.last_evaluation
 
     def evaluation_numbers(self) -> dict[str, float]:
@@ -352,8 +347,12 @@ class _Job:
         return {} if last is None else {"loss": last.loss, "top1": last.top1, "top5": last.top5}
 
     def save(self, *, final: bool = False) -> list[Record]:
-        """Begin a save; when `final`, see it through. What was not training does not count against the rate."""
-        begin = time.perf_counter()
+        """Begin a save; when `final`, see it through."""
+        with self.clock("save"):
+            return self._save(final)
+
+    def _save(self, final: bool) -> list[Record]:
+        self.account.write(self.step)
         manifest = self.data.manifest
         facts = {
             "samples": self.samples,
@@ -361,13 +360,11 @@ class _Job:
             "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
             "config": to_dict(self.run),
             "config_digest": self.run.digest(),
-            "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": manifest.digest},
-            "classes": list(manifest.classes),
+            "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": self.data.digest},
+            "classes": self.data.classes,
             "evaluation": self.evaluation_numbers(),
         }
-        records = self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
-        self.clock.pause(time.perf_counter() - begin)
-        return records
+        return self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
 
     def stopped(self, reason: str) -> Stopped:
         newest = self.saver.newest
@@ -388,7 +385,7 @@ class _Job:
             step=self.step,
             checkpoint=newest.url if newest else None,
             samples=(self.step - self.first_step) * self.run.global_batch,
-            seconds_s=time.perf_counter() - self.clock.begin_s,
+            seconds_s=self.clock.elapsed_s,
             evaluation=self.evaluation_numbers(),
         )
 

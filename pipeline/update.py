@@ -2,16 +2,19 @@
 
 The arithmetic lives in `nfnet` (AGC, SGD, schedule); here are its settings, and AGC over *fragments*: the contiguous parts
 of parameters that this rank updates. Without ZeRO a fragment is a whole parameter; with it, a rank owns a cut of each
-flattened group, and a unit (a row of a convolution or linear weight) may lie on two ranks. The squares of norms add up, so
-one sum over ranks of (units, 2) numbers makes the clip exact wherever the cuts fall.
+flattened group (stages 1 and 2) or of each parameter (stage 3), and a unit (a row of a convolution or linear weight) may lie
+on several ranks. Products of norms add up, so one sum over ranks of a few numbers a unit makes the clip, and what is said of
+the update, exact wherever the cuts fall.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 import nfnet.agc as agc
 from nfnet.schedule import learning_rate
@@ -37,6 +40,10 @@ class OptimConfig:
     """None = no averaged weights; evaluation then uses the raw ones."""
     label_smoothing: float = 0.0
     head_learning_rate_scale: float = 1.0
+    sam_rho: float = 0.0
+    """SAM's radius, each rank's micro-batch perturbing with its own gradient; 0 = no SAM. The fine-tuned NFNet-F4+: 0.05."""
+    sam_share: float = 0.2
+    """Of a micro-batch, that the ascent reads (Brock et al. 2021, A.4)."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -45,6 +52,12 @@ class OptimConfig:
             raise UserError(f"optim.clipping is {self.clipping}; set AGC's lambda (0.01 in the paper), or 0 for none")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"optim.ema_decay is {self.ema_decay}; set a number from 0 to below 1, or none")
+        if not (math.isfinite(self.sam_rho) and self.sam_rho >= 0):
+            raise UserError(f"optim.sam_rho is {self.sam_rho}; set SAM's radius (0.05 in the papers), or 0 for no SAM")
+        if not 0 < self.sam_share <= 1:
+            raise UserError(
+                f"optim.sam_share is {self.sam_share}; set a share of the micro-batch above 0 and at most 1"
+            )
 
     def rate(self, step: int, *, total_steps: int, warmup_steps: int) -> float:
         return learning_rate(
@@ -78,27 +91,151 @@ class Fragment:
     def is_whole(self) -> bool:
         return self.weight.numel() == math.prod(self.shape)
 
-    def element_units(self) -> torch.Tensor:
-        """(numel,) int64: the unit of each element of the part."""
-        unit_size = math.prod(self.shape) // self.num_units
-        positions = torch.arange(self.start, self.start + self.weight.numel(), device=self.weight.device)
-        return torch.div(positions, unit_size, rounding_mode="floor")
+    def cuts(self) -> list[tuple[int, int, int, int]]:
+        """(first unit, units, start, stop) of the part's pieces: the end of a unit, whole units, the beginning of one."""
+        size, stop = math.prod(self.shape) // self.num_units, self.start + self.weight.numel()
+        first, last = -(-self.start // size), stop // size
+        if first > last:  # within one unit, touching neither of its ends
+            return [(last, 1, 0, stop - self.start)]
+        pieces = [(first - 1, 1, self.start, first * size), (first, last - first, first * size, last * size)]
+        pieces.append((last, 1, last * size, stop))
+        return [(u, n, a - self.start, b - self.start) for u, n, a, b in pieces if b > a]
+
+    def split(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Views of the part, or of numbers that lie as it does: one dimension for one unit, else the first is the units."""
+        if self.num_units == 1:
+            return [values.view(-1)]
+        if self.is_whole:
+            return [values.view(self.shape) if values.dim() == 1 else values]
+        flat = values.view(-1)
+        return [flat[a:b].view(n, -1) if n > 1 else flat[a:b] for _, n, a, b in self.cuts()]
 
 
-def unit_sums(fragment: Fragment, values: torch.Tensor) -> torch.Tensor:
-    """(num_units,) fp32: this rank's part of each unit's sum of squares; units that lie elsewhere get 0."""
-    values = values.float()
-    if fragment.is_whole:
-        return agc.unit_square_sums(values.reshape(fragment.shape), fragment.num_units)
-    sums = torch.zeros(fragment.num_units, device=values.device)
-    return sums.index_add_(0, fragment.element_units(), values.reshape(-1).square())
+class Units:
+    """All units of a network, numbered in the order of its parameters, and where this rank's fragments lie among them."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], fragments: Sequence[Fragment], device: torch.device) -> None:
+        self.starts: dict[str, int] = {}
+        self.count = 0
+        for name, shape in shapes.items():
+            self.starts[name] = self.count
+            self.count += shape[0] if len(shape) > 1 else 1
+        self.fragments = list(fragments)
+        indices = []
+        for f in self.fragments:
+            spans = [(0, f.num_units)] if f.is_whole else [(u, n) for u, n, _, _ in f.cuts()]
+            indices += [torch.arange(u, u + n) + self.starts[f.name] for u, n in spans]
+        self.index = torch.cat(indices).to(device) if indices else torch.zeros(0, dtype=torch.int64, device=device)
+        """(rows,) of each row of this rank's pieces, its unit."""
+
+    def of_each(self, values: dict[str, float]) -> torch.Tensor:
+        """(units,) from one number a parameter; it is moved to the device once, at the start."""
+        ends = [*list(self.starts.values())[1:], self.count]
+        parts = [torch.full((b - a,), values[n]) for (n, a), b in zip(self.starts.items(), ends, strict=True)]
+        return torch.cat(parts).to(self.index.device)
+
+    def split(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        return [piece for f, t in zip(self.fragments, tensors, strict=True) for piece in f.split(t)]
+
+    def add_up(self, rows: torch.Tensor) -> torch.Tensor:
+        """(units,) from one number for each row of this rank's pieces; units that lie elsewhere get 0."""
+        device = self.index.device
+        return torch.zeros(self.count, device=device).index_add_(0, self.index, rows.to(device))
+
+    def scale(self, pieces: list[torch.Tensor], factors: torch.Tensor) -> None:
+        """Multiply in place each unit's part of the pieces by its factor, (units,)."""
+        if pieces:
+            torch._foreach_mul_(pieces, agc.per_unit(factors[self.index], pieces))
 
 
-def scale_units(fragment: Fragment, gradient: torch.Tensor, coefficients: torch.Tensor) -> None:
-    """Multiply each element of `gradient` (in place) by the coefficient of its unit."""
-    if fragment.num_units == 1:
-        gradient.mul_(coefficients)
-    elif fragment.is_whole:
-        gradient.mul_(coefficients.view(-1, *[1] * (gradient.dim() - 1)))
-    else:
-        gradient.view(-1).mul_(coefficients[fragment.element_units()])
+def products(left: list[torch.Tensor], right: list[torch.Tensor]) -> torch.Tensor:
+    """(rows,) fp32: for each row of the pieces the sum of products."""
+    if not left:
+        return torch.zeros(0)
+    if left is right:
+        return agc.square_sums(left)
+    rows = [(a * b).reshape(agc.num_units(a), -1).sum(1) for a, b in zip(left, right, strict=True)]
+    return torch.cat(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartStats:
+    """What one update did to one part of the network (or to the whole of it), over all ranks."""
+
+    clipped_share: float
+    """Units whose gradient AGC scaled down, of the units that it looked at."""
+    gradient_norm: float
+    """After clipping."""
+    weight_norm: float
+    """Before the update."""
+    update_ratio: float | None
+    """Norm of the change of the weights over their norm; None where it was not asked for."""
+
+
+def part_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Parameter -> "stem", "stage 0", ..., "final" or "head"; a network of another make has its outermost modules."""
+    depths = getattr(getattr(network, "variant", None), "depths", None)
+    found = {}
+    for name in names:
+        first, _, rest = name.partition(".")
+        if first == "blocks" and depths is not None:
+            stage, block = 0, int(rest.partition(".")[0])
+            while block >= depths[stage]:
+                block, stage = block - depths[stage], stage + 1
+            first = f"stage {stage}"
+        found[name] = "final" if first == "final_conv" else first
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """From sums of products a unit to numbers of an update, a part of the network at a time.
+
+    The rows of (2, units): weight * weight, gradient * gradient; of (6, units) also gradient * weight, gradient * momentum,
+    weight * momentum, momentum * momentum: with the factors c of the clip they give the norm of the coming update
+
+        u = (1 + m) (c g + decay w) + m^2 v        (`nfnet.optim.SGD`; momentum m, its buffer v)
+
+    before it is made, so nothing waits for it.
+    """
+
+    names: list[str]
+    part: torch.Tensor
+    """(units,) int64: the part of each unit."""
+    clip: torch.Tensor
+    """(units,) bool: units that AGC looks at."""
+    decay: torch.Tensor
+    """(units,) weight decay."""
+    rate: torch.Tensor
+    """(units,) share of the learning rate."""
+    momentum: float
+
+    def of_parts(self, units: torch.Tensor, factors: torch.Tensor, rate: float) -> torch.Tensor:
+        """(5, parts): units clipped, units looked at, squares of gradients after clipping, of weights, of the update."""
+        ww, gg = units[0], factors.square() * units[1]
+        moved = torch.zeros_like(ww)
+        if len(units) == 6:
+            of_g, of_w, of_v = (1 + self.momentum) * factors, (1 + self.momentum) * self.decay, self.momentum**2
+            gw, gv, wv, vv = units[2:].unbind()
+            moved = of_g.square() * units[1] + of_w.square() * ww + of_v**2 * vv
+            moved = (moved + 2 * (of_g * of_w * gw + of_g * of_v * gv + of_w * of_v * wv)).clamp(min=0.0)
+            moved = moved * (rate * self.rate).square()
+        rows = torch.stack([(factors < 1).float(), self.clip.float(), gg, ww, moved])
+        return torch.zeros(5, len(self.names), device=units.device).index_add_(1, self.part, rows)
+
+    def read(self, numbers: list[float], *, measured: bool) -> tuple[PartStats, dict[str, PartStats]]:
+        """Of the whole network and of each part, from `of_parts` on the host."""
+        count = len(self.names)
+        rows = [numbers[i * count : (i + 1) * count] for i in range(5)]
+        parts = {n: _stats([r[i] for r in rows], measured) for i, n in enumerate(self.names)}
+        return _stats([sum(r) for r in rows], measured), parts
+
+
+def _stats(sums: list[float], measured: bool) -> PartStats:
+    clipped, units, gradient, weight, moved = sums
+    return PartStats(
+        clipped_share=clipped / units if units else 0.0,
+        gradient_norm=math.sqrt(gradient),
+        weight_norm=math.sqrt(weight),
+        update_ratio=(math.sqrt(moved / weight) if weight else 0.0) if measured else None,
+    )

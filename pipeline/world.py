@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from nfnet.kernels import native
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others ends with an error instead of hanging."""
 
@@ -54,7 +56,8 @@ def join() -> World:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({os.cpu_count()} cores, {torch.get_num_threads()} threads) on {socket.gethostname()}"
+    text = f"CPU ({os.cpu_count()} cores, {torch.get_num_threads()} threads) on {socket.gethostname()}"
+    return f"{text}; {native.problem}, and until then a step takes a third longer" if native.problem else text
 
 
 def broadcast(world: World, value: object) -> object:
@@ -64,6 +67,15 @@ def broadcast(world: World, value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather(world: World, value: object) -> list[object]:
+    """Every rank's value on every rank, by rank. A collective: all ranks call it, or none does."""
+    if world.size == 1:
+        return [value]
+    box: list[object] = [None] * world.size
+    dist.all_gather_object(box, value)
+    return box
 
 
 def leave() -> None:

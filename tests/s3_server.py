@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,11 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
+def find_server() -> str | None:
+    """Path of SeaweedFS's program: beside this Python, where its package puts it, or on PATH."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """Environment variables that point clients at a running, empty server with one bucket."""
@@ -41,7 +47,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     actions = ["Admin", "Read", "List", "Tagging", "Write"]
     identity = {"name": "admin", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
     config.write_text(json.dumps({"identities": [identity]}))
-    command = [shutil.which("weed") or "weed", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command = [find_server() or "weed", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-master.port={master}", "-master.telemetry=false", "-master.electionTimeout=1s"]
     command += ["-master.heartbeatInterval=100ms", "-master.volumeSizeLimitMB=256", f"-volume.port={volume}"]
     command += ["-volume.max=0", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0"]

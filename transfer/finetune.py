@@ -9,7 +9,7 @@ are too few to average.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.backbone import ModelConfig
@@ -44,7 +44,7 @@ class Source:
 
 def finetune_augment(source: Source, task: Task, settings: FinetuneSettings) -> AugmentConfig:
     """Pretraining's resolution and normalisation; crops by area, and mirroring where the task allows it."""
-    return replace(source.augment, crop="area", area_min=settings.area_min, area_max=1.0, flip=task.card.flip)
+    return source.augment.crop_and_flip(crop="area", area_min=settings.area_min, area_max=1.0, flip=task.card.flip)
 
 
 def finetune_run(

@@ -4,9 +4,8 @@
  * (rows, n) where a row is one output unit, or flat. Nothing here allocates, and a row is worked on by one thread, so
  * results do not depend on the number of threads. Compiled for several instruction sets; the loader takes the best.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -325,8 +324,3 @@ EXPORT void nf_update(float *w, const float *g, float *m, float *e, int64_t rows
         row_update(w + at, g + at, m + at, e ? e + at : NULL, size, scale, lr, momentum, decay, drop);
     }
 }
-
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "Loops of native.c, bound by native.py.", -1, NULL,
-                                        NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&definition); }

@@ -7,6 +7,7 @@ everything runs through plain torch.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +21,14 @@ HALF = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
+    # No module to import but a plain library, so that building it takes a compiler and not Python's headers.
+    found = importlib.util.find_spec("nfnet.kernels._native")
+    if found is None or found.origin is None:
+        return None, "the compiled loops are missing: install normfree again with a C compiler on the machine"
     try:
-        from nfnet.kernels import _native  # type: ignore[attr-defined]
-    except ImportError as error:
-        return None, f"the compiled loops are missing ({error}): install again with a C compiler on the machine"
-    # PyDLL would hold the interpreter's lock; these loops touch no Python object.
-    return ctypes.CDLL(_native.__file__), ""
+        return ctypes.CDLL(found.origin), ""
+    except OSError as error:
+        return None, f"the compiled loops do not load ({error}): install normfree again on this machine"
 
 
 _library, problem = _load()

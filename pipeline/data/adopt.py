@@ -54,7 +54,7 @@ class _Scanner:
             scan_tar(storage.join(self.base, tar.name), found)
         except BadTar as error:
             return f"{tar.name} is {error}"
-        rows: list[tuple[str, int, int, int, str]] = []
+        rows: list[tuple[str, int, int, int, int, str]] = []
         skipped: list[Skipped] = []
         for sample in in_order(found):
             try:
@@ -62,8 +62,8 @@ class _Scanner:
             except ValueError as error:
                 skipped.append(Skipped(tar.split, f"{tar.name}/{sample.key}", str(error)))
             else:
-                rows.append((sample.key, *sample.images[0], sample.phash, text))
-        keys, offsets, sizes, hashes, texts = zip(*rows, strict=True) if rows else ((),) * 5
+                rows.append((sample.key, *sample.images[0], sample.phash, sample.crc32, text))
+        keys, offsets, sizes, hashes, checksums, texts = zip(*rows, strict=True) if rows else ((),) * 6
         record = Record(
             self.plan(tar),
             tar.split,
@@ -73,6 +73,7 @@ class _Scanner:
             np.array(sizes, np.int32),
             np.full(len(rows), -1, np.int32),
             np.array(hashes, np.uint64),
+            np.array(checksums, np.uint32),
             tuple(skipped),
             tuple(texts),
         )

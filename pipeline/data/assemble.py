@@ -49,9 +49,8 @@ def _split(split: str, records: Sequence[Record], num_classes: int, folder: Path
 
     shards = tuple(record.shard for record in records)
     counts = [shard.num_samples for shard in shards]
-    columns = {
-        name: np.concatenate([getattr(r, name) for r in records]) for name in ("offset", "size", "label", "phash")
-    }
+    names = ("offset", "size", "label", "phash", "crc32")
+    columns = {name: np.concatenate([getattr(r, name) for r in records]) for name in names}
     columns["shard"] = np.repeat(np.arange(len(records), dtype=np.int32), counts)
     places = {name: columns[name] for name in ("shard", "offset", "size", "label")}
     problem = index_problem(shards, num_classes, **places)

@@ -1,9 +1,9 @@
-"""The index of a split: where in which shard each image lies, its class, its perceptual hash and its key.
+"""The index of a split: where in which shard each image lies, its class, perceptual hash, checksum and key.
 
 Two files a split. `<split>.index.arrow` (Arrow IPC, uncompressed, one batch) holds the columns of fixed width and is
 mapped into memory: opening it costs nothing, all processes of a machine share its pages, and a column is held against
 its digest when it is first used. `<split>.keys.parquet` holds the keys, compressed, in groups of rows that are read
-when a key is asked for. Any Arrow reader opens both. 28 bytes a sample and the compressed key.
+when a key is asked for. Any Arrow reader opens both. 32 bytes a sample and the compressed key.
 """
 
 import functools
@@ -19,7 +19,14 @@ import numpy as np
 from pipeline import storage
 from pipeline.errors import UserError
 
-COLUMNS = {"shard": "int32", "offset": "int64", "size": "int32", "label": "int32", "phash": "uint64"}
+COLUMNS = {
+    "shard": "int32",
+    "offset": "int64",
+    "size": "int32",
+    "label": "int32",
+    "phash": "uint64",
+    "crc32": "uint32",
+}
 _GROUP_ROWS = 8192
 _GROUPS_HELD = 64
 
@@ -153,6 +160,11 @@ class SplitIndex:
     def phash(self) -> np.ndarray:
         """uint64, perceptual hash of the pixels (`pipeline.data.phash`)."""
         return self._column("phash")
+
+    @functools.cached_property
+    def crc32(self) -> np.ndarray:
+        """uint32, of the image's bytes: what a reader of a part of a shard holds them against."""
+        return self._column("crc32")
 
     def class_counts(self) -> np.ndarray:
         """Samples of each class, (num_classes,) int64."""

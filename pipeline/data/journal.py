@@ -32,6 +32,7 @@ class Record:
     size: np.ndarray
     label: np.ndarray
     phash: np.ndarray
+    crc32: np.ndarray
     skipped: tuple[Skipped, ...]
     label_texts: tuple[str, ...] = ()
     """Of an adopted tar, whose class numbers are known only when all tars are: the labels as they stand there."""
@@ -53,7 +54,13 @@ class Record:
         return json.dumps(content, separators=(",", ":")).encode()
 
 
-_ARRAYS: dict[str, type] = {"offset": np.int64, "size": np.int32, "label": np.int32, "phash": np.uint64}
+_ARRAYS: dict[str, type] = {
+    "offset": np.int64,
+    "size": np.int32,
+    "label": np.int32,
+    "phash": np.uint64,
+    "crc32": np.uint32,
+}
 
 
 def write_record(out: str, record: Record) -> None:

@@ -1,193 +1,140 @@
-"""Batches of a dataset: training batches in the order of `pipeline.data.order`, evaluation batches each sample once.
+"""Batches of datasets: training batches in the order of `pipeline.data.order`, evaluation batches each sample once.
 
-    manifest -> pool of samples -> Order -> (epoch, sample) tokens -> read, decode, augment -> uint8 batch
+    manifests -> pools of samples -> Mixture of Orders -> draws (source, sample, view) -> read ahead -> pixels -> uint8 batch
 
-The sampler hands out tokens and the workers are stateless functions of a token, so the number of workers changes nothing but
-speed, and the whole state of the data is one integer (`start_samples`).
+What is drawn at a step is computed, not remembered, so the whole state of the data is one integer, the samples consumed.
+Loader processes are functions of that integer too: their number changes nothing but speed.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline import storage
-from pipeline.data.augment import AugmentConfig, eval_image, sample_rng, train_image
-from pipeline.data.decode import DecodeError, decode_image
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.batches import Batch, BatchStream, Loss, Pixels, Sources, load
+from pipeline.data.cache import BlockCache
 from pipeline.data.manifest import Manifest, SplitIndex
-from pipeline.data.order import Order, rank_share
+from pipeline.data.mixture import Mixture
+from pipeline.data.order import Order, cut_blocks, rank_share
+from pipeline.data.read_ahead import Place
+from pipeline.data.settings import DataConfig
+from pipeline.data.shard_reader import ShardFault, ShardReader
 from pipeline.data.subset import Subset, select
 from pipeline.errors import UserError
 from pipeline.world import World
 
-DECODED_CACHE_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    url: str = ""
-    """Folder or object-store prefix that holds manifest.json."""
-    train_split: str = "train"
-    eval_split: str | None = "val"
-    subset: Subset | None = None
-    """Train on a few images of each class only."""
-    eval_subset: Subset | None = None
-    window_shards: int = 16
-    """Shards whose samples are mixed with each other, and which a rank may have open at once."""
-    num_workers: int = 0
-    """Loader processes of each rank; 0 = in the training process."""
-    cache_dir: str = ""
-    """Where shards from an object store are kept; empty = ~/.cache/normfree/shards."""
-
-    def shard_cache(self) -> str:
-        return self.cache_dir or os.path.join(os.path.expanduser("~"), ".cache", "normfree", "shards")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """`images`: (N, H, W, 3) uint8; `labels`: (N,) int64; `samples`: (N,) int64 numbers in the split's index."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    samples: torch.Tensor
-
-    def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.samples.pin_memory())
-
-
-class SampleReader:
-    """Image bytes by sample number. Local shards are read in place, remote ones fetched whole into a verified cache."""
-
-    def __init__(self, index: SplitIndex, url: str, cache_dir: str) -> None:
-        self._index, self._url, self._cache_dir = index, url, cache_dir
-        self._files: dict[int, int] = {}
-        self._pid = os.getpid()
-
-    def check_sizes(self) -> None:
-        """Each shard is there with the size that the manifest states: a cut or missing one stops the run before step 0."""
-        for shard in self._index.shards:
-            url = storage.join(self._url, shard.name)
-            size = storage.size_bytes(url) if storage.exists(url) else None
-            if size != shard.size_bytes:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise UserError(
-                    f"shard {url} {found}, its manifest says {shard.size_bytes} bytes; restore it or prepare the dataset again"
-                )
-
-    def read(self, sample: int) -> bytes:
-        shard = int(self._index.shard[sample])
-        size = int(self._index.size[sample])
-        data = os.pread(self._file(shard), size, int(self._index.offset[sample]))
-        if len(data) != size:
-            raise OSError(f"shard {self._index.shards[shard].name} ended inside sample {self.key(sample)}")
-        return data
-
-    def key(self, sample: int) -> str:
-        return str(self._index.keys[sample])
-
-    def _file(self, shard: int) -> int:
-        if self._pid != os.getpid():  # a worker started by fork must not share file positions or clients
-            self._files, self._pid = {}, os.getpid()
-        if shard not in self._files:
-            info = self._index.shards[shard]
-            path = storage.fetch(
-                storage.join(self._url, info.name),
-                sha256=info.sha256,
-                size_bytes=info.size_bytes,
-                cache_dir=self._cache_dir,
-            )
-            if len(self._files) >= 256:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(path, os.O_RDONLY)
-        return self._files[shard]
-
-
-class _Samples(Dataset[tuple[np.ndarray, int, int]]):
-    """token (epoch, sample) -> (pixels uint8 HWC, label, sample)."""
-
-    def __init__(self, reader: SampleReader, index: SplitIndex, augment: AugmentConfig, seed: int | None) -> None:
-        self._reader, self._labels, self._augment, self._seed = reader, index.label, augment, seed
-        self._decoded: dict[int, np.ndarray] = {}
-        self._room_bytes = DECODED_CACHE_BYTES
-
-    def _pixels(self, sample: int) -> np.ndarray:
-        pixels = self._decoded.get(sample)
-        if pixels is None:
-            try:
-                pixels = decode_image(self._reader.read(sample))
-            except DecodeError as error:
-                raise UserError(
-                    f"sample {self._reader.key(sample)} of the dataset does not decode any more ({error}); "
-                    f"run 'normfree data prepare' again"
-                ) from error
-            if (
-                pixels.nbytes <= self._room_bytes
-            ):  # small sets are decoded once; large ones fill the room and stop there
-                self._decoded[sample] = pixels
-                self._room_bytes -= pixels.nbytes
-        return pixels
-
-    def __getitem__(self, token: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-        epoch, sample = token
-        pixels = self._pixels(sample)
-        if self._seed is None:
-            out = eval_image(pixels, self._augment)
-        else:
-            out = train_image(pixels, self._augment, sample_rng(self._seed, epoch, sample))
-        return out, int(self._labels[sample]), sample
-
-
-def _collate(items: list[tuple[np.ndarray, int, int]]) -> Batch:
-    pixels, labels, samples = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(samples))
-
-
-class _Tokens:
-    """Batch sampler: the micro-batches of one rank, from a position of the run to its end."""
-
-    def __init__(
-        self, order: Order, pool: np.ndarray, steps: range, global_batch: int, share: partial[np.ndarray]
-    ) -> None:
-        self._order, self._pool, self._steps, self._global_batch, self._share = order, pool, steps, global_batch, share
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self._steps:
-            epochs, samples = self._order.positions(step * self._global_batch, self._global_batch)
-            samples = self._pool[samples]
-            for micro_epochs, micro_samples in zip(self._share(epochs), self._share(samples), strict=True):
-                yield list(zip(micro_epochs.tolist(), micro_samples.tolist(), strict=True))
+__all__ = ["Batch", "DataConfig", "EvalData", "Loss", "TrainData"]
 
 
 class TrainData:
-    """The training split of a run: its size, and its micro-batches from any step on."""
+    """The training datasets of a run: their size, and their micro-batches from any step on."""
 
     def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int) -> None:
-        self.manifest = Manifest.open(config.url)
-        self._config, self._augment, self._seed = config, augment, seed
-        self.index = self.manifest.split(config.train_split)
-        self.pool = _pool(self.index, config.subset)
-        self.reader = SampleReader(self.index, config.url, config.shard_cache())
-        self.reader.check_sizes()
-        counts = np.bincount(self.index.shard[self.pool], minlength=len(self.index.shards))
-        self.order = Order(tuple(int(c) for c in counts if c), seed, config.window_shards)
+        self.config = config
+        self._augment, self._seed = augment, seed
+        urls, weights = zip(*config.sources(), strict=True)
+        self.manifests = [Manifest.open(url) for url in urls]
+        self.manifest = self.manifests[0]
+        self.indices = [manifest.split(config.train_split) for manifest in self.manifests]
+        self.index = self.indices[0]
+        self.pools = [_pool(index, config.subset) for index in self.indices]
+        self.pool = self.pools[0]
+        readers = [_reader(config, index, url) for index, url in zip(self.indices, urls, strict=True)]
+        self.faults = [fault for reader in readers for fault in reader.find_versions()]
+        self.classes = _union(self.manifests)
+        self.sources = _sources(readers, self.manifests, self.classes)
+        orders = [
+            Order(
+                cut_blocks(index.shard[pool], index.offset[pool], config.block_bytes),
+                seed if source == 0 else seed + (source << 32),
+                config.mix_blocks,
+            )
+            for source, (index, pool) in enumerate(zip(self.indices, self.pools, strict=True))
+        ]
+        self.mixture = Mixture(orders, weights)
+        self.lost_allowed = config.lost_allowed(self.num_samples)
+        _refuse_faults(self.faults, self.lost_allowed)
 
     @property
     def num_samples(self) -> int:
-        return self.order.num_samples
+        """Different samples of all sources together."""
+        return self.mixture.num_samples
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Positions of an epoch: each sample `repeats` times."""
+        return self.num_samples * self.config.repeats
+
+    @property
+    def digest(self) -> str:
+        """Of the data as a whole: the manifest's where there is one source."""
+        return "+".join(manifest.digest for manifest in self.manifests)
+
+    def draw(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(sources, samples, views) of the run's step, each (global_batch,) int64; samples by the source's index.
+
+        With repeats the batch's different samples come one after another, then all of them again, so that copies lie in
+        different micro-batches. `view // repeats` is the epoch of the source.
+        """
+        repeats, distinct = self.config.repeats, self.distinct(global_batch)
+        sources, epochs, samples = self.mixture.positions(self.config.data_step(step) * distinct, distinct)
+        for source, pool in enumerate(self.pools):
+            mine = sources == source
+            samples[mine] = pool[samples[mine]]
+        views = np.concatenate([epochs * repeats + copy for copy in range(repeats)])
+        return np.tile(sources, repeats), np.tile(samples, repeats), views
+
+    def distinct(self, global_batch: int) -> int:
+        """Different samples in a global batch."""
+        if global_batch % self.config.repeats:
+            raise UserError(
+                f"global_batch {global_batch} does not hold whole samples of {self.config.repeats} copies each; "
+                f"set it to a multiple of data.repeats"
+            )
+        return global_batch // self.config.repeats
+
+    def keys(self, step: int, global_batch: int) -> list[tuple[int, int, str, str]]:
+        """(source, epoch, shard, key) of each different sample of a step."""
+        distinct = self.distinct(global_batch)
+        places = [Place(*p) for p in zip(*(a[:distinct].tolist() for a in self.draw(step, global_batch)), strict=True)]
+        return [(p.source, p.view // self.config.repeats, self.sources.shard(p), self.sources.key(p)) for p in places]
+
+    def key(self, number: int) -> str:
+        """Key of a sample by its number in `Batch.samples`."""
+        source = int(np.searchsorted(self.sources.firsts, number, side="right")) - 1
+        return str(self.indices[source].keys[number - self.sources.firsts[source]])
 
     def batches(self, *, steps: range, global_batch: int, micro_batch: int, world: World) -> Iterator[Batch]:
         """This rank's micro-batches: `global_batch / (micro_batch * world.size)` of them for each step."""
-        share = partial(rank_share, rank=world.rank, num_ranks=world.size, micro_batch=micro_batch)
-        tokens = _Tokens(self.order, self.pool, steps, global_batch, share)
-        samples = _Samples(self.reader, self.index, self._augment, self._seed)
-        return iter(_loader(samples, tokens, self._config.num_workers, pin=world.device.type == "cuda"))
+        self._augment.check_micro_batch(micro_batch)
+        draws = _Draws(self, steps, global_batch, micro_batch, world.rank, world.size)
+        stream = BatchStream(
+            draws,
+            self.sources,
+            Pixels(self._augment, self._seed),
+            repeats=self.config.repeats,
+            budget_bytes=int(self.config.read_ahead_mb * 1e6),
+            num_threads=self.config.read_threads,
+        )
+        return load(stream, self.config.num_workers, pin=world.device.type == "cuda")
+
+
+class _Draws:
+    """What one rank draws, micro-batch by micro-batch, from a step of the run on."""
+
+    def __init__(
+        self, data: TrainData, steps: range, global_batch: int, micro_batch: int, rank: int, size: int
+    ) -> None:
+        self._data, self._steps, self._global_batch = data, steps, global_batch
+        self._share = {"rank": rank, "num_ranks": size, "micro_batch": micro_batch}
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for step in self._steps:
+            shares = [rank_share(a, **self._share) for a in self._data.draw(step, self._global_batch)]
+            yield from zip(*shares, strict=True)
 
 
 class EvalData:
@@ -201,32 +148,72 @@ class EvalData:
         self.split = split or config.eval_split or "val"
         self.index = self.manifest.split(self.split)
         self.pool = _pool(self.index, subset or config.eval_subset if split is None else subset)
-        self.reader = SampleReader(self.index, config.url, config.shard_cache())
-        self._samples = _Samples(self.reader, self.index, augment, None)
+        reader = _reader(config, self.index, config.url)
+        _refuse_faults(reader.find_versions(), 0)
+        self._sources = _sources([reader], [self.manifest], list(self.manifest.classes))
+        self._pixels = Pixels(augment, None)
 
     @property
     def num_samples(self) -> int:
         return len(self.pool)
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1, pin: bool = False) -> Iterator[Batch]:
-        """Batches of at most `batch_size`; rank r of R takes the samples r, r + R, ... of the split."""
-        mine = self.pool[rank::num_ranks].tolist()
-        tokens = [[(0, s) for s in mine[i : i + batch_size]] for i in range(0, len(mine), batch_size)]
-        return iter(_loader(self._samples, tokens, self._config.num_workers, pin=pin))
+        """Batches of at most `batch_size`; rank r of R takes the samples r, r + R, ... of the split.
+
+        Raises:
+            UserError: a sample cannot be read. A number over a part of a split would be a wrong number.
+        """
+        mine = self.pool[rank::num_ranks]
+        parts = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+        draws = [(np.zeros_like(part), part, np.zeros_like(part)) for part in parts]
+        stream = BatchStream(
+            draws,
+            self._sources,
+            self._pixels,
+            repeats=1,
+            budget_bytes=int(self._config.read_ahead_mb * 1e6),
+            num_threads=self._config.read_threads,
+        )
+        for batch in load(stream, self._config.num_workers, pin=pin):
+            if batch.lost:
+                loss = batch.lost[0]
+                raise UserError(
+                    f"sample {loss.key} of {storage.join(self._config.url, loss.shard)} cannot be evaluated: "
+                    f"{loss.reason}; restore the shard, or prepare the dataset again"
+                )
+            yield batch
+
+
+def _reader(config: DataConfig, index: SplitIndex, url: str) -> ShardReader:
+    cache = None
+    if not storage.is_local(url) and config.cache_gb > 0:
+        cache = BlockCache(config.shard_cache(), int(config.cache_gb * 1e9))
+    return ShardReader(index, url, config.block_bytes, cache)
+
+
+def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: list[str]) -> Sources:
+    number = {name: i for i, name in enumerate(classes)}
+    maps = [np.array([number[name] for name in manifest.classes]) for manifest in manifests]
+    counts = [reader.index.num_samples for reader in readers]
+    return Sources(readers, maps, [sum(counts[:i]) for i in range(len(counts))])
+
+
+def _union(manifests: list[Manifest]) -> list[str]:
+    """Class names of all sources, the first one's first."""
+    return list(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
 
 
 def _pool(index: SplitIndex, subset: Subset | None) -> np.ndarray:
     return np.arange(index.num_samples) if subset is None else select(index.label, subset)
 
 
-def _loader(samples: Dataset[Any], tokens: object, num_workers: int, *, pin: bool) -> DataLoader[Batch]:
-    return DataLoader(
-        samples,
-        batch_sampler=tokens,  # type: ignore[arg-type]
-        collate_fn=_collate,
-        num_workers=num_workers,
-        # An object store's client must not be inherited through fork (s3fs refuses, others hang).
-        multiprocessing_context="forkserver" if num_workers else None,
-        prefetch_factor=4 if num_workers else None,
-        pin_memory=pin,
-    )
+def _refuse_faults(faults: list[ShardFault], allowed: int) -> None:
+    """A missing or cut shard that would cost more than the budget stops the run before step 0."""
+    lost = sum(fault.num_samples for fault in faults)
+    if lost > allowed:
+        worst = max(faults, key=lambda fault: fault.num_samples)
+        more = f" (and {len(faults) - 1} more shards are not as they should be)" if len(faults) > 1 else ""
+        raise UserError(
+            f"shard {worst.reason}{more}: {lost} samples are lost with that, and {allowed} an epoch are allowed; "
+            "restore it, prepare the dataset again, or raise data.max_lost_share"
+        )

@@ -76,8 +76,12 @@ def claim(out: str, card: Card, recipe: dict[str, Any]) -> None:
 
 
 def release(out: str) -> None:
-    """Take the mark of an unfinished preparation and its journal away."""
+    """Take the mark of an unfinished preparation, its journal and what killed writers left away."""
     journal.remove_records(out)
+    if storage.is_local(out):
+        for left in storage.local_path(out).glob(f"{storage.TEMP_PREFIX}*"):
+            if not _is_alive(left.name.removeprefix(storage.TEMP_PREFIX).partition("-")[0]):
+                left.unlink(missing_ok=True)
     storage.remove(storage.join(out, MARK))
 
 

@@ -5,6 +5,7 @@ order. A name is only ever a key: nothing is written under it.
 """
 
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ class TarSample:
     """(offset, size) in bytes."""
     phash: int = 0
     """Of the last image."""
+    crc32: int = 0
+    """Of the last image's bytes."""
     labels: dict[str, bytes] = field(default_factory=dict)
     problem: str | None = None
 
@@ -79,6 +82,7 @@ def _take(found: TarScan, member: Member, read: Any) -> None:
             sample.problem = f"an image of {member.size} bytes, more than the {MAX_IMAGE_BYTES} allowed"
             return
         data = read()
+        sample.crc32 = zlib.crc32(data)
         try:
             sample.phash = perceptual_hash(decode_image(data))
         except DecodeError as error:

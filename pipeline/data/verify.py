@@ -77,8 +77,9 @@ class _ShardCheck:
             return _unreachable(url, *place)
         if sample.problem:
             return f"cannot be used ({sample.problem})"
-        if bin(sample.phash ^ int(index.phash[row])).count("1") > MAX_HASH_DISTANCE:
-            return "shows another picture than when it was written"
+        if sample.crc32 != int(index.crc32[row]):
+            is_near = bin(sample.phash ^ int(index.phash[row])).count("1") <= MAX_HASH_DISTANCE
+            return f"{'has other bytes' if is_near else 'shows another picture'} than when it was written"
         try:
             text = label_text(sample.labels, self.label_field)
         except ValueError as error:
@@ -116,7 +117,7 @@ def verify(url: str, *, workers: int = 1, progress: Callable[[int, int], None] |
             found = index_problem(
                 index.shards, index.num_classes, index.shard, index.offset, index.size, index.label
             ) or _file_problem(manifest, name)
-            len(index.phash), len(np.asarray(index.keys))
+            len(index.phash), len(index.crc32), len(np.asarray(index.keys))
         except UserError as error:
             found = str(error)
         else:

@@ -1,8 +1,10 @@
 """One planned shard: read, check, perhaps re-encode, write, publish, record. Runs in worker processes."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +27,15 @@ _MAGIC = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b
 _KNOWN = frozenset({"jpg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 
 
+class _Taken(NamedTuple):
+    """A sample that is written; `place` in the plan."""
+
+    place: int
+    size: int
+    phash: int
+    crc32: int
+
+
 @dataclass(frozen=True)
 class ShardWriter:
     """Writes planned shards to `out`; what is sent to a worker process."""
@@ -39,7 +50,7 @@ class ShardWriter:
         """The record of a shard that is now there; OSError or UserError where reading or writing fails."""
         with full_disk_is_said(self.out):
             self.work.mkdir(parents=True, exist_ok=True)
-            taken: list[tuple[int, int, int]] = []  # (place in the plan, size, hash) of what is written
+            taken: list[_Taken] = []
             skipped: list[Skipped] = []
             path = self.work / planned.name
             written = write_shard(self._samples(planned, taken, skipped), path)
@@ -51,11 +62,12 @@ class ShardWriter:
                 planned.digest(str(self.reencode.to_recipe())),
                 planned.split,
                 Shard(planned.name, written.size_bytes, written.sha256, len(taken)),
-                tuple(planned.keys[place] for place, _, _ in taken),
+                tuple(planned.keys[t.place] for t in taken),
                 np.array(written.offsets, np.int64),
-                np.array([size for _, size, _ in taken], np.int32),
-                np.array([planned.labels[place] for place, _, _ in taken], np.int32),
-                np.array([value for _, _, value in taken], np.uint64),
+                np.array([t.size for t in taken], np.int32),
+                np.array([planned.labels[t.place] for t in taken], np.int32),
+                np.array([t.phash for t in taken], np.uint64),
+                np.array([t.crc32 for t in taken], np.uint32),
                 tuple(skipped),
             )
             write_record(self.out, record)
@@ -70,9 +82,7 @@ class ShardWriter:
                 sizes.append(len(found[0]))
         return sum(sizes) / len(sizes) if sizes else 1.0
 
-    def _samples(
-        self, planned: PlannedShard, taken: list[tuple[int, int, int]], skipped: list[Skipped]
-    ) -> Iterator[ShardSample]:
+    def _samples(self, planned: PlannedShard, taken: list[_Taken], skipped: list[Skipped]) -> Iterator[ShardSample]:
         readable = [entry for entry in planned.entries if entry.size <= MAX_IMAGE_BYTES]
         contents = self.reader.read(readable)
         for place, entry in enumerate(planned.entries):
@@ -84,7 +94,7 @@ class ShardWriter:
                 skipped.append(Skipped(entry.split, printable(entry.raw_name), found))
                 continue
             content, extension, pixels = found
-            taken.append((place, len(content), perceptual_hash(pixels)))
+            taken.append(_Taken(place, len(content), perceptual_hash(pixels), zlib.crc32(content)))
             yield ShardSample(planned.keys[place], planned.labels[place], content, extension)
 
     def _usable(self, entry: Entry, data: bytes | Unreadable) -> tuple[bytes, str, np.ndarray] | str:

@@ -122,4 +122,5 @@ def test_the_large_rotated_photo():
     pixels = decode_image(data)
     assert pixels.shape == (3024, 3024, 3)
     with Image.open(io.BytesIO(data)) as raw:
-        assert np.array_equal(pixels, np.rot90(np.asarray(raw), -1))  # orientation 6: turned clockwise to be seen
+        turned = np.rot90(np.asarray(raw), -1)  # orientation 6: turned clockwise to be seen
+    assert np.abs(pixels.astype(int) - turned).mean() < 3  # its colours go through the camera's profile

@@ -27,6 +27,7 @@ def synthetic(folder, num):
         "size": rng.integers(1000, 110_000, num),
         "label": label,
         "phash": rng.integers(0, 1 << 63, num, dtype=np.uint64),
+        "crc32": rng.integers(0, 1 << 32, num, dtype=np.uint32),
     }
     files = write_index(folder, "train", arrays, keys)
     shards = tuple(Shard(f"{i}", 1 << 26, "", min(600, num - i * 600)) for i in range(-(-num // 600)))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import storage
 from pipeline.data import journal, writing
 from pipeline.data.cards import load_card
 from pipeline.data.manifest import Manifest
@@ -139,8 +140,12 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(source, unbroken
 
 def test_a_damaged_record_or_a_shard_that_is_gone_is_written_again(source, unbroken, tmp_path, monkeypatch):
     out = tmp_path / "out"
+
+    def interrupted(_):  # not by a signal: where tests run in the background, SIGINT is ignored
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "perceptual_hash", lambda _: os.kill(os.getpid(), signal.SIGINT) or 0)
+        patch.setattr(writing, "perceptual_hash", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(CARD, str(out), source=source, shard_samples=SHARD_SAMPLES)
     pid = os.fork()
@@ -159,3 +164,17 @@ def test_a_damaged_record_or_a_shard_that_is_gone_is_written_again(source, unbro
     (out / journal.FOLDER / f"{names[1]}.json").write_bytes(b'{"plan": ')
     prepare(CARD, str(out), source=source, shard_samples=SHARD_SAMPLES)
     assert contents(out) == unbroken
+
+
+def test_what_a_writer_killed_in_the_last_moment_left_is_cleared(source, unbroken, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    dead, alive = (out / f"{storage.TEMP_PREFIX}{p}-abc" for p in (pid, os.getpid()))
+    prepare(
+        CARD, str(out), source=source, shard_samples=SHARD_SAMPLES, progress=lambda *_: (dead.touch(), alive.touch())
+    )
+    assert not dead.exists() and alive.exists()

@@ -37,7 +37,7 @@ def make_run(digits: str, **changes: Any) -> Run:
         seed=5,
         # Dropout and stochastic depth are on: their masks must survive a restart and another number of processes too.
         model=ModelConfig(name="nfnet_tiny", options={"drop_rate": 0.2, "stochastic_depth": 0.2}),
-        data=DataConfig(url=digits, window_shards=2),
+        data=DataConfig(url=digits, mix_blocks=4, block_mb=0.01),
         augment=AugmentConfig(image_px=16, area_min=0.5, flip=False),
         optim=OptimConfig(learning_rate=0.1, warmup=Duration(3, "steps"), ema_decay=0.9, weight_decay=1e-4),
         global_batch=16,

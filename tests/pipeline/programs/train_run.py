@@ -1,4 +1,7 @@
-"""Run by test_train.py: iterates the loop; appends each record to a file; can die or stop itself at a step."""
+"""Run by tests: iterates the loop; appends each record to a file; can die or stop itself at a step.
+
+A UserError ends up in a file of each rank, with the last step it saw.
+"""
 
 import json
 import os
@@ -8,6 +11,8 @@ import sys
 import torch
 
 from pipeline.config import load_yaml
+from pipeline.errors import UserError
+from pipeline.records import Record
 from pipeline.train import train
 from pipeline.world import leave
 
@@ -18,15 +23,25 @@ def main() -> None:
     with open(recipe) as file:
         run = load_yaml(file.read(), recipe)
     rank = int(os.environ.get("RANK", "0"))
-    for record in train(run, out):
-        if rank == 0:
-            with open(log, "a") as file:
-                file.write(json.dumps(record.as_dict()) + "\n")
-        if record.step == options.get("kill_at") and type(record).__name__ == "Step":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if record.step == options.get("stop_at") and rank == options.get("stop_rank", 0):
-            os.kill(os.getpid(), signal.SIGTERM)
+    last = -1
+    try:
+        for record in train(run, out):
+            last = record.step
+            _read(record, rank, log, options)
+    except UserError as error:
+        with open(f"{log}.rank{rank}", "w") as file:
+            file.write(json.dumps([last, str(error)]))
     leave()
+
+
+def _read(record: Record, rank: int, log: str, options: dict[str, int]) -> None:
+    if rank == 0:
+        with open(log, "a") as file:
+            file.write(json.dumps(record.as_dict()) + "\n")
+    if record.step == options.get("kill_at") and type(record).__name__ == "Step":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if record.step == options.get("stop_at") and rank == options.get("stop_rank", 0):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

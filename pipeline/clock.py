@@ -1,0 +1,53 @@
+"""Where the time of a run goes: each moment belongs to one phase, so the phases add up to the wall clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Phase = Literal["wait", "transfer", "compute", "save", "log", "evaluate", "other"]
+PHASES: tuple[Phase, ...] = ("wait", "transfer", "compute", "save", "log", "evaluate", "other")
+"""wait: for a batch; transfer: handing it to the device; compute: forward, backward, agreement, update; log: whoever reads
+the records; other: what no block names.
+
+These are the host's seconds. A GPU works on behind it: a copy from pinned memory is only queued under "transfer", and what
+the host then waits for at the end of the step counts as "compute".
+"""
+
+
+class Clock:
+    """`with clock("wait"):` charges the block to a phase; an inner block takes its time from the outer one."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._phase: Phase = "other"
+        self.begin_s = self._since_s = self._mark_s = now()
+        self._sums_s: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: Phase) -> Iterator[None]:
+        outer = self._phase
+        self._switch(phase)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def _switch(self, phase: Phase) -> None:
+        now_s = self._now()
+        self._sums_s[self._phase] += now_s - self._since_s
+        self._phase, self._since_s = phase, now_s
+
+    def take(self) -> tuple[float, dict[Phase, float]]:
+        """Wall seconds since the last call, and the seconds of each phase; the sums begin anew."""
+        self._switch(self._phase)
+        wall_s, sums_s = self._since_s - self._mark_s, self._sums_s
+        self._mark_s, self._sums_s = self._since_s, dict.fromkeys(PHASES, 0.0)
+        return wall_s, sums_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the clock was made."""
+        return self._now() - self.begin_s
