@@ -30,7 +30,8 @@ class Account:
         self._total_steps = total_steps
         self._ledger = Ledger(data, global_batch=run.global_batch, total_steps=total_steps)
         self._notices: set[str] = set()
-        self._writing, self._trouble = threading.Thread(), ""
+        self._writing: threading.Thread | None = None
+        self._trouble = ""
         self.over_budget: UserError | None = None
         """Why the run must end; None while it may go on."""
 
@@ -99,9 +100,9 @@ class Account:
         """
         if not self._world.is_main:
             return []
-        if final:
+        if final and self._writing is not None:
             self._writing.join(FINAL_WAIT_S)
-        if not self._writing.is_alive():
+        if self._writing is None or not self._writing.is_alive():
             where, content = storage.join(self._out, NAME), self._ledger.to_json(step)
             self._writing = threading.Thread(target=self._put, args=(where, content), daemon=True)
             self._writing.start()
