@@ -76,7 +76,7 @@ class GlyphFields:
     """Distance to the skeleton."""
 
 
-@functools.lru_cache(maxsize=4)  # samples are made class by class
+@functools.cache  # samples are drawn in the order in which they are written, a shuffled one; all classes are some 100 MB
 def glyph_fields(label: int) -> GlyphFields:
     """The distance fields of a class. Raises RuntimeError if the installed fonts lack its character."""
     from scipy.ndimage import distance_transform_edt

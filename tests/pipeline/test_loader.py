@@ -34,8 +34,8 @@ def sequence(per_rank: list[list[Batch]]) -> tuple[list[int], torch.Tensor]:
 
 def test_ranks_and_workers_change_neither_samples_nor_pixels(digits: str) -> None:
     keys, pixels = sequence(load(digits, ranks=1))
-    for ranks, workers in ((2, 0), (4, 0), (1, 2)):
-        other_keys, other_pixels = sequence(load(digits, ranks=ranks, workers=workers))
+    for ranks, workers, micro in ((2, 0, 8), (4, 0, 8), (8, 0, 4), (1, 2, 8)):
+        other_keys, other_pixels = sequence(load(digits, ranks=ranks, workers=workers, micro=micro))
         assert other_keys == keys and torch.equal(other_pixels, pixels)
 
 
