@@ -22,6 +22,8 @@ KEEP_FREE_BYTES = 1 << 30
 """Nothing is kept when the disk has less than this left: checkpoints and logs need it more."""
 _STRIPES = 64
 _TAIL = 4
+_WRITING_NS = 3600 * 10**9
+"""An unfinished entry that is older was left by a process that is gone."""
 
 
 class BlockCache:
@@ -113,15 +115,15 @@ class BlockCache:
             total = sum(size for _, size, _, _ in entries)
             if total <= self._bound_bytes:
                 return
-            for _, size, folder, name in sorted(entries):
+            for used, size, folder, name in sorted(entries):
                 if total <= self._bound_bytes * 9 // 10:
                     break
-                if not name.endswith(".lock"):
-                    with contextlib.suppress(
-                        OSError
-                    ):  # a reader that has it open keeps it; one that comes late fetches
-                        os.unlink(os.path.join(folder, name))
-                        total -= size
+                # What another process is writing at this moment is not to be touched; what a killed one left is.
+                if name.endswith(".lock") or (name.startswith(".") and used > time.time_ns() - _WRITING_NS):
+                    continue
+                with contextlib.suppress(OSError):  # a reader that has it open keeps it; one that comes late fetches
+                    os.unlink(os.path.join(folder, name))
+                    total -= size
 
     @contextlib.contextmanager
     def _only_one(self, path: Path) -> Iterator[None]:

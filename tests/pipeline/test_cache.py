@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,16 @@ def test_processes_that_evict_and_read_at_once_always_get_the_right_bytes(tmp_pa
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)], env=environment) for n in range(3)]
     assert [p.wait() for p in running] == [0, 0, 0]
     assert sum(p.stat().st_size for p in entries(tmp_path)) < 3 * 200_000
+
+
+def test_an_eviction_leaves_what_another_process_is_writing(tmp_path: Path) -> None:
+    folder = tmp_path / "ab" / ("ab" * 32)
+    folder.mkdir(parents=True)
+    fresh, stale = folder / ".1-fresh", folder / ".2-stale"
+    for path, age_s in ((fresh, 0), (stale, 7200)):
+        path.write_bytes(bytes(50_000))
+        os.utime(path, (time.time() - age_s,) * 2)
+    kept = BlockCache(str(tmp_path), 60_000)
+    for i in range(30):
+        kept.get(sha(str(i)), 0, 9_000, lambda: bytes(9_000))
+    assert fresh.exists() and not stale.exists() and kept.trouble is None
