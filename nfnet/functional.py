@@ -44,7 +44,7 @@ def ws_conv2d(
     if kind != "meta" and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
         x, bias = x.to(half), bias.to(half)
-    fused = choice.for_weight(weight, x.dtype) if x.dtype == bias.dtype else None
+    fused = choice.for_weight(weight, gain, x.dtype) if x.dtype == bias.dtype else None
     if fused is not None:
         out: torch.Tensor = _WSConv2d.apply(x, weight, gain, bias, stride, padding, groups, floor, added_eps, fused)
         return out

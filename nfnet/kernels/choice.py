@@ -20,8 +20,11 @@ from nfnet.kernels.plans import same_layout
 _GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def for_weight(weight: torch.Tensor, out_dtype: torch.dtype) -> ModuleType | None:
+def for_weight(weight: torch.Tensor, gain: torch.Tensor, out_dtype: torch.dtype) -> ModuleType | None:
     """Of `standardise` and `standardise_backward`."""
+    # Kernels read gains through a pointer: of another type or with gaps they would read something else.
+    if gain.dtype != weight.dtype or gain.device != weight.device or not gain.is_contiguous():
+        return None
     if native.can_standardise(weight, out_dtype):
         return native
     if _is_foretold(weight):

@@ -255,3 +255,14 @@ def test_every_fused_activation_has_its_published_gamma() -> None:
             ScaledActivation(name)(x),
             functional.scaled_activation(x.double(), name, ScaledActivation(name).function, GAMMA[name]).float(),
         )
+
+
+@pytest.mark.parametrize(
+    "gain", [torch.linspace(0.5, 2, 8).bfloat16(), torch.linspace(0.5, 2, 16)[::2], torch.ones(1).expand(8)]
+)
+def test_gains_of_another_type_or_with_gaps_are_read_right(gain: torch.Tensor) -> None:
+    weight, bias, x = torch.randn(8, 4, 3, 3), torch.zeros(8), torch.randn(1, 4, 5, 5)
+    settings = {"stride": 1, "padding": (1, 1), "groups": 1}
+    ours = functional.ws_conv2d(x, weight, gain, bias, **settings)  # type: ignore[arg-type]
+    wanted = functional.ws_conv2d(x, weight, gain.float().contiguous(), bias, **settings)  # type: ignore[arg-type]
+    assert relative(ours, wanted) < 1e-5
