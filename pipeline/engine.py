@@ -239,7 +239,7 @@ class Engine:
             seen[:] = [loss, correct]
             return loss
 
-        sam_backward(
+        report = sam_backward(
             self.network,
             objective,
             images,
@@ -248,7 +248,8 @@ class Engine:
             share=self.optim.sam_share,
             backward=self._engine.backward,
         )
-        return seen[0], seen[1]
+        # An ascent that is not finite moved nothing; through the loss all ranks learn of it, and leave the step out.
+        return seen[0].detach() + 0 * report.ascent_norm, seen[1]
 
     @torch.no_grad()
     def update(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import pipeline.engine as engine_module
 from nfnet.agc import adaptive_clip_grad_
 from nfnet.groups import param_groups
 from nfnet.losses import label_smoothing_cross_entropy
@@ -289,6 +290,19 @@ def alone(
         micro_batch=4,
         accumulation=1,
     )
+
+
+def test_an_ascent_that_is_not_finite_leaves_the_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engine_module.sam_backward
+    monkeypatch.setattr(
+        engine_module, "sam_backward", lambda *a, **k: real(*a, **k)._replace(ascent_norm=torch.tensor(torch.inf))
+    )
+    engine = alone(program.network(), OptimConfig(learning_rate=0.1, sam_rho=0.05), EngineConfig())
+    before = {n: p.detach().clone() for n, p in engine.network.named_parameters()}
+    engine.forward_backward(torch.randn(4, 3, 32, 32), torch.arange(4), is_last=True)
+    assert not engine.update(0.1).applied
+    assert all(torch.equal(p, before[n]) for n, p in engine.network.named_parameters())
+    engine.close()
 
 
 def test_a_batch_learnt_by_heart_has_no_gradient_and_that_is_no_fault() -> None:
