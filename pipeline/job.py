@@ -1,0 +1,314 @@
+"""A run in progress: what the loop (`pipeline.train`) needs, made in the order in which mistakes are cheapest to find.
+
+Everything that happens between two steps is a method here: the decision where to start, reports, evaluations, saves, ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline import checkpoint, parity, retention, storage, world
+from pipeline.account import Account
+from pipeline.backbone import build_model
+from pipeline.checkpoint import Commit
+from pipeline.clock import Clock
+from pipeline.config import Run, dump_yaml, load_yaml, to_dict
+from pipeline.data.accounting import plan
+from pipeline.data.batches import Batch
+from pipeline.data.loader import EvalData, TrainData
+from pipeline.duration import Duration
+from pipeline.engine import Engine, UpdateStats
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate
+from pipeline.records import Evaluation, Finished, Phase, Record, Skipped, Started, Step, Stopped
+from pipeline.retention import Policy
+from pipeline.saver import Saver
+from pipeline.world import World
+
+MAX_SKIPPED_IN_A_ROW = 3
+CHANGEABLE = (
+    "micro_batch",
+    "log_every_steps",
+    "save_every",
+    "eval_every",
+    "keep_checkpoints",
+    "saving",
+    "engine",
+    "data.num_workers",
+    "data.read_threads",
+    "data.read_ahead_mb",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.max_lost_share",
+    "data.max_lost_samples",
+    "data.skip_steps",
+)
+"""Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
+there to change it."""
+
+
+class Job:
+    """One run on this rank. All ranks call the same methods at the same steps."""
+
+    def __init__(self, run: Run, out: str, me: World, clock: Clock) -> None:
+        self.run, self.out, self.world, self.clock = run, out, me, clock
+        self.micro_batch, self.accumulation = run.batch_plan(me.size)
+        self.data = TrainData(run.data, run.augment, seed=run.seed)
+        self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
+        self.cache_dir = checkpoint.default_cache()
+        self.total_steps = self._steps(run.duration)
+        self.warmup_steps = self._steps(run.optim.warmup)
+        self.eval_steps = self._steps(run.eval_every) if run.eval_every else 0
+        self.save_steps = self._steps(run.save_every) if run.save_every else 0
+        if self.total_steps < 1:
+            raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
+        self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
+        self.updates: list[UpdateStats] = []  # since the last report
+        self.step = 0
+        self.skips_in_a_row = 0
+        self.last_evaluation: Evaluation | None = None
+
+    def _steps(self, duration: Duration) -> int:
+        return duration.steps(samples_per_epoch=self.data.samples_per_epoch, global_batch=self.run.global_batch)
+
+    def start(self) -> Iterator[Record]:
+        """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
+        commit, passed = self._newest()
+        yield from passed
+        yield Phase(step=0, name="starting the engine")
+        if self.run.engine.parity_check:
+            parity.check(self.run.engine, world=self.world, accumulation=self.accumulation)
+        config = self.run.model
+        model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
+        self.engine = Engine(
+            model,
+            optim=self.run.optim,
+            config=self.run.engine,
+            world=self.world,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+        )
+        if commit is not None:
+            self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
+            self.step = commit.step
+        self._start_saver(commit)
+        self.first_step = self.step
+        self.account.restore(self.step)
+        yield self._plan(commit, sum(p.numel() for p in model.parameters()))
+
+    def _start_saver(self, commit: Commit | None) -> None:
+        run, saving = self.run, self.run.saving
+        policy = Policy(
+            last=run.keep_checkpoints,
+            every_steps=self._steps(saving.keep_every) if saving.keep_every else 0,
+            best=saving.keep_best,
+            metric=saving.best_metric,
+        )
+        taken = retention.folder_names(self.out) if self.world.is_main else set()
+        self.saver = Saver(self.out, config=saving, policy=policy, world=self.world, taken=taken)
+        self.saver.newest = commit
+        if self.save_steps or run.save_final:
+            weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
+            self.saver.reserve(4 * weights * (2 + (run.optim.ema_decay is not None)))
+
+    def _newest(self) -> tuple[Commit | None, list[Record]]:
+        """Rank 0 looks and tells the others; the run folder must belong to this run."""
+        found: object = None
+        if self.world.is_main:
+            try:
+                self._claim_folder()
+                commit, passed = found = checkpoint.newest(self.out, self.cache_dir)
+                if passed and commit is None:  # starting over would throw the work away without a word
+                    raise UserError(
+                        f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
+                        "restore one, or start over in another folder with --out"
+                    )
+                found = commit, [retention.mark_damaged(bad) for bad in passed]
+            except UserError as error:
+                found = error
+        found = world.broadcast(self.world, found)
+        if isinstance(found, UserError):
+            raise found
+        return found  # type: ignore[return-value]
+
+    def _claim_folder(self) -> None:
+        place = storage.join(self.out, "run.yaml")
+        if storage.exists(place):
+            theirs, ours = (
+                _flat(to_dict(load_yaml(storage.read_bytes(place).decode(), place))),
+                _flat(to_dict(self.run)),
+            )
+            changed = [
+                k
+                for k in ours
+                if ours[k] != theirs.get(k) and not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)
+            ]
+            if changed:
+                k = changed[0]
+                raise UserError(
+                    f"{self.out} holds a run with {k} = {theirs.get(k)!r}, this one has {ours[k]!r}; "
+                    f"give another folder with --out, or the same settings to resume"
+                )
+        else:
+            storage.write_bytes(place, dump_yaml(self.run).encode())
+
+    def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
+        run, per_epoch = self.run, self.data.samples_per_epoch
+        return Started(
+            step=self.step,
+            run_name=run.name,
+            run_dir=self.out,
+            total_steps=self.total_steps,
+            total_samples=self.total_steps * run.global_batch,
+            samples_per_epoch=per_epoch,
+            steps_per_epoch=per_epoch / run.global_batch,
+            dropped_samples=self.account.dropped(),
+            global_batch=run.global_batch,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            num_ranks=self.world.size,
+            num_parameters=num_parameters,
+            device=world.device_name(self.world.device),
+            zero_stage=run.engine.zero_stage,
+            precision=run.engine.precision,
+            resumed_from=commit.url if commit else None,
+            config=to_dict(run),
+            config_digest=run.digest(),
+            dataset_digest=self.data.digest,
+            data_plan=plan(self.data, global_batch=run.global_batch, total_steps=self.total_steps),
+        )
+
+    def due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    @property
+    def samples(self) -> int:
+        return self.step * self.run.global_batch
+
+    def skipped(self, stats: UpdateStats, seen: list[Batch]) -> Skipped:
+        """All ranks left the update out; three in a row end the run, for then it is not the batch."""
+        self.skips_in_a_row += 1
+        keys = tuple(self.data.key(int(s)) for b in seen for s in b.samples)
+        reason = f"loss {stats.loss}, gradient not finite"
+        self.account.left_out(self.step - 1, reason)
+        if self.skips_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{self.skips_in_a_row} updates in a row were not finite, the last at step {self.step}; lower "
+                f"optim.learning_rate or optim.clipping, then run again: it goes on from the newest checkpoint"
+            )
+        return Skipped(step=self.step, reason=reason, samples=self.samples, keys=keys)
+
+    def leave_over_budget(self) -> Iterator[Record]:
+        """Ends the run on all ranks where the step lost more than is allowed; it was not applied, what came before is saved."""
+        error = self.account.over_budget
+        if error is None:
+            return
+        yield from self.account.write(self.step, final=True)
+        yield from self.saver.settle()
+        if self.run.save_every is not None and self.saver.newest_step < self.step:
+            yield from self.save(final=True)
+        raise error
+
+    def report(self, rate: float) -> Step:
+        updates = self.updates
+        num = len(updates)
+        wall_s, spent_s = self.clock.take()
+        step_s = (wall_s - spent_s["save"] - spent_s["evaluate"]) / num
+        applied = [u for u in updates if u.applied] or updates  # a skipped one's loss would hide the others'
+        n = len(applied)
+        record = Step(
+            step=self.step,
+            num_updates=num,
+            samples=self.samples,
+            epoch=self.account.epochs(self.step),
+            loss=sum(u.loss for u in applied) / n,
+            accuracy=sum(u.accuracy for u in applied) / n,
+            learning_rate=rate,
+            clipped_share=sum(u.clipped_share for u in applied) / n,
+            gradient_norm=applied[-1].gradient_norm,
+            images_per_s=self.run.global_batch / step_s,
+            data_wait_s=spent_s["wait"] / num,
+            transfer_s=spent_s["transfer"] / num,
+            compute_s=spent_s["compute"] / num,
+            save_s=spent_s["save"] / num,
+            log_s=spent_s["log"] / num,
+            evaluate_s=spent_s["evaluate"] / num,
+            other_s=spent_s["other"] / num,
+            wall_s=wall_s / num,
+            step_s=step_s,
+            remaining_s=(self.total_steps - self.step) * step_s,
+        )
+        self.updates = []
+        return record
+
+    def evaluate(self) -> Evaluation:
+        assert self.eval_data is not None
+        with self.clock("evaluate"), self.engine.evaluation_network() as (network, weights):
+            self.last_evaluation = evaluate(
+                network,
+                self.eval_data,
+                self.run.augment,
+                world=self.world,
+                batch_size=max(self.micro_batch, 64),
+                step=self.step,
+                weights=weights,
+                bf16=self.run.engine.precision == "bf16",
+            )
+        return self.last_evaluation
+
+    def evaluation_numbers(self) -> dict[str, float]:
+        last = self.last_evaluation
+        return {} if last is None else {"loss": last.loss, "top1": last.top1, "top5": last.top5}
+
+    def save(self, *, final: bool = False) -> list[Record]:
+        """Begin a save; when `final`, see it through."""
+        with self.clock("save"):
+            return self._save(final)
+
+    def _save(self, final: bool) -> list[Record]:
+        said = self.account.write(self.step)
+        manifest = self.data.manifest
+        facts = {
+            "samples": self.samples,
+            "num_updates": self.engine.num_updates,
+            "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
+            "config": to_dict(self.run),
+            "config_digest": self.run.digest(),
+            "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": self.data.digest},
+            "classes": self.data.classes,
+            "evaluation": self.evaluation_numbers(),
+        }
+        return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
+
+    def stopped(self, reason: str) -> Stopped:
+        newest = self.saver.newest
+        if self.saver.newest_step < self.step:
+            reason += f"; step {self.step} could not be saved ({self.saver.last_error})"
+        return Stopped(step=self.step, checkpoint=newest.url if newest else None, reason=reason)
+
+    def finished(self) -> Finished:
+        """The end, if its last checkpoint stands; else UserError, so that the exit code says so."""
+        newest = self.saver.newest
+        if self.run.save_final and self.saver.newest_step < self.step:
+            goes_on = f"it goes on from {newest.url}" if newest else "it starts over, for no checkpoint stands"
+            raise UserError(
+                f"all {self.step} steps are done, but the last checkpoint could not be written ({self.saver.last_error}); "
+                f"mend that and run the same command again: {goes_on}"
+            )
+        return Finished(
+            step=self.step,
+            checkpoint=newest.url if newest else None,
+            samples=(self.step - self.first_step) * self.run.global_batch,
+            seconds_s=self.clock.elapsed_s,
+            evaluation=self.evaluation_numbers(),
+        )
+
+
+def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
