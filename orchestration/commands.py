@@ -256,14 +256,12 @@ def pretrain(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from pipeline.backbone import load_backbone
-    from pipeline.config import Run, from_dict
     from pipeline.data.loader import DataConfig, EvalData
     from pipeline.evaluate import evaluate as measure
     from pipeline.world import join
 
     loaded = load_backbone(args.checkpoint, args.weights)
-    run: Run = from_dict(Run, loaded.config)
-    data = EvalData(DataConfig(url=args.data, eval_split=args.split), run.augment)
+    data = EvalData(DataConfig(url=args.data, eval_split=args.split), loaded.augment)
     if list(data.manifest.classes) != loaded.classes:
         raise UserError(
             f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
@@ -272,7 +270,7 @@ def evaluate(args: argparse.Namespace) -> int:
     result = measure(
         loaded.model.to(world.device),
         data,
-        run.augment,
+        loaded.augment,
         world=world,
         batch_size=256,
         step=0,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline import checkpoint, parity, retention, storage, world
+from pipeline import checkpoint, parity, peers, retention, storage, world
 from pipeline.account import Account
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
@@ -80,6 +80,7 @@ class Job:
             parity.check(self.run.engine, world=self.world, accumulation=self.accumulation)
         config = self.run.model
         model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
+        peers.refuse_buffers(config.name, model)
         self.engine = Engine(
             model,
             optim=self.run.optim,

@@ -177,7 +177,7 @@ def part_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
     depths = getattr(getattr(network, "variant", None), "depths", None)
     found = {}
     for name in names:
-        first, _, rest = name.partition(".")
+        first, _, rest = name.removeprefix("trunk.").partition(".")
         if first == "blocks" and depths is not None:
             stage, block = 0, int(rest.partition(".")[0])
             while block >= depths[stage]:

@@ -16,7 +16,7 @@ HOMES = {
     "webdataset": ("pipeline/data/",),
     "triton": ("nfnet/kernels/",),
     "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py", "pipeline/data/glyphs.py"),
-    "timm": ("orchestration/inspection.py",),
+    "timm": ("pipeline/peers.py", "orchestration/inspection.py"),
     "ray": ("orchestration/sweep.py",),
     "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),
 }

@@ -23,7 +23,10 @@ from pipeline.errors import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_RESIZE = torch.ops.aten._upsample_bicubic2d_aa.out
+_RESIZE = {
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+}
 """What F.interpolate calls, which cannot write to a place that is there already: fresh memory costs as much as the work."""
 
 Stream = Literal["crop", "mix", "policy"]
@@ -58,9 +61,13 @@ class AugmentConfig:
     """CutMix's, 0 to 1; 1 is uniform."""
     mix_order: Literal["before_policy", "after_policy"] = "before_policy"
     """before_policy: the policy works on mixed images, as in the NFNet paper; after_policy: the common order."""
-    eval_resize: Literal["plain", "published", "aspect"] = "plain"
+    eval_resize: Literal["plain", "published", "aspect", "square"] = "plain"
     """plain: to the square (BiT); published: to the square of eval_px + 32, then its centre (NFNet, A.1); aspect: shorter
-    side to eval_px / 0.875, then the centre."""
+    side to eval_px / eval_crop, then the centre; square: to the square of eval_px / eval_crop, then the centre."""
+    eval_crop: float = 0.875
+    """Share of a side that the centre keeps, for aspect and square."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Of every resize; the papers of these networks say bicubic."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -70,6 +77,7 @@ class AugmentConfig:
             ("area_min", 0, self.area_max),
             ("area_max", self.area_min, 1),
             ("aspect_max", 1, math.inf),
+            ("eval_crop", 0.1, 1),
             ("policy_layers", 0, 100),
             ("policy_magnitude", 0, 30),
             ("mixup_alpha", 0, 1),
@@ -152,8 +160,10 @@ def _area_box(size: tuple[int, int], config: AugmentConfig, rng: Draws) -> Box:
     return left, top, left + side, top + side
 
 
-def resize_into(out: torch.Tensor, pixels: np.ndarray, *, mirrored: bool = False) -> None:
-    """Bicubic with antialiasing (a = -0.5), as Pillow's: (h, w, 3) uint8 into `out`, (H, W, 3) uint8.
+def resize_into(
+    out: torch.Tensor, pixels: np.ndarray, *, mirrored: bool = False, interpolation: str = "bicubic"
+) -> None:
+    """With antialiasing (bicubic: a = -0.5), as Pillow's: (h, w, 3) uint8 into `out`, (H, W, 3) uint8.
 
     torch's own kernel for uint8 with channels last takes a fifth of Pillow's time. It rounds between its two passes like
     Pillow, with weights of other precision: the mean difference is below 0.1 of 255.
@@ -162,7 +172,7 @@ def resize_into(out: torch.Tensor, pixels: np.ndarray, *, mirrored: bool = False
     if source.shape == target.shape:
         target.copy_(source)
     else:
-        _RESIZE(source, out.shape[:2], False, None, out=target)
+        _RESIZE[interpolation](source, out.shape[:2], False, None, out=target)
     if mirrored:
         _mirror(out)
 
@@ -189,9 +199,10 @@ def train_image(
     out = torch.empty((px, px, 3), dtype=torch.uint8) if out is None else out
     if config.crop == "area":
         box = _area_box(picture.size, config, rng)
-        resize_into(out, picture.crop(box, (px, px)), mirrored=config.flip and rng.coin())
+        mirrored = config.flip and rng.coin()
+        resize_into(out, picture.crop(box, (px, px)), mirrored=mirrored, interpolation=config.interpolation)
         return out.numpy()
-    resize_into(out, picture.crop((0, 0, *picture.size), (px, px)))
+    resize_into(out, picture.crop((0, 0, *picture.size), (px, px)), interpolation=config.interpolation)
     array = out.numpy()
     if config.crop == "pad" and config.pad_px:
         pad = config.pad_px
@@ -204,20 +215,23 @@ def train_image(
 
 
 def eval_image(picture: Picture | np.ndarray, config: AugmentConfig) -> np.ndarray:
-    """(eval_px, eval_px, 3) uint8, the same every time: Pillow's bicubic resize of all pixels, as published numbers have it."""
+    """(eval_px, eval_px, 3) uint8, the same every time: Pillow's resize of all pixels, as published numbers have it."""
     if isinstance(picture, np.ndarray):
         picture = WholePicture(picture)
     px = config.evaluation_px
     image = Image.fromarray(picture.crop((0, 0, *picture.size)))
+    resample = Image.Resampling.BILINEAR if config.interpolation == "bilinear" else Image.Resampling.BICUBIC
     if config.eval_resize == "plain":
-        return np.array(image.resize((px, px), Image.Resampling.BICUBIC))
+        return np.array(image.resize((px, px), resample))
     if config.eval_resize == "published":
         width = height = px + 32
-    else:
-        scale = px / 0.875 / min(image.size)
-        width, height = (max(px, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - px) // 2, (height - px) // 2
+    elif config.eval_resize == "square":
+        width = height = math.floor(px / config.eval_crop)
+    else:  # whole pixels as torchvision and timm count them, so that their numbers can be met
+        shorter = math.floor(px / config.eval_crop)
+        width, height = (shorter * side // min(image.size) for side in image.size)
+    image = image.resize((width, height), resample)
+    left, top = round((width - px) / 2), round((height - px) / 2)
     return np.array(image.crop((left, top, left + px, top + px)))
 
 
