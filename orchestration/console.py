@@ -20,6 +20,7 @@ from pipeline.records import (
     PassedOver,
     Phase,
     Record,
+    RolledBack,
     Saved,
     SaveFailed,
     SaveSkipped,
@@ -67,6 +68,7 @@ class Console:
             PassedOver: self._read_passed_over,
             Step: self._read_step,
             Skipped: self._read_skipped,
+            RolledBack: self._read_rolled_back,
             Evaluation: self._read_evaluation,
             Saved: self._read_saved,
             Lost: self._read_lost,
@@ -128,6 +130,12 @@ class Console:
         self._say(
             f"skipped  the update after step {skipped.step}: {skipped.reason}; "
             f"{len(skipped.keys)} samples left out{f' ({first} ...)' if first else ''}",
+            style="yellow",
+        )
+
+    def _read_rolled_back(self, back: RolledBack) -> None:
+        self._say(
+            f"back     {back.reason}; going on from {back.checkpoint} at step {back.step} without their {len(back.keys)} samples",
             style="yellow",
         )
 

@@ -93,6 +93,7 @@ class Translator:
         self._floor: dict[str, int] = {}
         self._params: dict[str, str] = {}
         self._num_skipped = 0
+        self._num_rollbacks = 0
         self._num_passed_over = 0
         self._num_lost = 0
         self.num_odd = 0
@@ -103,6 +104,7 @@ class Translator:
             "Step": self._step,
             "Evaluation": self._evaluation,
             "Skipped": self._skipped,
+            "RolledBack": self._rolled_back,
             "PassedOver": self._passed_over,
             "Lost": self._lost,
             "Accounted": self._accounted,
@@ -172,6 +174,14 @@ class Translator:
         return Upload(
             points=_points(record, {"train/skipped_updates": float(self._num_skipped)}),
             tags={"skipped_updates": str(self._num_skipped), "skipped_updates.last": str(record["reason"])},
+        )
+
+    def _rolled_back(self, record: dict[str, Any]) -> Upload:
+        self._num_rollbacks += 1
+        text = f"from step {record['from_step']} to {record['checkpoint']}: {record['reason']}"
+        return Upload(
+            points=_points({**record, "step": record["from_step"]}, {"train/rollbacks": float(self._num_rollbacks)}),
+            tags={f"rollback.{self._num_rollbacks}": text},
         )
 
     def _passed_over(self, record: dict[str, Any]) -> Upload:

@@ -127,6 +127,10 @@ class Account:
         entries = self._ledger.read(self._out, step) if self._world.is_main else None
         self._ledger.restore(cast(Entries, world.broadcast(self._world, entries)), step)
 
+    def rewind(self, step: int) -> None:
+        """The run has gone back to `step`: what happened from there on will happen again, or will not."""
+        self._ledger.rewind(step)
+
 
 def lost_in(seen: list[Batch]) -> float:
     """Samples that a rank's share of a step could not read; infinite where a micro-batch had none to go on with."""

@@ -361,7 +361,9 @@ class Engine:
     def restore(self, state: dict[str, dict[str, torch.Tensor]], num_updates: int) -> None:
         """Whole tensors by kind and name, from a checkpoint of any number of ranks and any stage."""
         for kind in KINDS:
-            if kind not in state:
+            if kind not in state:  # saved before the first update: what a going back finds is of later ones
+                for fragment, view in self._views(kind):
+                    view.copy_(fragment.weight.view_as(view) if kind == "ema" else torch.zeros_like(view))
                 continue
             for fragment, view in self._views(kind, create=True):
                 whole = state[kind][fragment.name].reshape(-1)

@@ -151,6 +151,18 @@ class Skipped(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolledBack(Record):
+    """After updates in a row that were not finite: the run goes on from a checkpoint, without their data. `step` is its step."""
+
+    from_step: int
+    """Steps that were done; those after `step` are done again."""
+    checkpoint: str
+    reason: str
+    keys: tuple[str, ...]
+    """Samples that are left out from now on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
     split: str
     weights: str

@@ -43,9 +43,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
     yield Phase(step=0, name="reading the data's manifest")
     job = Job(run, out, me, clock)
     yield from job.start()
-    batches = job.data.batches(
-        steps=range(job.step, job.total_steps), global_batch=run.global_batch, micro_batch=job.micro_batch, world=me
-    )
+    batches = job.batches()
     yield Phase(step=job.step, name="training")
     clock.take()
     with StopSignal() as stop, job.saver:
@@ -75,9 +73,13 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
             job.updates.append(stats)
             yield from job.saver.poll()
             if stats.applied:
-                job.skips_in_a_row = 0
+                job.trouble.applied(job.step - 1)
             else:
-                yield job.skipped(stats, seen)
+                yield job.skipped(stats)
+                if job.trouble.is_too_much:
+                    yield from job.roll_back()
+                    batches = job.batches()
+                    continue
             if job.due(run.log_every_steps) or job.step == job.total_steps:
                 yield job.report(rate)
             yield from job.account.closed(job.step)
