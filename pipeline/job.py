@@ -20,7 +20,7 @@ from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
 from pipeline.engine import Engine, UpdateStats
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import OnScores, evaluate
 from pipeline.records import Evaluation, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.retention import Policy
 from pipeline.rollback import Trouble
@@ -52,9 +52,10 @@ there to change it."""
 class Job:
     """One run on this rank. All ranks call the same methods at the same steps."""
 
-    def __init__(self, run: Run, out: str, me: World, clock: Clock) -> None:
+    def __init__(self, run: Run, out: str, me: World, clock: Clock, on_scores: OnScores | None = None) -> None:
         run = rollback.with_left_out(run, out, me)
         self.run, self.out, self.world, self.clock = run, out, me, clock
+        self._on_scores = on_scores
         self.micro_batch, self.accumulation = run.batch_plan(me.size)
         self.data = TrainData(run.data, run.augment, seed=run.seed)
         self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
@@ -308,6 +309,7 @@ class Job:
                 step=self.step,
                 weights=weights,
                 bf16=self.run.engine.precision == "bf16",
+                on_scores=self._on_scores,
             )
         self.evaluation = {"loss": found.loss, "top1": found.top1, "top5": found.top5}
         return found

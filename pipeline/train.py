@@ -20,28 +20,30 @@ from pipeline.clock import Clock
 from pipeline.config import Run
 from pipeline.data.augment import normalise
 from pipeline.data.batches import Batch
+from pipeline.evaluate import OnScores
 from pipeline.job import Job
 from pipeline.records import Phase, Record
 from pipeline.stop import StopSignal
 
 
-def train(run: Run, out: str) -> Iterator[Record]:
+def train(run: Run, out: str, *, on_scores: OnScores | None = None) -> Iterator[Record]:
     """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
 
     Every rank iterates it; records are equal on all ranks but for times, and but for what becomes of saves (`Saved`,
-    `SaveFailed`, `SaveSkipped`), which the main rank alone yields, as soon as it knows. Raises UserError for what the user
+    `SaveFailed`, `SaveSkipped`), which the main rank alone yields, as soon as it knows. `on_scores` is called on every rank
+    with what each evaluation's numbers are computed from, before they are yielded. Raises UserError for what the user
     can mend.
     """
     clock = Clock()
-    for record in _train(run, out, clock):
+    for record in _train(run, out, clock, on_scores):
         with clock("log"):
             yield record
 
 
-def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
+def _train(run: Run, out: str, clock: Clock, on_scores: OnScores | None) -> Iterator[Record]:
     me = world.join()
     yield Phase(step=0, name="reading the data's manifest")
-    job = Job(run, out, me, clock)
+    job = Job(run, out, me, clock, on_scores)
     yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
 
 import nfnet.agc as agc
-from nfnet.schedule import learning_rate
+from nfnet.schedule import learning_rate, step_rate
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 
@@ -30,6 +31,10 @@ class OptimConfig:
     """Peak rate, as it is used: the papers' 0.1 * global_batch / 256 is `nfnet.schedule.linear_scaling`."""
     warmup: Duration = field(default_factory=lambda: Duration(0, "steps"))
     final_learning_rate: float = 0.0
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """After the warm-up: half a cosine to final_learning_rate; or a tenth of the rate after each of decay_steps (BiT)."""
+    decay_steps: tuple[int, ...] = ()
+    """Rising numbers of updates, for steps."""
     momentum: float = 0.9
     weight_decay: float = 0.0
     """Coupled: added to the gradient after clipping; not applied to gains, biases and SkipInit gains."""
@@ -48,6 +53,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"optim.learning_rate is {self.learning_rate}; set a positive number")
+        if list(self.decay_steps) != sorted(set(self.decay_steps)) or (self.schedule == "steps") != bool(self.decay_steps):
+            raise UserError(
+                f"optim.decay_steps is {list(self.decay_steps)} with optim.schedule {self.schedule}; give rising numbers of "
+                "updates for the schedule steps, and none for cosine"
+            )
         if self.clipping < 0:
             raise UserError(f"optim.clipping is {self.clipping}; set AGC's lambda (0.01 in the paper), or 0 for none")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -60,6 +70,10 @@ class OptimConfig:
             )
 
     def rate(self, step: int, *, total_steps: int, warmup_steps: int) -> float:
+        if self.schedule == "steps":
+            return step_rate(
+                step, warmup_steps=warmup_steps, peak=self.learning_rate, decay_steps=self.decay_steps
+            )
         return learning_rate(
             step,
             total_steps=total_steps,

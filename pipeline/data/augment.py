@@ -39,8 +39,10 @@ class AugmentConfig:
     """Side of the square training input."""
     eval_px: int = 0
     """Side of the square evaluation input; 0 = image_px."""
-    crop: Literal["area", "pad", "none"] = "area"
-    """area: a random part by area and aspect (inception crop); pad: shift by up to pad_px; none: the whole image."""
+    crop: Literal["area", "pad", "resized", "none"] = "area"
+    """area: a random part by area and aspect (inception crop); pad: shift by up to pad_px; resized: a random square of
+    image_px out of the whole image at the square of resized_px (BiT); none: the whole image."""
+    resized_px: int = 0
     area_min: float = 0.08
     area_max: float = 1.0
     aspect_max: float = 4 / 3
@@ -87,6 +89,11 @@ class AugmentConfig:
             if not low <= value <= high:
                 bound = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
                 raise UserError(f"augment.{name} is {value}; set {bound}")
+        if (self.crop == "resized") != (self.resized_px > 0) or 0 < self.resized_px < self.image_px:
+            raise UserError(
+                f"augment.resized_px is {self.resized_px} with augment.crop {self.crop} and image_px {self.image_px}; set it to "
+                "image_px or more for the crop resized, and to 0 for others"
+            )
         moved = round(TRANSLATE_PX * self.policy_magnitude / 10)
         if self.policy == "nfnet" and moved >= self.image_px:
             raise UserError(
@@ -118,7 +125,7 @@ class AugmentConfig:
 
     def crop_and_flip(self, **changes: Any) -> AugmentConfig:
         """The same input without policy and mixing: what transfer and large-scale pretraining use."""
-        return replace(self, policy="none", mixup_alpha=0.0, cutmix_alpha=0.0, **changes)
+        return replace(self, **{"policy": "none", "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "resized_px": 0, **changes})
 
 
 def nfnet_augment(magnitude: float, **sizes: Any) -> AugmentConfig:
@@ -201,6 +208,15 @@ def train_image(
         box = _area_box(picture.size, config, rng)
         mirrored = config.flip and rng.coin()
         resize_into(out, picture.crop(box, (px, px)), mirrored=mirrored, interpolation=config.interpolation)
+        return out.numpy()
+    if config.crop == "resized":
+        side = config.resized_px
+        whole = torch.empty((side, side, 3), dtype=torch.uint8)
+        resize_into(whole, picture.crop((0, 0, *picture.size), (side, side)), interpolation=config.interpolation)
+        top, left = rng.below(side - px + 1), rng.below(side - px + 1)
+        out.copy_(whole[top : top + px, left : left + px])
+        if config.flip and rng.coin():
+            _mirror(out)
         return out.numpy()
     resize_into(out, picture.crop((0, 0, *picture.size), (px, px)), interpolation=config.interpolation)
     array = out.numpy()
