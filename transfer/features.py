@@ -21,7 +21,8 @@ from pipeline.config import to_dict
 from pipeline.data.augment import AugmentConfig, normalise
 from pipeline.data.loader import DataConfig, EvalData
 from transfer.splits import TestSplit
-from transfer.tasks import Task, sha256
+from transfer.protocols import sha256
+from transfer.tasks import Task
 
 FEATURES = "mean over positions of forward_features, fp32"
 
@@ -36,7 +37,7 @@ class Backbone:
 
 def pretrained(checkpoint_url: str) -> Backbone:
     """The network of a checkpoint, on its evaluated (averaged, where there are any) weights."""
-    loaded = load_backbone(checkpoint_url)
+    loaded = load_backbone(checkpoint_url, need_head=False)
     return Backbone(loaded.model, f"checkpoint {loaded.digest}")
 
 
@@ -58,8 +59,8 @@ def _weights_digest(model: torch.nn.Module) -> str:
 
 def feature_digest(weights_digest: str, augment: AugmentConfig, data_digest: str, split: str) -> str:
     """Key of the cache. Of the preprocessing only what evaluation sees counts."""
-    seen = ("image_px", "eval_px", "eval_resize", "mean", "std")
-    transform = {k: v for k, v in to_dict(augment).items() if k in seen}
+    seen = ("eval_resize", "eval_crop", "interpolation", "mean", "std")
+    transform = {k: v for k, v in to_dict(augment).items() if k in seen} | {"px": augment.evaluation_px}
     return sha256([FEATURES, weights_digest, transform, data_digest, split])
 
 

@@ -239,6 +239,10 @@ class Method:
         where = {"few_shot": "", "vtab1k": ", VTAB-1k", "full": ", all images"}[self.settings.split]
         return usual + where
 
+    def stated(self) -> dict[str, Any]:
+        """Fields with something in them: what a suite's YAML may say."""
+        return {k: v for k, v in to_dict(self.settings).items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
+
     def plain(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, **to_dict(self.settings)}
 

@@ -1,60 +1,26 @@
-"""Suites, tasks and protocols: what is measured, said completely before anything is run.
+"""Suites and tasks: what is measured, said completely before anything is run.
 
-A suite (YAML) lists tasks, which are dataset cards, and methods with their settings. A protocol is everything that
-decides a number besides the weights that it starts from, the data's bytes, the shots and the seed; numbers with
-different protocol digests do not belong into one table.
+A suite (YAML) lists tasks, which are dataset cards, and methods with their settings (`transfer.protocols`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.config import to_dict
-from pipeline.data.augment import AugmentConfig
 from pipeline.data.cards import Card, load_card
 from pipeline.data.manifest import Manifest
+from pipeline.data.subset import Subset
 from pipeline.errors import UserError
+from transfer.protocols import ALL_IMAGES, VTAB_IMAGES, Method, Settings, nearest, parse_methods, protocol, sha256, whole
 
-Method = Literal["ridge", "finetune"]
 Init = Literal["pretrained", "scratch"]
-METHODS: tuple[Method, ...] = ("ridge", "finetune")
 INITS: tuple[Init, ...] = ("pretrained", "scratch")
 METRIC = "top1"
-SUBSET_RULE = "pipeline.data.subset 1: per class, first images of a fixed permutation held out, supports from the rest"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RidgeSettings:
-    """Few-shot ridge on frozen features (`transfer.probes`)."""
-
-    shots: tuple[int, ...]
-    l2: float = 1024.0
-    """Fixed: the published procedure does not tune it (facts 4.2)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
-    """Full fine-tuning (`transfer.finetune`); the search space is learning_rates x num_steps, equal for both inits."""
-
-    shots: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    num_steps: tuple[int, ...]
-    batch: int = 64
-    """Images of an update, at most: a smaller support is one batch."""
-    area_min: float = 0.5
-    """Smallest share of a training image that the random crop keeps."""
-    clipping: float = 0.02
-    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +36,44 @@ class Suite:
     name: str
     title: str
     tasks: tuple[TaskEntry, ...]
-    ridge: RidgeSettings | None
-    finetune: FinetuneSettings | None
+    methods: tuple[Method, ...]
     num_seeds: int
 
     def digest(self) -> str:
         """SHA-256 over what is measured; the number of seeds is left out, because a sweep may be extended by seeds."""
-        content = {k: v for k, v in to_dict(self).items() if k not in ("num_seeds", "title")}
-        return sha256(content)
+        tasks = [{"card": t.card, "holdout_per_class": t.holdout_per_class} for t in self.tasks]
+        return sha256({"name": self.name, "tasks": tasks, "methods": [m.plain() for m in self.methods]})
 
-    def settings(self, method: Method) -> RidgeSettings | FinetuneSettings:
-        found = self.ridge if method == "ridge" else self.finetune
+    def plain(self) -> dict[str, Any]:
+        """As a suite's YAML holds it."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "num_seeds": self.num_seeds,
+            "tasks": [{"card": t.card, "holdout_per_class": t.holdout_per_class} for t in self.tasks],
+            "methods": {m.name: {"kind": m.kind, **m.stated()} for m in self.methods},
+        }
+
+    def method(self, name: str) -> Method:
+        found = next((m for m in self.methods if m.name == name), None)
         if found is None:
-            raise UserError(f"the suite {self.name} has no method {method}")
+            raise UserError(f"the suite {self.name} has no method {name}; it has {', '.join(m.name for m in self.methods)}")
         return found
 
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        return tuple(m for m in METHODS if getattr(self, m) is not None)
+
+@dataclass(frozen=True)
+class Parts:
+    """Which training images are used for what; None: the whole split."""
+
+    search: Subset | None
+    """Fitted to choose hyper-parameters,"""
+    holdout: Subset
+    """which these decide."""
+    final: Subset | None
+    """Fitted for the test."""
+    num_search: int
+    num_final: int
+    num_holdout: int
 
 
 @dataclass(frozen=True)
@@ -103,21 +89,59 @@ class Task:
     """(num_samples,) int64, of the train split."""
     train_split: str = "train"
     _test_split: str = "val"
+    train_keys: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """(num_samples,) names of the train split's samples, for published lists of them."""
 
     @property
     def name(self) -> str:
         return self.card.name
 
+    def metric(self, settings: Settings) -> str:
+        """Of `transfer.metrics`."""
+        return settings.metric or {"accuracy": METRIC}.get(self.card.metric, self.card.metric)
+
     def cannot(self, shots: int) -> str | None:
-        """Why this many shots cannot be drawn, or None."""
+        """Why this many shots (or the images of another split rule) cannot be drawn, or None."""
         counts = np.bincount(self.train_labels, minlength=self.num_classes)
         fewest = int(counts.min())
+        if shots == VTAB_IMAGES:
+            num = len(self.train_labels)
+            return None if num >= 1000 else f"VTAB-1k needs 1,000 training images; {self.name} has {num:,}"
+        if shots == ALL_IMAGES:
+            return None if fewest >= 2 else f"a class of {self.name} has {fewest} images, too few to hold one out"
         if fewest >= shots + self.holdout_per_class:
             return None
         return (
             f"{shots} shots and {self.holdout_per_class} held out need {shots + self.holdout_per_class} images of each "
             f"class; the smallest class of {self.name} has {fewest}"
         )
+
+    def parts(self, settings: Settings, shots: int, seed: int) -> Parts:
+        """The split rule of a protocol, resolved on this task."""
+        num = len(self.train_labels)
+        if shots == VTAB_IMAGES:
+            train, val = _vtab_lists(self)
+            both = Subset(per_class=0, listed=(*train, *val))
+            first, held = Subset(per_class=0, listed=train), Subset(per_class=0, listed=val)
+            return Parts(first, held, both, len(train), len(train) + len(val), len(val))
+        if shots == ALL_IMAGES:
+            first = Subset(per_class=0, holdout_share=settings.holdout_share)
+            counts = np.bincount(self.train_labels, minlength=self.num_classes)
+            num_held = int(sum(max(1, round(int(c) * settings.holdout_share)) for c in counts if c))
+            return Parts(first, replace(first, part="holdout"), None, num - num_held, num, num_held)
+        support = Subset(per_class=shots, holdout_per_class=self.holdout_per_class)
+        drawn = shots * self.num_classes
+        held = replace(support, part="holdout")
+        return Parts(support, held, replace(support, seed=seed), drawn, drawn, self.num_classes * self.holdout_per_class)
+
+
+def _vtab_lists(task: Task) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Places of the 800 and the 200 in the train split's index."""
+    from transfer.vtab import listed
+
+    assert task.train_keys is not None
+    train, val = listed(task.card, list(map(str, task.train_keys)), task.train_labels)
+    return tuple(map(int, train)), tuple(map(int, val))
 
 
 def open_task(entry: TaskEntry, data_root: str) -> Task:
@@ -127,50 +151,29 @@ def open_task(entry: TaskEntry, data_root: str) -> Task:
     for split in (Task.train_split, Task._test_split):
         if split not in manifest.splits:
             raise UserError(f"{manifest.url} has no split {split!r}; a task needs one to fit and one to test")
+    index = manifest.split(Task.train_split)
     return Task(
         card=card,
         url=manifest.url,
         data_digest=manifest.digest,
         num_classes=len(manifest.classes),
         holdout_per_class=entry.holdout_per_class,
-        train_labels=manifest.split(Task.train_split).label,
+        train_labels=index.label,
+        train_keys=index.keys,
     )
 
 
-def protocol(
-    task: Task,
-    method: Method,
-    settings: RidgeSettings | FinetuneSettings,
-    *,
-    model: Mapping[str, Any],
-    augment: AugmentConfig,
-) -> dict[str, Any]:
-    """Everything that decides a number besides init, data bytes, shots and seed, in plain containers.
-
-    Args:
-        model: name and options of the architecture.
-        augment: the preprocessing, training and evaluation.
-    """
-    own = {k: v for k, v in to_dict(settings).items() if k != "shots"}  # each shot count is a column of its own
-    return {
-        "version": 1,
-        "task": task.name,
-        "splits": {"fit": task.train_split, "test": task._test_split},
-        "subset": SUBSET_RULE,
-        "holdout_per_class": task.holdout_per_class,
-        "selection": "highest accuracy on the held-out part, support of seed 0" if method == "finetune" else "none",
-        "method": method,
-        "settings": own,
-        "head": "ridge on pooled pre-logits, whitened by the support" if method == "ridge" else "linear, zero init",
-        "model": dict(model),
-        "preprocessing": to_dict(augment),
-        "metric": METRIC,
-    }
-
-
-def sha256(content: Any) -> str:
-    """Hex digest of the canonical JSON of plain containers."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+def task_protocol(task: Task, method: Method, search: dict[str, Any]) -> dict[str, Any]:
+    """`transfer.protocols.protocol` of a method on a task."""
+    return protocol(
+        method,
+        task=task.name,
+        splits={"fit": task.train_split, "test": task._test_split},
+        holdout_per_class=task.holdout_per_class,
+        flip=task.card.flip,
+        metric=task.metric(method.settings),
+        search=search,
+    )
 
 
 def suites_dir() -> Path:
@@ -192,18 +195,12 @@ def load_suite(name_or_path: str) -> Suite:
     elif name_or_path in list_suites():
         path = suites_dir() / f"{name_or_path}.yaml"
     else:
-        raise UserError(f"no suite is called {name_or_path!r}; {_nearest(name_or_path, list_suites())}")
+        raise UserError(f"no suite is called {name_or_path!r}; {nearest(name_or_path, list_suites())}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the suite {path} is not YAML: {' '.join(str(error).split())}") from None
-    return _suite(content, f"the suite {path}")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
+    return suite_of(content, f"the suite {path}")
 
 
 def _check_keys(content: Any, where: str, required: set[str], optional: set[str] | None = None) -> dict[str, Any]:
@@ -212,16 +209,17 @@ def _check_keys(content: Any, where: str, required: set[str], optional: set[str]
     known = required | (optional or set())
     for key in content:
         if key not in known:
-            raise UserError(f"{where} has an unknown field {key!r}; {_nearest(str(key), known)}")
+            raise UserError(f"{where} has an unknown field {key!r}; {nearest(str(key), known)}")
     missing = sorted(required - set(content))
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}; set it")
     return content
 
 
-def _suite(content: Any, where: str) -> Suite:
+def suite_of(content: Any, where: str) -> Suite:
+    """The suite from plain containers, as YAML holds them or `Suite.plain` gives them."""
     content = _check_keys(content, where, {"name", "tasks", "methods"}, {"title", "num_seeds", "holdout_per_class"})
-    holdout = _whole(content.get("holdout_per_class", 10), f"{where}: holdout_per_class")
+    holdout = whole(content.get("holdout_per_class", 10), f"{where}: holdout_per_class")
     if not isinstance(content["tasks"], list) or not content["tasks"]:
         raise UserError(f"{where}: tasks must be a list of card names")
     entries = []
@@ -231,51 +229,12 @@ def _suite(content: Any, where: str) -> Suite:
         else:
             task = {"card": str(task)}
         card = load_card(str(task["card"]))  # unknown names are refused now, with the nearest ones
-        own = _whole(task.get("holdout_per_class", holdout), f"{where}: holdout_per_class of {card.name}")
+        own = whole(task.get("holdout_per_class", holdout), f"{where}: holdout_per_class of {card.name}")
         entries.append(TaskEntry(card=str(task["card"]), holdout_per_class=own))
-    methods = _check_keys(content["methods"], f"{where}: methods", set(), set(METHODS))
-    if not methods:
-        raise UserError(f"{where}: methods is empty; choose from {', '.join(METHODS)}")
-    ridge, finetune = methods.get("ridge"), methods.get("finetune")
     return Suite(
         name=str(content["name"]),
         title=str(content.get("title", content["name"])),
         tasks=tuple(entries),
-        ridge=None if ridge is None else _settings(RidgeSettings, ridge, f"{where}: ridge"),
-        finetune=None if finetune is None else _settings(FinetuneSettings, finetune, f"{where}: finetune"),
-        num_seeds=_whole(content.get("num_seeds", 3), f"{where}: num_seeds"),
+        methods=parse_methods(content["methods"], where),
+        num_seeds=whole(content.get("num_seeds", 3), f"{where}: num_seeds"),
     )
-
-
-def _settings(kind: type[Any], content: Any, where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
-    content = _check_keys(content, where, required, set(fields) - required)
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        place = f"{where}: {key}"
-        if key in ("shots", "num_steps", "learning_rates"):
-            if not isinstance(value, list) or not value or len(set(value)) != len(value):
-                raise UserError(f"{place} is {value!r}; give a list of different numbers")
-            one = _number if key == "learning_rates" else _whole
-            values[key] = tuple(sorted(one(v, place) for v in value))
-        else:
-            values[key] = _whole(value, place) if key == "batch" else _number(value, place, zero=True)
-    return kind(**values)
-
-
-def _whole(value: Any, where: str) -> int:
-    if type(value) is not int or value < 1:
-        raise UserError(f"{where} is {value!r}; set a whole number of 1 or more")
-    return value
-
-
-def _number(value: Any, where: str, *, zero: bool = False) -> float:
-    # YAML reads 1e-5 as text: only 1.0e-5 is a number to it.
-    try:
-        number = float(value) if not isinstance(value, bool) else -1.0
-    except (TypeError, ValueError):
-        number = -1.0
-    if not 0 <= number < float("inf") or (number == 0 and not zero):
-        raise UserError(f"{where} is {value!r}; set a positive number")
-    return number
