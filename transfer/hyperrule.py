@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 Variant = Literal["paper", "code"]
 SMALL, LARGE = 20_000, 500_000
@@ -50,11 +50,29 @@ class HyperRule:
         Raises:
             ValueError: the recipe has no such update.
         """
-        if not 0 <= step < self.steps:
-            raise ValueError(f"the recipe has the updates 0 to {self.steps - 1}, not {step}")
-        if step < self.warmup_steps:
-            return self.learning_rate * step / self.warmup_steps
-        return self.learning_rate / 10 ** bisect.bisect_left(self.decay_steps, step)
+        return staircase(self, step)
+
+
+class Staircase(Protocol):
+    """What `staircase` reads of a recipe."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def decay_steps(self) -> tuple[int, ...]: ...
+    @property
+    def learning_rate(self) -> float: ...
+
+
+def staircase(recipe: Staircase, step: int) -> float:
+    """Linear warm-up from 0, then a tenth after each of `decay_steps`. ValueError for a step that is not there."""
+    if not 0 <= step < recipe.steps:
+        raise ValueError(f"the recipe has the updates 0 to {recipe.steps - 1}, not {step}")
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * step / recipe.warmup_steps
+    return recipe.learning_rate / 10 ** bisect.bisect_left(recipe.decay_steps, step)
 
 
 def hyperrule(
