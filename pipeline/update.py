@@ -53,7 +53,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UserError(f"optim.learning_rate is {self.learning_rate}; set a positive number")
-        if list(self.decay_steps) != sorted(set(self.decay_steps)) or (self.schedule == "steps") != bool(self.decay_steps):
+        if list(self.decay_steps) != sorted(set(self.decay_steps)) or (self.schedule == "steps") != bool(
+            self.decay_steps
+        ):
             raise UserError(
                 f"optim.decay_steps is {list(self.decay_steps)} with optim.schedule {self.schedule}; give rising numbers of "
                 "updates for the schedule steps, and none for cosine"
@@ -71,9 +73,7 @@ class OptimConfig:
 
     def rate(self, step: int, *, total_steps: int, warmup_steps: int) -> float:
         if self.schedule == "steps":
-            return step_rate(
-                step, warmup_steps=warmup_steps, peak=self.learning_rate, decay_steps=self.decay_steps
-            )
+            return step_rate(step, warmup_steps=warmup_steps, peak=self.learning_rate, decay_steps=self.decay_steps)
         return learning_rate(
             step,
             total_steps=total_steps,

@@ -2,8 +2,8 @@
 
     cell (task, method, backbone, init, shots) -> search on the held-out part -> selection record -> finals on the test
 
-A fine-tuning cell searches with a trial for each candidate; a probe with one trial for its whole grid, and with none where there
-is nothing to choose: its record then states the one setting.
+A fine-tuning cell searches with a trial for each candidate, a probe with one trial for its whole grid. Where there is nothing to
+choose there is no search, and the record states the one setting.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
     seen: dict[str, Source] = {}
     for source in sources:
         if source.digest in seen:
-            raise UserError(f"{source.checkpoint_url} and {seen[source.digest].checkpoint_url} are the same weights; give one")
+            raise UserError(
+                f"{source.checkpoint_url} and {seen[source.digest].checkpoint_url} are the same weights; give one"
+            )
         seen[source.digest] = source
     names = [s.name for s in sources]
     return tuple(
@@ -158,7 +160,7 @@ class Cell:
     init: Init
     shots: int
     search: tuple[Trial, ...]
-    """One for each candidate of a fine-tuning; one for the whole grid of a probe, or none."""
+    """One for each candidate of a fine-tuning; one for the whole grid of a probe; none where there is nothing to choose."""
     points: tuple[Point, ...]
     """Candidates; of a probe the points of its grid."""
     any_trial: Trial
@@ -241,7 +243,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
 
 def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, shots: int) -> Cell:
     points = (
-        grid(method, task.parts(method.settings, shots, 0).num_search)
+        grid(method, task.parts(method.settings, shots, 0).search.num)
         if method.is_probe
         else candidates(method, task, shots)
     )
@@ -259,10 +261,13 @@ def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, 
         data_digest=task.data_digest,
         metric=task.metric(method.settings),
     )
-    if not method.is_probe:
+    search: tuple[Trial, ...]
+    if len(points) == 1:
+        search = ()
+    elif not method.is_probe:
         search = tuple(dataclasses.replace(any_trial, hyperparameters=dict(p)) for p in points)
     else:
-        search = (any_trial,) if len(points) > 1 else ()
+        search = (any_trial,)
     return Cell(task.name, method.name, method.kind, init, shots, search, tuple(points), any_trial)
 
 

@@ -17,7 +17,9 @@ def code_revision() -> str:
         if not (root / ".git").exists():
             raise OSError
         found = [
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20).stdout
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+            ).stdout
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
         return found[0].strip() + ("+" if found[1].strip() else "")

@@ -23,7 +23,8 @@ from transfer.hyperrule import HyperRule, hyperrule
 from transfer.protocols import FinetuneSettings, HyperruleSettings, Method, sha256
 from transfer.spaces import image_area
 from transfer.splits import TestSplit, read_selection
-from transfer.tasks import Parts, Task
+from transfer.tasks import Part, Task
+from transfer.vtab import TASKS
 
 MAX_LOG_POINTS = 10
 REGULARISATION = ("drop_rate", "stochastic_depth", "head_init")
@@ -100,10 +101,6 @@ def _rule(task: Task, settings: HyperruleSettings, num_images: int) -> HyperRule
 
 def _exceptions(task: Task) -> dict[str, bool]:
     """Where a mirrored or cropped image has another label (Kolesnikov et al. 2020, suppl. F)."""
-    try:
-        from transfer.vtab import TASKS
-    except ImportError:
-        return {"flip": task.card.flip}
     known = TASKS.get(task.name)
     return {"flip": known.flip, "random_crop": known.random_crop} if known else {"flip": task.card.flip}
 
@@ -132,7 +129,8 @@ def finetune_run(
         ValueError: the record that the permission comes from chose other hyper-parameters.
     """
     parts = task.parts(method.settings, shots, seed)
-    subset, num_images = (parts.search, parts.num_search) if test is None else (parts.final, parts.num_final)
+    part = parts.search if test is None else parts.final
+    num_images = part.num
     if test is not None:
         chosen = read_selection(test.selection_url).hyperparameters
         if chosen != dict(hyperparameters):
@@ -153,7 +151,7 @@ def finetune_run(
             init_from=source.checkpoint_url if init == "pretrained" else None,
             new_head=True,
         ),
-        data=_data(task, parts, subset, test, recipe.repeats),
+        data=_data(task, part, parts.holdout, test, recipe.repeats),
         augment=augment,
         optim=recipe.optim,
         global_batch=batch,
@@ -168,13 +166,13 @@ def finetune_run(
     )
 
 
-def _data(task: Task, parts: Parts, subset: Any, test: TestSplit | None, repeats: int) -> DataConfig:
+def _data(task: Task, part: Part, holdout: Part, test: TestSplit | None, repeats: int) -> DataConfig:
     return DataConfig(
         url=task.url,
-        train_split=task.train_split,
-        eval_split=task.train_split if test is None else test.name,
-        subset=subset,
-        eval_subset=parts.holdout if test is None else None,
+        train_split=part.split,
+        eval_split=holdout.split if test is None else test.name,
+        subset=part.subset,
+        eval_subset=holdout.subset if test is None else None,
         repeats=repeats,
     )
 

@@ -1,9 +1,9 @@
 """What candidates had reached at a rung, and who went on: written down, so that a decision is taken once and can be played again.
 
-    <sweep>/rungs/<trial>-<step>.json                where a candidate stood, written by the worker that brought it there
-    <sweep>/decisions/<cell>-<bracket>-<step>.json   who went on, and from which numbers that follows
-    <sweep>/decisions/<cell>-asha.json               under ASHA: all that it was told, in order, and its verdicts
-    <sweep>/work/<trial>/                            the loop's own run folder of a trial that is under way
+<sweep>/rungs/<trial>-<step>.json                where a candidate stood, written by the worker that brought it there
+<sweep>/decisions/<cell>-<bracket>-<step>.json   who went on, and from which numbers that follows
+<sweep>/decisions/<cell>-asha.json               under ASHA: all that it was told, in order, and its verdicts
+<sweep>/work/<trial>/                            the loop's own run folder of a trial that is under way
 """
 
 from __future__ import annotations
@@ -64,7 +64,13 @@ def read_rung(sweep: str, digest: str, step: int) -> Rung | None:
 
 
 def decide(
-    sweep: str, cell: str, number: int, bracket: Bracket, step: int, scheduler: str, alive: dict[int, tuple[str, Rung | None]]
+    sweep: str,
+    cell: str,
+    number: int,
+    bracket: Bracket,
+    step: int,
+    scheduler: str,
+    alive: dict[int, tuple[str, Rung | None]],
 ) -> Decision:
     """The decision of a rung: the one that is written, or else a new one, written before anybody acts on it.
 

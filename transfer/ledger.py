@@ -264,7 +264,9 @@ def _entry(data: bytes, url: str) -> Entry:
     try:
         content = json.loads(data)
         # Fields that came later have a default: a sweep of an earlier version is read all the same.
-        names = [f for f in fields(Entry) if f.name in content or (f.default is MISSING and f.default_factory is MISSING)]
+        names = [
+            f for f in fields(Entry) if f.name in content or (f.default is MISSING and f.default_factory is MISSING)
+        ]
         return Entry(**{f.name: content[f.name] for f in names})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(

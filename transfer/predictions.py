@@ -1,11 +1,11 @@
 """What a final trial said of each test image, kept for metrics, error analysis, and whoever asks later.
 
-    <sweep>/predictions/<trial digest>.npz
-        sample      (N,) int64      place of the image in the test split's index, rising
-        label       (N,) int64
-        predicted   (N,) int64
-        confidence  (N,) float32    share of the predicted class: the probability, or the softmax of the scores
-        top5        (N, 5) int64    the likeliest classes, first first; fewer columns where there are fewer classes
+<sweep>/predictions/<trial digest>.npz
+    sample      (N,) int64      place of the image in the test split's index, rising
+    label       (N,) int64
+    predicted   (N,) int64
+    confidence  (N,) float32    share of the predicted class: the probability, or the softmax of the scores
+    top5        (N, 5) int64    the likeliest classes, first first; fewer columns where there are fewer classes
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ Scheduler = Literal["halving", "hyperband", "asha", "none"]
 SPLIT_RULES = {
     "few_shot": "per class, first images of a fixed permutation held out, supports from the rest; search on the support of "
     "seed 0 (pipeline.data.subset 1)",
-    "vtab1k": "first 800 of train and first 200 of val of the published listing; both to fit again (transfer.vtab 1)",
-    "full": "of each class a share of a fixed permutation held out; the whole of train to fit again (pipeline.data.subset 1)",
+    "vtab1k": "the published first 800 of train and first 200 of val; both to fit again (transfer.vtab 1)",
+    "full": "the official val split to select where test is another one, else of each class a share of a fixed permutation of "
+    "train; both to fit again (pipeline.data.subset 1)",
 }
 ALL_IMAGES, VTAB_IMAGES = 0, -1000
 """In the place of shots, for the split rules full and vtab1k."""
@@ -290,7 +291,9 @@ def sha256(content: Any) -> str:
 def parse_methods(content: Any, where: str) -> tuple[Method, ...]:
     """The `methods` of a suite: name -> settings, and `kind` where the name is not one. UserError for what is wrong."""
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{where}: methods is {content!r}; give a mapping, with names such as {', '.join(METHOD_KINDS)}")
+        raise UserError(
+            f"{where}: methods is {content!r}; give a mapping, with names such as {', '.join(METHOD_KINDS)}"
+        )
     methods = []
     for name, settings in content.items():
         if not isinstance(settings, dict):

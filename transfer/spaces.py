@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transfer.hyperrule import SMALL, hyperrule
+from transfer.hyperrule import hyperrule
 from transfer.protocols import FinetuneSettings, HyperruleSettings, Method, Scheduler
 from transfer.tasks import Task
 
@@ -30,7 +30,7 @@ Point = dict[str, float | int]
 def candidates(method: Method, task: Task, shots: int) -> list[Point]:
     """All points of a fine-tuning space, long schedules and middle rates first: others are measured by them."""
     settings = method.settings
-    num = task.parts(settings, shots, 0).num_final
+    num = task.parts(settings, shots, 0).final.num
     if isinstance(settings, HyperruleSettings):
         rule = hyperrule(num, image_area(task), variant=settings.variant)
         return [{"learning_rate": rule.learning_rate, "num_steps": settings.num_steps or rule.steps}]
@@ -40,11 +40,6 @@ def candidates(method: Method, task: Task, shots: int) -> list[Point]:
     middle = len(settings.learning_rates) / 2
     rates = sorted(settings.learning_rates, key=lambda r: abs(settings.learning_rates.index(r) + 0.5 - middle))
     return [{"learning_rate": r, "num_steps": s} for s in sorted(set(lengths), reverse=True) for r in rates]
-
-
-def is_small(num: int) -> bool:
-    """Whether the HyperRule calls a task small."""
-    return num < SMALL
 
 
 def image_area(task: Task) -> int:

@@ -139,5 +139,8 @@ def open_test(task: Task, url: str, *, trial: str) -> TestSplit:
 
 def openings(sweep: str) -> list[Opening]:
     """Every recorded opening of a sweep, in the order of time."""
-    found = [Opening(**json.loads(storage.read_bytes(u))) for u in storage.list_urls(storage.join(sweep, "openings"), ".json")]
+    found = [
+        Opening(**json.loads(storage.read_bytes(u)))
+        for u in storage.list_urls(storage.join(sweep, "openings"), ".json")
+    ]
     return sorted(found, key=lambda o: o.time_s)

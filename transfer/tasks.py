@@ -16,7 +16,17 @@ from pipeline.data.cards import Card, load_card
 from pipeline.data.manifest import Manifest
 from pipeline.data.subset import Subset
 from pipeline.errors import UserError
-from transfer.protocols import ALL_IMAGES, VTAB_IMAGES, Method, Settings, nearest, parse_methods, protocol, sha256, whole
+from transfer.protocols import (
+    ALL_IMAGES,
+    VTAB_IMAGES,
+    Method,
+    Settings,
+    nearest,
+    parse_methods,
+    protocol,
+    sha256,
+    whole,
+)
 
 Init = Literal["pretrained", "scratch"]
 INITS: tuple[Init, ...] = ("pretrained", "scratch")
@@ -57,23 +67,31 @@ class Suite:
     def method(self, name: str) -> Method:
         found = next((m for m in self.methods if m.name == name), None)
         if found is None:
-            raise UserError(f"the suite {self.name} has no method {name}; it has {', '.join(m.name for m in self.methods)}")
+            raise UserError(
+                f"the suite {self.name} has no method {name}; it has {', '.join(m.name for m in self.methods)}"
+            )
         return found
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Which training images are used for what; None: the whole split."""
+class Part:
+    """Some training images: of a split, or of two with + between, all or a subset."""
 
-    search: Subset | None
+    split: str
+    subset: Subset | None
+    num: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which training images are used for what."""
+
+    search: Part
     """Fitted to choose hyper-parameters,"""
-    holdout: Subset
+    holdout: Part
     """which these decide."""
-    final: Subset | None
+    final: Part
     """Fitted for the test."""
-    num_search: int
-    num_final: int
-    num_holdout: int
 
 
 @dataclass(frozen=True)
@@ -89,8 +107,9 @@ class Task:
     """(num_samples,) int64, of the train split."""
     train_split: str = "train"
     _test_split: str = "val"
-    train_keys: np.ndarray | None = field(default=None, repr=False, compare=False)
-    """(num_samples,) names of the train split's samples, for published lists of them."""
+    val_split: str = ""
+    """An official split to choose on, where the test split is another one."""
+    num_val: int = 0
 
     @property
     def name(self) -> str:
@@ -105,8 +124,11 @@ class Task:
         counts = np.bincount(self.train_labels, minlength=self.num_classes)
         fewest = int(counts.min())
         if shots == VTAB_IMAGES:
-            num = len(self.train_labels)
-            return None if num >= 1000 else f"VTAB-1k needs 1,000 training images; {self.name} has {num:,}"
+            if self.val_split and (len(self.train_labels), self.num_val) == (800, 200):
+                return None
+            return f"{self.name} is not VTAB-1k's published 800 and 200 images; prepare a card vtab_... (transfer.vtab)"
+        if shots == ALL_IMAGES and self.val_split:
+            return None
         if shots == ALL_IMAGES:
             return None if fewest >= 2 else f"a class of {self.name} has {fewest} images, too few to hold one out"
         if fewest >= shots + self.holdout_per_class:
@@ -118,48 +140,50 @@ class Task:
 
     def parts(self, settings: Settings, shots: int, seed: int) -> Parts:
         """The split rule of a protocol, resolved on this task."""
-        num = len(self.train_labels)
-        if shots == VTAB_IMAGES:
-            train, val = _vtab_lists(self)
-            both = Subset(per_class=0, listed=(*train, *val))
-            first, held = Subset(per_class=0, listed=train), Subset(per_class=0, listed=val)
-            return Parts(first, held, both, len(train), len(train) + len(val), len(val))
+        num, train = len(self.train_labels), self.train_split
+        if shots in (VTAB_IMAGES, ALL_IMAGES) and self.val_split:
+            return Parts(
+                Part(train, None, num),
+                Part(self.val_split, None, self.num_val),
+                Part(f"{train}+{self.val_split}", None, num + self.num_val),
+            )
         if shots == ALL_IMAGES:
             first = Subset(per_class=0, holdout_share=settings.holdout_share)
             counts = np.bincount(self.train_labels, minlength=self.num_classes)
-            num_held = int(sum(max(1, round(int(c) * settings.holdout_share)) for c in counts if c))
-            return Parts(first, replace(first, part="holdout"), None, num - num_held, num, num_held)
+            held = int(sum(max(1, round(int(c) * settings.holdout_share)) for c in counts if c))
+            return Parts(
+                Part(train, first, num - held),
+                Part(train, replace(first, part="holdout"), held),
+                Part(train, None, num),
+            )
         support = Subset(per_class=shots, holdout_per_class=self.holdout_per_class)
         drawn = shots * self.num_classes
-        held = replace(support, part="holdout")
-        return Parts(support, held, replace(support, seed=seed), drawn, drawn, self.num_classes * self.holdout_per_class)
-
-
-def _vtab_lists(task: Task) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Places of the 800 and the 200 in the train split's index."""
-    from transfer.vtab import listed
-
-    assert task.train_keys is not None
-    train, val = listed(task.card, list(map(str, task.train_keys)), task.train_labels)
-    return tuple(map(int, train)), tuple(map(int, val))
+        return Parts(
+            Part(train, support, drawn),
+            Part(train, replace(support, part="holdout"), self.num_classes * self.holdout_per_class),
+            Part(train, replace(support, seed=seed), drawn),
+        )
 
 
 def open_task(entry: TaskEntry, data_root: str) -> Task:
     """The dataset `data_root`/<card> as a task. UserError if it is not prepared or lacks a split."""
     card = load_card(entry.card)
     manifest = Manifest.open(storage.join(data_root, card.name))
-    for split in (Task.train_split, Task._test_split):
+    test = "test" if "test" in manifest.splits else "val"
+    for split in (Task.train_split, test):
         if split not in manifest.splits:
             raise UserError(f"{manifest.url} has no split {split!r}; a task needs one to fit and one to test")
-    index = manifest.split(Task.train_split)
+    val = "val" if test == "test" and "val" in manifest.splits else ""
     return Task(
         card=card,
         url=manifest.url,
         data_digest=manifest.digest,
         num_classes=len(manifest.classes),
         holdout_per_class=entry.holdout_per_class,
-        train_labels=index.label,
-        train_keys=index.keys,
+        train_labels=manifest.split(Task.train_split).label,
+        _test_split=test,
+        val_split=val,
+        num_val=manifest.split(val).num_samples if val else 0,
     )
 
 

@@ -1,7 +1,8 @@
 """The trials of a sweep, run in this process; who runs them where and when is the floor above's business.
 
-One probe job does all probes, shots and seeds of a (task, backbone), since they share one pass over the images; a fine-tuning trial
-is one Run of THE loop, or a part of one up to a rung. Each finished trial is in the ledger before anybody is told.
+One probe job does all probes, shots and seeds of a (task, backbone), since they share one pass over the images; a
+fine-tuning trial is one Run of THE loop, or a part of one up to a rung. Each finished trial is in the ledger before anybody is
+told.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.config import to_dict
-from pipeline.data.subset import Subset, select
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.subset import select
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.evaluate import Scores
@@ -31,7 +33,7 @@ from transfer.ledger import Entry, Ledger, Trial
 from transfer.protocols import HyperruleSettings, sha256
 from transfer.spaces import candidates, grace_steps
 from transfer.splits import open_test, read_selection, selection_url
-from transfer.tasks import Task
+from transfer.tasks import Part, Task
 
 Report = Callable[[dict[str, Any]], None]
 MIN_SAVE_STEPS = 200
@@ -127,12 +129,16 @@ def _guarded(
             yield found
 
 
-def _train_features(sweep: Sweep, task: Task, cell: Cell, backbone: Backbone, source: Any) -> tuple[Any, Any, Any]:
-    augment = at_resolution(source.augment, sweep.suite.method(cell.method))
-    train, labels = features(backbone, task, augment, sweep.out)
-    if not np.array_equal(labels, task.train_labels):
+def _of_part(
+    sweep: Sweep, task: Task, part: Part, augment: AugmentConfig, backbone: Callable[[], Backbone]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) and labels (N,) of some training images."""
+    found = [features(backbone, task, augment, sweep.out, split=split) for split in part.split.split("+")]
+    if not np.array_equal(found[0][1], task.train_labels) and part.split.startswith(task.train_split):
         raise RuntimeError(f"features of {task.name} are not in the order of its index")
-    return train, labels, augment
+    train, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    chosen = np.arange(len(labels)) if part.subset is None else select(labels, part.subset)
+    return train[chosen], labels[chosen]
 
 
 def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[Entry]:
@@ -146,11 +152,11 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
         if cell.kind != "ridge_selected":
             choose_point(cell, there, sweep.out)
         return
-    train, labels, _ = _train_features(sweep, task, cell, networks(0), networks.source)
-    support, held = _indices(labels, parts.search), _indices(labels, parts.holdout)
-    scorer = heads.fit(method, cell.points, train[support], labels[support], task.num_classes, seed=0, device=_device())
-    name = cell.any_trial.metric
-    scores = [metrics.compute(name, s, labels[held]) for s in scorer(train[held])]
+    augment = at_resolution(networks.source.augment, method)
+    support, labels = _of_part(sweep, task, parts.search, augment, lambda: networks(0))
+    held, held_labels = _of_part(sweep, task, parts.holdout, augment, lambda: networks(0))
+    scorer = heads.fit(method, cell.points, support, labels, task.num_classes, seed=0, device=_device())
+    scores = [metrics.compute(cell.any_trial.metric, s, held_labels) for s in scorer(held)]
     rows = [{"hyperparameters": dict(p), "score": s} for p, s in zip(cell.points, scores, strict=True)]
     if trial is None:
         row = {**rows[0], "loss": None, "step": 0, "status": "ok", "digest": ""}
@@ -172,29 +178,26 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
     yield found
 
 
-def _final(
-    sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks
-) -> Iterator[Entry]:
+def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks) -> Iterator[Entry]:
     begin = time.perf_counter()
     method, memory = sweep.suite.method(cell.method), Memory()
-    subset = task.parts(method.settings, cell.shots, trial.seed).final
-    backbone = networks(trial.seed)
-    train, labels, augment = _train_features(sweep, task, cell, backbone, networks.source)
-    support = _indices(labels, subset)
+    part = task.parts(method.settings, cell.shots, trial.seed).final
+    augment = at_resolution(networks.source.augment, method)
+    support, labels = _of_part(sweep, task, part, augment, lambda: networks(trial.seed))
     opened = open_test(task, cell.selection_url(sweep.out), trial=trial.digest)
-    test, test_labels = features(backbone, task, augment, sweep.out, test=opened)
+    test, test_labels = features(lambda: networks(trial.seed), task, augment, sweep.out, test=opened)
     scorer = heads.fit(
         method,
         [trial.hyperparameters],
-        train[support],
-        labels[support],
+        support,
+        labels,
         task.num_classes,
         seed=trial.seed,
         device=_device(),
     )
     scores = next(scorer(test))
     numbers = predictions.all_metrics(scores, test_labels, [trial.metric])
-    config = {"method": method.plain(), "augment": to_dict(augment), "subset": to_dict(subset), "data": task.url}
+    config = {"method": method.plain(), "augment": to_dict(augment), "part": to_dict(part), "data": task.url}
     predictions.write(
         sweep.out, trial.digest, np.arange(len(test_labels)), scores, test_labels, kind=heads.scores_are(method)
     )
@@ -212,10 +215,6 @@ def _final(
     )
     ledger.write(found)
     yield found
-
-
-def _indices(labels: np.ndarray, subset: Subset | None) -> np.ndarray:
-    return np.arange(len(labels)) if subset is None else select(labels, subset)
 
 
 def _device() -> str:
@@ -257,7 +256,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         eval_every=eval_every,
         save_every=until,
     )
-    per_epoch = task.parts(method.settings, trial.shots, 0).num_final * run.data.repeats / run.global_batch
+    per_epoch = task.parts(method.settings, trial.shots, 0).final.num * run.data.repeats / run.global_batch
     if not until:
         every = max(round(per_epoch), MIN_SAVE_STEPS)
         run = dataclasses.replace(run, save_every=Duration(every, "steps") if every < num_steps else None)
@@ -277,7 +276,8 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
                 )
             elif isinstance(record, Saved) and until and record.step >= until:
                 break
-    rows = [r for r in (earlier.rows if earlier else []) if r["step"] < seen.curve[0]["step"]] + seen.curve
+    first = seen.curve[0]["step"] if seen.curve else num_steps + 1
+    rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
     seconds_s = time.perf_counter() - begin + (earlier.seconds_s if earlier else 0.0)
     if until:
         assert seen.value is not None
@@ -354,7 +354,7 @@ def finetune_entry(
     """The entry of a fine-tuning trial that got as far as the last row of `curve`, which may be short of its end."""
     task, method = sweep.task(trial.task), sweep.suite.method(trial.method)
     parts = task.parts(method.settings, trial.shots, trial.seed)
-    num_train = parts.num_search if trial.kind == "search" else parts.num_final
+    num_train = (parts.search if trial.kind == "search" else parts.final).num
     settings: Any = method.settings
     repeats = 1 if isinstance(settings, HyperruleSettings) else settings.repeats
     batch = min(settings.batch, num_train * repeats)
