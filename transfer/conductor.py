@@ -66,7 +66,6 @@ class Conductor:
         self._waiting: dict[int, set[str]] = {}
         """Of each cell that searches, digests of trials that are queued or run."""
         self._told: set[str] = set()
-        self._decided: set[str] = set()
         self._best: dict[tuple[str, str], float] = {}
         self._queue_probes()
         for index, cell in enumerate(cells):
@@ -194,16 +193,15 @@ class Conductor:
                 self._run(index, late, step)
                 return
             here = {i: (cell.search[i].digest, r if isinstance(r := stood[i], Rung) else None) for i in alive}
+            url = self._decision(cell, number, step)
+            is_new = not storage.exists(url)
             decision = decide(out, cell.name, number, bracket, step, self.sweep.scheduler, here)
             for i in alive:
                 if i not in decision.kept:
                     self._stop(cell.search[i], read_rung(out, cell.search[i].digest, step))
-            url = self._decision(cell, number, step)
-            if url not in self._decided:
-                self._decided.add(url)
-                self._tell(
-                    {"event": "decided", "cell": cell.name, "step": step, "kept": len(decision.kept), "of": len(alive)}
-                )
+            if is_new:
+                kept = {"kept": len(decision.kept), "of": len(alive)}
+                self._tell({"event": "decided", "cell": cell.name, "step": step, **kept})
             alive = decision.kept
         self._run(index, [i for i in alive if self._is_open(cell.search[i])], 0)
 
