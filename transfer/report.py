@@ -110,7 +110,7 @@ def _by_backbone(cells: list[Entry]) -> dict[str, list[Entry]]:
         name: [
             c for c in cells if (c.backbone == name if c.init == "pretrained" else c.backbone_digest == architecture)
         ]
-        for name, architecture in twins.items()
+        for name, architecture in sorted(twins.items())
     }
 
 
