@@ -278,6 +278,7 @@ def evaluate(args: argparse.Namespace) -> int:
         step=0,
         weights=args.weights,
     )
+    assert result is not None  # nobody can give it up
     _say(
         f"{loaded.url} on {args.split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
         f"loss {result.loss:.4f}, {result.num_samples} images"

@@ -22,6 +22,7 @@ from pipeline.data.loader import DataConfig
 from pipeline.duration import Duration
 from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
+from pipeline.hang import WatchdogConfig
 from pipeline.saver import SavingConfig
 from pipeline.update import OptimConfig
 
@@ -52,6 +53,7 @@ class Run:
     keep_checkpoints: int = 2
     """Newest committed checkpoints that are kept; `saving` may keep more."""
     saving: SavingConfig = field(default_factory=SavingConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         if self.global_batch < 1:

@@ -23,6 +23,8 @@ from pipeline.evaluate import evaluate
 from pipeline.records import Evaluation, Finished, Phase, Record, Skipped, Started, Step, Stopped
 from pipeline.retention import Policy
 from pipeline.saver import Saver
+from pipeline.stop import StopSignal
+from pipeline.supply import Supply, void_batch
 from pipeline.world import World
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -33,6 +35,7 @@ CHANGEABLE = (
     "eval_every",
     "keep_checkpoints",
     "saving",
+    "watchdog",
     "engine",
     "data.num_workers",
     "data.read_threads",
@@ -50,8 +53,10 @@ there to change it."""
 class Job:
     """One run on this rank. All ranks call the same methods at the same steps."""
 
-    def __init__(self, run: Run, out: str, me: World, clock: Clock) -> None:
-        self.run, self.out, self.world, self.clock = run, out, me, clock
+    def __init__(self, run: Run, out: str, me: World, clock: Clock, stop: StopSignal) -> None:
+        self.run, self.out, self.world, self.clock, self.stop = run, out, me, clock, stop
+        clock.steps_done = lambda: self.step
+        self.step = 0
         self.micro_batch, self.accumulation = run.batch_plan(me.size)
         self.data = TrainData(run.data, run.augment, seed=run.seed)
         self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
@@ -64,8 +69,9 @@ class Job:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
-        self.step = 0
         self.skips_in_a_row = 0
+        self.must_leave = False
+        """All ranks have agreed to stop."""
         self.last_evaluation: Evaluation | None = None
 
     def _steps(self, duration: Duration) -> int:
@@ -178,6 +184,17 @@ class Job:
             data_plan=plan(self.data, global_batch=run.global_batch, total_steps=self.total_steps),
         )
 
+    def batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches from the next step on."""
+        source = self.data.batches(
+            steps=range(self.step, self.total_steps),
+            global_batch=self.run.global_batch,
+            micro_batch=self.micro_batch,
+            world=self.world,
+        )
+        void = void_batch(self.micro_batch, self.run.augment.image_px)
+        return Supply(source, stop=self.stop, void=void, device=self.world.device)
+
     def due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
@@ -241,10 +258,12 @@ class Job:
         self.updates = []
         return record
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> Iterator[Record]:
+        """Nothing, on all ranks, where the evaluation was given up for a stop."""
         assert self.eval_data is not None
+        yield Phase(step=self.step, name="evaluating")
         with self.clock("evaluate"), self.engine.evaluation_network() as (network, weights):
-            self.last_evaluation = evaluate(
+            found = evaluate(
                 network,
                 self.eval_data,
                 self.run.augment,
@@ -253,8 +272,13 @@ class Job:
                 step=self.step,
                 weights=weights,
                 bf16=self.run.engine.precision == "bf16",
+                stop=self.stop,
+                tick=self.clock.tick,
             )
-        return self.last_evaluation
+        self.must_leave = found is None
+        if found is not None:
+            self.last_evaluation = found
+            yield found
 
     def evaluation_numbers(self) -> dict[str, float]:
         last = self.last_evaluation
@@ -279,6 +303,14 @@ class Job:
             "evaluation": self.evaluation_numbers(),
         }
         return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
+
+    def leave_stopped(self) -> Iterator[Record]:
+        """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
+        yield from self.saver.settle()
+        if self.saver.newest_step < self.step:
+            yield from self.save(final=True)
+        yield self.stopped("a stop signal (SIGTERM or SIGINT)")
+        self.engine.close()
 
     def stopped(self, reason: str) -> Stopped:
         newest = self.saver.newest

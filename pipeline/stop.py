@@ -25,8 +25,8 @@ EXIT_REQUEUE = 75
 """EX_TEMPFAIL: stopped by a signal; the same command resumes, so a scheduler may queue it again."""
 SAME_REQUEST_S = 3.0
 """Schedulers and terminals signal a launcher and its children, and the launcher passes it on: within this time that is one."""
-TELL_S = 2.5
-"""A rank that leaves from the start waits this long, so that the others hear of it before they miss it."""
+TELL_S, HEAR_S = 2.5, 1.5
+"""A rank that leaves from the start, and those that hear of it, wait this long: all hear of it before they miss one."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -44,6 +44,7 @@ class StopSignal:
         """The watchdog has told the other ranks, or there are none."""
         self.grace_s, self._leave = grace_s, leave
         self._asked_s: float | None = None
+        self._heard_elsewhere = False
         self._before: dict[int, object] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -79,7 +80,7 @@ class StopSignal:
 
     def ask(self) -> None:
         """Another rank has been asked to stop."""
-        self._note()
+        self._heard_elsewhere = self._note()
         if self._thread is not None:
             self._theirs.send(b"\0")
 
@@ -127,7 +128,7 @@ class StopSignal:
     def _leave_start(self) -> None:
         # The others are told first: one that misses a rank in a collective would take it for a failure.
         if self.told.wait(TELL_S) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            time.sleep(TELL_S)
+            time.sleep(HEAR_S if self._heard_elsewhere else TELL_S)
         if os.environ.get("RANK", "0") == "0":
             say("stopped by a signal while starting; there is nothing to save")
         self._leave(EXIT_REQUEUE)

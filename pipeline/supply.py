@@ -27,31 +27,31 @@ class Supply(Iterator[Batch]):
     """
 
     def __init__(self, source: Iterator[Batch], *, stop: StopSignal, void: Batch, device: torch.device) -> None:
-        self._stop, self._void = stop, void
+        self._stop, self._void, self._is_late, self._is_over = stop, void, False, False
         self._ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(maxsize=1)
         closed = threading.Event()
         weakref.finalize(self, closed.set)  # the thread holds nothing of this object, and ends when it goes
-        threading.Thread(
-            target=_fetch, args=(source, self._ready, closed, device), name="supply", daemon=True
-        ).start()
+        threading.Thread(target=_fetch, args=(source, self._ready, closed, device), name="supply", daemon=True).start()
 
     def __next__(self) -> Batch:
         asked_s: float | None = None
-        while True:
+        while not self._is_over:
             try:
                 batch, error = self._ready.get(timeout=POLL_S)
             except queue.Empty:
                 if not self._stop.requested:
                     continue
                 asked_s = asked_s or time.monotonic()
-                if time.monotonic() - asked_s >= PATIENCE_S:
+                if self._is_late or time.monotonic() - asked_s >= PATIENCE_S:
+                    self._is_late = True  # once is enough: the step is void already
                     return self._void
                 continue
+            self._is_over = batch is None
             if error is not None:
                 raise error
-            if batch is None:
-                raise StopIteration
-            return batch
+            if batch is not None:
+                return batch
+        raise StopIteration
 
 
 def _fetch(source: Iterator[Batch], ready: queue.Queue[Any], closed: threading.Event, device: torch.device) -> None:
