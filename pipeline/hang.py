@@ -61,6 +61,7 @@ class Beat:
     """Entered so far."""
     is_writing: bool
     """A save is being written in the background."""
+    main_thread: int
     stack: tuple[str, ...]
     """Of the main thread, innermost first."""
 

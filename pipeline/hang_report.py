@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.hang import Heard, Suspect, WatchdogConfig
+from pipeline.stacks import MAIN
 
 PHASES = {
     "start": "starting",
@@ -41,11 +42,13 @@ def compose(
 def _frozen(suspect: Suspect, heard: Heard, seen: dict[str, Any]) -> dict[str, Any]:
     beat, examined = heard.beat, dict(seen.get(f"examined/{suspect.rank}", {}))
     own = seen.get(f"stacks/{suspect.rank}")
+    threads: Any = None
     if own:
-        stack, taken = own, "when it was found"
-    elif "stacks" in examined:
-        stack, taken = examined.pop("stacks"), "where it was frozen"
-    else:
+        threads, taken = own, "when it was found"
+    elif beat is not None and examined.get("stacks"):
+        threads, taken = by_thread(examined.pop("stacks"), beat.main_thread), "where it was frozen"
+    stack = (threads or {}).pop(MAIN, None)
+    if stack is None:
         stack, taken = (list(beat.stack) if beat else []), "when it was last heard of"
     return {
         "rank": suspect.rank,
@@ -56,14 +59,30 @@ def _frozen(suspect: Suspect, heard: Heard, seen: dict[str, Any]) -> dict[str, A
         "why": suspect.why,
         "stack": stack,
         "stack_taken": taken,
+        "other_threads": threads,
         **examined,
     }
+
+
+def by_thread(lines: list[str], main_thread: int) -> dict[str, list[str]]:
+    """`faulthandler`'s text: a head for each thread, with its number in hexadecimal, then its frames, innermost first."""
+    threads: dict[str, list[str]] = {}
+    name = "?"
+    for line in lines:
+        if "hread 0x" in line:
+            ident = int(line.split("0x", 1)[1].split()[0], 16)
+            name = MAIN if ident == main_thread else f"{ident:#x}"
+            threads[name] = []
+        elif line.strip():
+            threads.setdefault(name, []).append(line.strip())
+    return threads
 
 
 def _rank(rank: int, heard: Heard, seen: dict[str, Any]) -> dict[str, Any]:
     if heard.beat is None:
         return {"rank": rank, "last_heard_s": None}
-    facts = {k: v for k, v in dataclasses.asdict(heard.beat).items() if k not in ("machine", "dump", "number")}
+    hidden = ("machine", "dump", "number", "main_thread")
+    facts = {k: v for k, v in dataclasses.asdict(heard.beat).items() if k not in hidden}
     return {**facts, "last_heard_s": heard.age_s, "stacks": seen.get(f"stacks/{rank}")}
 
 

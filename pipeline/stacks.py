@@ -24,6 +24,8 @@ from typing import Any
 DUMP_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 7
 """One that no library and no scheduler uses, and that ends a process by default."""
 DUMP_S = 2.0
+MAIN = "main"
+"""Name of the thread that iterates the loop."""
 
 
 def of_thread(thread: int) -> tuple[str, ...]:
@@ -31,10 +33,14 @@ def of_thread(thread: int) -> tuple[str, ...]:
     return _lines(sys._current_frames().get(thread))
 
 
-def of_all_threads() -> dict[str, tuple[str, ...]]:
+def of_all_threads(main_thread: int) -> dict[str, tuple[str, ...]]:
     """By the threads' names."""
     names = {t.ident: t.name for t in threading.enumerate()}
-    return {f"{names.get(ident, '?')} ({ident})": _lines(frame) for ident, frame in sys._current_frames().items()}
+    frames = sys._current_frames().items()
+    return {
+        MAIN if ident == main_thread else f"{names.get(ident, '?')} {ident:#x}": _lines(frame)
+        for ident, frame in frames
+    }
 
 
 def _lines(frame: FrameType | None) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class StopSignal:
         self.is_starting = True
         self.told = threading.Event()
         """The watchdog has told the other ranks, or there are none."""
-        self.grace_s, self._leave = grace_s, leave
+        self.grace_s, self._leave = grace_s, leave  # it does not come back, but in a test
         self._asked_s: float | None = None
         self._heard_elsewhere = False
         self._before: dict[int, object] = {}
@@ -103,27 +103,25 @@ class StopSignal:
             return True
 
     def _watch(self) -> None:
+        """Until the end of `with`, or of the process."""
         while True:
             wait_s = None if self._asked_s is None else max(0.0, self._asked_s + self.grace_s - time.monotonic())
             if select.select([self._ours], [], [], wait_s)[0]:
                 heard = self._ours.recv(64)
                 if b"x" in heard:
                     return
-                if any(number in SIGNALS for number in heard) and not self._note():
-                    self._second()
-            if self._asked_s is None:
-                continue
-            if self.is_starting:
-                self._leave_start()
-            elif time.monotonic() - self._asked_s >= self.grace_s:
+                is_signal = any(number in SIGNALS for number in heard)
+                if is_signal and not self._note() and self._passed_s() >= SAME_REQUEST_S:
+                    say("a second signal: leaving now; the newest checkpoint stands")
+                    return self._leave(EXIT_REQUEUE)
+            if self._asked_s is not None and self.is_starting:
+                return self._leave_start()
+            if self._asked_s is not None and self._passed_s() >= self.grace_s:
                 say(f"the stop was not reached within the {self.grace_s:.0f} s of grace; leaving without it")
-                self._leave(EXIT_REQUEUE)
+                return self._leave(EXIT_REQUEUE)
 
-    def _second(self) -> None:
-        assert self._asked_s is not None
-        if time.monotonic() - self._asked_s >= SAME_REQUEST_S:
-            say("a second signal: leaving now; the newest checkpoint stands")
-            self._leave(EXIT_REQUEUE)
+    def _passed_s(self) -> float:
+        return 0.0 if self._asked_s is None else time.monotonic() - self._asked_s
 
     def _leave_start(self) -> None:
         # The others are told first: one that misses a rank in a collective would take it for a failure.

@@ -141,6 +141,7 @@ class Watchdog:
             idle_s=self._idle_s,
             collectives=collectives_entered(),
             is_writing=any(t.name == "save" for t in threading.enumerate()),
+            main_thread=self._main,
             stack=stacks.of_thread(self._main),
         )
 
@@ -239,7 +240,7 @@ class Watchdog:
         self._leave(EXIT_HANG)
 
     def _testify(self, silent: list[int]) -> None:
-        self._store.set(f"stacks/{self.rank}", json.dumps(stacks.of_all_threads()))
+        self._store.set(f"stacks/{self.rank}", json.dumps(stacks.of_all_threads(self._main)))
         for rank in silent:
             beat = self._heard[rank].beat
             if beat is not None and self._neighbour(rank, silent) == self.rank:
@@ -280,7 +281,7 @@ class Watchdog:
             reporters = [b.rank for b in beats if b.machine == self._machine] if not gone else []
             reporters = reporters or [b.rank for b in beats if b.rank not in gone]
         if self.rank == min(reporters, default=self.rank):
-            seen: dict[str, Any] = {f"stacks/{self.rank}": stacks.of_all_threads()}
+            seen: dict[str, Any] = {f"stacks/{self.rank}": stacks.of_all_threads(self._main)}
             for s in suspects:
                 beat = self._heard[s.rank].beat if s.is_silent else None
                 if beat is not None and beat.machine == self._machine:
