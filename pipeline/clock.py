@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 Phase = Literal["wait", "transfer", "compute", "save", "log", "evaluate", "other"]
 PHASES: tuple[Phase, ...] = ("wait", "transfer", "compute", "save", "log", "evaluate", "other")
@@ -15,6 +16,10 @@ the records; other: what no block names.
 These are the host's seconds. A GPU works on behind it: a copy from pinned memory is only queued under "transfer", and what
 the host then waits for at the end of the step counts as "compute".
 """
+
+
+WHERE = struct.Struct("<Bq")
+"""As `Clock.board` holds it: the phase's place in `PHASES`, and the last finished step."""
 
 
 class Clock:
@@ -30,6 +35,8 @@ class Clock:
         """Grows with each switch of phase and each `tick`, and stands still while nothing happens."""
         self.steps_done: Callable[[], int] = lambda: 0
         """The last finished step; the loop says how to find it."""
+        self.board: Any = None
+        """Memory that each switch writes the phase and the step into, for whoever looks at a process that has frozen."""
         self.begin_s = self._since_s = self._mark_s = now()
         self._sums_s: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
 
@@ -50,6 +57,8 @@ class Clock:
         now_s = self._now()
         self._sums_s[self.phase] += now_s - self._since_s
         self.phase, self._since_s = phase, now_s
+        if self.board is not None:
+            WHERE.pack_into(self.board, 0, PHASES.index(phase), self.steps_done())
         self.ticks += 1
 
     def take(self) -> tuple[float, dict[Phase, float]]:

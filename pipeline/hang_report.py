@@ -50,6 +50,8 @@ def _frozen(suspect: Suspect, heard: Heard, seen: dict[str, Any]) -> dict[str, A
     stack = (threads or {}).pop(MAIN, None)
     if stack is None:
         stack, taken = (list(beat.stack) if beat else []), "when it was last heard of"
+    if beat is not None and beat.phase == "start" and examined.get("phase") in ("other", "log"):
+        del examined["phase"]  # a clock has no name for it
     return {
         "rank": suspect.rank,
         "host": beat.host if beat else None,

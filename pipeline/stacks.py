@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import mmap
 import os
 import signal
 import socket
@@ -21,9 +22,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pipeline.clock import PHASES, WHERE
+
 DUMP_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 7
 """One that no library and no scheduler uses, and that ends a process by default."""
 DUMP_S = 2.0
+BOARD = ".where"
 MAIN = "main"
 """Name of the thread that iterates the loop."""
 
@@ -58,16 +62,21 @@ def machine() -> str:
 
 
 class Dump:
-    """While it stands, `DUMP_SIGNAL` makes this process write its stacks to `path` and end."""
+    """While it stands, `DUMP_SIGNAL` makes this process write its stacks to `path` and end; beside it lies `board`."""
 
     def __init__(self) -> None:
         self.path = ""
+        self.board: mmap.mmap | None = None
+        """The memory of `Clock.board`."""
         self._file: Any = None
 
     def __enter__(self) -> Dump:
         if hasattr(faulthandler, "register") and hasattr(signal, "SIGRTMIN"):
             number, self.path = tempfile.mkstemp(prefix="normfree-stacks-")
             self._file = os.fdopen(number, "w")
+            Path(self.path + BOARD).write_bytes(bytes(WHERE.size))
+            with open(self.path + BOARD, "r+b") as board:
+                self.board = mmap.mmap(board.fileno(), WHERE.size)
             faulthandler.register(DUMP_SIGNAL, file=self._file, all_threads=True, chain=True)
         return self
 
@@ -75,7 +84,12 @@ class Dump:
         if self._file is not None:
             faulthandler.unregister(DUMP_SIGNAL)
             self._file.close()
-            Path(self.path).unlink(missing_ok=True)
+            _remove(self.path)
+
+
+def _remove(path: str) -> None:
+    for name in (path, path + BOARD):
+        Path(name).unlink(missing_ok=True)
 
 
 def examine(pid: int, dump: str) -> dict[str, Any]:
@@ -89,6 +103,9 @@ def examine(pid: int, dump: str) -> dict[str, Any]:
     if not dump or found["process"] == "is gone":
         return found
     with contextlib.suppress(OSError):
+        number, step = WHERE.unpack(Path(dump + BOARD).read_bytes())
+        found |= {"phase": PHASES[number], "last_step": step}
+    with contextlib.suppress(OSError):
         os.kill(pid, DUMP_SIGNAL)
         os.kill(pid, signal.SIGCONT)
     deadline_s, text = time.monotonic() + DUMP_S, ""
@@ -100,5 +117,5 @@ def examine(pid: int, dump: str) -> dict[str, Any]:
         time.sleep(0.05)
     if text:
         found["stacks"] = text.splitlines()
-        Path(dump).unlink(missing_ok=True)
+        _remove(dump)
     return found

@@ -83,7 +83,7 @@ class Watchdog:
         if self.config.limit_s > 0:
             self._start(self._look)
         if self.size > 1:  # without a limit too: stop signals go this way
-            self._dump.__enter__()
+            self._clock.board = self._dump.__enter__().board
             self._start(self._talk)
         return self
 
@@ -92,6 +92,7 @@ class Watchdog:
         self._closed.set()
         for thread in self._threads:
             thread.join(timeout=self._report_s)
+        self._clock.board = None
         self._dump.__exit__()
 
     def _start(self, work: Callable[[], None]) -> None:

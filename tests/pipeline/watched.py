@@ -21,7 +21,7 @@ from pipeline.hang import WatchdogConfig
 from pipeline.update import OptimConfig
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 12.0
+LIMIT_S = 20.0
 STEPS, MICRO_BATCHES = 8, 2
 
 
