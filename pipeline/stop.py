@@ -44,6 +44,7 @@ class StopSignal:
         """The watchdog has told the other ranks, or there are none."""
         self.grace_s, self._leave = grace_s, leave  # it does not come back, but in a test
         self._asked_s: float | None = None
+        self._signalled_s: float | None = None
         self._heard_elsewhere = False
         self._before: dict[int, object] = {}
         self._lock = threading.Lock()
@@ -80,7 +81,16 @@ class StopSignal:
 
     def ask(self) -> None:
         """Another rank has been asked to stop."""
-        self._heard_elsewhere = self._note()
+        self._note()
+        self._wake()
+
+    def leave_start(self) -> None:
+        """Another rank leaves from the start: no step can have been finished without it, so there is nothing to save."""
+        self._heard_elsewhere = self.is_starting = True
+        self.told.set()
+        self.ask()
+
+    def _wake(self) -> None:
         if self._thread is not None:
             self._theirs.send(b"\0")
 
@@ -93,14 +103,16 @@ class StopSignal:
         while True:
             time.sleep(1.0)
 
-    def _note(self) -> bool:
-        """Enters the request; whether it is the first."""
+    def _note(self) -> None:
         with self._lock:
             self.requested = True
-            if self._asked_s is not None:
-                return False
-            self._asked_s = time.monotonic()
-            return True
+            self._asked_s = self._asked_s or time.monotonic()
+
+    def _is_second(self) -> bool:
+        """Enters a signal to this process; whether it means now."""
+        self._note()
+        self._signalled_s = self._signalled_s or time.monotonic()
+        return time.monotonic() - self._signalled_s > SAME_REQUEST_S
 
     def _watch(self) -> None:
         """Until the end of `with`, or of the process."""
@@ -110,18 +122,14 @@ class StopSignal:
                 heard = self._ours.recv(64)
                 if b"x" in heard:
                     return
-                is_signal = any(number in SIGNALS for number in heard)
-                if is_signal and not self._note() and self._passed_s() >= SAME_REQUEST_S:
+                if any(number in SIGNALS for number in heard) and self._is_second():
                     say("a second signal: leaving now; the newest checkpoint stands")
                     return self._leave(EXIT_REQUEUE)
             if self._asked_s is not None and self.is_starting:
                 return self._leave_start()
-            if self._asked_s is not None and self._passed_s() >= self.grace_s:
+            if self._asked_s is not None and time.monotonic() - self._asked_s >= self.grace_s:
                 say(f"the stop was not reached within the {self.grace_s:.0f} s of grace; leaving without it")
                 return self._leave(EXIT_REQUEUE)
-
-    def _passed_s(self) -> float:
-        return 0.0 if self._asked_s is None else time.monotonic() - self._asked_s
 
     def _leave_start(self) -> None:
         # The others are told first: one that misses a rank in a collective would take it for a failure.

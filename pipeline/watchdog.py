@@ -192,17 +192,14 @@ class Watchdog:
         self._store.set(f"beat/{self.rank}", self._beat().to_json())
 
     def _pass_on_stop(self) -> None:
-        if self._stop.requested:
-            if not self._stop.told.is_set():
-                self._store.set("stop", "start" if self._stop.is_starting else "run")
-                self._store.add("stops", 1)
-                self._stop.told.set()
-        elif self._store.add("stops", 0) > 0:
-            if self._store.get("stop") == b"start":
-                # That rank leaves and has nothing to save. Nobody has finished a step without it.
-                self._stop.is_starting = True
-            self._stop.told.set()
-            self._stop.ask()
+        stop = self._stop
+        if stop.requested and not stop.told.is_set():
+            self._store.add("stopped in start" if stop.is_starting else "stopped", 1)
+            stop.told.set()
+        if not (stop.requested and stop.is_starting) and self._store.add("stopped in start", 0) > 0:
+            stop.leave_start()
+        elif not stop.requested and self._store.add("stopped", 0) > 0:
+            stop.ask()  # and say so with the next beat: one that is still starting cannot save with the others
 
     def _read_all(self, passed_s: float) -> None:
         passed_s = min(passed_s, 2 * max(self._read_every_s, self._interval_s))

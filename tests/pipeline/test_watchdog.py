@@ -96,7 +96,7 @@ def test_a_limit_below_nothing_is_refused() -> None:
 
 AT = {  # the place, in which call, and what its stack must show, after which step
     "forward": (2 * watched.MICRO_BATCHES + 1, "forward_backward", 2),
-    "loader": (4 * watched.MICRO_BATCHES, "_batch", None),  # the loader is ahead of the step
+    "loader": (4 * watched.MICRO_BATCHES, "_fetch", None),  # the loader is ahead of the step
     "file piece": (1, "_write_file", None),
 }
 
