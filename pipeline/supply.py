@@ -1,14 +1,12 @@
-"""Batches fetched on a thread, so that a rank whose data stall can still hear that it is to stop."""
+"""Batches fetched on a thread when asked for: a rank whose data stall can still hear that it is to stop."""
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -21,21 +19,31 @@ PATIENCE_S = 2.0
 
 
 class Supply(Iterator[Batch]):
-    """The batches of `source` in their order, one ahead; after a stop was asked for, a void one in place of one that is late.
+    """The batches of `source` in their order, each fetched when it is asked for; after a stop was asked for, a void one in
+    place of one that is late.
 
     A void batch (`Batch.is_void`) is black, so that all ranks make the same passes; its step is left out on all of them.
     """
 
     def __init__(self, source: Iterator[Batch], *, stop: StopSignal, void: Batch, device: torch.device) -> None:
         self._stop, self._void, self._is_late, self._is_over = stop, void, False, False
-        self._ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(maxsize=1)
-        closed = threading.Event()
-        weakref.finalize(self, closed.set)  # the thread holds nothing of this object, and ends when it goes
-        threading.Thread(target=_fetch, args=(source, self._ready, closed, device), name="supply", daemon=True).start()
+        self._is_asked = False
+        self._ready: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        weakref.finalize(
+            self, self._wanted.put, False
+        )  # the thread holds nothing of this object, and ends when it goes
+        arguments = (source, self._wanted, self._ready, device)
+        threading.Thread(target=_fetch, args=arguments, name="supply", daemon=True).start()
 
     def __next__(self) -> Batch:
+        if self._is_over:
+            raise StopIteration
+        if not self._is_asked:
+            self._is_asked = True
+            self._wanted.put(True)
         asked_s: float | None = None
-        while not self._is_over:
+        while True:
             try:
                 batch, error = self._ready.get(timeout=POLL_S)
             except queue.Empty:
@@ -46,30 +54,32 @@ class Supply(Iterator[Batch]):
                     self._is_late = True  # once is enough: the step is void already
                     return self._void
                 continue
-            self._is_over = batch is None
+            self._is_asked, self._is_over = False, batch is None
             if error is not None:
                 raise error
-            if batch is not None:
-                return batch
-        raise StopIteration
+            if batch is None:
+                raise StopIteration
+            return batch
 
 
-def _fetch(source: Iterator[Batch], ready: queue.Queue[Any], closed: threading.Event, device: torch.device) -> None:
+Item = tuple[Batch | None, BaseException | None]
+
+
+def _fetch(
+    source: Iterator[Batch],
+    wanted: queue.SimpleQueue[bool],
+    ready: queue.SimpleQueue[Item],
+    device: torch.device,
+) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # a thread begins on the first one, and pinning memory would open it
-    while not closed.is_set():
+    while wanted.get():
         try:
-            item: tuple[Batch | None, BaseException | None] = (next(source), None)
+            ready.put((next(source), None))
         except StopIteration:
-            item = (None, None)
+            return ready.put((None, None))
         except BaseException as error:
-            item = (None, error)
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=POLL_S)
-                break
-        if item[0] is None:
-            return
+            return ready.put((None, error))
 
 
 def void_batch(num: int, px: int) -> Batch:
