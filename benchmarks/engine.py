@@ -20,7 +20,8 @@ import nfnet
 import nfnet.agc as agc
 from benchmarks.turns import hardware
 from nfnet.groups import assign
-from pipeline.engine import Engine, EngineConfig
+from pipeline.deepspeed_setup import EngineConfig
+from pipeline.engine import Engine
 from pipeline.update import OptimConfig
 from pipeline.world import World, join, leave
 

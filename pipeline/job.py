@@ -17,12 +17,13 @@ from pipeline.data.accounting import plan
 from pipeline.data.batches import Batch
 from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
-from pipeline.engine import Engine, UpdateStats
+from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.records import Evaluation, Finished, Phase, Record, Skipped, Started, Step, Stopped
 from pipeline.retention import Policy
 from pipeline.saver import Saver
+from pipeline.telemetry import UpdateStats
 from pipeline.world import World
 
 MAX_SKIPPED_IN_A_ROW = 3

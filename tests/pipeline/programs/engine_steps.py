@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 import nfnet
 from nfnet.variants import Variant
-from pipeline import engine as engine_module
+from pipeline import deepspeed_setup
 from pipeline.data.augment import AugmentConfig
-from pipeline.engine import Engine, EngineConfig
+from pipeline.deepspeed_setup import EngineConfig
+from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.update import OptimConfig
 from pipeline.world import World, join, leave
@@ -33,7 +34,7 @@ SMALL = Variant(
 )
 """Odd widths: partitions cut through units, at any number of ranks."""
 
-library_config = engine_module.deepspeed_config
+library_config = deepspeed_setup.deepspeed_config
 
 
 def nothing_stays_gathered(*args: Any, **options: Any) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def restored(me: World, engine: Engine, options: dict[str, Any]) -> dict[str, An
 def main() -> None:
     out, cases = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    engine_module.deepspeed_config = nothing_stays_gathered
+    deepspeed_setup.deepspeed_config = nothing_stays_gathered
     me = join()
     outcomes = {name: case(me, options) for name, options in cases.items()}
     if me.is_main:
