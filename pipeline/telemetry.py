@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
@@ -49,6 +49,17 @@ class UpdateStats:
     the update is left out."""
     parts: dict[str, PartStats] = field(default_factory=dict)
     """The same of each part of the network: stem, stage 0, stage 1, ..., final, head."""
+
+
+def over_updates(updates: list[dict[str, PartStats]]) -> dict[str, dict[str, float | None]]:
+    """For a report of at least one update: of each part the mean clipped share, and what the last update did."""
+    return {
+        name: {
+            **asdict(last),
+            "clipped_share": sum(u[name].clipped_share for u in updates) / len(updates),
+        }
+        for name, last in updates[-1].items()
+    }
 
 
 def part_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -67,6 +67,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                     stop_requested=stop.requested,
                     num_lost=lost_in(seen),
                     lost_allowed=job.account.allowed(job.step),
+                    measure=job.reports_after(job.step + 1),
                 )
             yield from job.account.enter(job.step, stats, seen)
             if stats.num_lost > 0:
@@ -78,7 +79,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                 job.skips_in_a_row = 0
             else:
                 yield job.skipped(stats, seen)
-            if job.due(run.log_every_steps) or job.step == job.total_steps:
+            if job.reports_after(job.step):
                 yield job.report(rate)
             yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:

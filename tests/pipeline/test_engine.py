@@ -110,6 +110,7 @@ CASES["2-2"]["restore"] = CASES["3-2"]["restore"] = STAGES
 CASES |= {f"sam-{stage}": {"stage": stage, "accumulation": 2, "sam_rho": 0.05} for stage in STAGES}
 CASES_OF_SEVERAL = CASES | {
     **{f"poison-{stage}": {"stage": stage, "accumulation": 2, "poison_step": 4} for stage in STAGES},
+    "sam-poison-3": {"stage": 3, "accumulation": 2, "sam_rho": 0.05, "poison_step": 4},
     **{f"bf16-{stage}": {"stage": stage, "accumulation": 1, "precision": "bf16"} for stage in STAGES},
     **{f"checkpointing-{s}": {"stage": s, "accumulation": 1, "activation_checkpointing": True} for s in STAGES},
 }
@@ -185,6 +186,15 @@ def test_each_micro_batch_moves_the_weights_by_its_own_sharpness(
     assert distance(twin, expected, "weights") > 1e-3
 
 
+def test_an_ascent_that_is_not_finite_on_one_rank_leaves_stage_3_where_it_was(
+    several: tuple[int, dict[str, Any]],
+) -> None:
+    """The weights that one rank alone gathered and moved are gone afterwards."""
+    found = several[1]["sam-poison-3"]
+    assert [s["applied"] for s in found["stats"]] == [s != 4 for s in range(program.STEPS)]
+    assert distance(found["state"], plain(skip=4, sam_parts=2 * several[0]), "weights") < 2e-6
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_recomputing_blocks_changes_nothing(stage: int, several: tuple[int, dict[str, Any]]) -> None:
     found = several[1]
@@ -200,6 +210,11 @@ def test_bf16_keeps_fp32_weights_and_stays_near(
     assert 1e-6 < distance(state, expected, "weights") < 3e-2
     # All stages compute the same bf16 network; only sums over ranks may be taken in another order.
     assert distance(state, several[1]["bf16-0"]["state"], "weights") < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_gradients_are_added_up_over_ranks_in_fp32(stage: int, several: tuple[int, dict[str, Any]]) -> None:
+    assert several[1][f"bf16-{stage}"]["reduced"] == ["torch.float32"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -267,6 +282,17 @@ def two_plain_steps() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor],
         optimizer.step()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return before, {n: p.detach() for n, p in model.named_parameters()}, gradients
+
+
+def test_a_library_that_releases_weights_under_sam_is_refused() -> None:
+    engine = alone(program.network(), OptimConfig(learning_rate=0.1, sam_rho=0.05), EngineConfig(zero_stage=3))
+    layer: Any = engine.network.get_submodule("stem.0")
+    layer.register_forward_hook(
+        lambda *_: [p.ds_active_sub_modules.clear() or p.partition() for p in layer.parameters()]
+    )
+    with pytest.raises(UserError, match=r"released stem\.0\.weight while that was in use"):
+        engine.forward_backward(torch.randn(4, 3, 32, 32), torch.arange(4), is_last=True)
+    engine.close()
 
 
 def test_offloading_is_refused() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import nfnet
 from nfnet.variants import Variant
@@ -97,6 +99,19 @@ def train(me: World, engine: Engine, options: dict[str, Any], steps: range) -> l
     return stats
 
 
+class Reductions(TorchDispatchMode):
+    """The types of all numbers that ranks add up or scatter, whichever library asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d" and "reduce" in func._schema.name:
+            self.types |= {str(t.dtype) for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
 class ThreeImages:
     """A split that two ranks, or four, cannot share evenly."""
 
@@ -124,8 +139,10 @@ def case(me: World, options: dict[str, Any]) -> dict[str, Any]:
             weights=kind,  # type: ignore[arg-type]
         )
     half = engine.gather("ema")
-    stats += train(me, engine, options, range(STEPS // 2, STEPS))
+    with Reductions() as reductions:
+        stats += train(me, engine, options, range(STEPS // 2, STEPS))
     outcome = {
+        "reduced": sorted(reductions.types),
         "state": state_of(engine),
         "stats": stats,
         "logits": logits,
