@@ -125,7 +125,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[s
     def compute(ranks: int) -> dict[str, Any]:
         out = tmp_path_factory.mktemp("engine") / "out.pt"
         cases = CASES if ranks == 1 else CASES_OF_SEVERAL
-        processes.run("engine_steps.py", out, cases, num_processes=ranks)
+        processes.run("engine_steps.py", out, cases, num_processes=ranks, timeout_s=1200)
         found: dict[str, Any] = torch.load(out)
         return found
 
@@ -214,7 +214,11 @@ def test_bf16_keeps_fp32_weights_and_stays_near(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_gradients_are_added_up_over_ranks_in_fp32(stage: int, several: tuple[int, dict[str, Any]]) -> None:
-    assert several[1][f"bf16-{stage}"]["reduced"] == ["torch.float32"]
+    reduced = set(several[1][f"bf16-{stage}"]["reduced"])
+    assert "torch.float32" in reduced and reduced <= {
+        "torch.float32",
+        "torch.float64",
+    }  # stage 3 adds up a norm in fp64
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -286,10 +290,12 @@ def two_plain_steps() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor],
 
 def test_a_library_that_releases_weights_under_sam_is_refused() -> None:
     engine = alone(program.network(), OptimConfig(learning_rate=0.1, sam_rho=0.05), EngineConfig(zero_stage=3))
-    layer: Any = engine.network.get_submodule("stem.0")
-    layer.register_forward_hook(
-        lambda *_: [p.ds_active_sub_modules.clear() or p.partition() for p in layer.parameters()]
-    )
+    weight: Any = engine.network.get_parameter("stem.0.weight")
+
+    def gather_again(*_: Any) -> None:
+        weight.data = weight.data.clone()
+
+    engine.network.get_submodule("stem.0").register_forward_hook(gather_again)
     with pytest.raises(UserError, match=r"released stem\.0\.weight while that was in use"):
         engine.forward_backward(torch.randn(4, 3, 32, 32), torch.arange(4), is_last=True)
     engine.close()
