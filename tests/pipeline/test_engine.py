@@ -218,7 +218,7 @@ def test_bf16_gradients_are_added_up_over_ranks_in_fp32(stage: int, several: tup
     assert "torch.float32" in reduced and reduced <= {
         "torch.float32",
         "torch.float64",
-    }  # stage 3 adds up a norm in fp64
+    }  # nothing narrower
 
 
 @pytest.mark.parametrize("stage", STAGES)
