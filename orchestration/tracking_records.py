@@ -34,6 +34,13 @@ STEP_KEYS = {
     "other_s": "speed/other_s",
     "wall_s": "speed/wall_s",
 }
+PART_KEYS = {
+    "clipped_share": "agc/clipped_share",
+    "gradient_norm": "gradient_norm",
+    "weight_norm": "weight_norm",
+    "update_ratio": "update_ratio",
+}
+"""Of numbers of a part of the network: "update_ratio/stage 2"."""
 STARTED_PARAMS = (
     "config_digest",
     "dataset_digest",
@@ -162,7 +169,11 @@ class Translator:
         return Upload(params=new, tags=tags, config=config if is_new_config else None)
 
     def _step(self, record: dict[str, Any]) -> Upload:
-        return Upload(points=_points(record, {key: record[name] for name, key in STEP_KEYS.items() if name in record}))
+        values = {key: record[name] for name, key in STEP_KEYS.items() if name in record}
+        for part, numbers in record.get("parts", {}).items():
+            part = re.sub(r"[^\w. -]", "_", str(part))
+            values |= {f"{key}/{part}": numbers[name] for name, key in PART_KEYS.items() if name in numbers}
+        return Upload(points=_points(record, values))
 
     def _evaluation(self, record: dict[str, Any]) -> Upload:
         group = "eval/" + re.sub(r"[^\w.-]", "_", f"{record['split']}_{record['weights']}")

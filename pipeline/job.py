@@ -18,13 +18,14 @@ from pipeline.data.accounting import plan
 from pipeline.data.batches import Batch
 from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
-from pipeline.engine import Engine, UpdateStats
+from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluate import evaluate
 from pipeline.records import Evaluation, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.retention import Policy
 from pipeline.rollback import Trouble
 from pipeline.saver import Saver
+from pipeline.telemetry import UpdateStats, over_updates
 from pipeline.world import World
 from pipeline.writing import sentence
 
@@ -197,6 +198,9 @@ class Job:
     def due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
+    def reports_after(self, step: int) -> bool:
+        return step == self.total_steps or step % self.run.log_every_steps == 0
+
     @property
     def samples(self) -> int:
         return self.step * self.run.global_batch
@@ -280,6 +284,7 @@ class Job:
             learning_rate=rate,
             clipped_share=sum(u.clipped_share for u in applied) / n,
             gradient_norm=applied[-1].gradient_norm,
+            parts=over_updates([u.parts for u in applied]),
             images_per_s=self.run.global_batch / step_s,
             data_wait_s=spent_s["wait"] / num,
             transfer_s=spent_s["transfer"] / num,

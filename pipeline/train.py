@@ -65,6 +65,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                     stop_requested=stop.requested,
                     num_lost=lost_in(seen),
                     lost_allowed=job.account.allowed(job.step),
+                    measure=job.reports_after(job.step + 1),
                 )
             yield from job.account.enter(job.step, stats, seen)
             if stats.num_lost > 0:
@@ -80,7 +81,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                     yield from job.roll_back()
                     batches = job.batches()
                     continue
-            if job.due(run.log_every_steps) or job.step == job.total_steps:
+            if job.reports_after(job.step):
                 yield job.report(rate)
             yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:

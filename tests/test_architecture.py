@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"nfnet": 0, "pipeline": 1, "transfer": 2, "orchestration": 3}
 HOMES = {
-    "deepspeed": ("pipeline/engine.py", "pipeline/zero.py"),
+    "deepspeed": ("pipeline/deepspeed_setup.py", "pipeline/zero.py"),
     "fsspec": ("pipeline/storage.py",),
     "safetensors": ("nfnet/weight_files.py", "pipeline/checkpoint.py"),
     "webdataset": ("pipeline/data/",),
