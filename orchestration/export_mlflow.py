@@ -1,0 +1,121 @@
+"""A checkpoint as an MLflow model: code as text, the network as ONNX, a signature, an input example, and no pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pipeline.data
+from pipeline.errors import UserError
+from pipeline.export import Answer, Probe, Source
+from pipeline.export_onnx import NAME, write_onnx
+
+_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+_IMAGES_PACKAGE = "normfree_images"
+
+
+def write_mlflow(source: Source, folder: Path) -> Answer:
+    """A folder that `mlflow models predict` and `mlflow.pyfunc.load_model` serve, with nothing of normfree installed.
+
+    Written on this machine alone: no tracking server is asked. Turbojpeg, where it is installed, is used; Pillow serves else.
+    """
+    import mlflow.pyfunc
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array
+
+    with tempfile.TemporaryDirectory(prefix="normfree-mlflow-") as temporary, _quiet():
+        parts = Path(temporary)
+        write_onnx(source, parts / "onnx")
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"network": str(parts / "onnx" / NAME)},
+            code_paths=[str(_images_package(parts))],
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
+            signature=_signature(DataType, Array),
+            input_example=_example(source.probe()),
+            metadata=_lineage(source),
+        )
+
+    def answer(probe: Probe) -> torch.Tensor:
+        with _quiet():
+            loaded = mlflow.pyfunc.load_model(str(folder))
+        shown = loaded.predict(_example(probe))
+        logits = torch.from_numpy(loaded.unwrap_python_model().logits(probe.files))
+        best = [source.commit.classes[i] for i in logits.argmax(dim=1).tolist()]
+        if list(shown["class"][:1]) != best[:1]:
+            raise UserError(f"the MLflow model answers {shown['class'][0]!r} where its own logits say {best[0]!r}")
+        return logits
+
+    return answer
+
+
+def _signature(types: Any, array: Any) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(types.binary, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(types.string, "class"),
+                ColSpec(types.double, "probability"),
+                ColSpec(array(types.string), "classes"),
+                ColSpec(array(types.double), "probabilities"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("top", types.long, 5)]),
+    )
+
+
+def _example(probe: Probe) -> Any:
+    import pandas
+
+    return pandas.DataFrame({"image": probe.files[:1]})
+
+
+def _lineage(source: Source) -> dict[str, Any]:
+    """What leads from the served model back to its checkpoint."""
+    commit = source.commit
+    return {
+        "checkpoint_digest": commit.digest,
+        "checkpoint_step": commit.step,
+        "weights": source.weights,
+        "network": commit.config["model"]["name"],
+        "dataset_digest": commit.dataset.get("digest", ""),
+        "config_digest": commit.config_digest,
+    }
+
+
+def _images_package(folder: Path) -> Path:
+    """Our decoding as a package of another name: `pipeline` is too common a name to put on someone's path."""
+    package = folder / _IMAGES_PACKAGE
+    package.mkdir()
+    (package / "__init__.py").write_text('"""Image bytes -> pixels; a copy of normfree\'s pipeline.data."""\n')
+    here = Path(pipeline.data.__file__).parent
+    for name in ("decode.py", "jpeg.py", "colour.py"):
+        text = (here / name).read_text(encoding="utf-8").replace("pipeline.data", _IMAGES_PACKAGE)
+        (package / name).write_text(text, encoding="utf-8")
+    return package
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow's advice on packaging, all of it followed or not to the point here."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
