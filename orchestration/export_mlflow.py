@@ -27,9 +27,8 @@ def write_mlflow(source: Source, folder: Path) -> Answer:
 
     Written on this machine alone: no tracking server is asked. Turbojpeg, where it is installed, is used; Pillow serves else.
     """
-    import mlflow.pyfunc
-    from mlflow.types import DataType
-    from mlflow.types.schema import Array
+    with _quiet():  # the import has warnings too
+        import mlflow.pyfunc
 
     with tempfile.TemporaryDirectory(prefix="normfree-mlflow-") as temporary, _quiet():
         parts = Path(temporary)
@@ -40,7 +39,7 @@ def write_mlflow(source: Source, folder: Path) -> Answer:
             artifacts={"network": str(parts / "onnx" / NAME)},
             code_paths=[str(_images_package(parts))],
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
-            signature=_signature(DataType, Array),
+            signature=_signature(),
             input_example=_example(source.probe()),
             metadata=_lineage(source),
         )
@@ -58,9 +57,10 @@ def write_mlflow(source: Source, folder: Path) -> Answer:
     return answer
 
 
-def _signature(types: Any, array: Any) -> Any:
+def _signature() -> Any:
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types import DataType as types
+    from mlflow.types.schema import Array, ColSpec, ParamSchema, ParamSpec, Schema
 
     return ModelSignature(
         inputs=Schema([ColSpec(types.binary, "image")]),
@@ -68,8 +68,8 @@ def _signature(types: Any, array: Any) -> Any:
             [
                 ColSpec(types.string, "class"),
                 ColSpec(types.double, "probability"),
-                ColSpec(array(types.string), "classes"),
-                ColSpec(array(types.double), "probabilities"),
+                ColSpec(Array(types.string), "classes"),
+                ColSpec(Array(types.double), "probabilities"),
             ]
         ),
         params=ParamSchema([ParamSpec("top", types.long, 5)]),
