@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ import torch
 import pipeline.data
 from pipeline.errors import UserError
 from pipeline.export import Answer, Probe, Source
-from pipeline.export_onnx import NAME, write_onnx
+from pipeline.export_onnx import write_onnx
 
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 _IMAGES_PACKAGE = "normfree_images"
+_CODE = Path(__file__).with_name("served_model.py")
 
 
 def write_mlflow(source: Source, folder: Path) -> Answer:
@@ -35,14 +37,15 @@ def write_mlflow(source: Source, folder: Path) -> Answer:
         write_onnx(source, parts / "onnx")
         mlflow.pyfunc.save_model(
             path=str(folder),
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"network": str(parts / "onnx" / NAME)},
+            python_model=str(_CODE),
+            artifacts={"network": str(parts / "onnx")},
             code_paths=[str(_images_package(parts))],
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
             signature=_signature(),
             input_example=_example(source.probe()),
             metadata=_lineage(source),
         )
+        _without_places(folder / "MLmodel", {str(_CODE): _CODE.name, str(parts / "onnx"): "artifacts/onnx"})
 
     def answer(probe: Probe) -> torch.Tensor:
         with _quiet():
@@ -95,6 +98,14 @@ def _lineage(source: Source) -> dict[str, Any]:
     }
 
 
+def _without_places(path: Path, names: dict[str, str]) -> None:
+    """MLflow writes down where its parts came from on this machine, reads the last part of it only, and nobody needs it."""
+    text = path.read_text(encoding="utf-8")
+    for place, name in names.items():
+        text = text.replace(place, name)
+    path.write_text(text, encoding="utf-8")
+
+
 def _images_package(folder: Path) -> Path:
     """Our decoding as a package of another name: `pipeline` is too common a name to put on someone's path."""
     package = folder / _IMAGES_PACKAGE
@@ -109,13 +120,18 @@ def _images_package(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow's advice on packaging, all of it followed or not to the point here."""
-    logger = logging.getLogger("mlflow")
-    level = logger.level
+    """Without MLflow's progress bars and its advice on packaging, which is followed or not to the point here."""
+    logger, bar = logging.getLogger("mlflow"), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    level, shown = logger.level, os.environ.get(bar)
     logger.setLevel(logging.ERROR)
+    os.environ[bar] = "false"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        if shown is None:
+            del os.environ[bar]
+        else:
+            os.environ[bar] = shown

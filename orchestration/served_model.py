@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from typing import Any
 
 import mlflow
 import numpy as np
+import pandas
 from mlflow.pyfunc import PythonModel
 
 _BATCH_IMAGES = 32
@@ -23,15 +25,16 @@ class Classifier(PythonModel):
     def load_context(self, context: Any) -> None:
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(context.artifacts["network"], providers=["CPUExecutionProvider"])
+        path = os.path.join(context.artifacts["network"], "model.onnx")
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         facts = self.session.get_modelmeta().custom_metadata_map
         self.classes: list[str] = json.loads(facts["classes"])
         self.preprocessing: dict[str, Any] = json.loads(facts["preprocessing"])
 
-    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None):  # type: ignore[no-untyped-def]
+    def predict(
+        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> pandas.DataFrame:
         """One row an image. Raises ValueError naming the first image that cannot be read."""
-        import pandas
-
         top = max(1, min(int((params or {}).get("top", 5)), len(self.classes)))
         rows = []
         for logits in self.logits(list(model_input["image"])).astype(np.float64):

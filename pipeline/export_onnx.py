@@ -32,7 +32,7 @@ def write_onnx(source: Source, folder: Path) -> Answer:
         import onnxscript  # noqa: F401 - the exporter's own need, which it would report in a page of text
     except ImportError as error:
         raise UserError(
-            f"--format onnx needs {error.name}, which is not installed: pip install onnx onnxscript"
+            f"the export to ONNX needs {error.name}, which is not installed: pip install 'normfree[export]'"
         ) from None
 
     folder.mkdir()
@@ -72,7 +72,7 @@ def answer(path: Path, probe: Probe) -> torch.Tensor:
         import onnxruntime
     except ImportError:
         raise UserError(
-            "--format onnx checks the file with onnxruntime, which is not installed: pip install onnxruntime"
+            "the export to ONNX checks the file with onnxruntime, which is not installed: pip install 'normfree[export]'"
         ) from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     parts = [probe.images[:1], probe.images[1:]]

@@ -28,7 +28,7 @@ def write_timm(source: Source, folder: Path) -> Answer:
         import timm
     except ImportError:
         raise UserError(
-            "--format timm checks the folder with timm, which is not installed: pip install 'timm>=1.0.31'"
+            "--format timm checks the folder with timm, which is not installed: pip install 'normfree[export]'"
         ) from None
     try:
         form = timm_form(source.model)

@@ -100,10 +100,11 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
 
 
 def _preprocessing(found: dict[str, Any]) -> str:
+    whole = found["resize"] == "square" and found["resize_px"] == found["px"]
+    crop = "" if whole else f"; the centre of {found['px']} x {found['px']}"
     return (
-        f"## Preprocessing\n\nUpright RGB (sRGB); resize to {_resized(found)} ({found['interpolation']}), the centre of "
-        f"{found['px']} x {found['px']}; then (value / 255 - mean) / std with mean {_numbers(found['mean'])} and std "
-        f"{_numbers(found['std'])}."
+        f"## Preprocessing\n\nUpright RGB (sRGB); resize to {_resized(found)} ({found['interpolation']}){crop}; then "
+        f"(value / 255 - mean) / std with mean {_numbers(found['mean'])} and std {_numbers(found['std'])}."
     )
 
 
@@ -118,7 +119,7 @@ def _numbers(values: list[float]) -> str:
 
 def _data(commit: Commit, run: dict[str, Any]) -> str:
     dataset, data = commit.dataset, run["data"]
-    shown = ", ".join(commit.classes[:_SHOWN_CLASSES])
+    shown = ", ".join(f"`{name}`" for name in commit.classes[:_SHOWN_CLASSES])
     more = f" ... and {len(commit.classes) - _SHOWN_CLASSES:,} more" if len(commit.classes) > _SHOWN_CLASSES else ""
     lines = [
         f"Trained on the split `{data.get('train_split', 'train')}` of `{dataset.get('name', '(not recorded)')}`, whose "

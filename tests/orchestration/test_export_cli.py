@@ -112,6 +112,7 @@ def test_the_mlflow_model_holds_no_pickle_and_leads_back_to_its_checkpoint(serve
     assert {"MLmodel", "served_model.py", "README.md", "input_example.json", "serving_input_example.json"} <= names
     for file in served.files:  # a pickle of protocol 2 or later begins with \x80 and the protocol, whatever its name
         assert (Path(served.url) / file["name"]).read_bytes()[:1] != b"\x80"
+    assert str(Path.cwd()) not in (Path(served.url) / "MLmodel").read_text()
     info = mlflow.models.get_model_info(served.url)
     assert info.metadata["checkpoint_digest"] == served.source_digest
     assert "python_model" not in info.flavors["python_function"]
