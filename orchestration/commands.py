@@ -285,6 +285,18 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    from orchestration.export_run import export_run
+
+    return export_run(args)
+
+
+def classify(args: argparse.Namespace) -> int:
+    from orchestration.export_run import classify_run
+
+    return classify_run(args)
+
+
 def transfer(args: argparse.Namespace) -> int:
     from orchestration.transfer_run import transfer_run
 

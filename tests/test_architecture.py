@@ -16,9 +16,17 @@ HOMES = {
     "webdataset": ("pipeline/data/",),
     "triton": ("nfnet/kernels/",),
     "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py", "pipeline/data/glyphs.py"),
-    "timm": ("orchestration/inspection.py",),
+    "timm": ("orchestration/inspection.py", "pipeline/export_timm.py"),
+    "onnx": ("pipeline/export_onnx.py",),
+    "onnxruntime": ("pipeline/export_onnx.py", "orchestration/served_model.py"),
     "ray": ("orchestration/sweep.py",),
-    "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),
+    "mlflow": (
+        "orchestration/tracking.py",
+        "orchestration/sweep_tracking.py",
+        "orchestration/ui.py",
+        "orchestration/export_mlflow.py",
+        "orchestration/served_model.py",
+    ),
 }
 FILES = sorted(p for floor in FLOORS for p in (ROOT / floor).rglob("*.py"))
 
