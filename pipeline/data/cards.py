@@ -47,6 +47,8 @@ class Card:
     """Which set inside the package: the generator of an embedded card, the class name of a torchvision one."""
     split_rule: str | None = None
     """Which images the splits are, where the source leaves a choice; for people and for whoever makes the list."""
+    indexed: bool = False
+    """Whether labels are the class indices 0 to `num_classes` - 1, of which train, being a small draw, may lack some."""
     label_rule: str | None = None
     """How labels follow from what the source says, where they are not its own."""
     faults: tuple[str, ...] = field(default=())
@@ -129,6 +131,8 @@ def _card(content: Mapping[str, Any], path: Path) -> Card:
         if values.get(name) is not None:
             # A class called 0 or yes is a number or a truth value to YAML.
             values[name] = tuple(str(item) for item in values[name])
+    if values.get("indexed") is True and type(values["num_classes"]) is int:
+        values.setdefault("classes", tuple(str(label) for label in range(values["num_classes"])))
     values["splits"] = MappingProxyType(dict(values["splits"] or {}))
     card = Card(**values)
     problem = _problem(card)
@@ -150,6 +154,8 @@ def _problem(card: Card) -> str | None:
         return "title, image_size, licence, citation and source_hint must be text"
     if not all(rule is None or (isinstance(rule, str) and rule) for rule in (card.split_rule, card.label_rule)):
         return "split_rule and label_rule must be text where they are set"
+    if type(card.indexed) is not bool or (card.indexed and card.num_classes is None):
+        return "indexed must be true or false, and needs num_classes"
     if type(card.flip) is not bool:
         return "flip must be true or false"
     if card.num_classes is not None and (type(card.num_classes) is not int or card.num_classes < 2):
