@@ -38,15 +38,17 @@ Choices:  no clipping, which is younger than these networks; crop and flip; fp32
 
 LARGE_HEADER = """NF-ResNet-{layers} on 300M images, 10 epochs at 224 px (Brock et al. 2021, A.5)
 
-Command:  normfree pretrain {name} --data.url s3://BUCKET/upstream --out s3://BUCKET/runs/{name}
+Command:  normfree pretrain {name} --data.url s3://BUCKET/upstream \\
+              --out s3://BUCKET/runs/{name}
 Hardware: not stated; not run here
-Result:   top-1 {at_224} % on ImageNet after {name_after} (table 4; batch-normalised: {bn} %), on JFT-300M, not public
+Result:   top-1 {at_224} % on ImageNet after {name_after} (table 4; batch-normalised:
+          {bn} %), on JFT-300M, which is not public
 Choices:  clipping is not stated for them: AGC by the paper's 0.01 for batches from 1024. The rest as nfnet_f4_plus_300m"""
 
 FINETUNE_HEADER = """NF-ResNet-{layers} fine-tuned on ImageNet, 15,000 steps without regularisation (Brock et al. 2021, A.5)
 
-Command:  normfree pretrain {name} --data.url data/imagenet --model.init_from s3://BUCKET/runs/{name_before} \\
-              --out runs/{name} --num-processes 8
+Command:  normfree pretrain {name} --data.url data/imagenet \\
+              --model.init_from s3://BUCKET/runs/{name_before} --out runs/{name} --num-processes 8
 Hardware: not stated; not run here
 Result:   top-1 {at_224} % at 224 px (table 4); in runs of their own {at_320} % at 320 px and {at_384} % at 384 px:
           --augment.image_px 320 --augment.eval_px 320

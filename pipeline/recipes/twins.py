@@ -24,9 +24,13 @@ RATE = 0.05
 HEADER = """Tiny twin of {name}: {model} at {px} px, {steps} steps of {batch} images
 
 Command:  normfree data prepare digits --out data/digits
-          normfree pretrain {name}_tiny --data.url data/digits --out runs/{name}_tiny
+          normfree pretrain {name}_tiny --data.url data/digits \\
+              --out runs/{name}_tiny
 Hardware: seconds on one core of any CPU
 Result:   that the recipe runs from end to end; no number"""
+
+AFTER = """
+Choices:  begins with the weights in {source}, which the twin of that name leaves there"""
 
 
 def shrink(run: Run, num_images: int) -> Run:
@@ -76,10 +80,11 @@ def _smaller(augment: AugmentConfig) -> AugmentConfig:
 
 
 def twin(name: str, recipe: Recipe) -> Recipe:
-    model = f"{get_variant(recipe.make().model.name).family}{SUFFIX}"
+    run = _make(recipe)
+    header = HEADER.format(name=name, model=run.model.name, px=PX, steps=STEPS, batch=BATCH)
     return Recipe(
         make=partial(_make, recipe),
-        header=HEADER.format(name=name, model=model, px=PX, steps=STEPS, batch=BATCH),
+        header=header + (AFTER.format(source=run.model.init_from) if run.model.init_from else ""),
         num_images=recipe.num_images,
     )
 
