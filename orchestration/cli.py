@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -221,13 +222,15 @@ def _training_commands(commands: Any) -> None:
             "normfree pretrain nfnet_tiny_cifar100 --data.url data/cifar100 --out runs/c100 --num-processes 2",
             "normfree pretrain run.yaml --out runs/mine --optim.learning_rate 0.2 --duration '30 epochs'",
             "normfree pretrain nfnet_f0_imagenet --show",
+            "normfree pretrain --list",
         ],
     )
-    p.add_argument("recipe", metavar="RECIPE|FILE.yaml")
+    p.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.yaml")
+    p.add_argument("--list", action="store_true", help="print the recipes, one a line, and stop")
     p.add_argument("--out", metavar="URL", help="run folder: checkpoints, records, configuration")
     p.add_argument("--num-processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: SQLite in the run folder")
-    p.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    p.add_argument("--show", action="store_true", help="print the recipe's header and resolved configuration, and stop")
     p.epilog = (
         p.epilog or ""
     ) + "\n\nAny field of the configuration is an option by its path: --optim.weight_decay 1e-5"
@@ -384,6 +387,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("normfree: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read us ("| head") has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
+        return 0
     except Exception as error:
         if debug:
             raise
