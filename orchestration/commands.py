@@ -237,15 +237,22 @@ def pretrain(args: argparse.Namespace) -> int:
     from pipeline import recipes, storage
     from pipeline.config import dump_yaml, load_yaml, override
 
+    if args.list:
+        _say(*recipes.listing())
+        return 0
+    if args.recipe is None:
+        raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
+    header = ""
     if args.recipe.endswith((".yaml", ".yml")):
         if not storage.exists(args.recipe):
             raise UserError(f"no file {args.recipe}; give the path of a Run in YAML, or a recipe's name")
         run = load_yaml(storage.read_bytes(args.recipe).decode(), args.recipe)
     else:
-        run = recipes.get(args.recipe)
+        recipe = recipes.find(args.recipe)
+        run, header = recipe.make(), "".join(f"# {line}".rstrip() + "\n" for line in recipe.header.splitlines())
     run = override(run, args.fields)
     if args.show:
-        _say(dump_yaml(run))
+        _say(header + dump_yaml(run))
         return 0
     if not args.out:
         raise UserError("no run folder: set --out to where checkpoints and records go")
@@ -284,6 +291,18 @@ def evaluate(args: argparse.Namespace) -> int:
         f"loss {result.loss:.4f}, {result.num_samples} images"
     )
     return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from orchestration.export_run import export_run
+
+    return export_run(args)
+
+
+def classify(args: argparse.Namespace) -> int:
+    from orchestration.export_run import classify_run
+
+    return classify_run(args)
 
 
 def transfer(args: argparse.Namespace) -> int:

@@ -21,7 +21,12 @@ from pipeline.errors import UserError
 T = TypeVar("T")
 
 MAX_TRIES = 5
+MAX_TRIES_THROTTLED = 8
+"""Of a store that is there and asks for patience: 25 s of waiting."""
 FIRST_WAIT_S = 0.2  # doubled after each failure: at most 3 s of waiting in five tries
+S3_ATTEMPTS = 2
+"""Of botocore within one of our tries; its own 5 wait up to 15 s, and so a dead store took a minute an operation to be known.
+With 2 it takes 8 s at most where connections are refused. AWS_MAX_ATTEMPTS, where it is set, holds instead."""
 COPY_BYTES = 4 << 20
 TEMP_PREFIX = ".partial-"
 
@@ -228,6 +233,8 @@ def client(url: str) -> tuple[Any, str]:
     if url.startswith(("s3://", "s3a://")):
         # The defaults (5 s to connect, 15 s to read) are short for a busy store and a 64 MiB shard.
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60}
+        if "AWS_MAX_ATTEMPTS" not in os.environ:
+            options["config_kwargs"]["retries"] = {"total_max_attempts": S3_ATTEMPTS}
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url, **options))
     except (ValueError, ImportError) as error:
@@ -235,14 +242,16 @@ def client(url: str) -> tuple[Any, str]:
 
 
 def with_retries(url: str | os.PathLike[str], operation: Callable[[Any, str], T]) -> T:
-    """`operation(file system, path)`, tried again with growing waits while the error looks transient."""
+    """`operation(file system, path)`, tried again with growing waits while the error looks transient, longer where the store
+    asks for it than where there is none."""
     text = os.fspath(url)
-    for attempt in range(MAX_TRIES):
+    for attempt in range(max(MAX_TRIES, MAX_TRIES_THROTTLED)):
         try:
             return operation(*client(text))
         except Exception as error:
             refuse_the_users_mistake(error, text)
-            if attempt + 1 == MAX_TRIES or not is_transient(error):
+            tries = MAX_TRIES_THROTTLED if is_throttled(error) else MAX_TRIES
+            if attempt + 1 >= tries or not is_transient(error):
                 raise
         time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("unreachable")
@@ -252,6 +261,17 @@ def is_transient(error: Exception) -> bool:
     """Whether asking a store again may help."""
     transient = isinstance(error, OSError) and not isinstance(error, _PERMANENT)
     return transient or type(error).__name__ in _TRANSIENT_NAMES
+
+
+def is_throttled(error: BaseException) -> bool:
+    """Whether an S3 store answered that it has too much to do; s3fs keeps its answer in the cause."""
+    for each in (error, error.__cause__):
+        answer = getattr(each, "response", None)
+        if isinstance(answer, dict):
+            code = str(answer.get("Error", {}).get("Code", ""))
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status in (429, 503) or "SlowDown" in code or "Throttl" in code
+    return False
 
 
 def refuse_the_users_mistake(error: Exception, url: str) -> None:

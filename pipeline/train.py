@@ -72,6 +72,7 @@ def _train(run: Run, out: str, clock: Clock, stop: StopSignal) -> Iterator[Recor
                     stop_requested=stop.requested,
                     num_lost=lost_in(seen),
                     lost_allowed=job.account.allowed(job.step),
+                    measure=job.reports_after(job.step + 1),
                 )
             if stats.stop_requested and math.isinf(stats.num_lost):  # on some rank no batch came: the step is not done
                 yield from job.leave_stopped()
@@ -83,10 +84,14 @@ def _train(run: Run, out: str, clock: Clock, stop: StopSignal) -> Iterator[Recor
             job.updates.append(stats)
             yield from job.saver.poll()
             if stats.applied:
-                job.skips_in_a_row = 0
+                job.trouble.applied(job.step - 1)
             else:
-                yield job.skipped(stats, seen)
-            if job.due(run.log_every_steps) or job.step == job.total_steps:
+                yield job.skipped(stats)
+                if job.trouble.is_too_much:
+                    yield from job.roll_back()
+                    batches = job.batches()
+                    continue
+            if job.reports_after(job.step):
                 yield job.report(rate)
             yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:
