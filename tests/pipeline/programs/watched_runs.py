@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline import engine, evaluate, faults, job
+from pipeline import deepspeed_setup, evaluate, faults, job
 from pipeline.config import load_yaml
 from pipeline.data import batches
 from pipeline.train import train
@@ -61,7 +61,7 @@ def arm(event: dict[str, Any], folder: Path) -> None:
 
     match event["at"]:
         case "forward":
-            before(engine._Objective, "forward", lambda *a: len(a) == 3)
+            before(deepspeed_setup.Objective, "forward", lambda *a: len(a) == 3)
         case "loader":
             before(batches.BatchStream, "_batch", lambda stream, _: stream._pixels._seed is not None)
         case "evaluation data":
@@ -159,7 +159,7 @@ def run_case(case: dict[str, Any], number: int) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    engine._import_deepspeed()
+    deepspeed_setup._import_library()
     for number, case in enumerate(json.loads(sys.argv[1])):
         print(json.dumps(run_case(case, number)), flush=True)
 
