@@ -229,7 +229,8 @@ class Job:
         """Go back to the newest checkpoint that verifies; the data of the updates in trouble are left out from now on."""
         steps = self.trouble.steps
         yield from self.saver.settle()
-        commit, passed = self._newest()
+        with self.clock("save"):
+            commit, passed = self._newest()
         yield from passed
         reason = f"the updates of steps {steps[0]} to {steps[-1]} were not finite"
         if commit is None or commit.url == self.trouble.went_back_to:
@@ -247,7 +248,8 @@ class Job:
         self.trouble.went_back(commit.url, steps[0])
         self.run = rollback.without(self.run, [left_out])
         self.data.config = self.run.data
-        self._restore(commit)
+        with self.clock("save"):
+            self._restore(commit)
         self.saver.newest, self.updates = commit, []
         self.account.rewind(self.step)
         self.clock.take()
