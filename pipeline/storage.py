@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from pipeline import multipart
 from pipeline.errors import UserError
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ T = TypeVar("T")
 MAX_TRIES = 5
 FIRST_WAIT_S = 0.2  # doubled after each failure: at most 3 s of waiting in five tries
 COPY_BYTES = 4 << 20
+MAX_CONNECTIONS = 32  # of a process to one S3 server; four files at a time go up in four parts each
 TEMP_PREFIX = ".partial-"
 
 # Answers, not accidents: asking again would not change them.
@@ -37,6 +39,7 @@ _TRANSIENT_NAMES = frozenset(
         "ResponseStreamingError",
         "ClientPayloadError",
         "ServerDisconnectedError",
+        "HTTPClientError",
     }
 )
 _verified: set[tuple[str, int, int]] = set()  # (path, mtime_ns, size) of cache entries hashed by this process
@@ -134,8 +137,27 @@ def put_file(local: str | os.PathLike[str], url: str | os.PathLike[str]) -> None
     size = os.stat(local).st_size
 
     def put(fs: Any, path: str) -> None:
-        fs.put_file(os.fspath(local), path)
+        if multipart.takes_parts(fs):
+            with open(local, "rb") as file:
+                multipart.put(fs, path, size, lambda offset, length: os.pread(file.fileno(), length, offset))
+        else:
+            fs.put_file(os.fspath(local), path)
         _check_size(fs, path, url, size)
+
+    with_retries(url, put)
+
+
+def takes_memory(url: str) -> bool:
+    """Whether `put_memory` can write there; other stores are given files."""
+    return not is_local(url) and multipart.takes_parts(client(url)[0])
+
+
+def put_memory(url: str, memory: memoryview, go_on: Callable[[], None]) -> None:
+    """Write the object from memory, whole or not at all; `go_on` is called between parts and may raise to give up."""
+
+    def put(fs: Any, path: str) -> None:
+        multipart.put(fs, path, memory.nbytes, lambda start, length: bytes(memory[start : start + length]), go_on)
+        _check_size(fs, path, url, memory.nbytes)
 
     with_retries(url, put)
 
@@ -227,7 +249,7 @@ def client(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"use_listings_cache": False}
     if url.startswith(("s3://", "s3a://")):
         # The defaults (5 s to connect, 15 s to read) are short for a busy store and a 64 MiB shard.
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60}
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": MAX_CONNECTIONS}
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url, **options))
     except (ValueError, ImportError) as error:
