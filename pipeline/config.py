@@ -22,6 +22,7 @@ from pipeline.data.loader import DataConfig
 from pipeline.duration import Duration
 from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
+from pipeline.redact import refuse_secrets
 from pipeline.saver import SavingConfig
 from pipeline.update import OptimConfig
 
@@ -54,6 +55,7 @@ class Run:
     saving: SavingConfig = field(default_factory=SavingConfig)
 
     def __post_init__(self) -> None:
+        refuse_secrets(to_dict(self), "the configuration")
         if self.global_batch < 1:
             raise UserError(f"global_batch is {self.global_batch}; set it to 1 or more")
         if self.log_every_steps < 1:

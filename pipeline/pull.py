@@ -54,6 +54,8 @@ def pull(
             answering. `to` is then as it was; what has arrived waits in `to`.partial for the next call.
     """
     refuse_pickle(url)
+    if not storage.is_local(to):
+        raise UserError(f"--to is {os.fspath(to)}, and a pull ends in a folder of this machine; give a local path")
     target = storage.local_path(to)
     if storage.exists(storage.join(url, COMMIT)):
         return _fetch(url, target, digest, connections, progress, [])
@@ -73,7 +75,10 @@ def pull(
 def _fetch(
     url: str, target: Path, digest: str | None, connections: int, progress: Progress | None, passed: list[PassedOver]
 ) -> Pulled:
-    data = storage.read_bytes(storage.join(url, COMMIT))
+    try:
+        data = storage.read_bytes(storage.join(url, COMMIT))
+    except FileNotFoundError:
+        raise Damaged(f"{url} was deleted while it was looked for; pull again") from None
     commit = parse_commit(url, data)
     if digest is not None and commit.digest != digest:
         raise UserError(

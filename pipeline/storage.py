@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline import multipart
 from pipeline.errors import UserError
+from pipeline.redact import refuse_secrets
 
 T = TypeVar("T")
 
@@ -246,6 +247,7 @@ def client(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it; for `pipeline.ranges` only, others call functions of this module."""
     import fsspec
 
+    refuse_secrets(url, "an address")
     options: dict[str, Any] = {"use_listings_cache": False}
     if url.startswith(("s3://", "s3a://")):
         # The defaults (5 s to connect, 15 s to read) are short for a busy store and a 64 MiB shard.
@@ -280,6 +282,11 @@ def refuse_the_users_mistake(error: Exception, url: str) -> None:
     """UserError where a store's error means that credentials or bucket are wrong; nothing otherwise."""
     if type(error).__name__ == "NoCredentialsError":
         raise UserError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    if isinstance(error, PermissionError):
+        raise UserError(
+            f"the store refuses {url} ({' '.join(str(error).split())[:200]}): check the credentials of this machine "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or their file) and what they may do there"
+        ) from error
     if isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error):
         raise UserError(f"the bucket of {url} does not exist: create it, or mend its name") from error
 
