@@ -41,6 +41,7 @@ _TRANSIENT_NAMES = frozenset(
         "ClientPayloadError",
         "ServerDisconnectedError",
         "HTTPClientError",
+        "IncompleteReadError",
     }
 )
 _verified: set[tuple[str, int, int]] = set()  # (path, mtime_ns, size) of cache entries hashed by this process

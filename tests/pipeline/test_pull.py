@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 import uuid
@@ -142,7 +143,7 @@ def test_a_damaged_checkpoint_is_refused_and_of_a_run_the_one_before_is_taken(da
         pull(bad.url, tmp_path / "here")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("here")]
     made = pull(run, tmp_path / "here")
-    assert [p.url for p in made.passed] == [bad.url]
+    assert [p.url.rsplit("/", 1)[-1] for p in made.passed] == ["step_00000002"]
     assert_is(tmp_path / "here", good)
 
 
@@ -254,8 +255,7 @@ def test_killed_at_any_moment_no_folder_passes_for_a_checkpoint_and_the_next_cal
             assert (target / checkpoint.COMMIT).exists()
         pull(commit.url, target)
         assert_is(target, commit)
-        for path in target.iterdir():
-            path.unlink()
+        shutil.rmtree(target)
 
 
 def _pull_in_a_fork(url: str, target: Path, point: int) -> int:
@@ -321,24 +321,26 @@ def test_up_and_down_through_resets_cuts_delays_and_throttling_no_byte_is_wrong(
         assert_is(tmp_path / str(number), commit)
         ranges = [wanted for line, wanted in s3.log if wanted and "fragments" in line and line.startswith("GET")]
         assert len(ranges) > commit.size_bytes / download.PART_BYTES  # some of them again
-        for path in (tmp_path / str(number)).iterdir():
-            path.unlink()
+        shutil.rmtree(tmp_path / str(number))
         s3.log.clear()
         storage.remove_tree(run)
 
 
-def test_an_upload_that_breaks_off_leaves_no_object_and_no_parts(s3: Any) -> None:
+def test_an_upload_that_is_given_up_leaves_no_object_and_no_parts(s3: Any) -> None:
     import s3fs
 
-    from fault_proxy import Fault
-
-    place = "s3://bucket/broken/x"
+    place, calls = "s3://bucket/broken/x", []
     storage.write_bytes(place, b"before")
-    s3.faults[:] = [Fault(r"partNumber=2", times=1000, status=403)]
-    with pytest.raises((UserError, OSError)):
-        storage.put_memory(place, memoryview(bytes(40 << 20)), lambda: None)
-    s3.faults.clear()
-    assert storage.read_bytes(place) == b"before"
+    s3.log.clear()
+
+    def give_up() -> None:
+        calls.append(1)
+        if len(calls) == 6:  # asked at its start and before each of the first four: one part is there
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        storage.put_memory(place, memoryview(bytes(80 << 20)), give_up)
+    assert any("partNumber" in line for line, _ in s3.log) and storage.read_bytes(place) == b"before"
     left = s3fs.S3FileSystem(use_listings_cache=False).call_s3("list_multipart_uploads", Bucket="bucket")
     assert not left.get("Uploads")
 
