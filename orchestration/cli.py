@@ -299,10 +299,14 @@ def _registry_commands(commands: Any) -> None:
         ],
     )
     p.add_argument(
-        "url", metavar="URL", help="a checkpoint, a run folder (its newest one), models:/NAME@ALIAS or models:/NAME/VERSION"
+        "url",
+        metavar="URL",
+        help="a checkpoint, a run folder (its newest one), models:/NAME@ALIAS or models:/NAME/VERSION",
     )
     p.add_argument("--to", metavar="DIR", help="a new local folder (default: ./ and the last part of the name)")
-    p.add_argument("--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)")
+    p.add_argument(
+        "--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)"
+    )
     p.add_argument("--tracking-uri", metavar="URI", help="of models:/...: MLflow; default: MLFLOW_TRACKING_URI")
 
     p = _add(
@@ -384,13 +388,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         from pipeline.errors import UserError
-
         from pipeline.redact import public
 
         if isinstance(error, UserError):
             print(f"normfree: {public(str(error))}", file=sys.stderr)
             return EXIT_USER
-        print(f"normfree: {type(error).__name__}: {public(str(error))} (a fault of ours; --debug shows where)", file=sys.stderr)
+        print(
+            f"normfree: {type(error).__name__}: {public(str(error))} (a fault of ours; --debug shows where)",
+            file=sys.stderr,
+        )
         return EXIT_OURS
 
 

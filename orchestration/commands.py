@@ -319,9 +319,13 @@ def pull(args: argparse.Namespace) -> int:
         )
     _say(*(f"passed over  {bad.url}: {bad.reason}" for bad in made.passed))
     files = made.commit.files
-    _say(f"made {to}: step {made.commit.step} of {made.commit.url}, {len(files)} files, {made.commit.size_bytes:,} bytes, verified")
+    _say(
+        f"made {to}: step {made.commit.step} of {made.commit.url}, {len(files)} files, {made.commit.size_bytes:,} bytes, verified"
+    )
     _say(f"digest {made.commit.digest}; fetched now {made.fetched_bytes:,} bytes")
-    _say(f"next: normfree evaluate {shlex.quote(str(to))} DATA, or: normfree transfer {shlex.quote(str(to))} --suite SUITE ...")
+    _say(
+        f"next: normfree evaluate {shlex.quote(str(to))} DATA, or: normfree transfer {shlex.quote(str(to))} --suite SUITE ..."
+    )
     return 0
 
 

@@ -92,7 +92,9 @@ def register(
                 if not was_pinned:
                     storage.remove(storage.join(commit.url, retention.KEEP))
                 raise
-            found = Version(name=name, version=str(made.version), source=source, digest=commit.digest, is_new=True, note=note)
+            found = Version(
+                name=name, version=str(made.version), source=source, digest=commit.digest, is_new=True, note=note
+            )
         else:
             for key, value in tags.items():  # the scorecard may be newer than the version
                 client.set_model_version_tag(name, found.version, key, value)
@@ -115,7 +117,9 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
         made = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     digest = dict(made.tags).get(DIGEST)
     if not digest:
-        raise UserError(f"{uri} was not registered by 'normfree register' (it has no tag {DIGEST}); register its checkpoint")
+        raise UserError(
+            f"{uri} was not registered by 'normfree register' (it has no tag {DIGEST}); register its checkpoint"
+        )
     return Version(name=name, version=str(made.version), source=str(made.source), digest=str(digest))
 
 
@@ -142,7 +146,9 @@ def load(
 def _tracking_uri(given: str | None) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        raise UserError("no MLflow: set --tracking-uri to a server or to sqlite:///PATH/mlflow.db, or MLFLOW_TRACKING_URI")
+        raise UserError(
+            "no MLflow: set --tracking-uri to a server or to sqlite:///PATH/mlflow.db, or MLFLOW_TRACKING_URI"
+        )
     return resolve_uri(uri, ".")
 
 
@@ -156,7 +162,9 @@ def _source(url: str, uri: str) -> str:
             )
         url = storage.local_path(url).resolve().as_uri()
     if len(url) > SOURCE_CHARACTERS:
-        raise UserError(f"the URL of the checkpoint has {len(url)} characters, MLflow takes {SOURCE_CHARACTERS}; shorten it")
+        raise UserError(
+            f"the URL of the checkpoint has {len(url)} characters, MLflow takes {SOURCE_CHARACTERS}; shorten it"
+        )
     return url
 
 
@@ -232,7 +240,11 @@ def _description(commit: Commit, rows: list[dict[str, Any]]) -> str:
         f"Checkpoint `{public(commit.url)}`, SHA-256 of its commit file `{commit.digest}`; the whole recipe stands in it.",
     ]
     if rows:
-        lines += ["", "| task | method | images a class | pretrained | from scratch | gain |", "|---|---|--:|--:|--:|--:|"]
+        lines += [
+            "",
+            "| task | method | images a class | pretrained | from scratch | gain |",
+            "|---|---|--:|--:|--:|--:|",
+        ]
         for row in rows:
             values = (f"{100 * row[k]:.1f} %" if k in row else "" for k in ("pretrained", "scratch", "gain"))
             lines.append(f"| {row['task']} | {row['method']} | {row['shots']} | {' | '.join(values)} |")
@@ -270,5 +282,9 @@ def _asking(uri: str, absent: str = "") -> Iterator[Any]:
     except MlflowException as error:
         code = error.error_code
         if absent and code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(f"{absent} in {public(uri)} ({cause(error)}); look at its models with 'normfree ui'") from None
-        raise UserError(f"MLflow at {public(uri)} says: {cause(error)}; mend that and run the same command again") from None
+            raise UserError(
+                f"{absent} in {public(uri)} ({cause(error)}); look at its models with 'normfree ui'"
+            ) from None
+        raise UserError(
+            f"MLflow at {public(uri)} says: {cause(error)}; mend that and run the same command again"
+        ) from None

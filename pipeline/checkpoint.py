@@ -191,7 +191,7 @@ def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -
     seen = {(k, n): 0 for k in state for n in state[k]}
     for path in verify(commit, cache_dir):
         with _open(path, commit.url) as file:
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 kind, rest = key.split("/", 1)
                 name, start = rest.rsplit("@", 1)
                 if kind in state:
@@ -210,7 +210,9 @@ def _open(path: Path, url: str) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")
     except safetensors.SafetensorError as error:
-        raise UserError(f"checkpoint {url} holds {path.name}, which is no safetensors file ({error}); use another one") from None
+        raise UserError(
+            f"checkpoint {url} holds {path.name}, which is no safetensors file ({error}); use another one"
+        ) from None
 
 
 def resolve(url: str, cache_dir: str) -> Commit:

@@ -138,7 +138,9 @@ class Download:
                 if not todo:
                     return
                 self._forget(todo)
-            raise self._damaged(todo[0], f"is not the {todo[0].size_bytes} bytes with SHA-256 {todo[0].sha256[:12]} committed")
+            raise self._damaged(
+                todo[0], f"is not the {todo[0].size_bytes} bytes with SHA-256 {todo[0].sha256[:12]} committed"
+            )
         finally:
             for file in self._files:
                 if file.descriptor >= 0:

@@ -1,13 +1,13 @@
 """A checkpoint from anywhere into a local folder that appears whole, verified, or not at all; a broken pull goes on.
 
     DIR.partial/fragments-...safetensors    preallocated, filled in parts, several at a time, in any order
-                .partial-pull.jsonl         which commit this is, then a line for each part that has arrived; locked while one pulls
+                .partial-pull.jsonl         which commit this is, a line for each part that has arrived; locked while one pulls
                 commit.json                 last, when every file has the size and the SHA-256 that it names
     DIR                                     DIR.partial, renamed
 
 The parts on disk are only ever believed after the whole file's SHA-256, so a power cut or a part of another version costs a
-second download of that file and nothing else. Nothing is unpickled; a commit file that names anything but *.safetensors is refused
-before a byte of it is fetched.
+second download of that file and nothing else. Nothing is unpickled; a commit file that names anything but *.safetensors is
+refused before a byte of it is fetched.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ def _is_there(target: Path, commit: Commit) -> bool:
         raise UserError(f"{target} holds another checkpoint (step {held.step}); give another folder with --to")
     for info in commit.files:
         if not verifies(target / info["name"], info):
-            raise UserError(f"{target} holds this checkpoint and is damaged ({info['name']}); delete it, then pull again")
+            raise UserError(
+                f"{target} holds this checkpoint and is damaged ({info['name']}); delete it, then pull again"
+            )
     (target / JOURNAL).unlink(missing_ok=True)  # of a pull that was killed at its very end
     return True

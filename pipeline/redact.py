@@ -12,7 +12,9 @@ from typing import Any
 from pipeline.errors import UserError
 
 _QUERY = r"([?&;][\w.-]*(?:password|passwd|token|secret|signature|credential|key)[\w.-]*=)[^&;\s'\"]+"
-_SIGNED = re.compile(r"://.*[?&;][\w.-]*(?:password|passwd|token|secret|signature|credential|access_?key|\bsig)=[^&;\s'\"]+", re.I)
+_SIGNED = re.compile(
+    r"://.*[?&;][\w.-]*(?:password|passwd|token|secret|signature|credential|access_?key|\bsig)=[^&;\s'\"]+", re.I
+)
 _PASSWORD = re.compile(r"\w://[^/\s'\"@:]*:[^/\s'\"]*@")
 _USER = re.compile(r"(?:s3a?|gs|gcs|https?)://[^/\s'\"]*@")  # elsewhere user@host is an account, container@host a place
 

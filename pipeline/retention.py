@@ -127,7 +127,9 @@ def _folders(run_dir: str) -> dict[str, set[str]]:
         folders.setdefault(folder, set()).add(name)
     if storage.is_local(root) and (path := storage.local_path(root)).is_dir():
         for entry in path.iterdir():  # a killed save's folder may hold temporary names only, which are not listed
-            if entry.is_dir():  # spelled as the listing spells it: "./run" and "file:///run" lose what is before the path
+            if (
+                entry.is_dir()
+            ):  # spelled as the listing spells it: "./run" and "file:///run" lose what is before the path
                 folders.setdefault(str(entry), set())
     return folders
 

@@ -78,6 +78,13 @@ def exists(url: str | os.PathLike[str]) -> bool:
     return with_retries(url, lambda fs, path: bool(fs.exists(path)))
 
 
+def is_file(url: str | os.PathLike[str]) -> bool:
+    """Whether an object, and no folder, is there now."""
+    if is_local(url):
+        return local_path(url).is_file()
+    return with_retries(url, lambda fs, path: bool(fs.isfile(path)))
+
+
 def size_bytes(url: str | os.PathLike[str]) -> int:
     """Size of the object; FileNotFoundError if there is none."""
     if is_local(url):

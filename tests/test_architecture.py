@@ -18,7 +18,12 @@ HOMES = {
     "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py", "pipeline/data/glyphs.py"),
     "timm": ("orchestration/inspection.py",),
     "ray": ("orchestration/sweep.py",),
-    "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py", "orchestration/registry.py"),
+    "mlflow": (
+        "orchestration/tracking.py",
+        "orchestration/sweep_tracking.py",
+        "orchestration/ui.py",
+        "orchestration/registry.py",
+    ),
 }
 FILES = sorted(p for floor in FLOORS for p in (ROOT / floor).rglob("*.py"))
 

@@ -129,7 +129,9 @@ def test_kept_parts_that_are_wrong_are_fetched_again(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("damage", ["one byte", "cut", "missing", "pickle"])
-def test_a_damaged_checkpoint_is_refused_and_of_a_run_the_one_before_is_taken(damage: str, run: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_and_of_a_run_the_one_before_is_taken(
+    damage: str, run: str, tmp_path: Path
+) -> None:
     good, bad = save(run, 1), save(run, 2)
     place = storage.join(bad.url, bad.files[0]["name"])
     data = storage.read_bytes(place)
@@ -139,7 +141,7 @@ def test_a_damaged_checkpoint_is_refused_and_of_a_run_the_one_before_is_taken(da
         _replace(bad, pickle.dumps(_Malicious()))
     else:
         storage.write_bytes(place, data[:-4] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match="does not verify|changed while"):
+    with pytest.raises(UserError, match=r"does not verify|changed while"):
         pull(bad.url, tmp_path / "here")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("here")]
     made = pull(run, tmp_path / "here")
@@ -162,7 +164,9 @@ def _replace(commit: checkpoint.Commit, data: bytes, name: str | None = None) ->
     storage.write_bytes(place, json.dumps(body).encode())
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "../x.safetensors", "/tmp/x.safetensors", ".x.safetensors", "a/b.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["weights.pt", "../x.safetensors", "/tmp/x.safetensors", ".x.safetensors", "a/b.safetensors"]
+)
 def test_a_commit_file_that_names_a_pickle_or_a_file_elsewhere_is_refused_unread(name: str, tmp_path: Path) -> None:
     commit = save(f"{tmp_path}/run", 1)
     path = Path(commit.url) / checkpoint.COMMIT
@@ -179,7 +183,7 @@ def test_a_pickle_is_refused_before_it_runs(tmp_path: Path) -> None:
     _replace(commit, pickle.dumps(_Malicious()))
     for url in (f"{tmp_path}/weights.pt", commit.url):
         for use in (lambda url=url: pull(url, tmp_path / "here"), lambda url=url: checkpoint.load_weights(url)):
-            with pytest.raises(UserError, match="is a pickle|no safetensors file"):
+            with pytest.raises(UserError, match=r"is a pickle|no safetensors file"):
                 use()
     assert not Path("/tmp/normfree-a-pickle-ran").exists() and not (tmp_path / "here").exists()
 
@@ -379,6 +383,15 @@ def test_a_wrong_place_is_one_sentence_and_nothing_is_made(
 def test_a_gigabyte_up_and_down_fifty_times_through_faults(tmp_path: Path) -> None:
     sizes = {"NORMFREE_PULL_MB": os.environ.get("NORMFREE_PULL_MB", "1024"), "NORMFREE_PULL_ROUNDS": "50"}
     law = "test_up_and_down_through_resets_cuts_delays_and_throttling_no_byte_is_wrong"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{law}", f"--basetemp={tmp_path}/t"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"{__file__}::{law}",
+        f"--basetemp={tmp_path}/t",
+    ]
     done = subprocess.run(command, env={**os.environ, **sizes}, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-3000:]
