@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-_QUERY = r"([?&;][\w.-]*(?:password|passwd|token|secret|signature|credential|key)[\w.-]*=)[^&;\s'\"]+"
+_QUERY = r"([?&;](?:[\w.-]*(?:password|passwd|token|secret|signature|credential|key)[\w.-]*|sig)=)[^&;\s'\"]+"
 _SIGNED = re.compile(
     r"://.*[?&;][\w.-]*(?:password|passwd|token|secret|signature|credential|access_?key|\bsig)=[^&;\s'\"]+", re.I
 )

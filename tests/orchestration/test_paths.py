@@ -1,4 +1,4 @@
-"""Arguments that name a file or folder take any fsspec URL: here a store in memory, in this process; S3 in test_s3 and test_pull."""
+"""Arguments that name a file or folder take any fsspec URL: here a store in memory; S3 in test_s3 and test_pull."""
 
 import uuid
 from pathlib import Path
