@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _training_commands(commands)
     _transfer_commands(commands)
     _registry_commands(commands)
+    _using_commands(commands)
     return parser
 
 
@@ -296,6 +297,7 @@ def _registry_commands(commands: Any) -> None:
         [
             "normfree pull s3://bucket/runs/c100 --to c100",
             "normfree pull models:/digits@champion --tracking-uri http://mlflow.example:5000",
+            "normfree pull s3://bucket/runs/f0 --format timm --to f0_timm",
         ],
     )
     p.add_argument(
@@ -304,6 +306,9 @@ def _registry_commands(commands: Any) -> None:
         help="a checkpoint, a run folder (its newest one), models:/NAME@ALIAS or models:/NAME/VERSION",
     )
     p.add_argument("--to", metavar="DIR", help="a new local folder (default: ./ and the last part of the name)")
+    p.add_argument(
+        "--format", choices=["safetensors", "timm", "onnx"], help="end with an exported folder in place of the checkpoint"
+    )
     p.add_argument(
         "--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)"
     )
@@ -324,6 +329,56 @@ def _registry_commands(commands: Any) -> None:
     p.add_argument("--alias", metavar="ALIAS", help="such as champion; moved here if another version has it")
     p.add_argument("--scorecard", metavar="SWEEP", help="sweep folder of a transfer of this checkpoint")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
+
+
+def _using_commands(commands: Any) -> None:
+    p = _add(
+        commands,
+        "classify",
+        "classify",
+        "names and probabilities for images",
+        [
+            "normfree classify runs/c100 photo.jpg",
+            "normfree classify exports/c100 photos/ 'more/*.png' s3://bucket/cat.webp --top 3 --json",
+        ],
+    )
+    p.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder (its newest one) or an exported folder"
+    )
+    p.add_argument("images", metavar="IMAGE", nargs="+", help="paths or URLs of images, folders, or patterns with *")
+    p.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (default %(default)s)")
+    p.add_argument("--json", action="store_true", help="print one JSON list")
+
+    p = _add(
+        commands,
+        "export",
+        "export",
+        "a checkpoint for other programs, with a model card; logits are compared before anything is kept",
+        [
+            "normfree export runs/c100 --format safetensors --out exports/c100",
+            "normfree export runs/f0 --format timm --out exports/f0_timm",
+            "normfree export s3://bucket/runs/c100 --format onnx --weights raw --out s3://bucket/exports/c100",
+            "normfree export runs/c100 --format mlflow --out exports/c100_mlflow",
+        ],
+    )
+    p.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder (its newest one) or an exported folder"
+    )
+    p.add_argument("--format", required=True, choices=["safetensors", "timm", "onnx", "mlflow"])
+    p.add_argument("--out", required=True, metavar="URL", help="a new folder or object-store prefix")
+    p.add_argument(
+        "--weights",
+        choices=["evaluated", "ema", "raw"],
+        default="evaluated",
+        help="evaluated: the averaged ones where the run kept them, else the raw ones (default)",
+    )
+    p.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest difference of logits, as a share of the largest (default %(default)s)",
+    )
 
 
 def _add(parent: Any, name: str, handler: str, summary: str, examples: Sequence[str]) -> argparse.ArgumentParser:

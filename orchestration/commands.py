@@ -285,6 +285,18 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    from orchestration.export_run import export_run
+
+    return export_run(args)
+
+
+def classify(args: argparse.Namespace) -> int:
+    from orchestration.export_run import classify_run
+
+    return classify_run(args)
+
+
 def transfer(args: argparse.Namespace) -> int:
     from orchestration.transfer_run import transfer_run
 
@@ -303,6 +315,7 @@ def report(args: argparse.Namespace) -> int:
 
 def pull(args: argparse.Namespace) -> int:
     from orchestration import registry
+    from pipeline import storage
     from pipeline.pull import pull as fetch
 
     if args.connections < 1:
@@ -312,7 +325,10 @@ def pull(args: argparse.Namespace) -> int:
     if registry.is_name(url):
         version = registry.find(url, args.tracking_uri)
         url, digest, name = version.source, version.digest, version.name
-    to = args.to or name
+    out = args.to or name
+    if args.format and storage.list_urls(out):
+        raise UserError(f"{out} is not empty; give another folder with --to")
+    to = f"{out.rstrip('/')}.checkpoint" if args.format else out
     with _progress_bar("pulling", "bytes") as update:
         made = fetch(
             url, to, digest=digest, connections=args.connections, progress=lambda there, total: update("", there, total)
@@ -323,9 +339,13 @@ def pull(args: argparse.Namespace) -> int:
         f"made {to}: step {made.commit.step} of {made.commit.url}, {len(files)} files, {made.commit.size_bytes:,} bytes, verified"
     )
     _say(f"digest {made.commit.digest}; fetched now {made.fetched_bytes:,} bytes")
-    _say(
-        f"next: normfree evaluate {shlex.quote(str(to))} DATA, or: normfree transfer {shlex.quote(str(to))} --suite SUITE ..."
-    )
+    if args.format:
+        from pipeline.export import export as write
+
+        written = write(to, args.format, out)
+        storage.remove_tree(to)
+        _say(f"made {out}: {args.format}, logits within {written.difference:.2g} of the checkpoint's")
+    _say(f"next: normfree classify {shlex.quote(out)} IMAGE, or: normfree transfer {shlex.quote(out)} --suite SUITE ...")
     return 0
 
 

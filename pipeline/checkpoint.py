@@ -192,8 +192,7 @@ def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -
     for path in verify(commit, cache_dir):
         with _open(path, commit.url) as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                kind, rest = key.split("/", 1)
-                name, start = rest.rsplit("@", 1)
+                kind, name, start = _place(key, commit)
                 if kind in state:
                     part = file.get_tensor(key).reshape(-1)
                     state[kind][name].view(-1)[int(start) : int(start) + part.numel()] = part
@@ -215,11 +214,24 @@ def _open(path: Path, url: str) -> Any:
         ) from None
 
 
+def _place(key: str, commit: Commit) -> tuple[str, str, str]:
+    """(kind, parameter, first element) of an entry; those of an exported folder are whole and have their names only."""
+    if "@" not in key:
+        return commit.kinds[0], key, "0"
+    kind, rest = key.split("/", 1)
+    name, start = rest.rsplit("@", 1)
+    return kind, name, start
+
+
 def resolve(url: str, cache_dir: str) -> Commit:
-    """A checkpoint's commit from its own URL, or the newest verified one of a run folder."""
+    """A checkpoint's commit from its own URL, or the newest verified one of a run folder; an exported folder counts too."""
+    from pipeline import exported  # it reads commits, so it comes after this module
+
     refuse_pickle(url)
     if storage.exists(storage.join(url, COMMIT)):
         return read_commit(url)
+    if exported.is_exported(url):
+        return exported.as_commit(url)
     commit, passed = newest(url, cache_dir)
     if commit is None:
         why = f"; {passed[0].reason}" if passed else ""

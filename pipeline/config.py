@@ -2,7 +2,7 @@
 
 Each part is declared beside the code that it configures and only composed here. A recipe (`pipeline.recipes`) is a function
 that returns a whole Run; a fine-tuning trial (`transfer.finetune`) makes one too. There is no second configuration: the
-DeepSpeed dictionary is derived from the Run in `pipeline.engine`.
+DeepSpeed dictionary is derived from the Run in `pipeline.deepspeed_setup`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from pipeline.backbone import ModelConfig
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import DataConfig
+from pipeline.deepspeed_setup import EngineConfig
 from pipeline.duration import Duration
-from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
 from pipeline.redact import refuse_secrets
 from pipeline.saver import SavingConfig

@@ -43,9 +43,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
     yield Phase(step=0, name="reading the data's manifest")
     job = Job(run, out, me, clock)
     yield from job.start()
-    batches = job.data.batches(
-        steps=range(job.step, job.total_steps), global_batch=run.global_batch, micro_batch=job.micro_batch, world=me
-    )
+    batches = job.batches()
     yield Phase(step=job.step, name="training")
     clock.take()
     with StopSignal() as stop, job.saver:
@@ -67,6 +65,7 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
                     stop_requested=stop.requested,
                     num_lost=lost_in(seen),
                     lost_allowed=job.account.allowed(job.step),
+                    measure=job.reports_after(job.step + 1),
                 )
             yield from job.account.enter(job.step, stats, seen)
             if stats.num_lost > 0:
@@ -75,10 +74,14 @@ def _train(run: Run, out: str, clock: Clock) -> Iterator[Record]:
             job.updates.append(stats)
             yield from job.saver.poll()
             if stats.applied:
-                job.skips_in_a_row = 0
+                job.trouble.applied(job.step - 1)
             else:
-                yield job.skipped(stats, seen)
-            if job.due(run.log_every_steps) or job.step == job.total_steps:
+                yield job.skipped(stats)
+                if job.trouble.is_too_much:
+                    yield from job.roll_back()
+                    batches = job.batches()
+                    continue
+            if job.reports_after(job.step):
                 yield job.report(rate)
             yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:

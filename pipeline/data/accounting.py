@@ -184,6 +184,10 @@ class Ledger:
         self._entries = defaultdict(list, entries)
         self._closed = {source: self.covered(source, step) // len(pool) for source, pool in enumerate(self._data.pools)}
 
+    def rewind(self, step: int) -> None:
+        kept = {page: [e for e in entries if e.step < step] for page, entries in self._entries.items()}
+        self.restore({page: entries for page, entries in kept.items() if entries}, step)
+
 
 def _merged(pages: Sequence[Page]) -> Iterable[dict[str, Any]]:
     run: dict[str, Any] | None = None

@@ -10,8 +10,8 @@ from pipeline.backbone import ModelConfig
 from pipeline.config import Run
 from pipeline.data.augment import nfnet_augment
 from pipeline.data.loader import DataConfig
+from pipeline.deepspeed_setup import EngineConfig
 from pipeline.duration import Duration
-from pipeline.engine import EngineConfig
 from pipeline.update import OptimConfig
 
 GLOBAL_BATCH = 4096
