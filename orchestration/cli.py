@@ -307,7 +307,9 @@ def _registry_commands(commands: Any) -> None:
     )
     p.add_argument("--to", metavar="DIR", help="a new local folder (default: ./ and the last part of the name)")
     p.add_argument(
-        "--format", choices=["safetensors", "timm", "onnx"], help="end with an exported folder in place of the checkpoint"
+        "--format",
+        choices=["safetensors", "timm", "onnx"],
+        help="end with an exported folder in place of the checkpoint",
     )
     p.add_argument(
         "--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)"

@@ -345,7 +345,9 @@ def pull(args: argparse.Namespace) -> int:
         written = write(to, args.format, out)
         storage.remove_tree(to)
         _say(f"made {out}: {args.format}, logits within {written.difference:.2g} of the checkpoint's")
-    _say(f"next: normfree classify {shlex.quote(out)} IMAGE, or: normfree transfer {shlex.quote(out)} --suite SUITE ...")
+    _say(
+        f"next: normfree classify {shlex.quote(out)} IMAGE, or: normfree transfer {shlex.quote(out)} --suite SUITE ..."
+    )
     return 0
 
 

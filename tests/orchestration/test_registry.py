@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -153,6 +153,58 @@ def test_a_sweep_of_other_weights_is_refused_and_its_own_becomes_the_scorecard(
         register(run, "m8", scorecard=str(tmp_path / "own"), tracking_uri=records)
     with pytest.raises(UserError, match="is not there"):
         find("models:/m8/1", records)
+
+
+def test_a_scorecard_stands_in_tags_and_on_the_page(run: str, records: str, tmp_path: Path) -> None:
+    from transfer.ledger import Ledger, SweepInfo, Trial, entry
+
+    digest = checkpoint.resolve(run, "unused").digest
+    sweep = Ledger(str(tmp_path / "sweep"))
+    facts = {
+        "suite": "demo",
+        "suite_digest": "",
+        "checkpoint_url": run,
+        "checkpoint_digest": digest,
+        "model": "nfnet_tiny",
+    }
+    sweep.claim(SweepInfo(**facts, started_s=0.0, command="", hardware="", num_seeds=2, not_run=[]))
+    for init, value in (("pretrained", 0.75), ("scratch", 0.5)):
+        for seed in (0, 1):
+            what = {"kind": "final", "task": "digits", "method": "ridge", "init": init, "shots": 5, "seed": seed}
+            digests = {
+                "protocol_digest": "p",
+                "data_digest": "d",
+                "checkpoint_digest": digest if init == "pretrained" else "",
+            }
+            trial = Trial(**what, hyperparameters={}, **digests)
+            sweep.write(entry(trial, task_title="Digits", checkpoint_url=run, value=value + 0.01 * seed))
+    made = register(run, "m10", scorecard=str(tmp_path / "sweep"), tracking_uri=records)
+    version = connect(records).get_model_version("m10", made.version)
+    (row,) = json.loads(version.tags["scorecard.rows"])
+    assert (row["task"], row["shots"], row["pretrained"], row["gain"]) == ("digits", 5, 0.755, 0.25)
+    assert "| digits | ridge | 5 | 75.5 % | 50.5 % | 25.0 % |" in version.description
+
+
+def test_two_commands_from_a_name_to_a_classified_picture(
+    records: str,
+    make_checkpoint: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    register(make_checkpoint(tmp_path / "run"), "m11", alias="best", tracking_uri=records)
+    Image.new("RGB", (20, 20), (200, 30, 30)).save("photo.png")
+    assert main(["pull", "models:/m11@best", "--to", "mine", "--tracking-uri", records]) == 0
+    assert main(["pull", "models:/m11@best", "--to", "timm", "--format", "timm", "--tracking-uri", records]) == 0
+    capsys.readouterr()
+    assert main(["classify", "mine", "photo.png", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert (
+        len(answer) > 1 and (tmp_path / "timm" / "config.json").exists() and not (tmp_path / "timm.checkpoint").exists()
+    )
 
 
 @pytest.mark.parametrize(
