@@ -342,7 +342,10 @@ def pull(args: argparse.Namespace) -> int:
     if args.format:
         from pipeline.export import export as write
 
-        written = write(to, args.format, out)
+        try:
+            written = write(to, args.format, out)
+        except UserError as error:
+            raise UserError(f"{error} (the checkpoint itself has come, and is in {to})") from None
         storage.remove_tree(to)
         _say(f"made {out}: {args.format}, logits within {written.difference:.2g} of the checkpoint's")
     _say(

@@ -198,13 +198,11 @@ def test_two_commands_from_a_name_to_a_classified_picture(
     register(make_checkpoint(tmp_path / "run"), "m11", alias="best", tracking_uri=records)
     Image.new("RGB", (20, 20), (200, 30, 30)).save("photo.png")
     assert main(["pull", "models:/m11@best", "--to", "mine", "--tracking-uri", records]) == 0
-    assert main(["pull", "models:/m11@best", "--to", "timm", "--format", "timm", "--tracking-uri", records]) == 0
+    assert main(["pull", "models:/m11@best", "--to", "out", "--format", "safetensors", "--tracking-uri", records]) == 0
     capsys.readouterr()
     assert main(["classify", "mine", "photo.png", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
-    assert (
-        len(answer) > 1 and (tmp_path / "timm" / "config.json").exists() and not (tmp_path / "timm.checkpoint").exists()
-    )
+    assert len(answer) > 1 and (tmp_path / "out" / "README.md").exists() and not (tmp_path / "out.checkpoint").exists()
 
 
 @pytest.mark.parametrize(
