@@ -107,7 +107,7 @@ def mark_damaged(bad: PassedOver) -> PassedOver:
     """
     try:
         storage.write_bytes(storage.join(bad.url, DAMAGED), f"{bad.reason}\n".encode())
-    except OSError as error:
+    except (OSError, UserError) as error:  # UserError: the store lets this machine read only
         unmarked = f"{bad.reason} (and it could not be marked, so it may be deleted as an old one: {error})"
         return dataclasses.replace(bad, reason=unmarked)
     return bad
