@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _training_commands(commands)
     _transfer_commands(commands)
+    _registry_commands(commands)
     _using_commands(commands)
     return parser
 
@@ -290,6 +291,51 @@ def _transfer_commands(commands: Any) -> None:
     p.add_argument("--port", type=int, default=5000)
 
 
+def _registry_commands(commands: Any) -> None:
+    p = _add(
+        commands,
+        "pull",
+        "pull",
+        "fetch a checkpoint into a local folder and verify every byte; the same command again goes on where it broke",
+        [
+            "normfree pull s3://bucket/runs/c100 --to c100",
+            "normfree pull models:/digits@champion --tracking-uri http://mlflow.example:5000",
+            "normfree pull s3://bucket/runs/f0 --format timm --to f0_timm",
+        ],
+    )
+    p.add_argument(
+        "url",
+        metavar="URL",
+        help="a checkpoint, a run folder (its newest one), models:/NAME@ALIAS or models:/NAME/VERSION",
+    )
+    p.add_argument("--to", metavar="DIR", help="a new local folder (default: ./ and the last part of the name)")
+    p.add_argument(
+        "--format",
+        choices=["safetensors", "timm", "onnx"],
+        help="end with an exported folder in place of the checkpoint",
+    )
+    p.add_argument(
+        "--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)"
+    )
+    p.add_argument("--tracking-uri", metavar="URI", help="of models:/...: MLflow; default: MLFLOW_TRACKING_URI")
+
+    p = _add(
+        commands,
+        "register",
+        "register",
+        "give a checkpoint a name in MLflow's model registry; its bytes stay where they are",
+        [
+            "normfree register s3://bucket/runs/c100 c100 --alias champion --tracking-uri http://mlflow.example:5000",
+            "normfree register runs/glyphs glyphs --scorecard sweeps/demo --tracking-uri sqlite:///demo/mlflow.db",
+        ],
+    )
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder (its newest one)")
+    p.add_argument("name", metavar="NAME", help="of the model in the registry")
+    p.add_argument("--alias", metavar="ALIAS", help="such as champion; moved here if another version has it")
+    p.add_argument("--scorecard", metavar="SWEEP", help="sweep folder of a transfer of this checkpoint")
+    p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
+
+
 def _using_commands(commands: Any) -> None:
     p = _add(
         commands,
@@ -372,10 +418,21 @@ def _dotted(rest: Sequence[str]) -> dict[str, str]:
     return fields
 
 
+def _refuse_secrets(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Before anything is written: what is given here reaches records, reports and trackers."""
+    from pipeline.redact import refuse_secrets
+
+    # An MLflow server's address may hold a password; it is passed on by the environment and shown without.
+    values = [value for name, value in vars(args).items() if name != "tracking_uri"]
+    refuse_secrets(values, "the command")
+    refuse_secrets([word.partition("=")[2] or word for word in rest], "the command")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args, rest = build_parser().parse_known_args(argv)
     debug = args.debug
     try:
+        _refuse_secrets(args, rest)
         if rest and args.command != "pretrain":
             from pipeline.errors import UserError
 
@@ -394,11 +451,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         from pipeline.errors import UserError
+        from pipeline.redact import public
 
         if isinstance(error, UserError):
-            print(f"normfree: {error}", file=sys.stderr)
+            print(f"normfree: {public(str(error))}", file=sys.stderr)
             return EXIT_USER
-        print(f"normfree: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
+        print(
+            f"normfree: {type(error).__name__}: {public(str(error))} (a fault of ours; --debug shows where)",
+            file=sys.stderr,
+        )
         return EXIT_OURS
 
 

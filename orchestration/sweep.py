@@ -29,6 +29,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from pipeline.errors import UserError
+from pipeline.redact import public
 from transfer.cells import Sweep, open_source, plan
 from transfer.conductor import Conductor, Job, OnEvent
 from transfer.ledger import Ledger, SweepInfo
@@ -140,7 +141,7 @@ def _claim(sweep: Sweep, suite: Suite, not_run: list[dict[str, Any]]) -> None:
             checkpoint_digest=sweep.source.digest,
             model=sweep.source.model,
             started_s=time.time(),
-            command=shlex.join(sys.argv),
+            command=public(shlex.join(sys.argv)),
             hardware=hardware,
             num_seeds=suite.num_seeds,
             not_run=not_run,

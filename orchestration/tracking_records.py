@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from pipeline.redact import public
+
 TAG_CHARACTERS = 4000  # MLflow refuses tags beyond 8,000 and cuts parameters at 6,000 with only a warning
 
 STEP_KEYS = {
@@ -243,13 +245,6 @@ class Translator:
     def _failed(self, record: dict[str, Any]) -> Upload:
         self.ending = Ending("FAILED", public(str(record["error"])))
         return Upload()
-
-
-def public(text: str) -> str:
-    """`text` without the user, password or token that a URL in it carries."""
-    text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1", text)
-    secret = r"([?&;][\w.-]*(?:password|passwd|token|secret|signature|key)[\w.-]*=)[^&;\s'\"]+"
-    return re.sub(secret, r"\1...", text, flags=re.IGNORECASE)
 
 
 def cause(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from pipeline.deepspeed_setup import EngineConfig
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.hang import WatchdogConfig
+from pipeline.redact import refuse_secrets
 from pipeline.saver import SavingConfig
 from pipeline.update import OptimConfig
 
@@ -56,6 +57,7 @@ class Run:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
+        refuse_secrets(to_dict(self), "the configuration")
         if self.global_batch < 1:
             raise UserError(f"global_batch is {self.global_batch}; set it to 1 or more")
         if self.log_every_steps < 1:

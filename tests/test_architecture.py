@@ -24,6 +24,7 @@ HOMES = {
         "orchestration/tracking.py",
         "orchestration/sweep_tracking.py",
         "orchestration/ui.py",
+        "orchestration/registry.py",
         "orchestration/export_mlflow.py",
         "orchestration/served_model.py",
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipeline import storage
 from pipeline.errors import UserError
 
 KINDS = ("tar", "folder", "embedded", "torchvision")
@@ -89,26 +90,25 @@ def load_card(name_or_path: str) -> Card:
     Raises UserError for a name that does not exist (with the nearest ones) and for a file that is not a card.
     """
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        if not storage.is_file(name_or_path):
             raise UserError(
-                f"no dataset card at {path}: give the path of a YAML card or one of {', '.join(list_cards())}"
+                f"no dataset card at {name_or_path}: give the path of a YAML card or one of {', '.join(list_cards())}"
             )
-        return _read(path)
+        return _read(name_or_path)
     names = list_cards()
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path, names, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
         raise UserError(f"no dataset card is called '{name_or_path}': {advice}")
-    return _read(datasets_dir() / f"{name_or_path}.yaml")
+    return _read(str(datasets_dir() / f"{name_or_path}.yaml"))
 
 
 @functools.cache
-def _read(path: Path) -> Card:
+def _read(path: str) -> Card:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(storage.read_bytes(path).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the dataset card {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -116,7 +116,7 @@ def _read(path: Path) -> Card:
     return _card(content, path)
 
 
-def _card(content: Mapping[str, Any], path: Path) -> Card:
+def _card(content: Mapping[str, Any], path: str) -> Card:
     known = {entry.name: entry for entry in fields(Card)}
     for key in content:
         if key not in known:
