@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
+from orchestration import spool_mirror
 from orchestration.console import Console
+from orchestration.provenance import facts
 from orchestration.spool import Spool
-from orchestration.tracking import start_uploader
+from orchestration.tracking import DRAIN_S, local_twin, start_uploader
+from orchestration.tracking_records import public
 from pipeline import storage
 from pipeline.config import Run
 from pipeline.records import Finished, Phase, Record, Stopped
+
+CALL_S = 25.0  # a call that the uploader began before the end, with its second try
+SAY_AFTER_S = 2.0
+RESTART_EVERY_S = 20.0
 
 
 class Readers:
     """Hands each record to the spool first (it is on disk before anybody acts on it), then to the console."""
 
     def __init__(self, run: Run, out: str, tracking_uri: str | None) -> None:
-        # The spool is local by law: an object store cannot be appended to. A remote run folder gets a local twin for it.
-        if storage.is_local(out):
-            self.run_dir = Path(storage.local_path(out))
-        else:
-            self.run_dir = Path(tempfile.gettempdir()) / "normfree-spools" / out.replace("://", "-").replace("/", "-")
+        self.run_dir = local_twin(out)
         self.out, self.run = out, run
         self.tracking_uri = tracking_uri or f"sqlite:///{self.run_dir.resolve() / 'mlflow.db'}"
         self._console = Console()
         self._spool: Spool | None = None
+        self._restart_after_s = 0.0
 
     def read(self, record: Record) -> None:
         if self._spool is None and isinstance(record, Phase):
@@ -36,17 +41,42 @@ class Readers:
             return
         if self._spool is None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._spool = Spool(self.run_dir / "records.jsonl")
-            self._uploader = start_uploader(
-                str(self.run_dir), self.tracking_uri, experiment="pretrain", run_name=self.run.name
-            )
+            if not storage.is_local(self.out):
+                self._pull()
+            self._spool = Spool(self.run_dir / "records.jsonl", facts())
+            self._start()
         self._spool.append(record)
+        self._keep_uploader()
         if isinstance(record, Finished):
             self._console.read(record, next_command=self._next(record))
         elif isinstance(record, Stopped):
             self._console.read(record, next_command=f"normfree {shlex.join(sys.argv[1:])}")
         else:
             self._console.read(record)
+
+    def _pull(self) -> None:
+        """What other machines wrote of this run: it is one run on the tracker, wherever it goes on."""
+        try:
+            spool_mirror.pull(self.out, self.run_dir)
+        except Exception as error:  # records are no reason not to train
+            print(f"tracking: cannot read what {self.out} holds of earlier attempts ({error})", file=sys.stderr)
+
+    def _start(self) -> None:
+        self._uploader = start_uploader(
+            str(self.run_dir),
+            self.tracking_uri,
+            experiment="pretrain",
+            run_name=self.run.name,
+            mirror=None if storage.is_local(self.out) else self.out,
+        )
+
+    def _keep_uploader(self) -> None:
+        """Another uploader for one that was killed: without its signs of life this run would pass for dead."""
+        status = self._uploader.poll()
+        if status is None or status >= 0 or time.monotonic() < self._restart_after_s:
+            return
+        self._restart_after_s = time.monotonic() + RESTART_EVERY_S
+        self._start()
 
     def _next(self, record: Finished) -> str:
         return f"normfree transfer {shlex.quote(record.checkpoint or self.out)} --suite small_images --data-root DATA --out SWEEP"
@@ -58,6 +88,28 @@ class Readers:
         if failed is not None:
             self._spool.append_failure(failed)
         self._spool.close()
-        # The uploader goes on alone until everything is there; a dead server never holds the run.
+        self._restart_after_s = 0.0
+        self._keep_uploader()
         if os.environ.get("NORMFREE_WAIT_FOR_TRACKER", "1") == "1":
-            self._uploader.wait()
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until all is told, for half a minute at most where the tracker does not take it, and what it was doing then.
+
+        The uploader is a process of its own: where this command may not wait (NORMFREE_WAIT_FOR_TRACKER=0), or leaves, it
+        works on and ends by itself.
+        """
+        try:
+            self._uploader.wait(SAY_AFTER_S)
+            return
+        except subprocess.TimeoutExpired:
+            where = public(self.tracking_uri)
+            print(f"waiting for MLflow at {where} to take the last records ({DRAIN_S:.0f} s at most)", file=sys.stderr)
+        try:
+            self._uploader.wait(DRAIN_S + CALL_S)
+        except subprocess.TimeoutExpired:
+            print(
+                f"tracking: MLflow at {where} keeps the uploader waiting; no record is lost, and this sends what is missing: "
+                f"normfree track import {shlex.quote(self.out)} --tracking-uri {shlex.quote(where)}",
+                file=sys.stderr,
+            )

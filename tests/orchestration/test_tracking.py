@@ -284,7 +284,7 @@ def test_the_one_line_says_what_is_not_uploaded(run_dir: Path, capsys: pytest.Ca
     assert work.run() == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert "4 of 4 records are not in MLflow at http://127.0.0.1:9" in line
-    assert "(no answer from the server)" in line and "python -m orchestration.tracking" in line and "secret" not in line
+    assert "(no answer from the server)" in line and "normfree track import" in line and "secret" not in line
 
 
 def test_a_record_that_the_server_refuses_does_not_hold_up_the_others(
