@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _training_commands(commands)
     _transfer_commands(commands)
+    _track_commands(commands)
     return parser
 
 
@@ -284,6 +285,35 @@ def _transfer_commands(commands: Any) -> None:
     p.add_argument("--tracking-uri", metavar="URI")
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=5000)
+
+
+def _track_commands(commands: Any) -> None:
+    track = commands.add_parser("track", help="records of runs: import, status")
+    actions = track.add_subparsers(dest="action", metavar="ACTION", required=True)
+    p = _add(
+        actions,
+        "import",
+        "track_import",
+        "send the records of a run to a server, what is not there yet; a second time changes nothing",
+        [
+            "normfree track import runs/c100 --tracking-uri http://mlflow:5000",
+            "normfree track import s3://bucket/runs/c100 --tracking-uri http://mlflow:5000",
+        ],
+    )
+    p.add_argument("run", metavar="RUN", help="run folder, local or in an object store")
+    p.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else SQLite in the run folder")
+    p.add_argument("--experiment", metavar="NAME", help="default: the one that the run was made for")
+    p.add_argument("--run-name", metavar="NAME", help="default: the run's own")
+    p = _add(
+        actions,
+        "status",
+        "track_status",
+        "list runs and how they ended; runs whose machine fell silent are marked as failed",
+        ["normfree track status runs/c100", "normfree track status --tracking-uri http://mlflow:5000"],
+    )
+    p.add_argument("run", nargs="?", metavar="DIR", help="a run or sweep folder")
+    p.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else SQLite in the folder")
+    p.add_argument("--limit", type=int, default=100, metavar="N", help="runs to list (default %(default)s)")
 
 
 def _add(parent: Any, name: str, handler: str, summary: str, examples: Sequence[str]) -> argparse.ArgumentParser:

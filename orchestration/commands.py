@@ -310,3 +310,15 @@ def ui(args: argparse.Namespace) -> int:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
     uri = args.tracking_uri or f"sqlite:///{(Path(args.run) / 'mlflow.db').resolve()}"
     return serve(uri, args.host, args.port)
+
+
+def track_import(args: argparse.Namespace) -> int:
+    from orchestration.track import track_import as run
+
+    return run(args)
+
+
+def track_status(args: argparse.Namespace) -> int:
+    from orchestration.track import track_status as run
+
+    return run(args)

@@ -7,12 +7,12 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from orchestration import spool_mirror
 from orchestration.console import Console
 from orchestration.provenance import facts
 from orchestration.spool import Spool
+from orchestration.system_metrics import start_sampler
 from orchestration.tracking import DRAIN_S, local_twin, start_uploader
 from orchestration.tracking_records import public
 from pipeline import storage
@@ -62,6 +62,7 @@ class Readers:
             print(f"tracking: cannot read what {self.out} holds of earlier attempts ({error})", file=sys.stderr)
 
     def _start(self) -> None:
+        self._sampler = start_sampler(self.run_dir)  # there is one already if only the uploader was killed: it leaves
         self._uploader = start_uploader(
             str(self.run_dir),
             self.tracking_uri,
@@ -113,3 +114,15 @@ class Readers:
                 f"normfree track import {shlex.quote(self.out)} --tracking-uri {shlex.quote(where)}",
                 file=sys.stderr,
             )
+
+
+class NodeReader:
+    """On each machine but rank 0's: hears the records of one of its ranks, to know when the node works, and samples it."""
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+        self._sampler: subprocess.Popen[bytes] | None = None
+
+    def read(self, record: Record) -> None:
+        if self._sampler is None and not isinstance(record, Phase):
+            self._sampler = start_sampler(local_twin(self._out), None if storage.is_local(self._out) else self._out)

@@ -20,7 +20,6 @@ from typing import IO, Any, NamedTuple
 from orchestration.tracking_records import public
 from pipeline.records import Record
 
-
 PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
 
 
@@ -44,7 +43,7 @@ class Spool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.attempt = 1 + max((int(line.value.get("attempt", 0)) for line in read(self.path)), default=0)
         self.num_lost = 0
-        torn = _is_torn(self.path)
+        torn = is_torn(self.path)
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         if torn:
             self._write("\n")  # whoever was killed while writing must not swallow our first line
@@ -152,7 +151,8 @@ def _without_passwords(value: Any) -> Any:
     return public(value) if isinstance(value, str) and "://" in value else value
 
 
-def _is_torn(path: Path) -> bool:
+def is_torn(path: Path) -> bool:
+    """Whether the last line of a file lacks its end: its writer was killed."""
     try:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)

@@ -21,13 +21,15 @@ PART_BYTES = 64 << 20
 
 
 class Mirror:
-    """Copies the spools of the local folder `run_dir` to the run folder `url` while it is entered, on a thread of its own.
+    """Copies spools of the local folder `run_dir` to the run folder `url` while it is entered, on a thread of its own.
 
+    `own` are the files that this machine writes; with `bring_others` those of other machines come the other way.
     Never raises: the local file is the record, and a store that is away is asked again later.
     """
 
-    def __init__(self, run_dir: Path, url: str) -> None:
+    def __init__(self, run_dir: Path, url: str, *, own: tuple[str, ...], bring_others: bool = False) -> None:
         self.run_dir, self.url = run_dir, url
+        self._own, self._bring_others = own, bring_others
         self.trouble: str | None = None
         """Why the last push failed; the next one begins where it ended."""
         self._sent: dict[str, int] | None = None
@@ -61,8 +63,11 @@ class Mirror:
         state = self.run_dir / STATE
         if state.exists():
             storage.write_bytes(storage.join(self.url, FOLDER, STATE), state.read_bytes())
-        for path in sorted(self.run_dir.glob("*.jsonl")):
-            self._push_file(path, self._sent)
+        for name in self._own:
+            if (self.run_dir / name).exists():
+                self._push_file(self.run_dir / name, self._sent)
+        if self._bring_others:
+            pull(self.url, self.run_dir, leave=self._own)
 
     def _push_file(self, path: Path, sent: dict[str, int]) -> None:
         with path.open("rb") as file:
@@ -78,16 +83,18 @@ class Mirror:
                 sent[path.name] = last
 
 
-def pull(url: str, run_dir: Path) -> bool:
-    """Brings the spools of the run folder `url` into `run_dir`; True if that changed anything.
+def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
+    """Brings the spools of the run folder `url` into `run_dir`, but for `leave`; True if that changed anything.
 
     A local spool that begins with all that the mirror holds is the newer one, and stays. One that has gone another way
     (this machine was cut off while another went on with the run) is put aside as `<name>.<time>.aside`.
     """
     changed = False
     for name, parts in sorted(_parts(url).items()):
-        data = b"".join(storage.read_bytes(part) for _, _, part in parts)
         local = run_dir / name
+        if name in leave or (local.exists() and local.stat().st_size == _length(parts)):
+            continue
+        data = b"".join(storage.read_bytes(part) for _, _, part in parts)
         mine = local.read_bytes() if local.exists() else b""
         if mine.startswith(data):
             continue
@@ -96,7 +103,7 @@ def pull(url: str, run_dir: Path) -> bool:
         storage.write_bytes(local, data)
         changed = True
     state = storage.join(url, FOLDER, STATE)
-    if changed and storage.exists(state):
+    if changed and not leave and storage.exists(state):
         storage.write_bytes(run_dir / STATE, storage.read_bytes(state))
     return changed
 

@@ -141,7 +141,8 @@ class Translator:
         read = self._readers.get(record["kind"])
         try:
             upload = read(record) if read else Upload()
-            self._mark_time(record)
+            if "time_s" in record:
+                self._mark_time(round(record["time_s"] * 1000))
         except (KeyError, TypeError, ValueError):  # one odd line must not hold up all those behind it
             upload = Upload()
             self.num_odd += 1
@@ -151,8 +152,7 @@ class Translator:
         upload.tags = {key: _short(public(value)) for key, value in upload.tags.items()}
         return upload
 
-    def _mark_time(self, record: dict[str, Any]) -> None:
-        time_ms = round(record["time_s"] * 1000)
+    def _mark_time(self, time_ms: int) -> None:
         self.begin_ms = min(time_ms, self.begin_ms or time_ms)
         self.end_ms = max(time_ms, self.end_ms or time_ms)
 

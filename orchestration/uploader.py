@@ -22,6 +22,7 @@ from orchestration import heartbeat
 from orchestration.alive import only_one, started_at
 from orchestration.spool import Follower, Line
 from orchestration.spool_mirror import Mirror
+from orchestration.system_metrics import node_name, spool_name
 from orchestration.tracking import (
     DRAIN_S,
     connect,
@@ -83,8 +84,12 @@ class Uploader:
         """The last step of each metric on the server when we connected: we may have sent it without hearing of it."""
         self._next_heartbeat = 0.0
         self._sweeper, self._next_look = heartbeat.Sweeper(), time.monotonic() + heartbeat.LOOK_EVERY_S
-        self._mirror = Mirror(self.run_dir, mirror) if mirror else None
+        own = MAIN, spool_name(node_name())
+        self._mirror = Mirror(self.run_dir, mirror, own=own, bring_others=True) if mirror else None
         self._num_refused = 0
+        self.num_sent = 0
+        """Records that the server took from this uploader."""
+        self.status = "RUNNING"
         self._is_told = False
         """The server knows all records and how the run ended."""
         self._trouble = "the server was not reached"
@@ -152,6 +157,7 @@ class Uploader:
         self._send([upload for _, _, upload in batch])
         for source, number, _ in batch:
             self._pending.popleft()
+            self.num_sent += 1
             self._acknowledge(source, number + 1)
         self._num_single = max(0, self._num_single - 1)
         self._save()
@@ -245,7 +251,20 @@ class Uploader:
         # A spool that is sent later ended when its last line was written; a process that is gone, just now.
         end_ms = self._translator.end_ms if self._watch_pid is None or self._translator.ending else None
         self._client.set_terminated(run_id, status=ending.status, end_time=end_ms)
-        self._is_told = True
+        self._is_told, self.status = True, f"{ending.status} ({ending.cause})"
+
+    @property
+    def num_known(self) -> int:
+        """Records that the server has acknowledged, from any uploader of this folder."""
+        return sum(self._acknowledged(source.name) for source in self._sources)
+
+    @property
+    def run_id(self) -> str | None:
+        return self._state["run_id"]
+
+    @property
+    def experiment(self) -> str:
+        return str(self._state["experiment"])
 
     def _poll(self) -> None:
         """Takes in what has been written, all of it or as much as fits: then `_is_caught_up` is False."""
@@ -309,7 +328,7 @@ class Uploader:
 
     def _report(self) -> int:
         num_left = len(self._pending) + sum(_count_rest(source.follower) for source in self._sources)
-        num_all = num_left + sum(self._acknowledged(source.name) for source in self._sources)
+        num_all = num_left + self.num_known
         where = public(self.uri)
         if self._num_refused:
             log = self.run_dir / "tracking.log"
