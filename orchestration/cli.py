@@ -278,13 +278,24 @@ def _transfer_commands(commands: Any) -> None:
         commands,
         "ui",
         "ui",
-        "open MLflow on a run's or sweep's records",
-        ["normfree ui runs/glyphs", "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001"],
+        "open MLflow on a run's or sweep's records; with --team, serve it to a group from PostgreSQL and a bucket",
+        [
+            "normfree ui runs/glyphs",
+            "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001",
+            "PGPASSWORD=... MLFLOW_AUTH_ADMIN_PASSWORD=... normfree ui --team \\",
+            "      --tracking-uri postgresql://mlflow@db/mlflow --artifacts s3://bucket/mlflow --host 0.0.0.0",
+        ],
     )
     p.add_argument("run", nargs="?", metavar="DIR", help="a run or sweep folder")
     p.add_argument("--tracking-uri", metavar="URI")
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=5000)
+    p.add_argument("--team", action="store_true", help="users with passwords, PostgreSQL, artifacts in a bucket")
+    p.add_argument("--artifacts", metavar="URL", help="with --team: where files go, as s3://bucket/mlflow")
+    p.add_argument(
+        "--allowed-hosts", metavar="A,B", help="with --team: names under which browsers reach it (default: local ones)"
+    )
+    p.add_argument("--workers", type=int, default=4, metavar="N", help="with --team: server processes (default 4)")
 
 
 def _track_commands(commands: Any) -> None:

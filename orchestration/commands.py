@@ -306,6 +306,17 @@ def ui(args: argparse.Namespace) -> int:
 
     from orchestration.ui import serve
 
+    if args.team:
+        from orchestration.team import serve_team
+
+        return serve_team(
+            args.tracking_uri,
+            args.artifacts,
+            host=args.host,
+            port=args.port,
+            allowed_hosts=args.allowed_hosts,
+            workers=args.workers,
+        )
     if not args.run and not args.tracking_uri:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
     uri = args.tracking_uri or f"sqlite:///{(Path(args.run) / 'mlflow.db').resolve()}"

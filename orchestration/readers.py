@@ -17,6 +17,7 @@ from orchestration.tracking import DRAIN_S, local_twin, start_uploader
 from orchestration.tracking_records import public
 from pipeline import storage
 from pipeline.config import Run
+from pipeline.errors import UserError
 from pipeline.records import Finished, Phase, Record, Stopped
 
 CALL_S = 25.0  # a call that the uploader began before the end, with its second try
@@ -34,6 +35,7 @@ class Readers:
         self._console = Console()
         self._spool: Spool | None = None
         self._restart_after_s = 0.0
+        self._wait_s = _wait_s()
 
     def read(self, record: Record) -> None:
         if self._spool is None and isinstance(record, Phase):
@@ -68,6 +70,7 @@ class Readers:
             self.tracking_uri,
             experiment="pretrain",
             run_name=self.run.name,
+            drain_s=self._wait_s or DRAIN_S,
             mirror=None if storage.is_local(self.out) else self.out,
         )
 
@@ -91,29 +94,41 @@ class Readers:
         self._spool.close()
         self._restart_after_s = 0.0
         self._keep_uploader()
-        if os.environ.get("NORMFREE_WAIT_FOR_TRACKER", "1") == "1":
+        if self._wait_s:
             self._wait()
 
     def _wait(self) -> None:
-        """Until all is told, for half a minute at most where the tracker does not take it, and what it was doing then.
+        """Until the tracker knows all, or for so long, and until the call ends that is under way then.
 
-        The uploader is a process of its own: where this command may not wait (NORMFREE_WAIT_FOR_TRACKER=0), or leaves, it
-        works on and ends by itself.
+        The uploader is a process of its own: where this command does not wait, or leaves, it works on and ends by itself.
         """
         try:
             self._uploader.wait(SAY_AFTER_S)
             return
         except subprocess.TimeoutExpired:
             where = public(self.tracking_uri)
-            print(f"waiting for MLflow at {where} to take the last records ({DRAIN_S:.0f} s at most)", file=sys.stderr)
+            print(
+                f"waiting for MLflow at {where} to take the last records ({self._wait_s:g} s at most)", file=sys.stderr
+            )
         try:
-            self._uploader.wait(DRAIN_S + CALL_S)
+            self._uploader.wait(self._wait_s + CALL_S)
         except subprocess.TimeoutExpired:
             print(
                 f"tracking: MLflow at {where} keeps the uploader waiting; no record is lost, and this sends what is missing: "
                 f"normfree track import {shlex.quote(self.out)} --tracking-uri {shlex.quote(where)}",
                 file=sys.stderr,
             )
+
+
+def _wait_s() -> float:
+    """Seconds that the command's end waits for a tracker that does not take the rest: NORMFREE_WAIT_FOR_TRACKER, 30."""
+    text = os.environ.get("NORMFREE_WAIT_FOR_TRACKER", str(DRAIN_S))
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        raise UserError(
+            f"NORMFREE_WAIT_FOR_TRACKER is {text!r}; set it to a number of seconds, 0 not to wait"
+        ) from None
 
 
 class NodeReader:
