@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("update", "step", "loader", "stream", "engine", "checkpoint", "step_compiled", "gpu")
+NAMES = ("update", "step", "loader", "stream", "engine", "checkpoint", "tracking", "step_compiled", "gpu")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:

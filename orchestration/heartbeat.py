@@ -96,6 +96,17 @@ def keep_sweeping(connect: Callable[[], Any], end: threading.Event, *, every_s: 
             continue
 
 
+def keep_beating(connect: Callable[[], Any], run_id: str, end: threading.Event) -> None:
+    """Signs of life from a thread, for a process that is no uploader, until `end` is set. Never raises."""
+    while True:
+        try:
+            beat(connect(), run_id, revive=True)
+        except Exception:  # the next sign will do
+            pass
+        if end.wait(BEAT_EVERY_S):
+            return
+
+
 def jittered(every_s: float) -> float:
     """So that the uploaders of a hundred runs do not ask in step."""
     return every_s * random.uniform(0.8, 1.0)
@@ -127,7 +138,7 @@ def _end(client: Any, run_id: str, sign: str) -> str | None:
     if run.info.status != "RUNNING" or run.data.tags.get(BEAT_TAG) != sign:
         return None
     since = datetime.fromtimestamp(float(sign), UTC).isoformat(timespec="seconds")
-    cause = f"no heartbeat since {since}: its machine failed, or is cut off from this server"
+    cause = f"no heartbeat since {since}: it was killed, or its machine failed or is cut off from this server"
     client.set_tag(run_id, CAUSE_TAG, cause)
     client.set_terminated(run_id, status="FAILED", end_time=round(1000 * float(sign)))
     return cause

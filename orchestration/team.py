@@ -86,6 +86,8 @@ def _checked(backend: str | None, artifacts: str | None) -> tuple[str, str]:
             f"{ADMIN_PASSWORD} is {'too short' if password else 'not set'}; it is the password of the user admin: export "
             f"{SHORTEST_PASSWORD} characters or more"
         )
+    # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, earlier ones for psycopg2: we say which.
+    backend = re.sub(r"^postgresql://", "postgresql+psycopg2://", backend)
     storage.exists(storage.join(artifacts, "any"))  # a bucket or credentials that are wrong are a UserError there
     try:
         connect(backend).search_experiments(max_results=1)  # makes the tables where there are none

@@ -38,8 +38,10 @@ def postgres_server() -> Iterator[str]:
         root = Path(folder)
         if user:
             if programs.parent.name == "pginstall":
-                shutil.copytree(programs.parent, root / "pginstall")
-                programs = root / "pginstall" / "bin"
+                package = programs.parents[1]
+                for part in (package / "pginstall", package.with_name(f"{package.name}.libs")):
+                    shutil.copytree(part, root / part.relative_to(package.parent))
+                programs = root / package.name / "pginstall" / "bin"
             shutil.chown(root, user)
         (root / "password").write_text(PASSWORD)
         (root / "password").chmod(0o644)

@@ -53,7 +53,7 @@ def team(stores: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFa
         )
     try:
         until = time.monotonic() + 300
-        while not (found := re.search(r"at (http://\\S+) ", said.read_text())):
+        while not (found := re.search(r"at (http://\S+) ", said.read_text())):
             assert server.poll() is None and time.monotonic() < until, said.read_text()
             time.sleep(0.2)
         yield found[1], said
@@ -69,7 +69,7 @@ def test_a_run_goes_through_the_team_server_into_database_and_bucket_and_no_secr
 
     from tests.orchestration.test_tracking import finished, started, step
 
-    (tmp_path / "run.yaml").write_text("name: r\\n")
+    (tmp_path / "run.yaml").write_text("name: r\n")
     with Spool(tmp_path / "records.jsonl") as spool:
         for record in (started(), *(step(n) for n in range(1, 31)), finished(30)):
             spool.append(record)
@@ -86,7 +86,9 @@ def test_a_run_goes_through_the_team_server_into_database_and_bucket_and_no_secr
     assert (used.dataset.name, used.dataset.digest) == ("data", "da7a") and "pass" not in used.dataset.source
     uri, environment = stores
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    assert connect(uri).get_run(run.info.run_id).info.run_name == "r"  # the database itself
+    assert (
+        connect(uri.replace("://", "+psycopg2://", 1)).get_run(run.info.run_id).info.run_name == "r"
+    )  # the database itself
     bucket = fsspec.filesystem("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], key="testkey", secret=SECRET)
     assert any(name.endswith(f"{run.info.run_id}/artifacts/run.yaml") for name in bucket.find(f"{BUCKET}/mlflow"))
     written = said.read_text() + "".join(p.read_text() for p in tmp_path.iterdir() if p.is_file())
