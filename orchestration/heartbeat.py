@@ -9,6 +9,7 @@ left alone. A run that was marked in error (its machine was only cut off) takes 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -99,10 +100,8 @@ def keep_sweeping(connect: Callable[[], Any], end: threading.Event, *, every_s: 
 def keep_beating(connect: Callable[[], Any], run_id: str, end: threading.Event) -> None:
     """Signs of life from a thread, for a process that is no uploader, until `end` is set. Never raises."""
     while True:
-        try:
+        with contextlib.suppress(Exception):  # the next sign will do
             beat(connect(), run_id, revive=True)
-        except Exception:  # the next sign will do
-            pass
         if end.wait(BEAT_EVERY_S):
             return
 

@@ -15,13 +15,13 @@ LIBRARIES = ("normfree", "torch", "deepspeed", "ray", "mlflow", "webdataset", "s
 GIT_S = 5.0
 
 
-def facts(root: Path | None = None) -> dict[str, str | None]:
+def facts(root: Path | None = None) -> dict[str, str]:
     """What an attempt says of itself: `code.*`, `environment.*`. `root`: of the code, by default of this package.
 
     Code that was installed from a package has no revision; its version stands among the libraries.
     """
     revision = _git(root or Path(__file__).resolve().parents[1])
-    return {
+    found = {
         "code.revision": revision.removesuffix("-dirty") if revision else None,
         "code.dirty": None if revision is None else str(revision.endswith("-dirty")).lower(),
         "environment.python": platform.python_version(),
@@ -29,6 +29,7 @@ def facts(root: Path | None = None) -> dict[str, str | None]:
         "environment.libraries": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name))),
         "environment.command": public(shlex.join(["normfree", *sys.argv[1:]])),
     }
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _git(root: Path) -> str | None:

@@ -146,7 +146,5 @@ class _Listener:
         }
         parameters |= {"model": info.model, "num_seeds": info.num_seeds, "num_failed": num_failed}
         tags = sweep_summary.tags(entries, rows) | {"checkpoint_digest": info.checkpoint_digest}
-        self._tracking().parent_summary(
-            parameters, metrics, artifacts, tags | {k: v for k, v in facts().items() if v is not None}
-        )
+        self._tracking().parent_summary(parameters, metrics, artifacts, tags | facts())
         self._tracking().close("failed" if num_failed else "ok")

@@ -14,12 +14,14 @@ import sys
 import time
 import traceback
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestration import heartbeat
 from orchestration.alive import only_one, started_at
+from orchestration.run_pictures import Pictures
 from orchestration.spool import Follower, Line
 from orchestration.spool_mirror import Mirror
 from orchestration.system_metrics import node_name, spool_name
@@ -86,6 +88,7 @@ class Uploader:
         self._sweeper, self._next_look = heartbeat.Sweeper(), time.monotonic() + heartbeat.LOOK_EVERY_S
         own = MAIN, spool_name(node_name())
         self._mirror = Mirror(self.run_dir, mirror, own=own, bring_others=True) if mirror else None
+        self._pictures = Pictures(self.run_dir)
         self._num_refused = 0
         self.num_sent = 0
         """Records that the server took from this uploader."""
@@ -193,21 +196,27 @@ class Uploader:
             return
         if whole.config is not None:
             self._send_config(whole.config)
+            self._pictures.begin()
+        self._send_artifacts(self._pictures.take(), "pictures")
 
     def _is_new(self, point: Point) -> bool:
         return point.step > self._marks.get(point.key, -1)
 
     def _send_config(self, config: dict[str, Any]) -> None:
         """The resolved configuration as an artifact. Artifacts have a store of their own, which may fail alone."""
-        run_id, file = self._state["run_id"], self.run_dir / "run.yaml"
-        try:
-            if file.exists():
-                self._client.log_artifact(run_id, str(file))
-            else:
-                self._client.log_dict(run_id, config, "run.json")
-        except Exception as error:
-            self._log(traceback.format_exc())
-            send(self._client, run_id, Upload(tags={"artifact_error": cause(error)}))
+        file = self.run_dir / "run.yaml"
+        if not file.exists():
+            file = self.run_dir / "run.json"
+            write_json(file, config)
+        self._send_artifacts([file])
+
+    def _send_artifacts(self, files: Sequence[Path], folder: str | None = None) -> None:
+        for file in files:
+            try:
+                self._client.log_artifact(self._state["run_id"], str(file), folder)
+            except Exception as error:
+                self._log(traceback.format_exc())
+                send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
 
     def _open(self, over: bool) -> None:
         """Connect, and find the run on the server or make it. Safe to be killed in at any place."""
@@ -252,6 +261,7 @@ class Uploader:
         end_ms = self._translator.end_ms if self._watch_pid is None or self._translator.ending else None
         self._client.set_terminated(run_id, status=ending.status, end_time=end_ms)
         self._is_told, self.status = True, f"{ending.status} ({ending.cause})"
+        self._send_artifacts(self._pictures.last(wait_s=self.drain_s), "pictures")
 
     @property
     def num_known(self) -> int:
@@ -307,10 +317,13 @@ class Uploader:
         target = public(self.uri).replace(str(self.run_dir), ".")
         fresh = {"run_id": None, "token": secrets.token_hex(8), "acknowledged": 0}
         self._state: dict[str, Any] = self._states.setdefault(target, fresh)
-        experiment, run_name = self._names
         self._state.setdefault("beside", {})
-        self._state["experiment"] = experiment or self._state.get("experiment") or "normfree"
-        self._state["run_name"] = run_name or self._state.get("run_name") or self.run_dir.name
+        # The run has one name, wherever its spool is sent.
+        known = [self._state, *self._states.values()]
+        for key, given, default in zip(
+            ("experiment", "run_name"), self._names, ("normfree", self.run_dir.name), strict=True
+        ):
+            self._state[key] = given or next((state[key] for state in known if state.get(key)), default)
         self._rewind()
 
     def _save(self) -> None:

@@ -15,7 +15,12 @@ HOMES = {
     "safetensors": ("nfnet/weight_files.py", "pipeline/checkpoint.py"),
     "webdataset": ("pipeline/data/",),
     "triton": ("nfnet/kernels/",),
-    "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py", "pipeline/data/glyphs.py"),
+    "matplotlib": (
+        "transfer/plots.py",
+        "orchestration/signal_plot.py",
+        "orchestration/run_pictures.py",
+        "pipeline/data/glyphs.py",
+    ),
     "timm": ("orchestration/inspection.py",),
     "ray": ("orchestration/sweep.py",),
     "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),

@@ -76,7 +76,8 @@ def test_a_run_goes_through_the_team_server_into_database_and_bucket_and_no_secr
     address, said = team
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN)
-    work = Uploader(tmp_path, address, experiment="team", run_name="r", poll_s=0.05)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # a first request to a busy machine
+    work = Uploader(tmp_path, address, experiment="team", run_name="r", poll_s=0.05, drain_s=300.0)
     assert work.run() == 0
     client = connect(address)
     run = client.get_run(work.run_id or "")
