@@ -129,7 +129,7 @@ def training(steps: list[dict[str, Any]], path: Path) -> bool:
         parts = sorted({part for step in steps for part in step.get("parts") or ()}, key=_order)
         shares = {part: _of_part(part, "clipped_share") for part in parts} or {"": lambda s: s["clipped_share"]}
         _lines(clipped, steps, shares, "Units clipped by AGC, share")
-        clipped.set_ylim(-0.02, 1.02)
+        clipped.set_ylim(bottom=0)
         _lines(norm, steps, {"": lambda s: s["gradient_norm"]}, "Gradient norm after clipping", log=True)
         _lines(speed, steps, {"": lambda s: s["images_per_s"]}, "Images per second")
         speed.set_ylim(bottom=0)
@@ -150,10 +150,16 @@ def _order(part: str) -> tuple[int, str]:
 def _lines(axes: Axes, steps: list[dict[str, Any]], series: dict[str, Any], title: str, *, log: bool = False) -> None:
     for number, (label, value) in enumerate(series.items()):
         points = [(s["step"], y) for s in steps if (y := value(s)) is not None and math.isfinite(y)]
-        style = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[number // len(COLOURS) % len(STYLES)], "lw": 1.4}
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "ls": STYLES[number // len(COLOURS) % len(STYLES)],
+            "lw": 1.4,
+        }
         axes.plot([x for x, _ in points], [y for _, y in points], label=label or None, **style)
     if log:
         axes.set_yscale("log")
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(lambda value, _: f"{value:g}")
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8, ncols=2, labelcolor=INK)
     axes.set_title(title, fontsize=10.5, color=INK, loc="left")

@@ -40,6 +40,7 @@ from orchestration.tracking_records import Ending, Point, Translator, Upload, ca
 
 MAX_WAIT_S = 15.0
 MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk
+PICTURES_S = 300.0  # for the last pictures, where nobody waits for a command to end
 MAIN, BESIDE = "records.jsonl", "system-*.jsonl"
 TOKEN_TAG = "normfree.run"
 EXIT_NOT_UPLOADED = 3
@@ -261,7 +262,9 @@ class Uploader:
         end_ms = self._translator.end_ms if self._watch_pid is None or self._translator.ending else None
         self._client.set_terminated(run_id, status=ending.status, end_time=end_ms)
         self._is_told, self.status = True, f"{ending.status} ({ending.cause})"
-        self._send_artifacts(self._pictures.last(wait_s=self.drain_s), "pictures")
+        self._send_artifacts(
+            self._pictures.last(wait_s=PICTURES_S if self._watch_pid is None else self.drain_s), "pictures"
+        )
 
     @property
     def num_known(self) -> int:

@@ -263,3 +263,35 @@ def test_lineage_is_walked_from_a_checkpoint_to_its_run_and_to_the_data(server: 
     found = client.search_runs(heartbeat.all_experiments(client), "tags.`checkpoint.digests` LIKE '%aaaaaaaaaaaaaaaa%'")
     assert [run.info.run_name for run in found] == ["r"]
     assert found[0].data.tags["checkpoint.digest"] == "bb" * 32
+
+
+@pytest.mark.slow
+def test_10_000_points_arrive_once_though_trainer_uploader_and_server_are_killed_in_turn(
+    tmp_path: Path,
+) -> None:
+    out, last = tmp_path / "run", 1000  # 17 points a step
+    with mlflow_server(tmp_path / "mlflow.db") as server, fault_proxy(server.uri) as proxy:
+        proxy.faults.append(Fault(match="log-batch", after_bytes=0, times=3))
+        process = trainer(out, proxy.url, 0, 100_000, pause_s=0.03)
+        wait_for(lambda: acknowledged(out) > 100, "the first attempt sends")
+        server.kill()
+        time.sleep(2.0)
+        server.start()
+        proxy.faults.append(Fault(match="log-batch", status=500, times=5))
+        sent = acknowledged(out)
+        wait_for(lambda: acknowledged(out) > sent + 100, "the server is used again")
+        os.kill(uploader_of(process), signal.SIGKILL)
+        wait_for(lambda: len(_uploaders(process)) == 1, "another uploader")
+        sent = acknowledged(out)
+        wait_for(lambda: acknowledged(out) > sent, "the second uploader sends")
+        process.kill()  # the trainer alone: its uploader tells its death
+        process.wait()
+        wait_for(lambda: the_run(server, out).info.status == "KILLED", "the death is told")
+        done = steps(server, the_run(server, out), "train/loss")[-1]
+        assert done < last - 100
+        proxy.faults.append(Fault(match="log-batch", after_bytes=0, times=3))
+        said, _ = trainer(out, proxy.url, done - 50, last, pause_s=0.01).communicate(timeout=600)
+        run = the_run(server, out)
+        found = all_points(server, run)
+        assert found == once(last), said
+        assert sum(map(len, found.values())) >= 10_000 and run.info.status == "FINISHED"
