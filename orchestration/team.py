@@ -19,7 +19,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from orchestration.tracking import connect
 from orchestration.tracking_records import cause, public
 from orchestration.ui import free_port, run_server
 from pipeline import storage
@@ -27,6 +26,7 @@ from pipeline.errors import UserError
 
 ADMIN_PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 SHORTEST_PASSWORD = 12
+ANSWER_S = 15
 NEEDS = {"psycopg2": "psycopg2-binary", "boto3": "boto3", "flask_wtf": "Flask-WTF"}
 SETTINGS = """[mlflow]
 default_permission = READ
@@ -89,11 +89,18 @@ def _checked(backend: str | None, artifacts: str | None) -> tuple[str, str]:
     # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, earlier ones for psycopg2: we say which.
     backend = re.sub(r"^postgresql://", "postgresql+psycopg2://", backend)
     storage.exists(storage.join(artifacts, "any"))  # a bucket or credentials that are wrong are a UserError there
-    try:
-        connect(backend).search_experiments(max_results=1)  # makes the tables where there are none
-    except Exception as error:
-        raise UserError(f"cannot use {public(backend)} ({cause(error)}); check address, user and PGPASSWORD") from None
+    _refuse_a_dead_database(backend)
     return backend, artifacts.rstrip("/")
+
+
+def _refuse_a_dead_database(backend: str) -> None:
+    """By the driver itself: MLflow tries a wrong password for minutes."""
+    import psycopg2
+
+    try:
+        psycopg2.connect(backend.replace("+psycopg2", "", 1), connect_timeout=ANSWER_S).close()
+    except psycopg2.Error as error:
+        raise UserError(f"cannot use {public(backend)} ({cause(error)}); check address, user and PGPASSWORD") from None
 
 
 def _environment(backend: str, settings: Path) -> dict[str, str]:
