@@ -81,6 +81,8 @@ class Uploader:
         self._watch_pid, self._watch_since = watch_pid, started_at(watch_pid)
         self._names = experiment, run_name
         self._client: Any = None
+        self._size = batch_lines
+        """Lines of a batch: half as many after each failure, for a server may be slow rather than away."""
         self._num_single = 0
         """Lines that go one by one, because the server refuses one of them."""
         self._marks: dict[str, int] = {}
@@ -156,14 +158,14 @@ class Uploader:
             if over and self._is_caught_up:
                 self._conclude()
             return over and not self._is_caught_up
-        size = 1 if self._num_single else self.batch_lines
+        size = 1 if self._num_single else self._size
         batch = [self._pending[i] for i in range(min(size, len(self._pending)))]
         self._send([upload for _, _, upload in batch])
         for source, number, _ in batch:
             self._pending.popleft()
             self.num_sent += 1
             self._acknowledge(source, number + 1)
-        self._num_single = max(0, self._num_single - 1)
+        self._num_single, self._size = max(0, self._num_single - 1), min(self.batch_lines, 2 * self._size)
         self._save()
         return True
 
@@ -333,7 +335,7 @@ class Uploader:
         write_json(self._state_file, self._states)
 
     def _stumble(self, error: Exception) -> None:
-        self._client = None
+        self._client, self._size = None, max(1, self._size // 2)
         if self._trouble != cause(error):  # once: a server may be away for weeks
             self._trouble = cause(error)
             self._log(traceback.format_exc())
