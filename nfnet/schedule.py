@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Sequence
 
 
 def linear_scaling(base: float, global_batch: int) -> float:
@@ -21,3 +23,15 @@ def learning_rate(step: int, *, total_steps: int, warmup_steps: int = 0, peak: f
         return peak * step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def step_rate(
+    step: int, *, warmup_steps: int = 0, peak: float, decay_steps: Sequence[int], factor: float = 0.1
+) -> float:
+    """Linear warm-up from 0, then `peak` times `factor` once for each of `decay_steps` (rising) that lies behind.
+
+    As in the code of BiT's HyperRule (Kolesnikov et al. 2020), update number `decay_steps[i]` still has the larger rate.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * factor ** bisect.bisect_left(decay_steps, step)

@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from orchestration.tracking_records import public
+from pipeline.redact import public
 
 LIBRARIES = ("normfree", "torch", "deepspeed", "ray", "mlflow", "webdataset", "safetensors", "numpy")
 GIT_S = 5.0

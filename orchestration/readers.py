@@ -14,11 +14,11 @@ from orchestration.provenance import facts
 from orchestration.spool import Spool
 from orchestration.system_metrics import start_sampler
 from orchestration.tracking import DRAIN_S, local_twin, start_uploader
-from orchestration.tracking_records import public
 from pipeline import storage
 from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.records import Finished, Phase, Record, Stopped
+from pipeline.redact import public
 
 CALL_S = 25.0  # a call that the uploader began before the end, with its second try
 SAY_AFTER_S = 2.0
@@ -52,7 +52,7 @@ class Readers:
         if isinstance(record, Finished):
             self._console.read(record, next_command=self._next(record))
         elif isinstance(record, Stopped):
-            self._console.read(record, next_command=f"normfree {shlex.join(sys.argv[1:])}")
+            self._console.read(record, next_command=f"normfree {public(shlex.join(sys.argv[1:]))}")
         else:
             self._console.read(record)
 

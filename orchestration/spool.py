@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from orchestration.tracking_records import public
 from pipeline.records import Record
+from pipeline.redact import public
 
 PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
 

@@ -1,16 +1,19 @@
-"""A transfer sweep as Ray Tune trials: ridge jobs, searches under ASHA, and final trials, in one experiment.
+"""A transfer sweep as Ray Tune trials: probe jobs, searches, and final trials, in one experiment.
 
     what is next: `transfer.conductor`; where and when it runs: Tune; what has been run: `transfer.ledger`
 
 One experiment for all of it, because each one costs seconds of imports in every worker: Tune asks a searcher what to
 run next, and the searcher is our queue, which releases a cell's final trials when its search is over. Tune's own
-storage is a temporary folder; nothing is ever restored from it. A driver that is killed starts again from the ledger,
-and loses what was running.
+storage is a temporary folder; nothing is ever restored from it. A driver that is killed starts again from the ledger, and
+trials go on from their own checkpoints. Which candidates of a search go on is decided by the conductor, from what is written
+down; under `asha` by Tune while they run, which is quicker and depends on which of them is first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import json
 import logging
 import os
 import platform
@@ -19,8 +22,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -28,12 +32,19 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from pipeline import retention, storage
+from pipeline.backbone import absolute
+from pipeline.checkpoint import COMMIT
 from pipeline.errors import UserError
-from transfer.cells import Sweep, open_source, plan
-from transfer.conductor import Conductor, Job, OnEvent
+from pipeline.redact import public
+from transfer.cells import Cell, Sweep, distinct, open_source, plan
+from transfer.conductor import Budget, Conductor, Job, OnEvent
+from transfer.environment import code_revision
+from transfer.halving import read_asha, write_asha
 from transfer.ledger import Ledger, SweepInfo
-from transfer.spaces import REDUCTION, grace_steps
-from transfer.tasks import Suite, load_suite
+from transfer.protocols import Scheduler
+from transfer.spaces import ASHA_REDUCTION, grace_steps
+from transfer.tasks import load_suite
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -49,6 +60,20 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where trials run, and what each may take. Decides no number."""
+
+    max_concurrent: int | None = None
+    """Trials at a time; None = one a core of this machine, on a cluster as many as fit."""
+    gpus_per_trial: float | None = None
+    """None = the GPUs of this machine, shared by the trials at a time."""
+    ray_address: str | None = None
+    """Of a cluster that runs; None = a Ray of our own on this machine, which ends with the sweep."""
+    trial_limit_s: float = 0.0
+    """A trial that is not done by then is ended, and is a failed one; 0 = no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepResult:
     out: str
     num_trials: int
@@ -58,27 +83,35 @@ class SweepResult:
     num_failed: int
     not_run: list[dict[str, Any]]
     seconds_s: float
+    spent: str = ""
+    """The budget that ended it before everything was done."""
 
 
 def transfer(
-    checkpoint: str,
+    checkpoint: str | Sequence[str],
     suite: str,
     out: str,
     *,
     data_root: str,
     num_seeds: int | None = None,
     max_concurrent: int | None = None,
+    scheduler: Scheduler = "halving",
+    budget: Budget | None = None,
+    resources: Resources | None = None,
     on_event: OnEvent | None = None,
 ) -> SweepResult:
-    """Measure a checkpoint on a suite, or go on with a sweep that was interrupted, or extend one by seeds.
+    """Measure backbones on a suite, or go on with a sweep that was interrupted, or extend one by seeds or backbones.
 
     Args:
-        checkpoint: a checkpoint or run folder, path or URL.
+        checkpoint: one or several of what `pipeline.backbone` takes: checkpoint or run folder, path or URL; NAME@FILE;
+            timm:NAME[@FILE]. LABEL=... before it gives it another name in reports.
         suite: name of a suite, or path of its YAML.
         out: sweep folder; the ledger and everything else that `transfer.report` reads.
         data_root: holds one prepared dataset a task, `<data_root>/<card>`.
         num_seeds: supports drawn for each cell; default the suite's.
-        max_concurrent: trials at a time, each on one core; default one a core.
+        max_concurrent: trials at a time, each on one core; in place of `resources.max_concurrent`.
+        scheduler: how candidates of a search are stopped (`transfer.spaces`).
+        budget: what this call may spend.
         on_event: told of every phase ({"event": "phase", "name"}) and of what `Conductor` tells, in this process.
     Raises:
         UserError: anything that is wrong before the first trial. A trial that fails is an entry, not an error.
@@ -88,18 +121,22 @@ def transfer(
     tell({"event": "phase", "name": "reading checkpoint and tasks"})
     found = load_suite(suite)
     found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
-    concurrent = _at_least_one(max_concurrent, "--max-concurrent") or _num_cores()
-    sweep = Sweep(
-        out=_absolute(out), data_root=_absolute(data_root), source=open_source(_absolute(checkpoint)), suite=found
+    resources = resources or Resources()
+    resources = replace(
+        resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
     )
+    words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
+    sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
+    sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
     cells, not_run = plan(sweep)
     if not cells:
         raise UserError(f"the suite {found.name} has nothing that these datasets can give: {not_run[0]['reason']}")
-    _claim(sweep, found, not_run)
-    conductor = Conductor(sweep, cells, tell)
+    _claim(sweep, not_run)
+    _pin(sweep, tell)
+    conductor = Conductor(sweep, cells, tell, budget=budget, limit_s=resources.trial_limit_s)
     if conductor.has_work:
         tell({"event": "phase", "name": "starting Ray"})
-        _run_all(sweep, conductor, concurrent, tell)
+        _run_all(sweep, conductor, resources, tell)
     return SweepResult(
         out=sweep.out,
         num_trials=conductor.done,
@@ -107,7 +144,28 @@ def transfer(
         num_failed=conductor.num_failed,
         not_run=not_run,
         seconds_s=time.perf_counter() - begin,
+        spent=conductor.spent,
     )
+
+
+def _labelled(word: str) -> tuple[str, str]:
+    """("a name", URL) of "a name=URL"; a place may hold = too, so what stands before it must be free of / and @."""
+    name, equals, url = word.partition("=")
+    if equals and url and not set("/@:") & set(name):
+        return name, url
+    return "", word
+
+
+def _pin(sweep: Sweep, tell: OnEvent) -> None:
+    """The sweep refers to these checkpoints from now on: their run's retention leaves them alone."""
+    for source in sweep.sources:
+        if not storage.exists(storage.join(source.checkpoint_url, COMMIT)):
+            continue  # a file
+        try:
+            retention.pin(source.checkpoint_url, f"a transfer sweep refers to it: {sweep.out}")
+        except OSError as error:
+            why = f"{source.checkpoint_url} could not be pinned ({error}); its run may delete it as an old one"
+            tell({"event": "phase", "name": why})
 
 
 def _at_least_one(value: int | None, name: str) -> int | None:
@@ -125,8 +183,10 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _claim(sweep: Sweep, suite: Suite, not_run: list[dict[str, Any]]) -> None:
+def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
     import torch
+
+    suite = sweep.suite
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     hardware = (
@@ -140,30 +200,42 @@ def _claim(sweep: Sweep, suite: Suite, not_run: list[dict[str, Any]]) -> None:
             checkpoint_digest=sweep.source.digest,
             model=sweep.source.model,
             started_s=time.time(),
-            command=shlex.join(sys.argv),
+            command=public(shlex.join(sys.argv)),
             hardware=hardware,
             num_seeds=suite.num_seeds,
             not_run=not_run,
+            sources=[
+                {
+                    "name": s.name,
+                    "url": s.checkpoint_url,
+                    "digest": s.digest,
+                    "model": s.model,
+                    "options": s.options,
+                    "classes": s.classes,
+                }
+                for s in sweep.sources
+            ],
+            scheduler=sweep.scheduler,
+            code_revision=code_revision(),
+            plan=sweep.plain(),
         )
     )
 
 
-def _run_all(sweep: Sweep, conductor: Conductor, concurrent: int, tell: OnEvent) -> None:
-    """One Tune experiment over the conductor's jobs, on a Ray of our own that ends with it."""
+def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, tell: OnEvent) -> None:
+    """One Tune experiment over the conductor's jobs, on a Ray of our own that ends with it, or on a stated cluster."""
     os.environ.update(ENVIRONMENT)
-    import torch
-
-    num_gpus = torch.cuda.device_count()
-    # Trials are small: they share devices, and the number at a time is what limits them.
-    resources = {"cpu": 1.0, "gpu": min(1.0, num_gpus / concurrent) if num_gpus else 0.0}
-    with tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path, _ray(concurrent):
+    concurrent = resources.max_concurrent or (0 if resources.ray_address else _num_cores())
+    with tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path, _ray(resources, concurrent):
         tell({"event": "phase", "name": "running trials"})
+        trainable = tune.with_parameters(_trainable, sweep=sweep, limit_s=resources.trial_limit_s)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trainable, sweep=sweep), resources),
+            tune.with_resources(trainable, {"cpu": 1.0, "gpu": _gpus_per_trial(resources, concurrent)}),
             tune_config=tune.TuneConfig(
                 search_alg=_Queue(conductor),
-                scheduler=_CellwiseAsha(sweep.suite),
+                scheduler=_CellwiseAsha(sweep, conductor.cells) if sweep.scheduler == "asha" else FIFOScheduler(),
                 num_samples=-1,
+                max_concurrent_trials=concurrent or None,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0),
@@ -171,19 +243,43 @@ def _run_all(sweep: Sweep, conductor: Conductor, concurrent: int, tell: OnEvent)
         tuner.fit()
 
 
+def _gpus_per_trial(resources: Resources, concurrent: int) -> float:
+    """A share of a GPU, or one: trials are small, they share devices, and the number at a time is what limits them."""
+    import torch
+
+    wanted = resources.gpus_per_trial
+    if wanted is None:
+        num_gpus = torch.cuda.device_count()
+        return min(1.0, num_gpus / max(concurrent, 1)) if num_gpus else 0.0
+    if not 0 <= wanted <= 1:
+        raise UserError(
+            f"--gpus-per-trial is {wanted:g}; a trial is one process on one GPU or a share of it: set 0 to 1, and raise "
+            "--max-concurrent to use several GPUs"
+        )
+    return wanted
+
+
 @contextlib.contextmanager
-def _ray(num_cpus: int) -> Iterator[None]:
-    """A Ray of this process's own; never one that happens to run on the machine."""
+def _ray(resources: Resources, num_cpus: int) -> Iterator[None]:
+    """A Ray of this process's own, never one that happens to run on the machine; or the cluster that was named."""
     if ray.is_initialized():
         raise UserError("Ray runs in this process already; call transfer from a process of its own")
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=256 << 20,  # configurations travel, images do not
-    )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if resources.ray_address:
+        os.environ.pop("RAY_ADDRESS", None)
+        try:
+            ray.init(address=resources.ray_address, **quiet)
+        except Exception as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"no Ray cluster answers at --ray-address {resources.ray_address}: {first}") from None
+    else:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=256 << 20,  # configurations travel, images do not
+            **quiet,
+        )
     try:
         yield
     finally:
@@ -228,28 +324,26 @@ class _Queue(Searcher):
 class _CellwiseAsha(FIFOScheduler):
     """ASHA among the search trials of one cell; everything else runs to its end.
 
-    Ray's is the asynchronous stopping variant: what is stopped depends on which trial reaches a rung first. Its
-    verdicts are in the ledger (a stopped trial's history ends early) and are not taken twice.
+    Ray's is the asynchronous stopping variant: what is stopped depends on which trial reaches a rung first. What it is told
+    and what it says is written down in its order; a driver that starts again tells it the same first, so its verdicts go on
+    from where they were, and anybody can play them again.
     """
 
-    def __init__(self, suite: Suite) -> None:
+    def __init__(self, sweep: Sweep, cells: Sequence[Cell]) -> None:
         super().__init__()
-        self._settings = suite.finetune
+        self._sweep, self._cells = sweep, cells
         self._asha: dict[int, AsyncHyperBandScheduler] = {}
+        self._events: dict[int, list[dict[str, Any]]] = {}
 
     def _of(self, trial: Any) -> AsyncHyperBandScheduler | None:
         job = trial.config
-        if self._settings is None or job["cell"] < 0 or job["trial"]["kind"] != "search":
+        if job["cell"] < 0 or job["trial"]["kind"] != "search":
             return None
         if job["cell"] not in self._asha:
-            self._asha[job["cell"]] = AsyncHyperBandScheduler(
-                time_attr="step",
-                metric="accuracy",
-                mode="max",
-                max_t=max(self._settings.num_steps) + 1,  # an end is not a rung: nobody is stopped there
-                grace_period=grace_steps(self._settings),
-                reduction_factor=REDUCTION,
-            )
+            cell = self._cells[job["cell"]]
+            self._asha[job["cell"]] = asha(cell)
+            self._events[job["cell"]] = read_asha(self._sweep.out, cell.name)
+            replay_asha(self._asha[job["cell"]], self._events[job["cell"]])
         return self._asha[job["cell"]]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -261,10 +355,42 @@ class _CellwiseAsha(FIFOScheduler):
         asha = self._of(trial)
         if asha is None or "accuracy" not in result:
             return str(FIFOScheduler.CONTINUE)
-        return str(asha.on_trial_result(tune_controller, trial, result))
+        verdict = str(asha.on_trial_result(tune_controller, trial, result))
+        job = trial.config
+        event = {"trial": job["trial"], "step": result["step"], "accuracy": result["accuracy"]}
+        events = self._events[job["cell"]]
+        events.append({**event, "verdict": verdict, "time_s": time.time()})
+        write_asha(self._sweep.out, self._cells[job["cell"]].name, events)
+        return verdict
 
 
-def _trainable(config: Job, sweep: Sweep) -> None:
+def asha(cell: Cell) -> AsyncHyperBandScheduler:
+    """Ray's ASHA with this house's settings, for one cell."""
+    return AsyncHyperBandScheduler(
+        time_attr="step",
+        metric="accuracy",
+        mode="max",
+        max_t=max(int(p["num_steps"]) for p in cell.points) + 1,  # an end is not a rung: nobody is stopped there
+        grace_period=grace_steps(cell.points),
+        reduction_factor=ASHA_REDUCTION,
+    )
+
+
+def replay_asha(scheduler: AsyncHyperBandScheduler, events: Sequence[dict[str, Any]]) -> list[str]:
+    """Tell a fresh ASHA what an earlier one was told, in that order; its verdicts."""
+    known: dict[str, Any] = {}
+    verdicts = []
+    for event in events:
+        key = json.dumps(event["trial"], sort_keys=True)
+        if key not in known:
+            known[key] = SimpleNamespace(trial_id=f"earlier-{len(known)}", config={}, last_result={})
+            scheduler.on_trial_add(None, known[key])
+        result = {"step": event["step"], "accuracy": event["accuracy"]}
+        verdicts.append(str(scheduler.on_trial_result(None, known[key], result)))
+    return verdicts
+
+
+def _trainable(config: Job, sweep: Sweep, limit_s: float) -> None:
     """One job, in a worker process that earlier jobs may have used."""
     _isolate()
     import torch
@@ -272,7 +398,37 @@ def _trainable(config: Job, sweep: Sweep) -> None:
     from transfer.trials import run_job
 
     torch.set_num_threads(1)  # a trial is one core; more threads than cores make all of them slow
-    run_job(sweep, config, tune.report)
+    watch = _Watch(limit_s)
+    try:
+        run_job(sweep, config, watch.reporting(tune.report))
+    finally:
+        watch.off()
+
+
+class _Watch:
+    """Ends this process if a trial takes too long, wherever it hangs: the clock is C's, and asks Python for nothing."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._on()
+
+    def _on(self) -> None:
+        if self._limit_s:
+            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=2)
+
+    def off(self) -> None:
+        if self._limit_s:
+            faulthandler.cancel_dump_traceback_later()
+
+    def reporting(self, report: Any) -> Any:
+        """`report`, with the clock set back for the job's next trial when one is over."""
+
+        def tell(row: dict[str, Any]) -> None:
+            if "digest" in row:
+                self._on()
+            report(row)
+
+        return tell
 
 
 def _isolate() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from orchestration import heartbeat, spool_mirror
 from orchestration.tracking import connect, local_twin, resolve_uri, sqlite_file
-from orchestration.tracking_records import cause, public
+from orchestration.tracking_records import cause
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.redact import public
 
 STATUS_MARK = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 

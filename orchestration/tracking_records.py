@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from pipeline.redact import public
+
 TAG_CHARACTERS = 4000  # MLflow refuses tags beyond 8,000 and cuts parameters at 6,000 with only a warning
 
 STEP_KEYS = {
@@ -34,6 +36,13 @@ STEP_KEYS = {
     "other_s": "speed/other_s",
     "wall_s": "speed/wall_s",
 }
+PART_KEYS = {
+    "clipped_share": "agc/clipped_share",
+    "gradient_norm": "gradient_norm",
+    "weight_norm": "weight_norm",
+    "update_ratio": "update_ratio",
+}
+"""Of numbers of a part of the network: "update_ratio/stage 2"."""
 STARTED_PARAMS = (
     "config_digest",
     "dataset_digest",
@@ -109,6 +118,7 @@ class Translator:
         self._floor: dict[str, int] = {}
         self._params: dict[str, str] = {}
         self._num_skipped = 0
+        self._num_rollbacks = 0
         self._num_passed_over = 0
         self._num_lost = 0
         self._checkpoints: list[str] = []
@@ -123,6 +133,7 @@ class Translator:
             "Step": self._step,
             "Evaluation": self._evaluation,
             "Skipped": self._skipped,
+            "RolledBack": self._rolled_back,
             "PassedOver": self._passed_over,
             "Lost": self._lost,
             "Accounted": self._accounted,
@@ -193,7 +204,11 @@ class Translator:
         return upload
 
     def _step(self, record: dict[str, Any]) -> Upload:
-        return Upload(points=_points(record, {key: record[name] for name, key in STEP_KEYS.items() if name in record}))
+        values = {key: record[name] for name, key in STEP_KEYS.items() if name in record}
+        for part, numbers in record.get("parts", {}).items():
+            part = re.sub(r"[^\w. -]", "_", str(part))
+            values |= {f"{key}/{part}": numbers[name] for name, key in PART_KEYS.items() if name in numbers}
+        return Upload(points=_points(record, values))
 
     def _evaluation(self, record: dict[str, Any]) -> Upload:
         group = "eval/" + re.sub(r"[^\w.-]", "_", f"{record['split']}_{record['weights']}")
@@ -205,6 +220,14 @@ class Translator:
         return Upload(
             points=_points(record, {"train/skipped_updates": float(self._num_skipped)}),
             tags={"skipped_updates": str(self._num_skipped), "skipped_updates.last": str(record["reason"])},
+        )
+
+    def _rolled_back(self, record: dict[str, Any]) -> Upload:
+        self._num_rollbacks += 1
+        text = f"from step {record['from_step']} to {record['checkpoint']}: {record['reason']}"
+        return Upload(
+            points=_points({**record, "step": record["from_step"]}, {"train/rollbacks": float(self._num_rollbacks)}),
+            tags={f"rollback.{self._num_rollbacks}": text},
         )
 
     def _passed_over(self, record: dict[str, Any]) -> Upload:
@@ -261,13 +284,6 @@ class Translator:
     def _system(self, record: dict[str, Any]) -> Upload:
         node = re.sub(r"[^\w.-]", "_", str(record["node"]))
         return Upload(points=_points(record, {f"system/{node}/{k}": v for k, v in record["values"].items()}))
-
-
-def public(text: str) -> str:
-    """`text` without the user, password or token that a URL in it carries."""
-    text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1", text)
-    secret = r"([?&;][\w.-]*(?:password|passwd|token|secret|signature|key)[\w.-]*=)[^&;\s'\"]+"
-    return re.sub(secret, r"\1...", text, flags=re.IGNORECASE)
 
 
 def cause(error: BaseException) -> str:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from orchestration import sweep_summary
 from orchestration.provenance import facts
-from orchestration.sweep import transfer
+from orchestration.sweep import Resources, transfer
 from orchestration.sweep_tracking import SweepTracker
 from orchestration.tracking_records import DatasetUsed
 from pipeline import storage
+from pipeline.errors import UserError
+from transfer.conductor import Budget
 from transfer.ledger import Ledger
 from transfer.report import load_entries, scorecard, write_report
 
 LINE_EVERY_S = 10.0
-INTERESTING = ("task", "method", "init", "shots", "seed", "kind")
+INTERESTING = ("task", "method", "init", "shots", "seed", "kind", "backbone")
 
 
 def transfer_run(args: argparse.Namespace) -> int:
@@ -33,17 +36,61 @@ def transfer_run(args: argparse.Namespace) -> int:
         args.out,
         data_root=args.data_root,
         num_seeds=args.seeds,
-        max_concurrent=args.max_concurrent,
+        scheduler=args.scheduler,
+        budget=parse_budget(args.budget),
+        resources=Resources(
+            max_concurrent=args.max_concurrent,
+            gpus_per_trial=args.gpus_per_trial,
+            ray_address=args.ray_address,
+            trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
+        ),
         on_event=listener.hear,
     )
     paths = write_report(args.out, storage.join(args.out, "report"))
     for row in result.not_run:
         print(f"not run: {row['task']} {row['method']} at {row['shots']} shots: {row['reason']}")
     listener.finish(result.num_failed, [Path(p) for p in paths.values() if storage.is_local(p)])
+    if result.spent:
+        print(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
     print(f"made {args.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
     print(*(f"{kind}: {path}" for kind, path in paths.items()), sep="\n")
     print(f"next: open {paths['html']}, or: normfree ui {_tracking_words(args)}")
     return 1 if result.num_failed else 0
+
+
+SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+
+
+def parse_time_s(text: str, where: str) -> float:
+    """Seconds, from "90 seconds", "30 minutes", "2 hours" or "1 day"."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(second|minute|hour|day)s?\s*", text)
+    try:
+        found = float(match[1]) * SECONDS[match[2]] if match else 0.0
+    except ValueError:
+        found = 0.0
+    if not found > 0:
+        raise UserError(f"{where} is {text!r}; write a number and a unit, as '30 minutes' or '2 hours'")
+    return found
+
+
+def parse_budget(text: str | None) -> Budget:
+    """From "100 trials", "1e6 images", "2 hours" (or another time); several with commas between."""
+    budget = Budget()
+    for word in (text or "").split(",") if text else []:
+        match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(trial|image)s?\s*", word)
+        try:
+            number = int(float(match[1])) if match else 0
+        except (ValueError, OverflowError):
+            number = 0
+        if match and number > 0:
+            budget = replace(budget, **{f"{match[2]}s": number})
+        elif re.search(r"(second|minute|hour|day)s?\s*$", word):
+            budget = replace(budget, seconds_s=parse_time_s(word, "--budget"))
+        else:
+            raise UserError(
+                f"--budget is {text!r}; write a number and trials, images or hours, as '2 hours' or '100 trials'"
+            )
+    return budget
 
 
 def _tracking_words(args: argparse.Namespace) -> str:
@@ -65,6 +112,12 @@ class _Listener:
         elif event["event"] == "selected":
             name = f"{event['task']} {event['method']} {event['init']} {event['shots']} shots"
             self._line(f"selected hyper-parameters for {name}; its test split may be opened now")
+        elif event["event"] == "decided":
+            self._line(f"{event['cell']}: {event['kept']} of {event['of']} candidates go on from step {event['step']}")
+        elif event["event"] == "budget":
+            self._line(
+                f"the budget of {event['reason']} is spent: trials that run are seen through, no other is started"
+            )
         else:
             self._trial(event)
 
@@ -104,14 +157,15 @@ class _Listener:
                 if storage.is_local(out)
                 else tempfile.gettempdir() + "/normfree-sweeps/" + (out.replace("://", "-").replace("/", "-"))
             )
-            name = f"{self._args.suite} of {self._args.checkpoint.rstrip('/').rsplit('/', 1)[-1]}"
+            backbones = [word.rstrip("/").rsplit("/", 1)[-1] for word in self._args.checkpoint]
+            name = f"{self._args.suite} of {', '.join(backbones)}"
             self._tracker = SweepTracker(self._args.tracking_uri, "transfer", name, str(local))
         return self._tracker
 
     def _track(self, entry: dict[str, Any]) -> None:
         name = sweep_summary.trial_name(entry)
         parameters = {k: entry[k] for k in INTERESTING} | entry["hyperparameters"]
-        final = {} if entry["value"] is None else {entry["metric"]: entry["value"]}
+        final = entry["metrics"] | ({} if entry["value"] is None else {entry["metric"]: entry["value"]})
         final |= {"seconds_s": entry["seconds_s"], "images_seen": float(entry["images_seen"])}
         tags = {k: str(entry[k]) for k in ("checkpoint_digest", "data_digest", "protocol_digest", "error") if entry[k]}
         tags |= {"suite": self._args.suite, "checkpoint_url": entry["checkpoint_url"]}

@@ -36,7 +36,8 @@ from orchestration.tracking import (
     send_datasets,
     write_json,
 )
-from orchestration.tracking_records import Ending, Point, Translator, Upload, cause, public
+from orchestration.tracking_records import Ending, Point, Translator, Upload, cause
+from pipeline.redact import public
 
 MAX_WAIT_S = 15.0
 MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk

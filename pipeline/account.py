@@ -12,9 +12,9 @@ from pipeline.config import Run
 from pipeline.data.accounting import NAME, Entries, Ledger, Page
 from pipeline.data.batches import Batch, Loss
 from pipeline.data.loader import TrainData
-from pipeline.engine import UpdateStats
 from pipeline.errors import UserError
 from pipeline.records import Accounted, Lost, Notice, Record
+from pipeline.telemetry import UpdateStats
 from pipeline.world import World
 from pipeline.writing import sentence
 
@@ -126,6 +126,10 @@ class Account:
         """Rank 0 reads what was lost before, and the others take its account over."""
         entries = self._ledger.read(self._out, step) if self._world.is_main else None
         self._ledger.restore(cast(Entries, world.broadcast(self._world, entries)), step)
+
+    def rewind(self, step: int) -> None:
+        """The run has gone back to `step`: what happened from there on will happen again, or will not."""
+        self._ledger.rewind(step)
 
 
 def lost_in(seen: list[Batch]) -> float:

@@ -6,8 +6,9 @@ Everything that happens between two steps is a method here: the decision where t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from pipeline import checkpoint, parity, retention, storage, world
+from pipeline import checkpoint, parity, peers, retention, rollback, storage, world
 from pipeline.account import Account
 from pipeline.backbone import build_model
 from pipeline.checkpoint import Commit
@@ -17,15 +18,19 @@ from pipeline.data.accounting import plan
 from pipeline.data.batches import Batch
 from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
-from pipeline.engine import Engine, UpdateStats
+from pipeline.engine import Engine
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate
-from pipeline.records import Evaluation, Finished, Phase, Record, Skipped, Started, Step, Stopped
+from pipeline.evaluate import OnScores, evaluate
+from pipeline.records import Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.retention import Policy
+from pipeline.rollback import Trouble
 from pipeline.saver import Saver
+from pipeline.stop import StopSignal
+from pipeline.supply import Supply, void_batch
+from pipeline.telemetry import UpdateStats, over_updates
 from pipeline.world import World
+from pipeline.writing import sentence
 
-MAX_SKIPPED_IN_A_ROW = 3
 CHANGEABLE = (
     "micro_batch",
     "log_every_steps",
@@ -33,6 +38,7 @@ CHANGEABLE = (
     "eval_every",
     "keep_checkpoints",
     "saving",
+    "watchdog",
     "engine",
     "data.num_workers",
     "data.read_threads",
@@ -50,8 +56,14 @@ there to change it."""
 class Job:
     """One run on this rank. All ranks call the same methods at the same steps."""
 
-    def __init__(self, run: Run, out: str, me: World, clock: Clock) -> None:
-        self.run, self.out, self.world, self.clock = run, out, me, clock
+    def __init__(
+        self, run: Run, out: str, me: World, clock: Clock, stop: StopSignal, on_scores: OnScores | None = None
+    ) -> None:
+        run = rollback.with_left_out(run, out, me)
+        self.run, self.out, self.world, self.clock, self.stop = run, out, me, clock, stop
+        self._on_scores = on_scores
+        clock.steps_done = lambda: self.step
+        self.step = 0
         self.micro_batch, self.accumulation = run.batch_plan(me.size)
         self.data = TrainData(run.data, run.augment, seed=run.seed)
         self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
@@ -64,9 +76,11 @@ class Job:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
-        self.step = 0
-        self.skips_in_a_row = 0
-        self.last_evaluation: Evaluation | None = None
+        self.must_leave = False
+        """All ranks have agreed to stop."""
+        self.trouble = Trouble()
+        self.evaluation: dict[str, float] = {}
+        """loss, top1, top5 of the last one."""
 
     def _steps(self, duration: Duration) -> int:
         return duration.steps(samples_per_epoch=self.data.samples_per_epoch, global_batch=self.run.global_batch)
@@ -80,6 +94,7 @@ class Job:
             parity.check(self.run.engine, world=self.world, accumulation=self.accumulation)
         config = self.run.model
         model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
+        peers.refuse_buffers(config.name, model)
         self.engine = Engine(
             model,
             optim=self.run.optim,
@@ -89,12 +104,15 @@ class Job:
             accumulation=self.accumulation,
         )
         if commit is not None:
-            self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
-            self.step = commit.step
+            self._restore(commit)
         self._start_saver(commit)
         self.first_step = self.step
         self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
+
+    def _restore(self, commit: Commit) -> None:
+        self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
+        self.step, self.evaluation = commit.step, dict(commit.evaluation)
 
     def _start_saver(self, commit: Commit | None) -> None:
         run, saving = self.run, self.run.saving
@@ -178,25 +196,79 @@ class Job:
             data_plan=plan(self.data, global_batch=run.global_batch, total_steps=self.total_steps),
         )
 
+    def batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches from the next step on."""
+        source = self.data.batches(
+            steps=range(self.step, self.total_steps),
+            global_batch=self.run.global_batch,
+            micro_batch=self.micro_batch,
+            world=self.world,
+        )
+        void = void_batch(self.micro_batch, self.run.augment.image_px)
+        return Supply(source, stop=self.stop, void=void, device=self.world.device)
+
     def due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
+
+    def reports_after(self, step: int) -> bool:
+        return step == self.total_steps or step % self.run.log_every_steps == 0
 
     @property
     def samples(self) -> int:
         return self.step * self.run.global_batch
 
-    def skipped(self, stats: UpdateStats, seen: list[Batch]) -> Skipped:
-        """All ranks left the update out; three in a row end the run, for then it is not the batch."""
-        self.skips_in_a_row += 1
-        keys = tuple(self.data.key(int(s)) for b in seen for s in b.samples)
+    def skipped(self, stats: UpdateStats) -> Skipped:
+        """All ranks left the update of the step before out; UserError if the run must end for it."""
+        step = self.step - 1
         reason = f"loss {stats.loss}, gradient not finite"
-        self.account.left_out(self.step - 1, reason)
-        if self.skips_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        self.account.left_out(step, reason)
+        self.trouble.left_out(step)
+        return Skipped(step=self.step, reason=reason, samples=self.samples, keys=self._keys([step]))
+
+    def _keys(self, steps: list[int]) -> tuple[str, ...]:
+        """Of the different samples of all ranks at these steps."""
+        return tuple(key for step in steps for *_, key in self.data.keys(step, self.run.global_batch))
+
+    def roll_back(self) -> Iterator[Record]:
+        """Go back to the newest checkpoint that verifies; the data of the updates in trouble are left out from now on."""
+        steps = self.trouble.steps
+        yield from self.saver.settle()
+        with self.clock("save"):
+            commit, passed = self._newest()
+        yield from passed
+        reason = f"the updates of steps {steps[0]} to {steps[-1]} were not finite"
+        if commit is None or commit.url == self.trouble.went_back_to:
+            why = "no checkpoint stands" if commit is None else f"{commit.url} has been gone back to before"
             raise UserError(
-                f"{self.skips_in_a_row} updates in a row were not finite, the last at step {self.step}; lower "
-                f"optim.learning_rate or optim.clipping, then run again: it goes on from the newest checkpoint"
+                f"{reason}, and {why}; lower optim.learning_rate or optim.clipping, or save more often (save_every)"
             )
-        return Skipped(step=self.step, reason=reason, samples=self.samples, keys=keys)
+        steps = [s for s in steps if s >= commit.step]
+        data = self.run.data
+        left_out, keys = f"{data.data_step(steps[0])}:{data.data_step(steps[-1]) + 1}", self._keys(steps)
+        yield from self._write_left_out(
+            {"steps": left_out, "reason": reason, "checkpoint": commit.url, "keys": list(keys)}
+        )
+        went = RolledBack(step=commit.step, from_step=self.step, checkpoint=commit.url, reason=reason, keys=keys)
+        self.trouble.went_back(commit.url, steps[0])
+        self.run = rollback.without(self.run, [left_out])
+        self.data.config = self.run.data
+        with self.clock("save"):
+            self._restore(commit)
+        self.saver.newest, self.updates = commit, []
+        self.account.rewind(self.step)
+        self.clock.take()
+        yield went
+
+    def _write_left_out(self, row: dict[str, Any]) -> list[Record]:
+        """The run goes on without the file; only a later start would meet the same updates again."""
+        if not self.world.is_main:
+            return []
+        try:
+            rollback.write(self.out, row)
+        except Exception as error:  # clients of stores raise what they like
+            text = f"what is left out could not be written: {sentence(error, storage.join(self.out, rollback.NAME))}"
+            return [Notice(step=self.step, text=text)]
+        return []
 
     def leave_over_budget(self) -> Iterator[Record]:
         """Ends the run on all ranks where the step lost more than is allowed; it was not applied, what came before is saved."""
@@ -226,6 +298,7 @@ class Job:
             learning_rate=rate,
             clipped_share=sum(u.clipped_share for u in applied) / n,
             gradient_norm=applied[-1].gradient_norm,
+            parts=over_updates([u.parts for u in applied]),
             images_per_s=self.run.global_batch / step_s,
             data_wait_s=spent_s["wait"] / num,
             transfer_s=spent_s["transfer"] / num,
@@ -241,10 +314,12 @@ class Job:
         self.updates = []
         return record
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> Iterator[Record]:
+        """Nothing, on all ranks, where the evaluation was given up for a stop."""
         assert self.eval_data is not None
+        yield Phase(step=self.step, name="evaluating")
         with self.clock("evaluate"), self.engine.evaluation_network() as (network, weights):
-            self.last_evaluation = evaluate(
+            found = evaluate(
                 network,
                 self.eval_data,
                 self.run.augment,
@@ -253,12 +328,14 @@ class Job:
                 step=self.step,
                 weights=weights,
                 bf16=self.run.engine.precision == "bf16",
+                on_scores=self._on_scores,
+                stop=self.stop,
+                tick=self.clock.tick,
             )
-        return self.last_evaluation
-
-    def evaluation_numbers(self) -> dict[str, float]:
-        last = self.last_evaluation
-        return {} if last is None else {"loss": last.loss, "top1": last.top1, "top5": last.top5}
+        self.must_leave = found is None
+        if found is not None:
+            self.evaluation = {"loss": found.loss, "top1": found.top1, "top5": found.top5}
+            yield found
 
     def save(self, *, final: bool = False) -> list[Record]:
         """Begin a save; when `final`, see it through."""
@@ -276,9 +353,17 @@ class Job:
             "config_digest": self.run.digest(),
             "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": self.data.digest},
             "classes": self.data.classes,
-            "evaluation": self.evaluation_numbers(),
+            "evaluation": self.evaluation,
         }
         return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
+
+    def leave_stopped(self) -> Iterator[Record]:
+        """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
+        yield from self.saver.settle()
+        if self.saver.newest_step < self.step:
+            yield from self.save(final=True)
+        yield self.stopped("a stop signal (SIGTERM or SIGINT)")
+        self.engine.close()
 
     def stopped(self, reason: str) -> Stopped:
         newest = self.saver.newest
@@ -300,7 +385,7 @@ class Job:
             checkpoint=newest.url if newest else None,
             samples=(self.step - self.first_step) * self.run.global_batch,
             seconds_s=self.clock.elapsed_s,
-            evaluation=self.evaluation_numbers(),
+            evaluation=self.evaluation,
         )
 
 

@@ -1,34 +1,31 @@
 """A sweep as cells: what is to be measured, which trials that takes, and how hyper-parameters are chosen.
 
-    cell (task, method, init, shots) -> search trials on the held-out part -> selection record -> finals on the test
+    cell (task, method, backbone, init, shots) -> search on the held-out part -> selection record -> finals on the test
 
-Ridge has nothing to search; its record states the one fixed setting.
+A fine-tuning cell searches with a trial for each candidate, a probe with one trial for its whole grid. Where there is nothing to
+choose there is no search, and the record states the one setting.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import checkpoint
-from pipeline.config import Run, from_dict
+from pipeline.backbone import find_origin, make
+from pipeline.config import from_dict, to_dict
 from pipeline.data.cards import load_card
-from transfer.finetune import Source, finetune_augment
+from pipeline.errors import UserError
+from transfer.environment import code_revision
+from transfer.finetune import Source
+from transfer.heads import grid
 from transfer.ledger import Entry, Ledger, Trial, entry
-from transfer.spaces import candidates
-from transfer.splits import Selection, selection_url, write_selection
-from transfer.tasks import (
-    INITS,
-    FinetuneSettings,
-    Init,
-    Method,
-    RidgeSettings,
-    Suite,
-    Task,
-    open_task,
-    protocol,
-    sha256,
-)
+from transfer.probes import rank_selected
+from transfer.protocols import PROBES, Method, Scheduler, sha256
+from transfer.spaces import REDUCTION, Point, candidates
+from transfer.splits import Selection, selection_name, selection_url, write_selection
+from transfer.tasks import INITS, Init, Suite, Task, open_task, suite_of, task_protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,46 +34,119 @@ class Sweep:
 
     out: str
     data_root: str
-    source: Source
+    sources: tuple[Source, ...]
     suite: Suite
+    scheduler: Scheduler = "halving"
+
+    @property
+    def source(self) -> Source:
+        return self.sources[0]
 
     def task(self, name: str) -> Task:
         found = next(e for e in self.suite.tasks if load_card(e.card).name == name)
         return open_task(found, self.data_root)
 
-    def trial(self, task: Task, method: Method, init: Init, **rest: Any) -> Trial:
-        settings = self.suite.settings(method)
-        model = {"name": self.source.model, "options": self.source.backbone_options()}
-        augment = self.source.augment
-        if isinstance(settings, FinetuneSettings):
-            augment = finetune_augment(self.source, task, settings)
-        return Trial(
-            task=task.name,
-            method=method,
-            init=init,
-            protocol_digest=sha256(protocol(task, method, settings, model=model, augment=augment)),
-            checkpoint_digest=self.source.digest if init == "pretrained" else "",
-            data_digest=task.data_digest,
-            **rest,
-        )
+    def source_of(self, trial: Trial) -> Source:
+        """The backbone of a trial; from scratch any that has its architecture."""
+        if trial.init == "scratch":
+            return next(s for s in self.sources if s.backbone_digest == trial.backbone_digest)
+        return next(s for s in self.sources if s.digest == trial.checkpoint_digest)
+
+    def search_rule(self, method: Method) -> dict[str, Any]:
+        """How candidates are drawn and stopped: part of the protocol."""
+        if method.kind == "ridge":
+            return {}
+        if method.is_probe:
+            return {"search": "all points of the grid"}
+        return {"search": "grid", "scheduler": self.scheduler, "reduction": REDUCTION}
+
+    def plain(self) -> dict[str, Any]:
+        """For `sweep.json`: everything that `sweep_of` needs."""
+        return {
+            "data_root": self.data_root,
+            "suite": self.suite.plain(),
+            "sources": [to_dict(s) for s in self.sources],
+            "scheduler": self.scheduler,
+        }
 
     def failed(self, trial: Trial, error: str) -> Entry:
-        title = self.task(trial.task).card.title
-        return entry(trial, task_title=title, checkpoint_url=self.source.checkpoint_url, value=None, error=error)
+        return self.entry(trial, value=None, error=error)
+
+    def entry(self, trial: Trial, *, value: float | None, **facts: Any) -> Entry:
+        """`transfer.ledger.entry` with what the sweep knows about the trial."""
+        task, method, source = self.task(trial.task), self.suite.method(trial.method), self.source_of(trial)
+        return entry(
+            trial,
+            task_title=task.card.title,
+            checkpoint_url=source.checkpoint_url,
+            value=value,
+            backbone=source.name if trial.init == "pretrained" else source.model,
+            model=source.model,
+            method_kind=method.kind,
+            method_title=method.title,
+            selection=name_of(trial),
+            code_revision=code_revision(),
+            **facts,
+        )
 
 
-def open_source(url: str) -> Source:
-    """The checkpoint at `url`, or the newest verified one of a run folder. UserError if none verifies."""
-    cache = checkpoint.default_cache()
-    commit = checkpoint.resolve(url, cache)
-    checkpoint.verify(commit, cache)
-    run: Run = from_dict(Run, commit.config)
+def sweep_of(out: str) -> Sweep:
+    """The sweep in a folder, as it was last started. UserError if there is none, or one of an earlier version."""
+    info = Ledger(out).info()
+    if not info.plan:
+        raise UserError(f"{out} was made by an earlier version, which did not keep its plan; run the sweep again")
+    return Sweep(
+        out=out,
+        data_root=info.plan["data_root"],
+        sources=tuple(from_dict(Source, s) for s in info.plan["sources"]),
+        suite=suite_of(info.plan["suite"], out),
+        scheduler=info.plan["scheduler"],
+    )
+
+
+def open_source(url: str, name: str = "") -> Source:
+    """The backbone at `url` (`pipeline.backbone`). UserError if there is none, or none that verifies."""
+    origin = find_origin(url)
     return Source(
-        checkpoint_url=commit.url,
-        digest=commit.digest,
-        model=run.model.name,
-        options=run.model.options,
-        augment=run.augment,
+        checkpoint_url=origin.url,
+        digest=origin.digest,
+        model=origin.model,
+        options=origin.options,
+        augment=origin.augment,
+        name=name or origin.label,
+        classes=len(origin.classes),
+        untrainable=_untrainable(origin.model, origin.options),
+    )
+
+
+def _untrainable(model: str, options: dict[str, Any]) -> str:
+    """Why the loop cannot fine-tune a network, or nothing."""
+    import torch
+
+    from pipeline import peers
+
+    if not peers.is_peer(model):
+        return ""
+    try:
+        with torch.device("meta"):
+            peers.refuse_buffers(model, make(model, 2, options))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """Sources with names of their own. UserError where one is given twice."""
+    seen: dict[str, Source] = {}
+    for source in sources:
+        if source.digest in seen:
+            raise UserError(
+                f"{source.checkpoint_url} and {seen[source.digest].checkpoint_url} are the same weights; give one"
+            )
+        seen[source.digest] = source
+    names = [s.name for s in sources]
+    return tuple(
+        dataclasses.replace(s, name=f"{s.name} ({s.digest[:6]})") if names.count(s.name) > 1 else s for s in sources
     )
 
 
@@ -85,39 +155,44 @@ class Cell:
     """One number of the scorecard, with all its seeds."""
 
     task: str
-    method: Method
+    method: str
+    kind: str
     init: Init
     shots: int
     search: tuple[Trial, ...]
-    """Empty for ridge."""
-    protocol_digest: str
-    checkpoint_digest: str
-    data_digest: str
+    """One for each candidate of a fine-tuning; one for the whole grid of a probe; none where there is nothing to choose."""
+    points: tuple[Point, ...]
+    """Candidates; of a probe the points of its grid."""
+    any_trial: Trial
+    """Of this cell; finals differ from it by kind, seed and hyper-parameters."""
+
+    @property
+    def is_probe(self) -> bool:
+        return self.kind in PROBES
+
+    @property
+    def name(self) -> str:
+        return name_of(self.any_trial)
+
+    @property
+    def backbone(self) -> tuple[str, str]:
+        """Equal for cells that share features: weights (empty from scratch), architecture."""
+        return self.any_trial.checkpoint_digest, self.any_trial.backbone_digest
 
     def finals(self, hyperparameters: dict[str, Any], num_seeds: int) -> list[Trial]:
         return [
-            Trial(
-                kind="final",
-                task=self.task,
-                method=self.method,
-                init=self.init,
-                shots=self.shots,
-                seed=seed,
-                hyperparameters=hyperparameters,
-                protocol_digest=self.protocol_digest,
-                checkpoint_digest=self.checkpoint_digest,
-                data_digest=self.data_digest,
-            )
+            dataclasses.replace(self.any_trial, kind="final", seed=seed, hyperparameters=hyperparameters)
             for seed in range(num_seeds)
         ]
 
     def selection_url(self, sweep: str) -> str:
-        return selection_url(sweep, self.task, self.method, self.init, self.shots)
+        return selection_url(sweep, self.name)
 
-    def select(self, sweep: str, hyperparameters: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    def select(self, sweep: str, hyperparameters: dict[str, Any], rows: list[dict[str, Any]], rule: str = "") -> str:
         """Write the selection record; its URL."""
+        trial = self.any_trial
         return write_selection(
-            sweep,
+            self.selection_url(sweep),
             Selection(
                 task=self.task,
                 method=self.method,
@@ -125,65 +200,118 @@ class Cell:
                 shots=self.shots,
                 hyperparameters=hyperparameters,
                 candidates=rows,
-                protocol_digest=self.protocol_digest,
-                data_digest=self.data_digest,
-                checkpoint_digest=self.checkpoint_digest,
+                protocol_digest=trial.protocol_digest,
+                data_digest=trial.data_digest,
+                checkpoint_digest=trial.checkpoint_digest,
+                backbone_digest=trial.backbone_digest,
+                rule=rule or f"highest {trial.metric} on the held-out part, then lowest loss",
             ),
         )
 
 
+def name_of(trial: Trial) -> str:
+    """Of a trial's cell, and of its selection record."""
+    key = trial.checkpoint_digest or trial.backbone_digest
+    return selection_name(trial.task, trial.method, trial.init, trial.shots, key[:8])
+
+
 def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """All cells that the data can give, and rows (task, method, shots, reason) for those that it cannot."""
-    cells, not_run = [], []
+    """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot."""
+    cells: list[Cell] = []
+    not_run: list[dict[str, Any]] = []
     for name in sweep.suite.tasks:
         task = open_task(name, sweep.data_root)
         for method in sweep.suite.methods:
-            settings = sweep.suite.settings(method)
-            for shots in settings.shots:
+            for shots in method.settings.columns:
+                row = {"task": task.name, "method": method.name, "shots": shots}
                 reason = task.cannot(shots)
                 if reason is not None:
-                    not_run.append({"task": task.name, "method": method, "shots": shots, "reason": reason})
+                    not_run.append({**row, "reason": reason})
                     continue
-                for init in INITS:
-                    cells.append(_cell(sweep, task, method, init, shots, settings))
+                scratch: set[str] = set()
+                for source in sweep.sources:
+                    if source.untrainable and not method.is_probe:
+                        not_run.append({**row, "reason": source.untrainable})
+                        continue
+                    for init in INITS:
+                        if init == "scratch" and source.backbone_digest in scratch:
+                            continue
+                        scratch |= {source.backbone_digest} if init == "scratch" else set()
+                        cells.append(_cell(sweep, task, method, source, init, shots))
     return cells, not_run
 
 
-def _cell(
-    sweep: Sweep, task: Task, method: Method, init: Init, shots: int, settings: RidgeSettings | FinetuneSettings
-) -> Cell:
-    points = candidates(settings) if isinstance(settings, FinetuneSettings) else []
-    search = tuple(
-        sweep.trial(task, method, init, kind="search", shots=shots, seed=0, hyperparameters=point) for point in points
+def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, shots: int) -> Cell:
+    points = (
+        grid(method, task.parts(method.settings, shots, 0).search.num)
+        if method.is_probe
+        else candidates(method, task, shots)
     )
-    any_trial = sweep.trial(task, method, init, kind="search", shots=shots, seed=0, hyperparameters={})
-    return Cell(
-        task.name, method, init, shots, search, any_trial.protocol_digest, any_trial.checkpoint_digest, task.data_digest
+    any_trial = Trial(
+        kind="search",
+        task=task.name,
+        method=method.name,
+        init=init,
+        shots=shots,
+        seed=0,
+        hyperparameters={},
+        protocol_digest=sha256(task_protocol(task, method, sweep.search_rule(method))),
+        checkpoint_digest=source.digest if init == "pretrained" else "",
+        backbone_digest=source.backbone_digest,
+        data_digest=task.data_digest,
+        metric=task.metric(method.settings),
     )
+    search: tuple[Trial, ...]
+    if len(points) == 1:
+        search = ()
+    elif not method.is_probe:
+        search = tuple(dataclasses.replace(any_trial, hyperparameters=dict(p)) for p in points)
+    else:
+        search = (any_trial,)
+    return Cell(task.name, method.name, method.kind, init, shots, search, tuple(points), any_trial)
 
 
 def choose(cell: Cell, ledger: Ledger) -> str | None:
     """Select among the search trials in the ledger and write the record; its URL, or None if none ran to its end.
 
-    The highest accuracy on the held-out part wins, then the lowest loss. A candidate that the scheduler stopped early
-    is listed with what it had reached, and is not chosen: its number belongs to an unfinished schedule.
+    The highest value on the held-out part wins, then the lowest loss. A candidate that the scheduler stopped early is listed
+    with what it had reached, and is not chosen: its number belongs to an unfinished schedule.
     """
-    rows: list[dict[str, Any]] = []
-    for trial in cell.search:
-        found = ledger.find(trial.digest)
-        last = found.history[-1] if found and found.history else {"step": 0, "loss": None}
-        rows.append(
-            {
-                "hyperparameters": trial.hyperparameters,
-                "score": found.value if found else None,
-                "loss": last["loss"],
-                "step": int(last["step"] or 0),
-                "status": found.status if found else "not run",
-                "digest": trial.digest,
-            }
-        )
+    rows = [_row(trial, ledger.find(trial.digest)) for trial in cell.search]
     whole = [r for r in rows if r["status"] == "ok" and r["step"] == r["hyperparameters"]["num_steps"]]
     if not whole:
         return None
     best = min(whole, key=lambda r: (-r["score"], r["loss"]))
     return cell.select(ledger.sweep, best["hyperparameters"], rows)
+
+
+def choose_point(cell: Cell, found: Entry, sweep: str) -> str:
+    """The record of a probe from its search trial: the first of the best points."""
+    best = max(found.grid, key=lambda row: row["score"])
+    rows = [{**row, "loss": None, "step": 0, "status": "ok", "digest": found.digest} for row in found.grid]
+    rule = f"highest {found.metric} on the held-out part, the first of equals"
+    return cell.select(sweep, best["hyperparameters"], rows, rule)
+
+
+def choose_by_rank(cells: Sequence[Cell], found: Sequence[Entry], sweep: str) -> list[str]:
+    """One penalty for several tasks at one number of shots: the best mean rank (`transfer.probes.rank_selected`)."""
+    l2s = [float(p["l2"]) for p in cells[0].points]
+    l2 = rank_selected({e.task: [row["score"] for row in e.grid] for e in found}, l2s)
+    rule = f"best mean rank over {', '.join(sorted(e.task for e in found))}, by the metric on the held-out part"
+    urls = []
+    for cell, own in zip(cells, found, strict=True):
+        rows = [{**row, "loss": None, "step": 0, "status": "ok", "digest": own.digest} for row in own.grid]
+        urls.append(cell.select(sweep, {"l2": l2}, rows, rule))
+    return urls
+
+
+def _row(trial: Trial, found: Entry | None) -> dict[str, Any]:
+    last = found.history[-1] if found and found.history else {"step": 0, "loss": None}
+    return {
+        "hyperparameters": trial.hyperparameters,
+        "score": found.value if found else None,
+        "loss": last["loss"],
+        "step": int(last["step"] or 0),
+        "status": found.status if found else "not run",
+        "digest": trial.digest,
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from pipeline.backbone import ModelConfig, build_model, load_backbone
 from pipeline.config import to_dict
 from pipeline.data.augment import AugmentConfig, normalise
 from pipeline.data.loader import DataConfig, EvalData
+from transfer.protocols import sha256
 from transfer.splits import TestSplit
-from transfer.tasks import Task, sha256
+from transfer.tasks import Task
 
 FEATURES = "mean over positions of forward_features, fp32"
 
@@ -36,7 +38,7 @@ class Backbone:
 
 def pretrained(checkpoint_url: str) -> Backbone:
     """The network of a checkpoint, on its evaluated (averaged, where there are any) weights."""
-    loaded = load_backbone(checkpoint_url)
+    loaded = load_backbone(checkpoint_url, need_head=False)
     return Backbone(loaded.model, f"checkpoint {loaded.digest}")
 
 
@@ -58,25 +60,37 @@ def _weights_digest(model: torch.nn.Module) -> str:
 
 def feature_digest(weights_digest: str, augment: AugmentConfig, data_digest: str, split: str) -> str:
     """Key of the cache. Of the preprocessing only what evaluation sees counts."""
-    seen = ("image_px", "eval_px", "eval_resize", "mean", "std")
-    transform = {k: v for k, v in to_dict(augment).items() if k in seen}
+    seen = ("eval_resize", "eval_crop", "interpolation", "mean", "std")
+    transform = {k: v for k, v in to_dict(augment).items() if k in seen} | {"px": augment.evaluation_px}
     return sha256([FEATURES, weights_digest, transform, data_digest, split])
 
 
 def features(
-    backbone: Backbone, task: Task, augment: AugmentConfig, sweep: str, *, test: TestSplit | None = None
+    backbone: Backbone | Callable[[], Backbone],
+    task: Task,
+    augment: AugmentConfig,
+    sweep: str,
+    *,
+    split: str = "",
+    test: TestSplit | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(features (N, D) float32, labels (N,) int64) of the train split, or of the test split if it has been opened.
+    """(features (N, D) float32, labels (N,) int64) of a split to fit or choose on, or of the test split if it has been opened.
 
     Read from `<sweep>/features` if they are there, else extracted and put there.
+
+    Args:
+        split: "" = the train split. The test split is not to be named here.
     """
-    split = task.train_split if test is None else test.name
-    digest = feature_digest(backbone.digest, augment, task.data_digest, split)
+    made = backbone() if callable(backbone) else backbone
+    split = test.name if test is not None else split or task.train_split
+    if test is None and split not in (task.train_split, task.val_split):
+        raise ValueError(f"{split} is no split to fit or choose on; the test split opens for a selection record")
+    digest = feature_digest(made.digest, augment, task.data_digest, split)
     url = storage.join(sweep, "features", f"{digest}.npz")
     if storage.exists(url):
         with np.load(io.BytesIO(storage.read_bytes(url))) as file:
             return file["features"], file["labels"]
-    found = extract(backbone.model, task, augment, split)
+    found = extract(made.model, task, augment, split)
     buffer = io.BytesIO()
     np.savez(buffer, features=found[0], labels=found[1])
     storage.write_bytes(url, buffer.getvalue())

@@ -1,8 +1,10 @@
 """What has been run, by content address: the truth about a sweep, whatever its scheduler remembers.
 
-    <sweep>/sweep.json            what the sweep is: suite, checkpoint, model, what is not run and why
-    <sweep>/trials/<digest>.json  one finished trial; the digest is over everything that decides its result
-    <sweep>/selection/...         `transfer.splits`
+    <sweep>/sweep.json                 what the sweep is: suite, backbones, what is not run and why
+    <sweep>/trials/<digest>.json       one finished trial; the digest is over everything that decides its result
+    <sweep>/predictions/<digest>.npz   what a final trial said of each test image (`transfer.predictions`)
+    <sweep>/rungs/, decisions/         `transfer.halving`
+    <sweep>/selection/, openings/      `transfer.splits`
 
 An entry is written once, whole, when its trial is over. A trial with an "ok" entry is never run again; a failed one
 is run again when the sweep is started again, and its entry replaced.
@@ -14,12 +16,13 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.errors import UserError
-from transfer.tasks import METRIC, Init, Method, sha256
+from transfer.protocols import sha256
+from transfer.tasks import METRIC, Init
 
 Kind = Literal["final", "search"]
 
@@ -31,9 +34,11 @@ class Trial:
     kind: Kind
     """search: scored on the held-out part; final: scored on the test split."""
     task: str
-    method: Method
+    method: str
+    """Its name in the suite."""
     init: Init
     shots: int
+    """Images of each class; 0 = all, -1000 = VTAB's 1,000 (`transfer.protocols`)."""
     seed: int
     """Draws the support, the order, the augmentation, the new head, and a from-scratch network's weights."""
     hyperparameters: dict[str, Any]
@@ -41,15 +46,13 @@ class Trial:
     checkpoint_digest: str
     """Of the commit file; empty from scratch."""
     data_digest: str
+    backbone_digest: str = ""
+    """Of the architecture, its options and its preprocessing."""
     metric: str = METRIC
 
     @property
     def digest(self) -> str:
         return sha256(asdict(self))
-
-    @property
-    def cell(self) -> tuple[str, Method, Init, int]:
-        return self.task, self.method, self.init, self.shots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +63,13 @@ class Entry:
     kind: Kind
     task: str
     task_title: str
-    method: Method
+    method: str
     init: Init
     shots: int
     seed: int
     metric: str
     value: float | None
-    """0..1; None if the trial failed."""
+    """0..1, by `metric`; None if the trial failed."""
     num_train: int
     num_test: int
     """Images that `value` was measured on: of the held-out part for a search trial."""
@@ -83,6 +86,27 @@ class Entry:
     data_digest: str
     status: Literal["ok", "failed"]
     error: str | None = None
+    backbone_digest: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """All metrics of a final trial by name."""
+    backbone: str = ""
+    """For people: the checkpoint, or the architecture of a from-scratch trial."""
+    model: str = ""
+    method_kind: str = ""
+    """Of `transfer.protocols.METHOD_KINDS`."""
+    method_title: str = ""
+    selection: str = ""
+    """Name of the cell's record under selection/."""
+    stopped_at: int = 0
+    """Step at which a search trial was stopped; 0 = it ran to its end."""
+    grid: list[dict[str, Any]] = field(default_factory=list)
+    """Of a probe's search trial: hyperparameters and score of each point."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What it takes to run the trial again: the loop's Run, or a probe's settings."""
+    config_digest: str = ""
+    max_memory_bytes: int = 0
+    """Largest use of the device's memory, or without one of the process's own."""
+    code_revision: str = ""
 
     @property
     def is_ok(self) -> bool:
@@ -101,8 +125,13 @@ def entry(
     seconds_s: float = 0.0,
     images_seen: int = 0,
     error: str | None = None,
+    **facts: Any,
 ) -> Entry:
-    """The entry of a trial that is over; failed if there is an error or the value is not finite."""
+    """The entry of a trial that is over; failed if there is an error or the value is not finite.
+
+    Args:
+        facts: other fields of `Entry`.
+    """
     if error is None and (value is None or not math.isfinite(value)):
         error = f"the {trial.metric} is {value}"
     return Entry(
@@ -118,6 +147,7 @@ def entry(
         checkpoint_url=checkpoint_url if trial.checkpoint_digest else "",
         status="failed" if error else "ok",
         error=error,
+        **facts,
     )
 
 
@@ -136,6 +166,14 @@ class SweepInfo:
     num_seeds: int
     not_run: list[dict[str, Any]]
     """Rows of task, method, shots, reason: what the suite asks for and the data cannot give."""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """The backbones: name, url, digest, model, options, classes. The first one's are above."""
+    scheduler: str = "asha"
+    """How candidates of a search are stopped (`transfer.spaces`), and drawn."""
+    search: str = "grid"
+    code_revision: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """Of `transfer.cells.sweep_of`: what it takes to run a trial of this sweep again."""
 
 
 class Ledger:
@@ -161,6 +199,10 @@ class Ledger:
             return _entry(storage.read_bytes(self._url(digest)), self._url(digest))
         except FileNotFoundError:
             return None
+
+    def read(self) -> dict[str, Entry]:
+        """All entries by digest: one listing where asking for each would take as many requests as there are."""
+        return {e.digest: e for e in self.entries()}
 
     def is_done(self, trial: Trial) -> bool:
         """Whether the trial ended well, and so is not run again."""
@@ -190,17 +232,28 @@ class Ledger:
         """Make the folder this sweep's, or check that it is; started_s of the first start is kept.
 
         Raises:
-            UserError: the folder belongs to a sweep of another checkpoint or suite.
+            UserError: the folder belongs to a sweep of another suite, of a checkpoint that is not asked for now, or with
+            another way to search.
         """
         url = storage.join(self.sweep, "sweep.json")
         if storage.exists(url):
             there = self.info()
-            for name in ("suite", "checkpoint"):
-                if getattr(there, f"{name}_digest") != getattr(info, f"{name}_digest"):
-                    theirs = there.suite if name == "suite" else there.checkpoint_url
+            ours = {info.checkpoint_digest, *(s["digest"] for s in info.sources)}
+            for name, theirs, digest, same in (
+                ("suite", there.suite, there.suite_digest, there.suite_digest == info.suite_digest),
+                ("checkpoint", there.checkpoint_url, there.checkpoint_digest, there.checkpoint_digest in ours),
+                *(("checkpoint", s["url"], s["digest"], s["digest"] in ours) for s in there.sources),
+            ):
+                if not same:
                     raise UserError(
-                        f"{self.sweep} holds a sweep of another {name} ({theirs}, digest "
-                        f"{getattr(there, f'{name}_digest')[:12]}); give another folder with --out"
+                        f"{self.sweep} holds a sweep of another {name} ({theirs}, digest {digest[:12]}); give another "
+                        "folder with --out"
+                    )
+            for name in ("scheduler", "search"):
+                if getattr(there, name) != getattr(info, name):
+                    raise UserError(
+                        f"{self.sweep} was searched with --{name} {getattr(there, name)}, now {getattr(info, name)} is asked "
+                        "for; give the same, or another folder with --out"
                     )
             info = SweepInfo(**{**asdict(info), "started_s": there.started_s})
         storage.write_bytes(url, (json.dumps(asdict(info), indent=1) + "\n").encode())
@@ -210,8 +263,12 @@ class Ledger:
 def _entry(data: bytes, url: str) -> Entry:
     try:
         content = json.loads(data)
-        return Entry(**{f.name: content.pop(f.name) for f in fields(Entry)})
-    except (json.JSONDecodeError, KeyError) as error:
+        # Fields that came later have a default: a sweep of an earlier version is read all the same.
+        names = [
+            f for f in fields(Entry) if f.name in content or (f.default is MISSING and f.default_factory is MISSING)
+        ]
+        return Entry(**{f.name: content[f.name] for f in names})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(
             f"{url} is not an entry of a sweep's ledger ({error!r}); delete this file, its trial runs again"
         ) from None

@@ -48,11 +48,11 @@ def scorecard_table(rows: Sequence[Row]) -> str:
 
 
 def search_table(findings: Findings) -> str:
-    cells = {(c.task, c.method, c.init, c.shots): c.task_title for c in findings.cells}
+    cells = {(c.task, c.method, c.init, c.shots, c.selection): c.task_title for c in findings.cells}
     body, previous = "", None
     for key in sorted(cells, key=lambda k: (k[0], k[1], shots_order(k[3]), k[2])):
-        task, method, init, shots = key
-        record = findings.selections.get(f"{task}-{method}-{init}-{shots}", {})
+        task, method, init, shots, name = key
+        record = findings.selections.get(name or f"{task}-{method}-{init}-{shots}", {})
         num_tried, scores = _scores(record)
         if not scores or num_tried < 2:  # nothing was searched: ridge has one fixed setting
             continue

@@ -20,8 +20,19 @@ from pipeline.errors import UserError
 from transfer.ledger import Entry, Ledger
 from transfer.statistics import Estimate, estimate, paired, verdict
 
-METHODS = {"ridge": "ridge on frozen features", "finetune": "fine-tuning"}
-SHORT = {"ridge": "ridge", "finetune": "fine-tuning"}
+METHODS = {
+    "ridge": "ridge on frozen features",
+    "ridge_selected": "ridge, penalty selected",
+    "knn": "nearest neighbours",
+    "linear": "linear probe",
+    "logistic": "logistic regression",
+    "finetune": "fine-tuning",
+    "hyperrule": "BiT-HyperRule",
+    "nfnet": "NFNet fine-tuning",
+    "nfnet_plain": "NFNet fine-tuning, not regularised",
+    "convnets_at_scale": "ConvNets at scale",
+}
+SHORT = METHODS | {"ridge": "ridge"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,8 @@ class Row:
     verdict: str
     num_failed: int
     protocol_digest: str
+    backbone: str = ""
+    """Which checkpoint, where a sweep compares several; its from-scratch twin has the same architecture."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,24 @@ def scorecard(cells: Iterable[Entry]) -> list[Row]:
     for cell in cells:
         if cell.kind == "final":
             groups[cell.task, cell.method, cell.shots].append(cell)
-    keys = sorted(groups, key=lambda k: (k[0], list(METHODS).index(k[1]) if k[1] in METHODS else 9, shots_order(k[2])))
-    return [_row(groups[key]) for key in keys]
+    order = list(METHODS)
+    keys = sorted(
+        groups, key=lambda k: (k[0], order.index(k[1]) if k[1] in METHODS else len(order), k[1], shots_order(k[2]))
+    )
+    return [_row(part, name) for key in keys for name, part in _by_backbone(groups[key]).items()]
+
+
+def _by_backbone(cells: list[Entry]) -> dict[str, list[Entry]]:
+    """The trials of each checkpoint with those of its from-scratch twin."""
+    twins: dict[str, str] = {c.backbone: c.backbone_digest for c in cells if c.init == "pretrained"}
+    if len(twins) < 2:
+        return {next(iter(twins), ""): cells}
+    return {
+        name: [
+            c for c in cells if (c.backbone == name if c.init == "pretrained" else c.backbone_digest == architecture)
+        ]
+        for name, architecture in sorted(twins.items())
+    }
 
 
 def shots_order(shots: int) -> float:
@@ -109,13 +138,27 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("task", "method", "shots", "pretrained %", "from scratch %", "gain, points", "n", ""):
-        table.add_column(name, justify="left" if name in ("task", "method", "") else "right", no_wrap=name != "task")
+    several = len({row.backbone for row in rows}) > 1
+    for name in (
+        "task",
+        *(["backbone"] if several else []),
+        "method",
+        "shots",
+        "pretrained %",
+        "from scratch %",
+        "gain, points",
+        "n",
+        "",
+    ):
+        table.add_column(
+            name, justify="left" if name in ("task", "backbone", "method", "") else "right", no_wrap=name != "task"
+        )
     styles = {"wins": "green", "loses": "red"}
     for row, previous in zip(rows, [None, *rows], strict=False):
         failed = f", {row.num_failed} failed" if row.num_failed else ""
         table.add_row(
             Text(row.task_title if previous is None or previous.task != row.task else ""),
+            *([row.backbone] if several else []),
             SHORT.get(row.method, row.method),
             shots_text(row.shots),
             percent(row.pretrained),
@@ -136,14 +179,25 @@ def to_csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     parts = [f"{side}_{end}" for side in ("pretrained", "scratch", "gain") for end in ("mean", "low", "high", "n")]
-    names = ["task", "task_title", "method", "shots", "metric", *parts, "verdict", "num_failed", "protocol_digest"]
+    names = [
+        "task",
+        "task_title",
+        "method",
+        "shots",
+        "metric",
+        *parts,
+        "verdict",
+        "num_failed",
+        "protocol_digest",
+        "backbone",
+    ]
     writer.writerow(names)
     for row in rows:
         estimates: list[Any] = []
         for side in (row.pretrained, row.scratch, row.gain):
             estimates += [side.mean, side.low, side.high, side.n] if side else ["", "", "", 0]
         head = [row.task, row.task_title, row.method, row.shots, row.metric]
-        writer.writerow([*head, *estimates, row.verdict, row.num_failed, row.protocol_digest])
+        writer.writerow([*head, *estimates, row.verdict, row.num_failed, row.protocol_digest, row.backbone])
     return out.getvalue()
 
 
@@ -170,7 +224,7 @@ def write_report(
     return paths
 
 
-def _row(cells: list[Entry]) -> Row:
+def _row(cells: list[Entry], backbone: str) -> Row:
     first = cells[0]
     where = f"{first.task}, {first.method}, {shots_text(first.shots)} images a class"
     good = [cell for cell in cells if cell.is_ok]
@@ -208,6 +262,7 @@ def _row(cells: list[Entry]) -> Row:
         verdict=verdict(gain),
         num_failed=len(cells) - len(good),
         protocol_digest=first.protocol_digest,
+        backbone=backbone,
     )
 
 

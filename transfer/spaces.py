@@ -1,24 +1,122 @@
-"""The small search of fine-tuning: learning rate x schedule length, the same for both inits.
+"""Search spaces, and the brackets in which their points meet: pure functions, so a decision can be played again.
 
-A from-scratch network wants higher rates and longer schedules than a pretrained one; a space that serves only the
-latter would make pretraining look better than it is, so the space is one, and each init picks its own point in it.
+A from-scratch network wants higher rates and longer schedules than a pretrained one; a space that serves only the latter
+would make pretraining look better than it is, so the space is one, and each init picks its own point in it.
+
+    halving      all points of one schedule length form a bracket; at a third of the schedule the best third goes on, and so
+                 on. A decision waits for all points of its bracket, so it is the same however many run at a time
+    hyperband    the points of a schedule length are dealt out to brackets that begin to decide later and later
+    asha         Ray's asynchronous variant: quick, and dependent on which trial is first (`orchestration.sweep`)
+    none         every point runs to its end
 """
 
 from __future__ import annotations
 
-from transfer.tasks import FinetuneSettings
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-REDUCTION = 2
-"""ASHA keeps the better half at a rung."""
+from transfer.hyperrule import hyperrule
+from transfer.protocols import FinetuneSettings, HyperruleSettings, Method, Scheduler
+from transfer.tasks import Task
+
+REDUCTION = 3
+"""Of so many one goes on (halving, hyperband)."""
+ASHA_REDUCTION = 2
+Point = dict[str, float | int]
 
 
-def candidates(settings: FinetuneSettings) -> list[dict[str, float | int]]:
-    """All points of the space, long schedules and middle rates first: they are the ones that others are measured by."""
+def candidates(method: Method, task: Task, shots: int) -> list[Point]:
+    """All points of a fine-tuning space, long schedules and middle rates first: others are measured by them."""
+    settings = method.settings
+    num = task.parts(settings, shots, 0).final.num
+    if isinstance(settings, HyperruleSettings):
+        rule = hyperrule(num, image_area(task), variant=settings.variant)
+        return [{"learning_rate": rule.learning_rate, "num_steps": settings.num_steps or rule.steps}]
+    assert isinstance(settings, FinetuneSettings)
+    batch = min(settings.batch, num * settings.repeats)
+    lengths = settings.num_steps or tuple(max(1, round(e * num / batch)) for e in settings.epochs)
     middle = len(settings.learning_rates) / 2
     rates = sorted(settings.learning_rates, key=lambda r: abs(settings.learning_rates.index(r) + 0.5 - middle))
-    return [{"learning_rate": r, "num_steps": s} for s in sorted(settings.num_steps, reverse=True) for r in rates]
+    return [{"learning_rate": r, "num_steps": s} for s in sorted(set(lengths), reverse=True) for r in rates]
 
 
-def grace_steps(settings: FinetuneSettings) -> int:
-    """Steps before the first rung, and between evaluations on the held-out part: half of the shortest schedule."""
-    return max(1, min(settings.num_steps) // 2)
+def image_area(task: Task) -> int:
+    """Pixels of a raw image, from the card's word for people ("28x28 grayscale"); large where it does not say."""
+    import re
+
+    found = re.match(r"\s*(\d+)\s*x\s*(\d+)", task.card.image_size)
+    return int(found[1]) * int(found[2]) if found else 96 * 96
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Points that meet at rungs."""
+
+    members: tuple[int, ...]
+    """Indices of the points."""
+    rungs: tuple[int, ...]
+    """Steps at which the best go on; none: all run to the end."""
+
+    def keeps(self, num: int) -> int:
+        """How many of `num` go on from a rung."""
+        return max(1, math.ceil(num / REDUCTION))
+
+
+def brackets(points: Sequence[Point], scheduler: Scheduler) -> list[Bracket]:
+    """Every point in one bracket, by schedule length."""
+    groups: dict[int, list[int]] = {}
+    for index, point in enumerate(points):
+        groups.setdefault(int(point["num_steps"]), []).append(index)
+    found = []
+    for length, members in groups.items():
+        if scheduler in ("none", "asha"):
+            found.append(Bracket(tuple(members), ()))
+        elif scheduler == "halving":
+            found.append(Bracket(tuple(members), _rungs(length, len(members))))
+        else:
+            found += _hyperband(length, members)
+    return found
+
+
+def _rungs(length: int, num: int) -> tuple[int, ...]:
+    """num points need log_3(num) rungs until one is left."""
+    count = int(math.log(num, REDUCTION) + 1e-9)
+    steps = [length // REDUCTION**k for k in range(count, 0, -1)]
+    return tuple(sorted({s for s in steps if 0 < s < length}))
+
+
+def _hyperband(length: int, members: Sequence[int]) -> list[Bracket]:
+    """Brackets from many rungs to none, as many points in each as its first rung can thin out to one (Li et al. 2018)."""
+    most = int(math.log(len(members), REDUCTION) + 1e-9)
+    weights = [math.ceil((most + 1) / (s + 1) * REDUCTION**s) for s in range(most, -1, -1)]
+    total, found, begin = sum(weights), [], 0
+    for s, weight in zip(range(most, -1, -1), weights, strict=True):
+        end = len(members) if s == 0 else min(len(members), begin + max(1, round(len(members) * weight / total)))
+        mine = tuple(members[begin:end])
+        begin = end
+        if mine:
+            steps = [length // REDUCTION**k for k in range(s, 0, -1)]
+            found.append(Bracket(mine, tuple(sorted({x for x in steps if 0 < x < length}))))
+    return found
+
+
+def survivors(bracket: Bracket, alive: Sequence[int], scores: Mapping[int, tuple[float, float] | None]) -> list[int]:
+    """Who goes on from a rung: by score, then by loss, then by place in the space. A point without a score failed.
+
+    Args:
+        alive: indices of the points that the rung before let through.
+        scores: for each of them (score, loss).
+    """
+    ranked: list[tuple[float, float, int]] = []
+    for index in alive:
+        found = scores[index]
+        if found is not None:
+            ranked.append((-found[0], found[1], index))
+    return [index for *_, index in sorted(ranked)[: bracket.keeps(len(alive))]]
+
+
+def grace_steps(points: Sequence[Mapping[str, Any]]) -> int:
+    """Steps before ASHA's first rung, and between evaluations on the held-out part: half of the shortest schedule."""
+    return max(1, min(int(p["num_steps"]) for p in points) // 2)

@@ -1,11 +1,15 @@
-"""Sealed tests: a task's test split opens only for a selection record that is already written.
+"""Sealed tests: a task's test split opens only for a selection record that is already written, and every opening is recorded.
 
-A selection record says which hyper-parameters a cell (task, method, init, shots) will use, and how they were chosen:
+A selection record says which hyper-parameters a cell (task, method, backbone, init, shots) will use, and how they were chosen:
 on the held-out part of the train split, with the support of seed 0. It is written once; what was chosen stays chosen.
+
+    <sweep>/selection/<name>.json                    `Selection`
+    <sweep>/openings/<trial digest>-<time>.json      `Opening`: one for each time that a trial was given the test split
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -13,26 +17,45 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
-from transfer.tasks import Init, Method, Task
+from transfer.tasks import Init, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The content of `<sweep>/selection/<task>-<method>-<init>-<shots>.json`."""
+    """The content of a selection record."""
 
     task: str
-    method: Method
+    method: str
+    """Its name in the suite."""
     init: Init
     shots: int
     hyperparameters: dict[str, Any]
     candidates: list[dict[str, Any]]
-    """For each: hyperparameters, score (accuracy on the held-out part, None if it failed), loss, step, status,
+    """For each: hyperparameters, score (the protocol's metric on the held-out part, None if it failed), loss, step, status,
     digest."""
     protocol_digest: str
     data_digest: str
     checkpoint_digest: str
     """Empty for a from-scratch cell."""
+    backbone_digest: str = ""
+    """Of the architecture and its preprocessing."""
+    rule: str = ""
+    """How it was chosen, in a sentence."""
     time_s: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """One time that a trial was given a test split."""
+
+    task: str
+    data_digest: str
+    trial: str
+    """Digest of the trial."""
+    protocol_digest: str
+    selection_url: str
+    selection_sha256: str
+    time_s: float
 
 
 @dataclass(frozen=True)
@@ -45,11 +68,16 @@ class TestSplit:
     selection_url: str
 
 
-def selection_url(sweep: str, task: str, method: str, init: str, shots: int) -> str:
-    return storage.join(sweep, "selection", f"{task}-{method}-{init}-{shots}.json")
+def selection_name(task: str, method: str, init: str, shots: int, key: str) -> str:
+    """`key`: first digits of the digest of the weights, or from scratch of the architecture."""
+    return f"{task}-{method}-{init}-{shots}-{key}"
 
 
-def write_selection(sweep: str, selection: Selection) -> str:
+def selection_url(sweep: str, name: str) -> str:
+    return storage.join(sweep, "selection", f"{name}.json")
+
+
+def write_selection(url: str, selection: Selection) -> str:
     """Write the record, or find the one that is there; its URL.
 
     Raises:
@@ -57,7 +85,6 @@ def write_selection(sweep: str, selection: Selection) -> str:
         read.
     """
     s = selection
-    url = selection_url(sweep, s.task, s.method, s.init, s.shots)
     if storage.exists(url):
         there = read_selection(url)
         if (there.hyperparameters, there.protocol_digest) != (s.hyperparameters, s.protocol_digest):
@@ -82,8 +109,8 @@ def read_selection(url: str) -> Selection:
         ) from None
 
 
-def open_test(task: Task, url: str) -> TestSplit:
-    """The test split of `task` for the cell whose selection record lies at `url`.
+def open_test(task: Task, url: str, *, trial: str) -> TestSplit:
+    """The test split of `task` for the trial (its digest) of the cell whose selection record lies at `url`; recorded.
 
     Raises:
         UserError: the record does not exist, or was written for another task or other data.
@@ -94,4 +121,26 @@ def open_test(task: Task, url: str) -> TestSplit:
             f"{url} was written for {selection.task} with data {selection.data_digest[:12]}, "
             f"not for {task.name} with data {task.data_digest[:12]}; use another sweep folder"
         )
+    now_s = time.time()
+    opening = Opening(
+        task=task.name,
+        data_digest=task.data_digest,
+        trial=trial,
+        protocol_digest=selection.protocol_digest,
+        selection_url=url,
+        selection_sha256=hashlib.sha256(storage.read_bytes(url)).hexdigest(),
+        time_s=now_s,
+    )
+    folder = storage.join(url.rsplit("/", 2)[0], "openings")
+    place = storage.join(folder, f"{trial}-{time.time_ns()}.json")
+    storage.write_bytes(place, (json.dumps(asdict(opening), indent=1) + "\n").encode())
     return TestSplit(task._test_split, url)
+
+
+def openings(sweep: str) -> list[Opening]:
+    """Every recorded opening of a sweep, in the order of time."""
+    found = [
+        Opening(**json.loads(storage.read_bytes(u)))
+        for u in storage.list_urls(storage.join(sweep, "openings"), ".json")
+    ]
+    return sorted(found, key=lambda o: o.time_s)

@@ -1,180 +1,369 @@
 """The trials of a sweep, run in this process; who runs them where and when is the floor above's business.
 
-One ridge job does all shots and seeds of a (task, init), since they share one pass over the images; a fine-tuning
-trial is one Run of THE loop. Each finished trial is in the ledger before anybody is told.
+One probe job does all probes, shots and seeds of a (task, backbone), since they share one pass over the images; a
+fine-tuning trial is one Run of THE loop, or a part of one up to a rung. Each finished trial is in the ledger before anybody is
+told.
 """
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from pipeline.data.subset import Subset, select
+from pipeline import storage
+from pipeline.config import to_dict
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.subset import select
+from pipeline.duration import Duration
 from pipeline.errors import UserError
-from pipeline.records import Evaluation, Step
-from transfer.cells import Cell, Sweep, plan
-from transfer.features import features, from_scratch, pretrained
-from transfer.finetune import finetune_run
-from transfer.ledger import Entry, Ledger, Trial, entry
-from transfer.probes import fit_ridge
-from transfer.splits import open_test, selection_url
-from transfer.tasks import FinetuneSettings, RidgeSettings, Task
+from pipeline.evaluate import Scores
+from pipeline.records import Evaluation, Saved, Step
+from transfer import heads, metrics, predictions
+from transfer.cells import Cell, Sweep, choose_point, name_of, plan
+from transfer.environment import Memory
+from transfer.features import Backbone, features, from_scratch, pretrained
+from transfer.finetune import at_resolution, finetune_run
+from transfer.halving import Rung, read_rung, work_url, write_rung
+from transfer.ledger import Entry, Ledger, Trial
+from transfer.protocols import HyperruleSettings, sha256
+from transfer.spaces import candidates, grace_steps
+from transfer.splits import open_test, read_selection, selection_url
+from transfer.tasks import Part, Task
 
 Report = Callable[[dict[str, Any]], None]
+MIN_SAVE_STEPS = 200
+"""A trial's state is saved once a pass over its images, and where that is shorter, after as many steps."""
 
 
 def run_job(sweep: Sweep, job: dict[str, Any], report: Report) -> None:
     """A job of `transfer.conductor`. An exception becomes the failed entry of the trials that it ends."""
     ledger = Ledger(sweep.out)
     if job["cell"] >= 0:
-        trials = [Trial(**job["trial"])]
-    else:
-        planned, _ = plan(sweep)
-        cells = [planned[index] for index in job["ridge"]]
-        trials = [trial for cell in cells for trial in ridge_finals(sweep, cell)]
-    try:
-        if job["cell"] >= 0:
-            run_finetune(sweep, trials[0], report)
-        else:
-            for found in run_ridge(sweep, cells):
-                report({"digest": found.digest})
-    except Exception as error:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        for trial in trials:
+        trial = Trial(**job["trial"])
+        try:
+            run_finetune(sweep, trial, report, until=int(job.get("until", 0)))
+        except Exception as error:
             if ledger.find(trial.digest) is None:
-                ledger.write(sweep.failed(trial, text))
-    report({"digest": trials[-1].digest})
+                ledger.write(sweep.failed(trial, reason(error)))
+        report({"digest": trial.digest})
+        return
+    planned, _ = plan(sweep)
+    for found in run_probes(sweep, [planned[index] for index in job["probes"]]):
+        report({"digest": found.digest})
+    report({"digest": ""})
 
 
-def ridge_finals(sweep: Sweep, cell: Cell) -> list[Trial]:
-    """The final trials of a ridge cell, whose one setting needs no search."""
-    settings = sweep.suite.settings("ridge")
-    assert isinstance(settings, RidgeSettings)
-    return cell.finals({"l2": settings.l2}, sweep.suite.num_seeds)
+def reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def run_ridge(sweep: Sweep, cells: list[Cell]) -> Iterator[Entry]:
-    """All missing ridge trials of one (task, init): an entry each, written to the ledger before it is yielded.
+# --- probes -----------------------------------------------------------------------------------------------------------
 
-    Per seed another support and, from scratch, another network; features of the test split are read only once the
-    records of all shots are written.
+
+def probe_trials(sweep: Sweep, cell: Cell) -> list[Trial]:
+    """All trials of a probe cell that can be named now: its search, and its finals once its point is known."""
+    found = list(cell.search)
+    if not cell.search:
+        found += cell.finals(dict(cell.points[0]), sweep.suite.num_seeds)
+    elif storage.exists(cell.selection_url(sweep.out)):
+        chosen = read_selection(cell.selection_url(sweep.out)).hyperparameters
+        found += cell.finals(chosen, sweep.suite.num_seeds)
+    return found
+
+
+def run_probes(sweep: Sweep, cells: list[Cell]) -> Iterator[Entry]:
+    """All missing trials of the probes of one (task, backbone): an entry each, written to the ledger before it is yielded.
+
+    Per seed another support and, from scratch, another network. What is chosen by rank over tasks (`ridge_selected`) stops
+    after its search until the conductor has written the record.
     """
-    settings = sweep.suite.settings("ridge")
-    assert isinstance(settings, RidgeSettings)
-    ledger, l2 = Ledger(sweep.out), settings.l2
-    task, init, augment = sweep.task(cells[0].task), cells[0].init, sweep.source.augment
-    todo = [[t for t in ridge_finals(sweep, c) if not ledger.is_done(t)] for c in cells]
-    seeds = sorted({t.seed for trials in todo for t in trials})
-    backbone = pretrained(sweep.source.checkpoint_url) if init == "pretrained" and seeds else None
+    task = sweep.task(cells[0].task)
+    networks = _Networks(sweep, cells[0])
+    ledger = Ledger(sweep.out)
+    for cell in cells:
+        if not storage.exists(cell.selection_url(sweep.out)):
+            yield from _guarded(sweep, ledger, cell, _search(sweep, ledger, task, cell, networks))
+    for seed in range(sweep.suite.num_seeds):
+        for cell in cells:
+            if storage.exists(cell.selection_url(sweep.out)):
+                final = cell.finals(read_selection(cell.selection_url(sweep.out)).hyperparameters, seed + 1)[seed]
+                if not ledger.is_done(final):
+                    yield from _guarded(sweep, ledger, cell, _final(sweep, ledger, task, cell, final, networks), final)
+
+
+class _Networks:
+    """The backbone of a probe job: one for all seeds, or from scratch one a seed; made when features are not kept yet."""
+
+    def __init__(self, sweep: Sweep, cell: Cell) -> None:
+        self.source = sweep.source_of(cell.any_trial)
+        self._init, self._made = cell.init, -1
+        self._backbone: Backbone | None = None
+
+    def __call__(self, seed: int) -> Backbone:
+        wanted = 0 if self._init == "pretrained" else seed
+        if self._backbone is None or self._made != wanted:
+            if self._init == "pretrained":
+                self._backbone = pretrained(self.source.checkpoint_url)
+            else:
+                self._backbone = from_scratch(self.source.model, self.source.backbone_options(), seed)
+            self._made = wanted
+        return self._backbone
+
+
+def _guarded(
+    sweep: Sweep, ledger: Ledger, cell: Cell, entries: Iterator[Entry], final: Trial | None = None
+) -> Iterator[Entry]:
+    """What goes wrong in one probe is that probe's failed entry; the others go on."""
+    try:
+        yield from entries
+    except Exception as error:
+        ended = [final] if final else [*cell.search] or cell.finals(dict(cell.points[0]), sweep.suite.num_seeds)
+        for trial in ended:
+            found = sweep.failed(trial, reason(error))
+            ledger.write(found)
+            yield found
+
+
+def _of_part(
+    sweep: Sweep, task: Task, part: Part, augment: AugmentConfig, backbone: Callable[[], Backbone]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) and labels (N,) of some training images."""
+    found = [features(backbone, task, augment, sweep.out, split=split) for split in part.split.split("+")]
+    if not np.array_equal(found[0][1], task.train_labels) and part.split.startswith(task.train_split):
+        raise RuntimeError(f"features of {task.name} are not in the order of its index")
+    train, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    chosen = np.arange(len(labels)) if part.subset is None else select(labels, part.subset)
+    return train[chosen], labels[chosen]
+
+
+def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[Entry]:
+    """All points of the grid on the held-out part, and the selection record that follows from them."""
     begin = time.perf_counter()
-    for number, seed in enumerate(seeds):
-        if init == "scratch":
-            backbone = from_scratch(sweep.source.model, sweep.source.backbone_options(), seed)
-        assert backbone is not None
-        train, labels = features(backbone, task, augment, sweep.out)
-        if not np.array_equal(labels, task.train_labels):
-            raise RuntimeError(f"features of {task.name} are not in the order of its index")
-        if number == 0:
-            urls = [_select_ridge(sweep, c, train, labels, l2) for c in cells]
-        test, test_labels = features(backbone, task, augment, sweep.out, test=open_test(task, urls[0]))
-        for url, trials in zip(urls, todo, strict=True):
-            for trial in (t for t in trials if t.seed == seed):
-                open_test(task, url)
-                support = select(labels, _subset(task, trial.shots, seed, "support"))
-                ridge = fit_ridge(train[support], labels[support], task.num_classes)
-                found = entry(
-                    trial,
-                    task_title=task.card.title,
-                    checkpoint_url=sweep.source.checkpoint_url,
-                    value=ridge.accuracy(test, test_labels, l2),
-                    num_train=len(support),
-                    num_test=len(test_labels),
-                    seconds_s=time.perf_counter() - begin,
-                    images_seen=len(support),
-                )
-                ledger.write(found)
-                yield found
-                begin = time.perf_counter()
+    method, memory = sweep.suite.method(cell.method), Memory()
+    parts = task.parts(method.settings, cell.shots, 0)
+    trial = cell.search[0] if cell.search else None
+    there = ledger.find(trial.digest) if trial else None
+    if there is not None and there.is_ok:
+        if cell.kind != "ridge_selected":
+            choose_point(cell, there, sweep.out)
+        return
+    augment = at_resolution(networks.source.augment, method)
+    support, labels = _of_part(sweep, task, parts.search, augment, lambda: networks(0))
+    held, held_labels = _of_part(sweep, task, parts.holdout, augment, lambda: networks(0))
+    scorer = heads.fit(method, cell.points, support, labels, task.num_classes, seed=0, device=_device())
+    scores = [metrics.compute(cell.any_trial.metric, s, held_labels) for s in scorer(held)]
+    rows = [{"hyperparameters": dict(p), "score": s} for p, s in zip(cell.points, scores, strict=True)]
+    if trial is None:
+        row = {**rows[0], "loss": None, "step": 0, "status": "ok", "digest": ""}
+        cell.select(sweep.out, dict(cell.points[0]), [row], "nothing was searched; the score is for information")
+        return
+    found = sweep.entry(
+        trial,
+        value=max(scores),
+        num_train=len(support),
+        num_test=len(held),
+        seconds_s=time.perf_counter() - begin,
+        images_seen=len(support),
+        grid=rows,
+        max_memory_bytes=memory.max_bytes(),
+    )
+    ledger.write(found)
+    if cell.kind != "ridge_selected":
+        choose_point(cell, found, sweep.out)
+    yield found
 
 
-def _select_ridge(sweep: Sweep, cell: Cell, train: np.ndarray, labels: np.ndarray, l2: float) -> str:
-    """The record of a cell with one fixed setting; its score on the held-out part is for information."""
-    task = sweep.task(cell.task)
-    support = select(labels, _subset(task, cell.shots, 0, "support"))
-    holdout = select(labels, _subset(task, cell.shots, 0, "holdout"))
-    score = fit_ridge(train[support], labels[support], task.num_classes).accuracy(train[holdout], labels[holdout], l2)
-    row = {"hyperparameters": {"l2": l2}, "score": score, "loss": None, "step": 0, "status": "ok", "digest": ""}
-    return cell.select(sweep.out, {"l2": l2}, [row])
+def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks) -> Iterator[Entry]:
+    begin = time.perf_counter()
+    method, memory = sweep.suite.method(cell.method), Memory()
+    part = task.parts(method.settings, cell.shots, trial.seed).final
+    augment = at_resolution(networks.source.augment, method)
+    support, labels = _of_part(sweep, task, part, augment, lambda: networks(trial.seed))
+    opened = open_test(task, cell.selection_url(sweep.out), trial=trial.digest)
+    test, test_labels = features(lambda: networks(trial.seed), task, augment, sweep.out, test=opened)
+    scorer = heads.fit(
+        method,
+        [trial.hyperparameters],
+        support,
+        labels,
+        task.num_classes,
+        seed=trial.seed,
+        device=_device(),
+    )
+    scores = next(scorer(test))
+    numbers = predictions.all_metrics(scores, test_labels, [trial.metric])
+    config = {"method": method.plain(), "augment": to_dict(augment), "part": to_dict(part), "data": task.url}
+    predictions.write(
+        sweep.out, trial.digest, np.arange(len(test_labels)), scores, test_labels, kind=heads.scores_are(method)
+    )
+    found = sweep.entry(
+        trial,
+        value=numbers[trial.metric],
+        num_train=len(support),
+        num_test=len(test_labels),
+        seconds_s=time.perf_counter() - begin,
+        images_seen=len(support),
+        metrics=numbers,
+        config=config,
+        config_digest=sha256(config),
+        max_memory_bytes=memory.max_bytes(),
+    )
+    ledger.write(found)
+    yield found
 
 
-def _subset(task: Task, shots: int, seed: int, part: Any) -> Subset:
-    return Subset(per_class=shots, seed=seed, holdout_per_class=task.holdout_per_class, part=part)
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def run_finetune(sweep: Sweep, trial: Trial, report: Report) -> Entry:
-    """One fine-tuning trial, its entry written to the ledger; `report` gets every evaluation but the last.
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
 
-    `report` may raise to end the trial early; nothing is written then.
+
+def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> Entry | None:
+    """One fine-tuning trial, its entry written to the ledger; or its part up to the rung `until`, and None.
+
+    Under ASHA `report` gets every evaluation but the last, and may raise to end the trial early; nothing is written then. A
+    trial that was begun before, and killed or left at a rung, goes on from its own newest checkpoint.
     """
     from pipeline.train import train
 
-    task, settings = sweep.task(trial.task), sweep.suite.settings("finetune")
-    assert isinstance(settings, FinetuneSettings)
-    url = None if trial.kind == "search" else selection_url(sweep.out, *trial.cell)
+    begin, memory = time.perf_counter(), Memory()
+    task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
+    num_steps = int(trial.hyperparameters["num_steps"])
+    test = None
+    if trial.kind == "final":
+        test = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
+    live = sweep.scheduler == "asha" and trial.kind == "search"
+    eval_every = until
+    if live:
+        eval_every = grace_steps(candidates(method, task, trial.shots))
     run = finetune_run(
-        sweep.source,
+        source,
         task,
-        settings,
+        method,
         init=trial.init,
         shots=trial.shots,
         seed=trial.seed,
         hyperparameters=trial.hyperparameters,
-        selection_url=url,
+        test=test,
+        eval_every=eval_every,
+        save_every=until,
     )
-    num_steps = int(trial.hyperparameters["num_steps"])
-    curve: list[dict[str, float]] = []
-    last: Evaluation | None = None
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="normfree-trial-") as folder:
-        for record in train(run, folder):
+    per_epoch = task.parts(method.settings, trial.shots, 0).final.num * run.data.repeats / run.global_batch
+    if not until:
+        every = max(round(per_epoch), MIN_SAVE_STEPS)
+        run = dataclasses.replace(run, save_every=Duration(every, "steps") if every < num_steps else None)
+    seen = _Seen(trial)
+    earlier = _earlier(sweep, trial, until)
+    work = work_url(sweep.out, trial.digest)
+    records = train(run, work, on_scores=seen.take)
+    with contextlib.closing(records):  # type: ignore[type-var]
+        for record in records:
             if isinstance(record, Evaluation):
-                last = record
-                row = {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": record.top1}
-                if trial.kind == "search":
-                    curve.append(row)
-                    if record.step < num_steps:
-                        report(row)
+                row = seen.row(record)
+                if live and record.step < num_steps:
+                    report(row)
             elif isinstance(record, Step) and trial.kind == "final":
-                curve.append(
+                seen.curve.append(
                     {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": record.accuracy}
                 )
-    assert last is not None  # the loop always evaluates at its end
+            elif isinstance(record, Saved) and until and record.step >= until:
+                break
+    first = seen.curve[0]["step"] if seen.curve else num_steps + 1
+    rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
+    seconds_s = time.perf_counter() - begin + (earlier.seconds_s if earlier else 0.0)
+    if until:
+        assert seen.value is not None
+        write_rung(
+            sweep.out,
+            Rung(digest=trial.digest, step=until, score=seen.value, loss=seen.loss, rows=rows, seconds_s=seconds_s),
+        )
+        return None
+    assert seen.scores is not None and seen.value is not None  # the loop always evaluates at its end
+    if trial.kind == "final":
+        s = seen.scores
+        predictions.write(sweep.out, trial.digest, s.samples, s.logits, s.labels)
     found = finetune_entry(
-        sweep, trial, curve, value=last.top1, num_test=last.num_samples, seconds_s=time.perf_counter() - begin
+        sweep,
+        trial,
+        rows,
+        value=seen.value,
+        seconds_s=seconds_s,
+        num_test=len(seen.scores.labels),
+        metrics=seen.numbers if trial.kind == "final" else {},
+        config=to_dict(run),
+        config_digest=run.digest(),
+        max_memory_bytes=memory.max_bytes(),
     )
     Ledger(sweep.out).write(found)
+    storage.remove_tree(work)
     return found
 
 
+def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:
+    """The newest rung before `until` that this trial has reached."""
+    found = [
+        read_rung(sweep.out, trial.digest, int(url.rpartition("-")[2].removesuffix(".json")))
+        for url in storage.list_urls(storage.join(sweep.out, "rungs"), ".json")
+        if url.rpartition("/")[2].startswith(trial.digest)
+    ]
+    before = [r for r in found if r is not None and (not until or r.step < until)]
+    return max(before, key=lambda r: r.step, default=None)
+
+
+class _Seen:
+    """What a trial's evaluations said."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self.curve: list[dict[str, float]] = []
+        self.scores: Scores | None = None
+        self.numbers: dict[str, float] = {}
+        self.value: float | None = None
+        self.loss = float("nan")
+
+    def take(self, scores: Scores) -> None:
+        self.scores = scores
+
+    def row(self, record: Evaluation) -> dict[str, float]:
+        """The evaluation as a row of the history; `accuracy` is what candidates are compared by."""
+        assert self.scores is not None
+        name = self._trial.metric
+        if self._trial.kind == "final":
+            self.numbers = predictions.all_metrics(self.scores.logits, self.scores.labels, [name])
+            self.value = self.numbers[name]
+        else:
+            self.value = metrics.compute(name, self.scores.logits, self.scores.labels)
+        self.loss = record.loss
+        row = {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": self.value}
+        if self._trial.kind == "search":
+            self.curve.append(row)
+        return row
+
+
 def finetune_entry(
-    sweep: Sweep, trial: Trial, curve: list[dict[str, float]], *, value: float | None, num_test: int, seconds_s: float
+    sweep: Sweep, trial: Trial, curve: list[dict[str, float]], *, value: float | None, seconds_s: float, **facts: Any
 ) -> Entry:
     """The entry of a fine-tuning trial that got as far as the last row of `curve`, which may be short of its end."""
-    task, settings = sweep.task(trial.task), sweep.suite.settings("finetune")
-    assert isinstance(settings, FinetuneSettings)
-    num_train = trial.shots * task.num_classes
-    return entry(
+    task, method = sweep.task(trial.task), sweep.suite.method(trial.method)
+    parts = task.parts(method.settings, trial.shots, trial.seed)
+    num_train = (parts.search if trial.kind == "search" else parts.final).num
+    settings: Any = method.settings
+    repeats = 1 if isinstance(settings, HyperruleSettings) else settings.repeats
+    batch = min(settings.batch, num_train * repeats)
+    return sweep.entry(
         trial,
-        task_title=task.card.title,
-        checkpoint_url=sweep.source.checkpoint_url,
         value=value,
         num_train=num_train,
-        num_test=num_test,
         history=curve,
         seconds_s=seconds_s,
-        images_seen=int(curve[-1]["step"]) * min(settings.batch, num_train) if curve else 0,
+        images_seen=int(curve[-1]["step"]) * batch if curve else 0,
+        **facts,
     )

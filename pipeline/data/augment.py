@@ -23,7 +23,10 @@ from pipeline.errors import UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_RESIZE = torch.ops.aten._upsample_bicubic2d_aa.out
+_RESIZE = {
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+}
 """What F.interpolate calls, which cannot write to a place that is there already: fresh memory costs as much as the work."""
 
 Stream = Literal["crop", "mix", "policy"]
@@ -36,8 +39,10 @@ class AugmentConfig:
     """Side of the square training input."""
     eval_px: int = 0
     """Side of the square evaluation input; 0 = image_px."""
-    crop: Literal["area", "pad", "none"] = "area"
-    """area: a random part by area and aspect (inception crop); pad: shift by up to pad_px; none: the whole image."""
+    crop: Literal["area", "pad", "resized", "none"] = "area"
+    """area: a random part by area and aspect (inception crop); pad: shift by up to pad_px; resized: a random square of
+    image_px out of the whole image at the square of resized_px (BiT); none: the whole image."""
+    resized_px: int = 0
     area_min: float = 0.08
     area_max: float = 1.0
     aspect_max: float = 4 / 3
@@ -58,9 +63,13 @@ class AugmentConfig:
     """CutMix's, 0 to 1; 1 is uniform."""
     mix_order: Literal["before_policy", "after_policy"] = "before_policy"
     """before_policy: the policy works on mixed images, as in the NFNet paper; after_policy: the common order."""
-    eval_resize: Literal["plain", "published", "aspect"] = "plain"
+    eval_resize: Literal["plain", "published", "aspect", "square"] = "plain"
     """plain: to the square (BiT); published: to the square of eval_px + 32, then its centre (NFNet, A.1); aspect: shorter
-    side to eval_px / 0.875, then the centre."""
+    side to eval_px / eval_crop, then the centre; square: to the square of eval_px / eval_crop, then the centre."""
+    eval_crop: float = 0.875
+    """Share of a side that the centre keeps, for aspect and square."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Of every resize; the papers of these networks say bicubic."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -70,6 +79,7 @@ class AugmentConfig:
             ("area_min", 0, self.area_max),
             ("area_max", self.area_min, 1),
             ("aspect_max", 1, math.inf),
+            ("eval_crop", 0.1, 1),
             ("policy_layers", 0, 100),
             ("policy_magnitude", 0, 30),
             ("mixup_alpha", 0, 1),
@@ -79,6 +89,11 @@ class AugmentConfig:
             if not low <= value <= high:
                 bound = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
                 raise UserError(f"augment.{name} is {value}; set {bound}")
+        if (self.crop == "resized") != (self.resized_px > 0) or 0 < self.resized_px < self.image_px:
+            raise UserError(
+                f"augment.resized_px is {self.resized_px} with augment.crop {self.crop} and image_px {self.image_px}; set it to "
+                "image_px or more for the crop resized, and to 0 for others"
+            )
         moved = round(TRANSLATE_PX * self.policy_magnitude / 10)
         if self.policy == "nfnet" and moved >= self.image_px:
             raise UserError(
@@ -110,7 +125,7 @@ class AugmentConfig:
 
     def crop_and_flip(self, **changes: Any) -> AugmentConfig:
         """The same input without policy and mixing: what transfer and large-scale pretraining use."""
-        return replace(self, policy="none", mixup_alpha=0.0, cutmix_alpha=0.0, **changes)
+        return replace(self, **{"policy": "none", "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "resized_px": 0, **changes})
 
 
 def nfnet_augment(magnitude: float, **sizes: Any) -> AugmentConfig:
@@ -152,8 +167,10 @@ def _area_box(size: tuple[int, int], config: AugmentConfig, rng: Draws) -> Box:
     return left, top, left + side, top + side
 
 
-def resize_into(out: torch.Tensor, pixels: np.ndarray, *, mirrored: bool = False) -> None:
-    """Bicubic with antialiasing (a = -0.5), as Pillow's: (h, w, 3) uint8 into `out`, (H, W, 3) uint8.
+def resize_into(
+    out: torch.Tensor, pixels: np.ndarray, *, mirrored: bool = False, interpolation: str = "bicubic"
+) -> None:
+    """With antialiasing (bicubic: a = -0.5), as Pillow's: (h, w, 3) uint8 into `out`, (H, W, 3) uint8.
 
     torch's own kernel for uint8 with channels last takes a fifth of Pillow's time. It rounds between its two passes like
     Pillow, with weights of other precision: the mean difference is below 0.1 of 255.
@@ -162,7 +179,7 @@ def resize_into(out: torch.Tensor, pixels: np.ndarray, *, mirrored: bool = False
     if source.shape == target.shape:
         target.copy_(source)
     else:
-        _RESIZE(source, out.shape[:2], False, None, out=target)
+        _RESIZE[interpolation](source, out.shape[:2], False, None, out=target)
     if mirrored:
         _mirror(out)
 
@@ -189,9 +206,19 @@ def train_image(
     out = torch.empty((px, px, 3), dtype=torch.uint8) if out is None else out
     if config.crop == "area":
         box = _area_box(picture.size, config, rng)
-        resize_into(out, picture.crop(box, (px, px)), mirrored=config.flip and rng.coin())
+        mirrored = config.flip and rng.coin()
+        resize_into(out, picture.crop(box, (px, px)), mirrored=mirrored, interpolation=config.interpolation)
         return out.numpy()
-    resize_into(out, picture.crop((0, 0, *picture.size), (px, px)))
+    if config.crop == "resized":
+        side = config.resized_px
+        whole = torch.empty((side, side, 3), dtype=torch.uint8)
+        resize_into(whole, picture.crop((0, 0, *picture.size), (side, side)), interpolation=config.interpolation)
+        top, left = rng.below(side - px + 1), rng.below(side - px + 1)
+        out.copy_(whole[top : top + px, left : left + px])
+        if config.flip and rng.coin():
+            _mirror(out)
+        return out.numpy()
+    resize_into(out, picture.crop((0, 0, *picture.size), (px, px)), interpolation=config.interpolation)
     array = out.numpy()
     if config.crop == "pad" and config.pad_px:
         pad = config.pad_px
@@ -204,20 +231,23 @@ def train_image(
 
 
 def eval_image(picture: Picture | np.ndarray, config: AugmentConfig) -> np.ndarray:
-    """(eval_px, eval_px, 3) uint8, the same every time: Pillow's bicubic resize of all pixels, as published numbers have it."""
+    """(eval_px, eval_px, 3) uint8, the same every time: Pillow's resize of all pixels, as published numbers have it."""
     if isinstance(picture, np.ndarray):
         picture = WholePicture(picture)
     px = config.evaluation_px
     image = Image.fromarray(picture.crop((0, 0, *picture.size)))
+    resample = Image.Resampling.BILINEAR if config.interpolation == "bilinear" else Image.Resampling.BICUBIC
     if config.eval_resize == "plain":
-        return np.array(image.resize((px, px), Image.Resampling.BICUBIC))
+        return np.array(image.resize((px, px), resample))
     if config.eval_resize == "published":
         width = height = px + 32
-    else:
-        scale = px / 0.875 / min(image.size)
-        width, height = (max(px, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - px) // 2, (height - px) // 2
+    elif config.eval_resize == "square":
+        width = height = math.floor(px / config.eval_crop)
+    else:  # whole pixels as torchvision and timm count them, so that their numbers can be met
+        shorter = math.floor(px / config.eval_crop)
+        width, height = (shorter * side // min(image.size) for side in image.size)
+    image = image.resize((width, height), resample)
+    left, top = round((width - px) / 2), round((height - px) / 2)
     return np.array(image.crop((left, top, left + px, top + px)))
 
 

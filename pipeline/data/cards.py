@@ -10,10 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipeline import storage
 from pipeline.errors import UserError
 
 KINDS = ("tar", "folder", "embedded", "torchvision")
-METRICS = ("accuracy", "mean_per_class")
+METRICS = ("top1", "mean_per_class", "balanced_accuracy", "auroc")
 SPLIT_NAMES = ("train", "val", "test")
 
 
@@ -33,7 +34,8 @@ class Card:
     image_size: str
     """For people: pixels and mode of the raw images."""
     metric: str
-    """`accuracy` (share right) or `mean_per_class` (mean of the per-class shares, for unbalanced sets)."""
+    """What a result on it is, by the names of `transfer.metrics`: `top1` (share right), `mean_per_class` (mean of the
+    per-class shares), `balanced_accuracy` (the same, as medicine calls it) or `auroc`."""
     flip: bool
     """Whether a horizontally mirrored image keeps its label."""
     licence: str
@@ -44,8 +46,19 @@ class Card:
     """Class names in label order; None: the sorted names of the classes in the train split."""
     member: str | None = None
     """Which set inside the package: the generator of an embedded card, the class name of a torchvision one."""
+    split_rule: str | None = None
+    """Which images the splits are, where the source leaves a choice; for people and for whoever makes the list."""
+    indexed: bool = False
+    """Whether labels are the class indices 0 to `num_classes` - 1, of which train, being a small draw, may lack some."""
+    label_rule: str | None = None
+    """How labels follow from what the source says, where they are not its own."""
     faults: tuple[str, ...] = field(default=())
     """What is known to be wrong or odd with the images or labels."""
+
+    @property
+    def test_split(self) -> str:
+        """The split that results are on: `test`, or `val` where that is the source's only other one."""
+        return "test" if "test" in self.splits else "val"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "splits": dict(self.splits)}  # the read-only view cannot be sent to a worker
@@ -77,26 +90,25 @@ def load_card(name_or_path: str) -> Card:
     Raises UserError for a name that does not exist (with the nearest ones) and for a file that is not a card.
     """
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        if not storage.is_file(name_or_path):
             raise UserError(
-                f"no dataset card at {path}: give the path of a YAML card or one of {', '.join(list_cards())}"
+                f"no dataset card at {name_or_path}: give the path of a YAML card or one of {', '.join(list_cards())}"
             )
-        return _read(path)
+        return _read(name_or_path)
     names = list_cards()
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path, names, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
         raise UserError(f"no dataset card is called '{name_or_path}': {advice}")
-    return _read(datasets_dir() / f"{name_or_path}.yaml")
+    return _read(str(datasets_dir() / f"{name_or_path}.yaml"))
 
 
 @functools.cache
-def _read(path: Path) -> Card:
+def _read(path: str) -> Card:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(storage.read_bytes(path).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the dataset card {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -104,7 +116,7 @@ def _read(path: Path) -> Card:
     return _card(content, path)
 
 
-def _card(content: Mapping[str, Any], path: Path) -> Card:
+def _card(content: Mapping[str, Any], path: str) -> Card:
     known = {entry.name: entry for entry in fields(Card)}
     for key in content:
         if key not in known:
@@ -119,6 +131,8 @@ def _card(content: Mapping[str, Any], path: Path) -> Card:
         if values.get(name) is not None:
             # A class called 0 or yes is a number or a truth value to YAML.
             values[name] = tuple(str(item) for item in values[name])
+    if values.get("indexed") is True and type(values["num_classes"]) is int:
+        values.setdefault("classes", tuple(str(label) for label in range(values["num_classes"])))
     values["splits"] = MappingProxyType(dict(values["splits"] or {}))
     card = Card(**values)
     problem = _problem(card)
@@ -138,6 +152,10 @@ def _problem(card: Card) -> str | None:
         return f"metric '{card.metric}' must be one of {', '.join(METRICS)}"
     if not all(isinstance(text, str) and text for text in texts):
         return "title, image_size, licence, citation and source_hint must be text"
+    if not all(rule is None or (isinstance(rule, str) and rule) for rule in (card.split_rule, card.label_rule)):
+        return "split_rule and label_rule must be text where they are set"
+    if type(card.indexed) is not bool or (card.indexed and card.num_classes is None):
+        return "indexed must be true or false, and needs num_classes"
     if type(card.flip) is not bool:
         return "flip must be true or false"
     if card.num_classes is not None and (type(card.num_classes) is not int or card.num_classes < 2):

@@ -8,7 +8,7 @@ Loader processes are functions of that integer too: their number changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -35,10 +35,17 @@ class TrainData:
     def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int) -> None:
         self.config = config
         self._augment, self._seed = augment, seed
-        urls, weights = zip(*config.sources(), strict=True)
-        self.manifests = [Manifest.open(url) for url in urls]
-        self.manifest = self.manifests[0]
-        self.indices = [manifest.split(config.train_split) for manifest in self.manifests]
+        stated = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
+        self.manifest = stated[0][2]
+        united = _united(config.train_split, stated)
+        urls, weights = [u for u, *_ in united], [w for _, w, *_ in united]
+        self.manifests, self.indices = [m for *_, m, _ in united], [i for *_, i in united]
+        splits = config.train_split.split("+") * len(stated)
+        self.names = [
+            f"{m.url} ({s})" if "+" in config.train_split else m.url
+            for m, s in zip(self.manifests, splits, strict=True)
+        ]
+        """Of the sources, in accounts."""
         self.index = self.indices[0]
         self.pools = [_pool(index, config.subset) for index in self.indices]
         self.pool = self.pools[0]
@@ -71,7 +78,7 @@ class TrainData:
     @property
     def digest(self) -> str:
         """Of the data as a whole: the manifest's where there is one source."""
-        return "+".join(manifest.digest for manifest in self.manifests)
+        return "+".join(dict.fromkeys(manifest.digest for manifest in self.manifests))
 
     def draw(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sources, samples, views) of the run's step, each (global_batch,) int64; samples by the source's index.
@@ -182,6 +189,17 @@ class EvalData:
                     f"{loss.reason}; restore the shard, or prepare the dataset again"
                 )
             yield batch
+
+
+def _united(split: str, stated: Sequence[tuple[str, float, Manifest]]) -> list[tuple[str, float, Manifest, SplitIndex]]:
+    """Sources, one for each split of each dataset; a dataset's weight is shared by the sizes of its splits, so that each of
+    its images comes as often as any other."""
+    found = []
+    for url, weight, manifest in stated:
+        indices = [manifest.split(name) for name in split.split("+")]
+        num = sum(index.num_samples for index in indices)
+        found += [(url, weight * (index.num_samples / num), manifest, index) for index in indices]
+    return found
 
 
 def _reader(config: DataConfig, index: SplitIndex, url: str) -> ShardReader:

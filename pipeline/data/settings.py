@@ -19,6 +19,7 @@ class DataConfig:
     """More datasets to train on, each as URL=WEIGHT; `url` itself has the weight `url_weight`. Classes are united by name."""
     url_weight: float = 1.0
     train_split: str = "train"
+    """Or several with + between, as train+val: each of their images once an epoch."""
     eval_split: str | None = "val"
     subset: Subset | None = None
     """Train on a few images of each class only."""

@@ -15,9 +15,10 @@ def test_every_card(name):
     card = load_card(name)
     assert card.name == name
     assert "/work" not in (datasets_dir() / f"{name}.yaml").read_text()
-    assert card.classes is None or list(card.classes) == sorted(card.classes)
+    assert card.classes is None or list(card.classes) == sorted(card.classes, key=int if card.indexed else str)
     if card.num_classes is not None:
-        assert set(card.splits) == {"train", "val"} and card.splits["train"] >= card.num_classes
+        assert set(card.splits) in ({"train", "val"}, {"train", "test"}, {"train", "val", "test"})
+        assert card.splits["train"] >= card.num_classes and card.test_split in card.splits
 
 
 def test_the_sets_that_must_be_there():
@@ -32,7 +33,34 @@ def test_the_sets_that_must_be_there():
         "pneumoniamnist",
         "mnist",
     }
-    assert real | {"imagenet", "cifar10_full", "cifar100_full", "digits", "glyphs", "images"} == set(list_cards())
+    embedded_and_whole = {"imagenet", "cifar10_full", "cifar100_full", "digits", "glyphs", "images"}
+    vtab = {name for name in list_cards() if name.startswith("vtab_")}
+    assert len(vtab) == 19 and real | embedded_and_whole | vtab | set(STANDARD) == set(list_cards())
+
+
+# Classes, images of train (with val), images of test, metric: Kornblith et al. 2019, table 1.
+STANDARD = {
+    "food101": (101, 75_750, 25_250, "top1"),
+    "birdsnap": (500, 47_386, 2443, "top1"),
+    "sun397": (397, 19_850, 19_850, "top1"),
+    "cars": (196, 8144, 8041, "top1"),
+    "aircraft": (100, 6667, 3333, "mean_per_class"),
+    "dtd": (47, 3760, 1880, "top1"),
+    "pets": (37, 3680, 3669, "mean_per_class"),
+    "caltech101_full": (102, 3060, 6084, "mean_per_class"),
+    "flowers102": (102, 2040, 6149, "mean_per_class"),
+    # Not in that table.
+    "cub200": (200, 5994, 5794, "top1"),
+    "eurosat": (10, 21_600, 5400, "top1"),
+    "resisc45": (45, 25_200, 6300, "top1"),
+}
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_a_standard_set_has_its_published_counts_and_metric(name):
+    card = load_card(name)
+    fit = sum(num for split, num in card.splits.items() if split != "test")
+    assert (card.num_classes, fit, card.splits["test"], card.metric) == STANDARD[name]
 
 
 def test_no_python_in_datasets():
@@ -58,6 +86,9 @@ def test_unknown_name_gets_the_nearest():
         ({"classes": ["a", "a"]}, "different names"),
         ({"member": "x"}, "member"),
         ({"licence": None}, "must be text"),
+        ({"indexed": 1}, "indexed must be"),
+        ({"label_rule": 3}, "label_rule must be text"),
+        ({"split_rule": ""}, "split_rule and"),
         ({"name": "Has Spaces"}, "name 'Has Spaces'"),
     ],
 )

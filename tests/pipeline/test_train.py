@@ -17,8 +17,8 @@ from pipeline.backbone import ModelConfig
 from pipeline.config import Run, dump_yaml
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import DataConfig
+from pipeline.deepspeed_setup import EngineConfig
 from pipeline.duration import Duration
-from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
 from pipeline.records import PassedOver, Saved
 from pipeline.saver import SavingConfig
@@ -207,16 +207,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(digits: str
         (folder / checkpoint.COMMIT).write_text("{")
     with pytest.raises(UserError, match="holds 2 checkpoints and none verifies"):
         list(train(make_run(digits), str(tmp_path / "run")))
-
-
-def test_three_updates_in_a_row_that_are_not_finite_end_the_run(digits: str, tmp_path: Path) -> None:
-    run = make_run(digits, optim=OptimConfig(learning_rate=1e30, clipping=0.0))
-    records = []
-    with pytest.raises(UserError, match="not finite"):
-        for record in train(run, str(tmp_path / "run")):
-            records.append(record)
-    skipped = [r for r in records if type(r).__name__ == "Skipped"]
-    assert len(skipped) == 2 and all(len(r.keys) == 16 for r in skipped)  # type: ignore[attr-defined]
 
 
 def test_fine_tuning_starts_from_the_weights_of_a_run_and_makes_a_new_head(

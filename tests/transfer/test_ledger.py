@@ -37,7 +37,9 @@ INFO = SweepInfo(
 FIELDS = {
     *("digest", "kind", "task", "task_title", "method", "init", "shots", "seed", "metric", "value", "num_train"),
     *("num_test", "hyperparameters", "history", "seconds_s", "images_seen", "protocol_digest", "checkpoint_url"),
-    *("checkpoint_digest", "data_digest", "status", "error"),
+    *("checkpoint_digest", "data_digest", "status", "error", "backbone_digest", "metrics", "backbone", "model"),
+    *("method_kind", "method_title", "selection", "stopped_at", "grid", "config", "config_digest", "max_memory_bytes"),
+    "code_revision",
 }
 
 
@@ -57,6 +59,7 @@ def test_the_address_is_over_everything_that_decides_the_result() -> None:
         {"protocol_digest": "q"},
         {"checkpoint_digest": "e"},
         {"data_digest": "e"},
+        {"backbone_digest": "b"},
         {"metric": "top5"},
     ]
     assert len(changes) == len(dataclasses.fields(Trial))
@@ -103,6 +106,27 @@ def test_a_folder_belongs_to_one_checkpoint_and_one_suite(tmp_path: Path) -> Non
         with pytest.raises(UserError, match="another folder with --out"):
             ledger.claim(dataclasses.replace(INFO, **changes))
     assert ledger.info().num_seeds == 5
+
+
+def test_a_sweep_may_grow_by_backbones_and_keeps_its_way_to_search(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    one, two = ({"name": n, "url": n, "digest": n * 64} for n in "ce")
+    ledger.claim(dataclasses.replace(INFO, sources=[one]))
+    ledger.claim(dataclasses.replace(INFO, sources=[one, two]))
+    with pytest.raises(UserError, match="another checkpoint"):
+        ledger.claim(dataclasses.replace(INFO, sources=[one]))
+    with pytest.raises(UserError, match="--scheduler"):
+        ledger.claim(dataclasses.replace(INFO, sources=[one, two], scheduler="none"))
+
+
+def test_an_entry_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.write(make())
+    path = tmp_path / "trials" / f"{TRIAL.digest}.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("metrics", "backbone", "code_revision")}))
+    found = ledger.find(TRIAL.digest)
+    assert found is not None and found.is_ok and found.metrics == {} and found.backbone == ""
 
 
 def test_a_damaged_entry_is_named(tmp_path: Path) -> None:

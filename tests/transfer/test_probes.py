@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from transfer.probes import BIAS, fit_ridge
+from transfer.probes import BIAS, L2_GRID, fit_ridge, rank_selected
 
 
 def problem(num: int, width: int, num_classes: int = 4) -> tuple[np.ndarray, ...]:
@@ -63,6 +63,57 @@ def test_the_bias_is_a_hundred_and_hardly_penalised() -> None:
     # Without information the mean of the targets, -1 and 1, is predicted.
     np.testing.assert_allclose(ridge.scores(np.zeros((1, 5))), [[0.5, -0.5]], atol=2e-3)
     assert BIAS == 100.0
+
+
+# Right answers among the last 797 of scikit-learn's digits, pixels as features, support the first images of each class among
+# the first 1,000, penalties 2^-10 to 2^19; and the exponent chosen over the three tasks. Computed by the formulas of scenic's
+# fewshot_utils (google-research/scenic, after big_vision's older evaluator) in jax with 64 bits.
+RECORDED = {
+    5: (
+        5.0,
+        """267 270 273 282 305 342 391 432 472 515 546 562 567 576 583
+        591 586 586 579 573 571 567 570 568 567 567 567 566 566 566
+        334 334 334 334 334 335 335 339 344 356 366 384 402 414 439
+        459 463 457 458 457 451 444 442 439 436 436 436 436 436 436
+        440 440 440 440 441 442 446 448 453 460 473 491 499 501 502
+        497 495 485 490 496 492 489 492 492 492 492 492 492 492 492""",
+    ),
+    25: (
+        6.0,
+        """591 591 591 591 591 591 591 591 591 593 594 596 599 602 609
+        606 611 611 612 602 592 589 578 570 563 563 562 562 562 562
+        500 500 500 500 500 500 500 500 500 500 502 503 506 511 517
+        528 530 523 513 484 461 455 445 437 433 432 432 432 432 432
+        517 517 517 517 517 517 517 517 517 517 517 517 518 519 526
+        537 542 542 540 538 532 531 527 524 522 522 521 521 521 521""",
+    ),
+}
+
+
+@pytest.mark.parametrize("shots", RECORDED)
+def test_right_answers_and_the_chosen_penalty_equal_the_published_code(shots: int) -> None:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    support = np.concatenate([np.flatnonzero(labels[:1000] == c)[:shots] for c in range(10)])
+    accuracies = {}
+    for name, part in (("whole", slice(64)), ("upper", slice(32)), ("lower", slice(32, 64))):
+        ridge = fit_ridge(pixels[support, part].astype(np.float32), labels[support], 10)
+        accuracies[name] = ridge.accuracies(pixels[1000:, part], labels[1000:], L2_GRID)
+    exponent, text = RECORDED[shots]
+    recorded = np.array(text.split(), int).reshape(3, 30)
+    found = np.round(np.array(list(accuracies.values())) * 797)
+    # Pixels that never change in the support are divided by 1e-5: at tiny penalties roundings decide an image.
+    assert (found[:, 4:] == recorded[:, 4:]).all() and np.abs(found - recorded).max() <= 1
+    assert rank_selected(accuracies) == 2.0**exponent
+
+
+def test_a_penalty_is_chosen_by_rank_and_not_by_mean_accuracy() -> None:
+    accuracies = {"wide": [0.9, 0.1, 0.0], "narrow": [0.50, 0.52, 0.51], "tight": [0.30, 0.31, 0.32]}
+    assert rank_selected(accuracies, [1.0, 2.0, 4.0]) == 2.0
+    assert rank_selected({"equal": [0.5, 0.5, 0.5]}, [1.0, 2.0, 4.0]) == 4.0
+    with pytest.raises(ValueError, match="3 accuracies a task"):
+        rank_selected({"a": [0.1, 0.2]}, [1.0, 2.0, 4.0])
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

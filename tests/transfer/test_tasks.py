@@ -2,25 +2,26 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.data.augment import AugmentConfig
 from pipeline.data.cards import load_card
 from pipeline.data.subset import Subset, select
 from pipeline.errors import UserError
-from transfer.tasks import (
+from transfer.protocols import (
+    ALL_IMAGES,
+    METHOD_KINDS,
+    VTAB_IMAGES,
     FinetuneSettings,
+    HyperruleSettings,
+    Method,
     RidgeSettings,
-    Task,
-    TaskEntry,
-    list_suites,
-    load_suite,
-    open_task,
-    protocol,
+    parse_methods,
     sha256,
 )
+from transfer.tasks import Task, TaskEntry, list_suites, load_suite, open_task, suite_of, task_protocol
 
 SUITE = """
 name: mine
@@ -40,14 +41,16 @@ def test_every_suite_loads_and_searches_the_same_space_for_all_its_tasks() -> No
     assert {"demo", "small_images"} <= set(list_suites())
     for name in list_suites():
         suite = load_suite(name)
-        assert suite.name == name and suite.num_seeds >= 3 and suite.methods == ("ridge", "finetune")
+        assert suite.name == name and suite.num_seeds >= 3
+        assert suite_of(suite.plain(), "x") == suite
+    assert [m.name for m in load_suite("demo").methods] == ["ridge", "finetune"]
 
 
 def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     suite = load_suite(write(tmp_path, SUITE))
     assert suite.tasks[0] == TaskEntry(card="digits", holdout_per_class=10)
     assert suite.tasks[1].holdout_per_class == 2
-    assert suite.ridge == RidgeSettings(shots=(1, 5), l2=1024.0) and suite.finetune is None
+    assert suite.methods == (Method(name="ridge", kind="ridge", settings=RidgeSettings(shots=(1, 5), l2=1024.0)),)
 
 
 @pytest.mark.parametrize(
@@ -95,36 +98,127 @@ def test_shots_that_the_smallest_class_cannot_give_have_a_reason() -> None:
         select(task.train_labels, Subset(per_class=5, holdout_per_class=4))
 
 
-def test_every_deciding_field_changes_the_protocol() -> None:
-    settings = FinetuneSettings(shots=(1, 5), learning_rates=(0.1, 0.4), num_steps=(20,))
-    model, augment = {"name": "nfnet_tiny", "options": {}}, AugmentConfig()
+def method(kind: str = "finetune", **settings: Any) -> Method:
+    settings = {"shots": (1, 5), **settings} if "split" not in settings else settings
+    if kind == "finetune":
+        settings = {"learning_rates": (0.1, 0.4), "num_steps": (20,), **settings}
+    return Method(name=kind, kind=kind, settings=METHOD_KINDS[kind][0](**settings))
 
-    def digest(
-        task: Task = make_task(),  # noqa: B008
-        settings: FinetuneSettings = settings,
-        model: dict[str, object] = model,
-        augment: AugmentConfig = augment,
-    ) -> str:
-        return sha256(protocol(task, "finetune", settings, model=model, augment=augment))
 
-    others = [
-        digest(make_task(holdout_per_class=3)),
-        digest(make_task(_test_split="test")),
-        digest(settings=dataclasses.replace(settings, learning_rates=(0.1,))),
-        digest(settings=dataclasses.replace(settings, num_steps=(30,))),
-        digest(settings=dataclasses.replace(settings, batch=16)),
-        digest(settings=dataclasses.replace(settings, area_min=0.9)),
-        digest(settings=dataclasses.replace(settings, clipping=0.1)),
-        digest(model={"name": "nfnet_f0", "options": {}}),
-        digest(model={"name": "nfnet_tiny", "options": {"activation": "relu"}}),
-        digest(augment=AugmentConfig(image_px=64)),
-        digest(augment=AugmentConfig(eval_resize="aspect")),
-        digest(augment=AugmentConfig(flip=False)),
-        sha256(protocol(make_task(), "ridge", RidgeSettings(shots=(1,)), model=model, augment=augment)),
+def other_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (*value, 7)
+    return {"paper": "code"}.get(value, "top5") if isinstance(value, str) else value + 1
+
+
+def digest_of(task: Task, method: Method, search: dict[str, Any] | None = None) -> str:
+    return sha256(task_protocol(task, method, search or {}))
+
+
+@pytest.mark.parametrize("kind", METHOD_KINDS)
+def test_every_deciding_field_of_every_method_changes_the_protocol(kind: str) -> None:
+    settings, preset = METHOD_KINDS[kind][0], METHOD_KINDS[kind][2]
+    if settings is FinetuneSettings and not preset:
+        preset = {"learning_rates": (0.1, 0.4), "num_steps": (20,)}
+    few: Any = settings(**{**preset, "shots": (1, 5)})
+    base = Method(name=kind, kind=kind, settings=few)
+    digests = [digest_of(make_task(), base)]
+    skipped = {"shots", "title", "split", "holdout_share"}
+    for field in dataclasses.fields(settings):
+        if field.name in skipped or (field.name in ("epochs", "num_steps") and not getattr(few, field.name)):
+            continue
+        changed = dataclasses.replace(few, **{field.name: other_value(getattr(few, field.name))})
+        digests.append(digest_of(make_task(), dataclasses.replace(base, settings=changed)))
+    for split in ("full", "vtab1k"):
+        whole: Any = settings(**{**preset, "split": split})
+        digests.append(digest_of(make_task(), dataclasses.replace(base, settings=whole)))
+    share: Any = settings(**{**preset, "split": "full", "holdout_share": 0.3})
+    digests.append(digest_of(make_task(), dataclasses.replace(base, settings=share)))
+    digests += [
+        digest_of(make_task(holdout_per_class=3), base),
+        digest_of(make_task(_test_split="test"), base),
+        digest_of(make_task(card=dataclasses.replace(load_card("digits"), flip=True)), base),
+        digest_of(make_task(), base, {"scheduler": "none"}),
     ]
-    assert len({digest(), *others}) == len(others) + 1
-    # Shots are columns of one table.
-    assert digest(settings=dataclasses.replace(settings, shots=(1,))) == digest()
+    assert len(set(digests)) == len(digests)
+    # Shots are columns of one table, and titles are for people.
+    for field, value in (("shots", (1,)), ("title", "other")):
+        same = dataclasses.replace(base, settings=dataclasses.replace(few, **{field: value}))
+        assert digest_of(make_task(), same) == digests[0]
+
+
+def test_methods_of_different_kinds_have_different_protocols_and_equal_ones_equal() -> None:
+    stated = {kind: {"shots": [5]} for kind in METHOD_KINDS}
+    stated["finetune"] |= {"learning_rates": [0.1], "num_steps": [10]}  # type: ignore[dict-item]
+    methods, again = parse_methods(stated, "x"), parse_methods(stated, "x")
+    digests = [digest_of(make_task(), m) for m in methods]
+    assert len(set(digests)) == len(METHOD_KINDS) and digests == [digest_of(make_task(), m) for m in again]
+    renamed = parse_methods({"mine": {"kind": "ridge", "shots": [5]}}, "x")[0]
+    assert digest_of(make_task(), renamed) == digests[0]  # a name is not part of a protocol
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("knm", {"shots": [5]}, "did you mean 'knn'"),
+        ("knn", {"shots": [5], "k": [3]}, "did you mean 'ks'"),
+        ("knn", {"split": "full", "shots": [5]}, "split rule few_shot"),
+        ("linear", {"split": "vtab"}, "did you mean 'vtab1k'"),
+        ("finetune", {"shots": [5], "learning_rates": [0.1]}, "num_steps or epochs"),
+        ("hyperrule", {"shots": [5], "variant": "codes"}, "did you mean 'code'"),
+        ("hyperrule", {"shots": [5], "resize": "no"}, "true or false"),
+    ],
+)
+def test_what_a_method_gets_wrong_is_named(kind: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_methods({kind: settings}, "the suite")
+
+
+def test_a_stated_budget_takes_the_place_of_a_recipes() -> None:
+    found = parse_methods({"nfnet": {"shots": [5], "epochs": [3]}}, "x")[0].settings
+    assert (
+        isinstance(found, FinetuneSettings)
+        and found.epochs == (3.0,)
+        and found.num_steps == ()
+        and found.sam_rho == 0.05
+    )
+    rule = parse_methods({"hyperrule": {"shots": [5]}}, "x")[0].settings
+    assert isinstance(rule, HyperruleSettings) and rule.variant == "paper"
+
+
+def test_all_images_are_split_by_class_and_fitted_together_again() -> None:
+    task, settings = make_task(), method(split="full", holdout_share=0.25).settings
+    parts = task.parts(settings, ALL_IMAGES, 0)
+    first, held = (select(task.train_labels, p.subset) for p in (parts.search, parts.holdout) if p.subset)
+    assert sorted([*first, *held]) == list(range(29)) and not set(first) & set(held)
+    assert np.bincount(task.train_labels[held]).tolist() == [2, 3, 2]
+    assert (parts.search.num, parts.holdout.num, parts.final.num) == (
+        len(first),
+        len(held),
+        29,
+    ) and parts.final.subset is None
+    # With an official val split that one decides, and is fitted too.
+    parts = make_task(val_split="val", num_val=6, _test_split="test").parts(settings, ALL_IMAGES, 0)
+    assert [(p.split, p.num) for p in (parts.search, parts.holdout, parts.final)] == [
+        ("train", 29),
+        ("val", 6),
+        ("train+val", 35),
+    ]
+
+
+def test_vtab_selects_on_200_fits_1000_and_takes_the_published_lists_only() -> None:
+    labels = np.repeat(np.arange(2), 400)
+    task = make_task(train_labels=labels, num_classes=2, val_split="val", num_val=200, _test_split="test")
+    assert task.cannot(VTAB_IMAGES) is None
+    parts = task.parts(method(split="vtab1k").settings, VTAB_IMAGES, 0)
+    assert [(p.split, p.num, p.subset) for p in (parts.search, parts.holdout, parts.final)] == [
+        ("train", 800, None),
+        ("val", 200, None),
+        ("train+val", 1000, None),
+    ]
+    assert "published" in str(make_task().cannot(VTAB_IMAGES))
 
 
 def test_a_task_is_a_prepared_dataset(digits: str, tmp_path: Path) -> None:

@@ -7,10 +7,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+import pipeline.train
 from pipeline.config import load_yaml
+from pipeline.data.loader import Batch, TrainData
 from pipeline.errors import UserError
 from pipeline.records import Record
 from pipeline.train import train
@@ -23,6 +27,7 @@ def main() -> None:
     with open(recipe) as file:
         run = load_yaml(file.read(), recipe)
     rank = int(os.environ.get("RANK", "0"))
+    poison(set(options.get("poison", [])))
     last = -1
     try:
         for record in train(run, out):
@@ -34,7 +39,24 @@ def main() -> None:
     leave()
 
 
-def _read(record: Record, rank: int, log: str, options: dict[str, int]) -> None:
+def poison(numbers: set[int]) -> None:
+    """Micro-batches with one of these samples, by their numbers in the run, become NaN on the device."""
+    batches, plain, bad = TrainData.batches, pipeline.train.normalise, set()
+
+    def watched(self: TrainData, **kwargs: Any) -> Iterator[Batch]:
+        for batch in batches(self, **kwargs):
+            if numbers & set(batch.samples.tolist()):
+                bad.add(id(batch.images))
+            yield batch
+            bad.discard(id(batch.images))
+
+    def normalise(images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return plain(images, *rest) * (float("nan") if id(images) in bad else 1.0)
+
+    TrainData.batches, pipeline.train.normalise = watched, normalise  # type: ignore[method-assign, assignment]
+
+
+def _read(record: Record, rank: int, log: str, options: dict[str, Any]) -> None:
     if rank == 0:
         with open(log, "a") as file:
             file.write(json.dumps(record.as_dict()) + "\n")

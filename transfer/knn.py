@@ -1,0 +1,89 @@
+"""Nearest neighbours on frozen features, as DINOv2 evaluates them (facts 4.3; dinov2/eval/knn.py).
+
+Features are divided by their length; the k training images nearest by cosine vote for their class with the weight
+softmax(similarity / temperature). Nothing is fitted, so the k of the published grid is the only choice there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.errors import UserError
+
+GRID = (10, 20, 100, 200)
+"""The published k; 20 is usually the best."""
+TEMPERATURE = 0.07
+CHUNK_ELEMENTS = 1 << 25
+"""Similarities held at once: 128 MiB."""
+
+
+@dataclass(frozen=True)
+class Knn:
+    """The training images: unit features and labels, on one device."""
+
+    features: torch.Tensor
+    """(N, D) float32, each of length 1."""
+    labels: torch.Tensor
+    """(N,) int64."""
+    num_classes: int
+
+    def scores(self, features: np.ndarray, *, k: int, temperature: float = TEMPERATURE) -> np.ndarray:
+        """(M, D) -> (M, C) float64: each class's share of the votes; a row sums to 1."""
+        return self.scores_of(features, [k], temperature=temperature)[k]
+
+    def scores_of(
+        self, features: np.ndarray, ks: Sequence[int], *, temperature: float = TEMPERATURE
+    ) -> dict[int, np.ndarray]:
+        """`scores` for several k: the neighbours are looked up once.
+
+        The published code divides by the weights of the largest k for all of them. That is a factor of the whole row
+        and changes no answer; here each row sums to 1. Among training images of equal similarity at the k-th place
+        torch.topk chooses.
+
+        Raises:
+            UserError: k is not between 1 and the number of training images, or features are not finite.
+        """
+        for k in ks:
+            if not 1 <= k <= len(self.labels):
+                raise UserError(
+                    f"{k} nearest neighbours were asked for among {len(self.labels)} training images; "
+                    f"choose k from 1 to {len(self.labels)}"
+                )
+        parts: dict[int, list[np.ndarray]] = {k: [] for k in ks}
+        for similarities, labels in self._nearest(features, max(ks)):
+            for k in ks:
+                weights = torch.softmax(similarities[:, :k].double() / temperature, 1)
+                votes = torch.zeros(len(weights), self.num_classes, dtype=torch.float64, device=weights.device)
+                parts[k].append(votes.scatter_add_(1, labels[:, :k], weights).cpu().numpy())
+        return {k: np.concatenate(found) for k, found in parts.items()}
+
+    def _nearest(self, features: np.ndarray, k: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Chunk by chunk the similarities, falling, and the labels of the k nearest: (m, k) each."""
+        num = max(1, CHUNK_ELEMENTS // len(self.labels))
+        queries = _unit(features, self.features.device)
+        for first in range(0, max(len(queries), 1), num):
+            similarities, places = (queries[first : first + num] @ self.features.T).topk(k, dim=1)
+            yield similarities, self.labels[places]
+
+
+def fit_knn(features: np.ndarray, labels: np.ndarray, num_classes: int, *, device: str = "cpu") -> Knn:
+    """Keep the training images.
+
+    Args:
+        features: (N, D), any float type.
+        labels: (N,) integers below `num_classes`.
+    Raises:
+        UserError: features are not finite (the backbone is broken).
+    """
+    return Knn(_unit(features, torch.device(device)), torch.as_tensor(labels).long().to(device), num_classes)
+
+
+def _unit(features: np.ndarray, device: torch.device) -> torch.Tensor:
+    x = torch.as_tensor(np.asarray(features, np.float32)).to(device)
+    if not torch.isfinite(x).all():
+        raise UserError("the features are not finite; the checkpoint has diverged, take an earlier one")
+    return torch.nn.functional.normalize(x, dim=1)  # a zero vector stays one: equally far from all
