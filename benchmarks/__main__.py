@@ -12,6 +12,8 @@ NAMES = (
     "stream",
     "engine",
     "checkpoint",
+    "object_copy",
+    "tracking",
     "big_step",
     "step_compiled",
     "heads",

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _training_commands(commands)
     _transfer_commands(commands)
+    _track_commands(commands)
     _registry_commands(commands)
     _using_commands(commands)
     return parser
@@ -312,13 +313,53 @@ def _transfer_commands(commands: Any) -> None:
         commands,
         "ui",
         "ui",
-        "open MLflow on a run's or sweep's records",
-        ["normfree ui runs/glyphs", "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001"],
+        "open MLflow on a run's or sweep's records; with --team, serve it to a group from PostgreSQL and a bucket",
+        [
+            "normfree ui runs/glyphs",
+            "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001",
+            "PGPASSWORD=... MLFLOW_AUTH_ADMIN_PASSWORD=... normfree ui --team \\",
+            "      --tracking-uri postgresql://mlflow@db/mlflow --artifacts s3://bucket/mlflow --host 0.0.0.0",
+        ],
     )
     p.add_argument("run", nargs="?", metavar="DIR", help="a run or sweep folder")
     p.add_argument("--tracking-uri", metavar="URI")
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=5000)
+    p.add_argument("--team", action="store_true", help="users with passwords, PostgreSQL, artifacts in a bucket")
+    p.add_argument("--artifacts", metavar="URL", help="with --team: where files go, as s3://bucket/mlflow")
+    p.add_argument(
+        "--allowed-hosts", metavar="A,B", help="with --team: names under which browsers reach it (default: local ones)"
+    )
+    p.add_argument("--workers", type=int, default=4, metavar="N", help="with --team: server processes (default 4)")
+
+
+def _track_commands(commands: Any) -> None:
+    track = commands.add_parser("track", help="records of runs: import, status")
+    actions = track.add_subparsers(dest="action", metavar="ACTION", required=True)
+    p = _add(
+        actions,
+        "import",
+        "track_import",
+        "send the records of a run to a server, what is not there yet; a second time changes nothing",
+        [
+            "normfree track import runs/c100 --tracking-uri http://mlflow:5000",
+            "normfree track import s3://bucket/runs/c100 --tracking-uri http://mlflow:5000",
+        ],
+    )
+    p.add_argument("run", metavar="RUN", help="run folder, local or in an object store")
+    p.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else SQLite in the run folder")
+    p.add_argument("--experiment", metavar="NAME", help="default: the one that the run was made for")
+    p.add_argument("--run-name", metavar="NAME", help="default: the run's own")
+    p = _add(
+        actions,
+        "status",
+        "track_status",
+        "list runs and how they ended; runs whose machine fell silent are marked as failed",
+        ["normfree track status runs/c100", "normfree track status --tracking-uri http://mlflow:5000"],
+    )
+    p.add_argument("run", nargs="?", metavar="DIR", help="a run or sweep folder")
+    p.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else SQLite in the folder")
+    p.add_argument("--limit", type=int, default=100, metavar="N", help="runs to list (default %(default)s)")
 
 
 def _registry_commands(commands: Any) -> None:

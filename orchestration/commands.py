@@ -362,7 +362,7 @@ def pull(args: argparse.Namespace) -> int:
 
 def register(args: argparse.Namespace) -> int:
     from orchestration import registry
-    from orchestration.tracking_records import public
+    from pipeline.redact import public
 
     made = registry.register(
         args.checkpoint, args.name, alias=args.alias, scorecard=args.scorecard, tracking_uri=args.tracking_uri
@@ -382,7 +382,30 @@ def ui(args: argparse.Namespace) -> int:
 
     from orchestration.ui import serve
 
+    if args.team:
+        from orchestration.team import serve_team
+
+        return serve_team(
+            args.tracking_uri,
+            args.artifacts,
+            host=args.host,
+            port=args.port,
+            allowed_hosts=args.allowed_hosts,
+            workers=args.workers,
+        )
     if not args.run and not args.tracking_uri:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
     uri = args.tracking_uri or f"sqlite:///{(Path(args.run) / 'mlflow.db').resolve()}"
     return serve(uri, args.host, args.port)
+
+
+def track_import(args: argparse.Namespace) -> int:
+    from orchestration.track import track_import as run
+
+    return run(args)
+
+
+def track_status(args: argparse.Namespace) -> int:
+    from orchestration.track import track_status as run
+
+    return run(args)

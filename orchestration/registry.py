@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestration.tracking import connect, resolve_uri, sqlite_file
-from orchestration.tracking_records import cause, public
+from orchestration.tracking_records import cause
 from pipeline import checkpoint, pull, retention, storage
 from pipeline.backbone import LoadedBackbone, load_backbone
 from pipeline.checkpoint import Commit
 from pipeline.errors import UserError
+from pipeline.redact import public
 
 DIGEST = "normfree.digest"
 SCHEME = "models:/"

@@ -13,11 +13,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pipeline.records import Record
+from pipeline.redact import public
+
+PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
 
 
 class Line(NamedTuple):
@@ -34,16 +37,18 @@ class Spool:
     A failing disk costs telemetry and not the run: lost records are counted in `num_lost` and reported once on stderr.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
+        """`facts` are what the attempt's first line says about where it runs (`orchestration.provenance`)."""
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.attempt = 1 + max((int(line.value.get("attempt", 0)) for line in read(self.path)), default=0)
         self.num_lost = 0
-        torn = _is_torn(self.path)
+        torn = is_torn(self.path)
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         if torn:
             self._write("\n")  # whoever was killed while writing must not swallow our first line
-        self._append({"kind": "Attempt", "time_s": time.time(), "host": socket.gethostname(), "pid": os.getpid()})
+        who = {"time_s": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+        self._append({"kind": "Attempt", **who, **(facts or {})})
 
     def append(self, record: Record) -> None:
         self._append(record.as_dict())
@@ -63,7 +68,10 @@ class Spool:
         self.close()
 
     def _append(self, value: dict[str, Any]) -> None:
-        self._write(json.dumps({"attempt": self.attempt, **value}, default=str) + "\n")
+        text = json.dumps({"attempt": self.attempt, **value}, default=str)
+        if "://" in text:  # a password in a URL is for the one who opens it, and not for a file that travels
+            text = json.dumps(_without_passwords(json.loads(text)))
+        self._write(text + "\n")
 
     def _write(self, text: str) -> None:
         try:
@@ -85,15 +93,27 @@ class Follower:
         self._number = 0
 
     def poll(self) -> list[Line]:
-        """The whole lines added since the last call; [] while there is no file."""
+        """The next readable lines; [] when all whole lines that are there have been read, or while there is no file."""
+        lines: list[Line] = []
+        while not lines and (whole := self._next()):
+            lines = self._parse_all(whole)
+        return lines
+
+    def _next(self) -> bytes:
+        """About PIECE_BYTES of whole lines, which may all be unreadable."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset_bytes)
-                data = file.read()
+                data = file.read(PIECE_BYTES)
+                while data and b"\n" not in data and (more := file.read(PIECE_BYTES)):
+                    data += more  # one line may be longer than a piece
         except FileNotFoundError:
-            return []
+            return b""
         whole = data[: data.rfind(b"\n") + 1]
         self._offset_bytes += len(whole)
+        return whole
+
+    def _parse_all(self, whole: bytes) -> list[Line]:
         lines = []
         for raw in whole.split(b"\n")[:-1]:
             value = _parse(raw)
@@ -110,7 +130,9 @@ def read(path: str | os.PathLike[str], from_line: int = 0) -> Iterator[Line]:
 
     A torn line (its writer was killed) is passed over, wherever later attempts have left it in the file.
     """
-    yield from (line for line in Follower(path).poll() if line.number >= from_line)
+    follower = Follower(path)
+    while lines := follower.poll():
+        yield from (line for line in lines if line.number >= from_line)
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
@@ -121,7 +143,16 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and "kind" in value else None
 
 
-def _is_torn(path: Path) -> bool:
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_passwords(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(part) for part in value]
+    return public(value) if isinstance(value, str) and "://" in value else value
+
+
+def is_torn(path: Path) -> bool:
+    """Whether the last line of a file lacks its end: its writer was killed."""
     try:
         with path.open("rb") as file:
             file.seek(-1, os.SEEK_END)

@@ -13,14 +13,17 @@ import json
 import math
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.tracking import connect, experiment_id, missing, resolve_uri, send, write_json
-from orchestration.tracking_records import Point, Upload, cause, public
+from orchestration import heartbeat
+from orchestration.tracking import connect, experiment_id, missing, resolve_uri, send, send_datasets, write_json
+from orchestration.tracking_records import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, public
 
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name: its pages fold children under this run
 DIGEST_TAG = "normfree.trial"
@@ -61,6 +64,8 @@ class SweepTracker:
         self._summary: tuple[Upload, list[Path]] | None = None
         self._pause_s, self._not_before = 0.0, 0.0
         self._trouble = ""
+        self._beats: threading.Thread | None = None
+        self._end = threading.Event()
 
     def child(
         self,
@@ -71,6 +76,7 @@ class SweepTracker:
         final: dict[str, float],
         tags: dict[str, str],
         status: str,
+        datasets: Sequence[DatasetUsed] = (),
     ) -> None:
         """One finished trial; `status` is ok or failed. Rows of history hold `step`, `time_s` (Unix) and any floats."""
         if trial_digest in self._state["children"]:
@@ -83,14 +89,23 @@ class SweepTracker:
             points=points,
             params={k: public(str(v))[:500] for k, v in params.items()},
             tags={k: public(str(v))[:4000] for k, v in tags.items()},
+            datasets=list(datasets),
         )
         self._waiting[trial_digest] = _Child(trial_digest, name, STATUS.get(status, status), upload)
         self._send_waiting()
 
-    def parent_summary(self, params: dict[str, Any], metrics: dict[str, float], artifacts: Sequence[Path]) -> None:
-        """What the sweep as a whole says: parameters (write-once), metrics, and files such as the scorecard."""
+    def parent_summary(
+        self,
+        params: dict[str, Any],
+        metrics: dict[str, float],
+        artifacts: Sequence[Path],
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """What the sweep as a whole says: parameters (write-once), metrics, files such as the scorecard, and tags."""
         upload = Upload(
-            points=_points(metrics, 0, time.time()), params={k: public(str(v))[:500] for k, v in params.items()}
+            points=_points(metrics, 0, time.time()),
+            params={k: public(str(v))[:500] for k, v in params.items()},
+            tags={k: public(str(v))[:TAG_CHARACTERS] for k, v in (tags or {}).items()},
         )
         self._summary = upload, list(artifacts)
         self._send_waiting()
@@ -99,9 +114,13 @@ class SweepTracker:
         """Sends what waits and ends the parent run (`status` as in `child`, or killed); one line if not all arrived."""
         self._not_before = 0.0  # a last try, at once
         self._send_waiting()
+        self._end.set()
+        if self._beats is not None:
+            self._beats.join(10.0)  # a late sign would take back the ending
         if not self._waiting and self._summary is None:
             with self._guarded():
-                self._connect()
+                if self._client is None:
+                    self._connect()
                 self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status))
                 return
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
@@ -144,7 +163,7 @@ class SweepTracker:
         experiment = experiment_id(client, self.uri, self._experiment)
         self._state["experiment_id"] = experiment
         if self._state["run_id"] is None:
-            tags = {SWEEP_TAG: self._state["token"]}
+            tags = {SWEEP_TAG: self._state["token"], **heartbeat.beat_now()}
             run = _find(client, experiment, SWEEP_TAG, self._state["token"])
             run = run or client.create_run(experiment, tags=tags, run_name=self._name)
             self._state["run_id"] = run.info.run_id
@@ -159,6 +178,10 @@ class SweepTracker:
             if status != "RUNNING":
                 client.update_run(self._state["run_id"], status="RUNNING")
         self._client = client
+        if self._beats is None:  # a killed driver can say nothing any more; others see that its signs stopped
+            arguments = partial(connect, self.uri), self._state["run_id"], self._end
+            self._beats = threading.Thread(target=heartbeat.keep_beating, args=arguments, daemon=True)
+            self._beats.start()
 
     def _log_child(self, child: _Child) -> None:
         client, parent, experiment = self._client, self._state["run_id"], self._state["experiment_id"]
@@ -175,6 +198,7 @@ class SweepTracker:
             upload = Upload(points=points, params=upload.params, tags=upload.tags)
         if run.info.status == "RUNNING":
             send(client, run.info.run_id, upload)
+            send_datasets(client, run.info.run_id, child.upload.datasets)
             end_ms = max((p.time_ms for p in child.upload.points), default=None)
             client.set_terminated(run.info.run_id, status=child.status, end_time=end_ms)
         self._state["children"][child.digest] = run.info.run_id
@@ -186,7 +210,7 @@ class SweepTracker:
         have = self._client.get_run(run_id).data.params
         changed = {f"latest.{k}": v for k, v in upload.params.items() if have.get(k, v) != v}
         params = {k: v for k, v in upload.params.items() if k not in have}
-        send(self._client, run_id, Upload(points=upload.points, params=params, tags=changed))
+        send(self._client, run_id, Upload(points=upload.points, params=params, tags={**upload.tags, **changed}))
         for path in artifacts:
             if path.exists():
                 self._client.log_artifact(run_id, str(path))

@@ -4,7 +4,11 @@ The trainer writes its records into the spool (`orchestration.spool`) and never 
 started by `start_uploader`, follows the spool and sends. What is acknowledged stands in `<run_dir>/tracking.json`, so
 killing either process at any moment, restarting the run or losing the server loses nothing and doubles nothing.
 
-Offline machines: `python -m orchestration.tracking RUN_DIR --tracking-uri URI` sends a spool later, to any server.
+How "exactly once" is reached: lines are sent in order, and after a start or a failure the server is asked for the last step
+that it has of each metric (`high_water`); a request that the server finishes only after we gave up on it repeats points that
+are equal in key, step, time and value, which its primary key holds apart from doubles.
+
+Offline machines: `normfree track import RUN --tracking-uri URI` sends a spool later, to any server.
 """
 
 from __future__ import annotations
@@ -15,13 +19,20 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.tracking_records import Point, Upload, public
+from orchestration.tracking_records import DatasetUsed, Point, Upload, public
+from pipeline import storage
 from pipeline.errors import UserError
 
+DATASET_DIGITS = 36  # of a digest, as MLflow stores it
+DRAIN_S = 30.0
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # else MLflow's pages show runs as evaluations of chat bots
 BATCH_POINTS = 900  # the server takes 1,000 metrics, parameters and tags together in one request
 
 
@@ -31,12 +42,14 @@ def start_uploader(
     *,
     experiment: str,
     run_name: str,
-    drain_s: float = 60.0,
+    drain_s: float = DRAIN_S,
+    mirror: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """The process that uploads `run_dir`'s spool for as long as this process lives; open the Spool before.
 
     It ends by itself: 0 when everything is there, 3 when `drain_s` seconds after the run's end something is not, which
-    it says in one line on stderr. `tracking_uri` None means SQLite in the run folder. UserError for a URI that
+    it says in one line on stderr. With `mirror`, an object-store folder, the spool is copied there as it grows
+    (`orchestration.spool_mirror`). `tracking_uri` None means SQLite in the run folder. UserError for a URI that
     MLflow would not take.
     """
     uri = resolve_uri(tracking_uri, run_dir)
@@ -48,8 +61,19 @@ def start_uploader(
     }
     command = [sys.executable, "-m", "orchestration.tracking", os.fspath(run_dir), "--watch-pid", str(os.getpid())]
     command += ["--experiment", experiment, "--run-name", run_name, "--drain-s", str(drain_s)]
+    command += ["--mirror", mirror] if mirror else []
     # A session of its own: Ctrl-C in the terminal stops the trainer, whose last words must still be uploaded.
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def local_twin(url: str) -> Path:
+    """The folder for the spool and its books: the run folder, or for one in an object store a folder on this machine.
+
+    The spool is local by law: an object store cannot be appended to.
+    """
+    if storage.is_local(url):
+        return storage.local_path(url)
+    return Path(tempfile.gettempdir()) / "normfree-spools" / url.rstrip("/").replace("://", "-").replace("/", "-")
 
 
 def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> str:
@@ -86,6 +110,13 @@ def connect(tracking_uri: str) -> Any:
     return MlflowClient(tracking_uri)
 
 
+def hurry(timeout_s: float) -> None:
+    """From here on a call gives up after `timeout_s` at the latest, without a second try: somebody waits for us to end."""
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    known_s = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"))
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(min(timeout_s, known_s))))
+
+
 def sqlite_file(tracking_uri: str) -> Path | None:
     """The file behind a `sqlite:///` URI, None for any other URI."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", tracking_uri)
@@ -101,7 +132,7 @@ def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
         return str(found.experiment_id)
     file = sqlite_file(tracking_uri)  # MLflow's own choice would be ./mlruns of whatever folder we run in
     location = (file.parent / "mlflow-artifacts" / re.sub(r"[^\w.-]", "_", name)).as_uri() if file else None
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(client.create_experiment(name, artifact_location=location, tags=KIND))
 
 
 def send(client: Any, run_id: str, upload: Upload) -> None:
@@ -116,12 +147,31 @@ def send(client: Any, run_id: str, upload: Upload) -> None:
         client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.time_ms, p.step) for p in chunk])
 
 
+def high_water(client: Any, run_id: str) -> dict[str, int]:
+    """The last step that the server has of each metric, in one request however long the run is.
+
+    A spool's points are sent in order and each key's steps only rise, so what is not above this line has arrived.
+    """
+    latest = client.get_run(run_id).data._metric_objs  # the only place where MLflow's client gives the step as well
+    return {metric.key: int(metric.step) for metric in latest}
+
+
 def missing(client: Any, run_id: str, points: Sequence[Point]) -> list[Point]:
-    """Those points that the server does not have yet, by key, step and time."""
+    """Those points that the server does not have yet, by key, step and time, in any order."""
     have = {
         (key, m.step, m.timestamp) for key in {p.key for p in points} for m in client.get_metric_history(run_id, key)
     }
     return [p for p in points if (p.key, p.step, p.time_ms) not in have]
+
+
+def send_datasets(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> None:
+    """As inputs of the run: MLflow's pages show them, and runs can be searched by them. Saying it again changes nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    for used in datasets:
+        source = json.dumps({"uri": used.url})
+        dataset = Dataset(used.name[:500], used.digest[:DATASET_DIGITS], "webdataset", source)
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", used.use)])])
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -141,13 +191,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", help="default: the one of the run's last upload, else normfree")
     parser.add_argument("--run-name", help="default: the one of the run's last upload, else the folder's name")
     parser.add_argument("--watch-pid", type=int, metavar="PID", help="follow the spool while this process lives")
-    parser.add_argument("--drain-s", type=float, default=60.0, help="how long to try after the run's end")
+    parser.add_argument("--drain-s", type=float, default=DRAIN_S, help="how long to try after the run's end")
+    parser.add_argument("--mirror", metavar="URL", help="copy the spool to this object-store folder as it grows")
     args = parser.parse_args(arguments)
     try:
         if not (Path(args.run_dir) / "records.jsonl").exists() and args.watch_pid is None:
             raise UserError(f"no records in {args.run_dir} (records.jsonl is missing); give the folder of a run")
         uri = resolve_uri(args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), args.run_dir)
-        names = {"experiment": args.experiment, "run_name": args.run_name}
+        names = {"experiment": args.experiment, "run_name": args.run_name, "mirror": args.mirror}
+        os.nice(10)  # the steps of the training come first
         return Uploader(args.run_dir, uri, **names, watch_pid=args.watch_pid, drain_s=args.drain_s).run()
     except UserError as error:
         print(f"tracking: {public(str(error))}", file=sys.stderr)

@@ -52,6 +52,10 @@ STARTED_PARAMS = (
     "num_parameters",
     "precision",
 )
+FACTS = ("code.", "environment.")
+"""What an attempt's first line says about where it runs (`orchestration.provenance`); the newest attempt's stand."""
+CHECKPOINT_DIGITS = 16
+"""Of a checkpoint's digest in the tag `checkpoint.digests`: enough to find a run by what came of it."""
 CONFIG_PARAMS = ("seed", "duration", "model.name", "optim.learning_rate", "optim.weight_decay", "data.url")
 
 
@@ -62,6 +66,16 @@ class Point(NamedTuple):
     value: float
     time_ms: int
     step: int
+
+
+class DatasetUsed(NamedTuple):
+    """A dataset that a run reads, by what it holds and where it lies."""
+
+    name: str
+    digest: str
+    url: str
+    use: str
+    """training or evaluation."""
 
 
 class Ending(NamedTuple):
@@ -80,12 +94,14 @@ class Upload:
     tags: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     """The resolved configuration, when these lines bring one that is new."""
+    datasets: list[DatasetUsed] = field(default_factory=list)
 
     def merge(self, other: Upload) -> None:
         self.points += other.points
         self.params |= other.params
         self.tags |= other.tags
         self.config = other.config or self.config
+        self.datasets += other.datasets
 
 
 class Translator:
@@ -105,6 +121,10 @@ class Translator:
         self._num_rollbacks = 0
         self._num_passed_over = 0
         self._num_lost = 0
+        self._checkpoints: list[str] = []
+        self.begin_ms: int | None = None
+        """Of the first line, and of the last: a spool that is sent later is a run of its own time."""
+        self.end_ms: int | None = None
         self.num_odd = 0
         """Lines that lack what their kind should have."""
         self._readers: dict[str, Callable[[dict[str, Any]], Upload]] = {
@@ -124,6 +144,7 @@ class Translator:
             "Finished": self._finished,
             "Stopped": self._stopped,
             "Failed": self._failed,
+            "System": self._system,
         }
 
     def translate(self, record: dict[str, Any]) -> Upload:
@@ -131,6 +152,8 @@ class Translator:
         read = self._readers.get(record["kind"])
         try:
             upload = read(record) if read else Upload()
+            if "time_s" in record:
+                self._mark_time(round(record["time_s"] * 1000))
         except (KeyError, TypeError, ValueError):  # one odd line must not hold up all those behind it
             upload = Upload()
             self.num_odd += 1
@@ -140,12 +163,17 @@ class Translator:
         upload.tags = {key: _short(public(value)) for key, value in upload.tags.items()}
         return upload
 
+    def _mark_time(self, time_ms: int) -> None:
+        self.begin_ms = min(time_ms, self.begin_ms or time_ms)
+        self.end_ms = max(time_ms, self.end_ms or time_ms)
+
     def _attempt(self, record: dict[str, Any]) -> Upload:
         self.attempt, self.ending = int(record["attempt"]), None
         self._floor = dict(self._highest)
         when = datetime.fromtimestamp(record["time_s"], UTC).isoformat(timespec="seconds")
         who = f"{when} on {record.get('host')}, process {record.get('pid')}"
-        return Upload(tags={"attempt": str(self.attempt), f"attempt.{self.attempt}": who})
+        facts = {k: str(v) for k, v in record.items() if k.startswith(FACTS) and v is not None}
+        return Upload(tags={"attempt": str(self.attempt), f"attempt.{self.attempt}": who, **facts})
 
     def _started(self, record: dict[str, Any]) -> Upload:
         config = record.get("config") or {}
@@ -168,7 +196,12 @@ class Translator:
         }
         if changed:
             tags[f"attempt.{self.attempt}.changed"] = "; ".join(changed)
-        return Upload(params=new, tags=tags, config=config if is_new_config else None)
+        upload = Upload(params=new, tags=tags, config=config if is_new_config else None)
+        url = _at(config, "data.url")
+        if url and record.get("dataset_digest"):
+            name = str(url).rstrip("/").rsplit("/", 1)[-1]
+            upload.datasets = [DatasetUsed(name, str(record["dataset_digest"]), public(str(url)), "training")]
+        return upload
 
     def _step(self, record: dict[str, Any]) -> Upload:
         values = {key: record[name] for name, key in STEP_KEYS.items() if name in record}
@@ -221,7 +254,9 @@ class Translator:
     def _saved(self, record: dict[str, Any]) -> Upload:
         names = ("seconds_s", "size_bytes", "stalled_s", "waited_s")
         values = {f"checkpoint/{n}": record[n] for n in names if n in record}
+        self._checkpoints = [*self._checkpoints, record["digest"][:CHECKPOINT_DIGITS]][-200:]
         tags = {"checkpoint.url": record["url"], "checkpoint.digest": record["digest"]}
+        tags["checkpoint.digests"] = " ".join(self._checkpoints)  # any of them may have gone into a sweep
         return Upload(points=_points(record, values), tags={**tags, "checkpoint.step": str(record["step"])})
 
     def _save_missed(self, record: dict[str, Any]) -> Upload:
@@ -245,6 +280,10 @@ class Translator:
     def _failed(self, record: dict[str, Any]) -> Upload:
         self.ending = Ending("FAILED", public(str(record["error"])))
         return Upload()
+
+    def _system(self, record: dict[str, Any]) -> Upload:
+        node = re.sub(r"[^\w.-]", "_", str(record["node"]))
+        return Upload(points=_points(record, {f"system/{node}/{k}": v for k, v in record["values"].items()}))
 
 
 def cause(error: BaseException) -> str:

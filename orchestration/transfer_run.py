@@ -12,8 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from orchestration import sweep_summary
+from orchestration.provenance import facts
 from orchestration.sweep import Resources, transfer
 from orchestration.sweep_tracking import SweepTracker
+from orchestration.tracking_records import DatasetUsed
 from pipeline import storage
 from pipeline.errors import UserError
 from transfer.conductor import Budget
@@ -160,19 +163,32 @@ class _Listener:
         return self._tracker
 
     def _track(self, entry: dict[str, Any]) -> None:
-        name = f"{entry['task']}-{entry['method']}-{entry['init']}-{entry['shots']}-{entry['kind']}-{entry['seed']}"
+        name = sweep_summary.trial_name(entry)
         parameters = {k: entry[k] for k in INTERESTING} | entry["hyperparameters"]
         final = entry["metrics"] | ({} if entry["value"] is None else {entry["metric"]: entry["value"]})
         final |= {"seconds_s": entry["seconds_s"], "images_seen": float(entry["images_seen"])}
         tags = {k: str(entry[k]) for k in ("checkpoint_digest", "data_digest", "protocol_digest", "error") if entry[k]}
-        self._tracking().child(entry["digest"], name, parameters, entry["history"], final, tags, entry["status"])
+        tags |= {"suite": self._args.suite, "checkpoint_url": entry["checkpoint_url"]}
+        data = DatasetUsed(entry["task"], entry["data_digest"], f"{self._args.data_root}/{entry['task']}", "training")
+        self._tracking().child(
+            entry["digest"],
+            name,
+            parameters,
+            entry["history"],
+            final,
+            tags,
+            entry["status"],
+            [data] if entry["data_digest"] else [],
+        )
 
     def finish(self, num_failed: int, artifacts: list[Path]) -> None:
         """Every trial of the ledger, so also those of an earlier start, then the sum of it all."""
         for entry in Ledger(self._args.out).entries():
             self._track(asdict(entry))
-        metrics = {}
-        for row in scorecard(load_entries(self._args.out)):
+        entries = [asdict(entry) for entry in load_entries(self._args.out)]
+        rows = scorecard(load_entries(self._args.out))
+        metrics = sweep_summary.spread(entries)
+        for row in rows:
             for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
                 if value is not None:
                     metrics[f"{row.task}/{row.method}/{row.shots}/{label}"] = value.mean
@@ -183,5 +199,6 @@ class _Listener:
             "checkpoint_digest": info.checkpoint_digest,
         }
         parameters |= {"model": info.model, "num_seeds": info.num_seeds, "num_failed": num_failed}
-        self._tracking().parent_summary(parameters, metrics, artifacts)
+        tags = sweep_summary.tags(entries, rows) | {"checkpoint_digest": info.checkpoint_digest}
+        self._tracking().parent_summary(parameters, metrics, artifacts, tags | facts())
         self._tracking().close("failed" if num_failed else "ok")

@@ -8,14 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
-from orchestration.tracking import resolve_uri, sqlite_file
+from orchestration.heartbeat import keep_sweeping
+from orchestration.tracking import connect, resolve_uri, sqlite_file
 from orchestration.tracking_records import public
 from pipeline.errors import UserError
 
-START_S = 60.0
+START_S = 180.0  # a first start makes the tables
 
 
 def serve(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
@@ -31,19 +33,30 @@ def serve(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"no MLflow records at {file}; give the folder of a run or sweep that has started, or its URI")
-    port = _free(host, port)
-    # A group of its own, because MLflow's server has children that do not end with it.
-    process = subprocess.Popen(
-        command(host, port), env=_environment(uri), cwd=file.parent if file else None, start_new_session=True
+    port = free_port(host, port)
+    return run_server(
+        command(host, port), _environment(uri), cwd=str(file.parent) if file else None, host=host, port=port, shown=uri
     )
+
+
+def run_server(
+    words: list[str], environment: dict[str, str], *, cwd: str | None, host: str, port: int, shown: str
+) -> int:
+    """An MLflow server until Ctrl-C or its own end. `shown` is the store behind it, where silent runs are looked after."""
+    # A group of its own, because MLflow's server has children that do not end with it.
+    process = subprocess.Popen(words, env=environment, cwd=cwd, start_new_session=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end = threading.Event()
     try:
         _wait(process, host, port)
-        print(f"MLflow shows {public(uri)} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        # Where nobody trains any more nobody else could say that the last run died with its machine.
+        threading.Thread(target=keep_sweeping, args=(lambda: connect(shown), end), daemon=True).start()
+        print(f"MLflow shows {public(shown)} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
         return process.wait()
     except KeyboardInterrupt:
         return 0
     finally:
+        end.set()
         signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -65,7 +78,7 @@ def _environment(uri: str) -> dict[str, str]:
     }
 
 
-def _free(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads only wait for each other
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("NORMFREE_PICTURES", "0")  # uploaders of the tests draw none, but where a test asks for them
 
 import pytest
 

@@ -15,7 +15,12 @@ HOMES = {
     "safetensors": ("nfnet/weight_files.py", "pipeline/checkpoint.py"),
     "webdataset": ("pipeline/data/",),
     "triton": ("nfnet/kernels/",),
-    "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py", "pipeline/data/glyphs.py"),
+    "matplotlib": (
+        "transfer/plots.py",
+        "orchestration/signal_plot.py",
+        "orchestration/run_pictures.py",
+        "pipeline/data/glyphs.py",
+    ),
     "timm": ("pipeline/peers.py", "orchestration/inspection.py", "pipeline/export_timm.py"),
     "onnx": ("pipeline/export_onnx.py",),
     "onnxruntime": ("pipeline/export_onnx.py", "orchestration/served_model.py"),

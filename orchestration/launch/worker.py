@@ -18,17 +18,20 @@ EXIT_OURS, EXIT_USER = 1, 2
 
 def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
     """This process's rank of the run, from start to exit code."""
-    from orchestration.readers import Readers
+    from orchestration.readers import NodeReader, Readers
     from pipeline.train import train
     from pipeline.world import leave
 
     is_main = int(os.environ.get("RANK", "0")) == 0
     readers: Any = Readers(run, out, tracking_uri) if is_main else None
+    node = NodeReader(out) if not is_main and os.environ.get("LOCAL_RANK") == "0" else None
     last = None
     try:
         for last in train(run, out):
             if readers:
                 readers.read(last)
+            if node:
+                node.read(last)
     except UserError as error:
         if debug:
             raise

@@ -14,15 +14,19 @@ from typing import Any
 
 import pytest
 
-from orchestration import tracking, uploader
+from orchestration import sweep_summary, tracking, uploader
 from orchestration.spool import Follower, Spool, read
+from orchestration.spool_mirror import Mirror, pull
 from orchestration.sweep_tracking import SweepTracker
 from orchestration.tracking import connect, resolve_uri, start_uploader
 from orchestration.tracking_records import STEP_KEYS, Translator, public
 from orchestration.ui import serve
 from orchestration.uploader import Uploader
+from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.records import Evaluation, Finished, PassedOver, Saved, Skipped, Started, Step, Stopped
+from transfer.report import Row
+from transfer.statistics import Estimate
 
 T0_S = 1_700_000_000.0
 
@@ -304,7 +308,7 @@ def test_the_one_line_says_what_is_not_uploaded(run_dir: Path, capsys: pytest.Ca
     assert work.run() == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert "4 of 4 records are not in MLflow at http://127.0.0.1:9" in line
-    assert "(no answer from the server)" in line and "python -m orchestration.tracking" in line and "secret" not in line
+    assert "(no answer from the server)" in line and "normfree track import" in line and "secret" not in line
 
 
 def test_a_record_that_the_server_refuses_does_not_hold_up_the_others(
@@ -416,3 +420,73 @@ def test_importing_the_tracker_loads_no_mlflow() -> None:
     code = "import sys, orchestration.tracking, orchestration.sweep_tracking; sys.exit('mlflow' in sys.modules)"
     root = Path(tracking.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir: Path) -> None:
+    def entry(seed: int, value: float | None, init: str = "pretrained", kind: str = "final") -> dict[str, Any]:
+        error = None if value is not None else "out of memory"
+        names = {"task": "digits", "method": "ridge", "init": init, "shots": 5, "seed": seed, "kind": kind}
+        return {**names, "value": value, "error": error}
+
+    entries = [entry(0, 0.9), entry(1, 0.8), entry(2, None), entry(0, 0.5, "scratch"), entry(0, 0.99, kind="search")]
+    rows = [
+        Row(
+            task="digits",
+            task_title="Digits",
+            method="ridge",
+            shots=5,
+            metric="top1",
+            pretrained=Estimate(mean=0.85, n=2, half_width=0.1),
+            scratch=Estimate(mean=0.5, n=1, half_width=None),
+            gain=Estimate(mean=0.35, n=1, half_width=None),
+            verdict="wins",
+            num_failed=1,
+            protocol_digest="p",
+        )
+    ]
+    tracker = SweepTracker(None, "sweeps", "demo", run_dir)
+    tracker.parent_summary({}, sweep_summary.spread(entries), [], sweep_summary.tags(entries, rows))
+    tracker.close("failed")
+    parent = the_run(run_dir)
+    assert parent.data.metrics["num_failed"] == 1 and parent.data.metrics["num_trials"] == 5
+    spread = {k: parent.data.metrics[f"digits/ridge/5/pretrained_{k}"] for k in ("min", "max", "std", "n")}
+    assert spread == {"min": 0.8, "max": 0.9, "std": pytest.approx(0.0707, abs=1e-4), "n": 2}
+    assert (
+        parent.data.tags["best.digits"] == "0.9000 digits-ridge-pretrained-5-final-0"
+    )  # the search's 0.99 is no result
+    assert parent.data.tags["failures"] == "digits-ridge-pretrained-5-final-2: out of memory"
+    assert (
+        "| Digits | ridge | 5 | 85.0 ± 10.0 | 50.0 | +35.0 | wins, 1 failed |"
+        in parent.data.tags["mlflow.note.content"]
+    )
+    assert "heartbeat_s" in parent.data.tags and parent.info.status == "FAILED"
+
+
+def test_a_spool_in_an_object_store_is_put_together_by_another_machine(tmp_path: Path) -> None:
+    url = f"memory://mirror-{os.getpid()}/run"
+    here, there = tmp_path / "here", tmp_path / "there"
+    with Spool(here / "records.jsonl") as spool:
+        for number in range(1, 6):
+            spool.append(step(number))
+            with Mirror(here, url, own=("records.jsonl",)):  # leaving it pushes what is new, and nothing twice
+                pass
+    parts = storage.list_urls(storage.join(url, "spool"))
+    assert len(parts) == 5 and pull(url, there)
+    assert (there / "records.jsonl").read_bytes() == (here / "records.jsonl").read_bytes()
+    assert not pull(url, there)
+    with Spool(there / "records.jsonl") as spool:
+        assert spool.attempt == 2
+        spool.append(step(6))
+    Mirror(there, url, own=("records.jsonl",)).push()
+    with (here / "records.jsonl").open("a") as file:
+        file.write('{"kind": "Step", "cut off": true}\n')
+    assert pull(url, here)  # the machine that was cut off comes back: what the others did stands, its own is kept aside
+    assert (there / "records.jsonl").read_bytes() == (here / "records.jsonl").read_bytes()
+    assert len(list(here.glob("records.jsonl.*.aside"))) == 1
+
+
+def test_no_password_of_a_url_reaches_the_spool(tmp_path: Path) -> None:
+    with Spool(tmp_path / "records.jsonl", {"environment.command": "x"}) as spool:
+        spool.append(started())
+    assert "pass@" not in (tmp_path / "records.jsonl").read_text()
+    assert "s3://host/data" in (tmp_path / "records.jsonl").read_text()
