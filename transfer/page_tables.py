@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from transfer import plots
-from transfer.comparison import SCRATCH, Versus
+from transfer.comparison import Versus
 from transfer.findings import Findings
 from transfer.ledger import Entry
 from transfer.page_parts import esc, hours, link, memory, table, table_row, value_with_half
@@ -101,15 +101,14 @@ def scorecard_table(rows: Sequence[Row]) -> str:
 
 def comparison_table(versus: Sequence[Versus]) -> str:
     """Sources against each other and their twins over tasks."""
-    body = ""
+    body, several = "", len({v.a for v in versus}) > 1
     for v in versus:
         r = v.result
         style = {"better": "wins", "worse": "loses"}.get(r.verdict, "unclear")
-        against = SCRATCH if v.b == SCRATCH else v.b
         body += table_row(
             [
-                f"{esc(v.a or 'pretrained')} <span class=half>against {esc(against)}</span>",
-                esc(v.method_title),
+                f"{esc(v.a if several else 'pretrained')} <span class=half>against {esc(v.b)}</span>",
+                esc(v.method),
                 esc(shots_text(v.shots)),
                 value_with_half(r.difference, sign=True),
                 f"{r.wins} · {r.ties} · {r.losses}",

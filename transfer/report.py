@@ -76,9 +76,10 @@ def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("over tasks", "method", "shots", "difference, points", "wins-ties-losses", "n tasks", "p", ""):
         table.add_column(name, justify="right" if name in ("shots", "difference, points", "n tasks", "p") else "left")
+    several = len({v.a for v in found}) > 1
     for v in found:
         r = v.result
-        sides = f"{v.a or 'pretrained'} - {v.b}"
+        sides = f"{v.a if several else 'pretrained'} - {v.b}"
         counts = f"{r.wins}-{r.ties}-{r.losses}"
         difference = percent(r.difference, sign=True).replace("(one seed)", "(one task)")
         table.add_row(
