@@ -5,7 +5,19 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("update", "step", "loader", "stream", "engine", "checkpoint", "step_compiled", "gpu")
+NAMES = (
+    "update",
+    "step",
+    "loader",
+    "stream",
+    "engine",
+    "checkpoint",
+    "big_step",
+    "step_compiled",
+    "heads",
+    "gpu",
+    "sweep",
+)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:

@@ -41,8 +41,9 @@ def sam_backward(
     share: float = 1.0,
     scale: float = 1.0,
     backward: Callable[[torch.Tensor], object] = torch.Tensor.backward,
+    restore: bool = True,
 ) -> SamReport:
-    """Add one micro-batch's SAM gradient to `.grad`; the weights are afterwards what they were, bit for bit.
+    """Add one micro-batch's SAM gradient to `.grad`; the weights are afterwards what they were, bit for bit (`restore`).
 
     Both passes start from the same random state, so with `share` 1 they drop the same units and branches, and the
     state after the call is the one that a plain backward pass leaves. Costs no host synchronisation.
@@ -55,6 +56,7 @@ def sam_backward(
         share: of the micro-batch, its first images, that the ascent reads; at least one. The paper: 0.2.
         scale: of the gradient that is added: 1 / m under accumulation of m micro-batches.
         backward: called once, on the scaled loss at the perturbed weights; an engine's own backward goes here.
+        restore: put the weights back; False leaves them perturbed and keeps no copy, for weights that are copies themselves.
     Raises:
         ValueError: rho below 0, a share outside (0, 1], no images, or a loss that depends on no trainable parameter.
     """
@@ -78,7 +80,7 @@ def sam_backward(
     if not reached:
         raise ValueError("the loss depends on no trainable parameter; unfreeze one, or correct the objective")
     del gradients
-    with _perturbed([w for w, _ in reached], [g for _, g in reached], rho) as norm:
+    with _perturbed([w for w, _ in reached], [g for _, g in reached], rho, restore) as norm:
         del reached
         loss = objective(images, labels)
         backward(loss if scale == 1 else loss * scale)
@@ -87,7 +89,9 @@ def sam_backward(
 
 @contextmanager
 @torch.no_grad()
-def _perturbed(weights: list[torch.Tensor], gradients: list[torch.Tensor], rho: float) -> Iterator[torch.Tensor]:
+def _perturbed(
+    weights: list[torch.Tensor], gradients: list[torch.Tensor], rho: float, restore: bool
+) -> Iterator[torch.Tensor]:
     """Weights moved by rho along their gradients inside, restored from a copy on the way out; yields the norm.
 
     In place, so that views (a flat buffer's) and recorded graphs stay valid; from a copy, since (w + e) - e is not w.
@@ -97,15 +101,17 @@ def _perturbed(weights: list[torch.Tensor], gradients: list[torch.Tensor], rho: 
     factor = torch.where(torch.isfinite(norm) & (norm > 0), rho / norm, torch.zeros_like(norm))
     # 0 * nan is nan: without this a gradient that is not finite would reach the weights in spite of its factor 0.
     steps = [g.nan_to_num(0.0, 0.0, 0.0) for g in gradients]
+    del gradients  # whole, and of no use to the second pass
     torch._foreach_mul_(steps, factor)
-    kept = [w.detach().clone() for w in weights]
+    kept = [w.detach().clone() for w in weights] if restore else []
     try:
         torch._foreach_add_(weights, steps)
         del steps
         with torch.enable_grad():
             yield norm
     finally:
-        torch._foreach_copy_(weights, kept)
+        if restore:
+            torch._foreach_copy_(weights, kept)
 
 
 @contextmanager

@@ -192,7 +192,11 @@ def to_timm(model: NFNet) -> dict[str, torch.Tensor]:
             f"timm has no {model.variant.name} with this model's {', '.join(different)}; "
             f"only a network created with **nfnet.timm_options({_timm_name(model)!r}) can be exported to timm"
         )
-    gammas = {} if model.conventions.skip_init is not None else _leftover_gammas(model)
+    return renamed_for_timm(model, {} if model.conventions.skip_init is not None else _leftover_gammas(model))
+
+
+def renamed_for_timm(model: NFNet, gammas: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """Copies of the weights under timm's names, in its shapes, each divided by its entry of `gammas`."""
     weights, found = model.state_dict(), {}
     for own, name in timm_names(model).items():
         value = _times(weights[own].detach(), 1 / gammas[own] if own in gammas else 1.0).clone()

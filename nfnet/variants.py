@@ -190,6 +190,28 @@ VARIANTS: dict[str, Variant] = {
         train_px=32,
         test_px=32,
     ),
+    "nf_resnet_tiny": replace(
+        _nf_resnets()["nf_resnet50"],
+        name="nf_resnet_tiny",
+        depths=(1, 1, 2),
+        widths=(64, 128, 256),
+        strides=(1, 2, 2),
+        stem_widths=(16,),
+        stem_strides=(1,),
+        train_px=32,
+        test_px=32,
+    ),
+    "nf_regnet_tiny": replace(
+        _nf_regnets()["nf_regnet_b0"],
+        name="nf_regnet_tiny",
+        depths=(1, 1, 2),
+        widths=(24, 48, 96),
+        strides=(1, 2, 2),
+        stem_widths=(24,),
+        final_width=256,
+        train_px=32,
+        test_px=32,
+    ),
 }
 
 

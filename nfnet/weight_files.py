@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,8 +57,6 @@ def save_weights(model: NFNet, path: str | Path) -> None:
     Raises:
         ValueError: the network was not made by `create_model`, so that its options are not known.
     """
-    from safetensors.torch import save_file
-
     if model.options is None:
         raise ValueError("the network was not made by nfnet.create_model, so its options cannot be saved; use that")
     description = {
@@ -66,7 +65,14 @@ def save_weights(model: NFNet, path: str | Path) -> None:
         "num_classes": str(model.num_classes),
         "options": json.dumps(model.options, sort_keys=True),
     }
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path, metadata=description)
+    save_tensors(model.state_dict(), path, description)
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors; readers such as timm want to be told that they are torch's."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt", **(metadata or {})})
 
 
 def read_description(path: str | Path) -> tuple[str, int, dict[str, Any]]:

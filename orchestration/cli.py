@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -27,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _training_commands(commands)
     _transfer_commands(commands)
+    _registry_commands(commands)
+    _using_commands(commands)
     return parser
 
 
@@ -220,13 +223,15 @@ def _training_commands(commands: Any) -> None:
             "normfree pretrain nfnet_tiny_cifar100 --data.url data/cifar100 --out runs/c100 --num-processes 2",
             "normfree pretrain run.yaml --out runs/mine --optim.learning_rate 0.2 --duration '30 epochs'",
             "normfree pretrain nfnet_f0_imagenet --show",
+            "normfree pretrain --list",
         ],
     )
-    p.add_argument("recipe", metavar="RECIPE|FILE.yaml")
+    p.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.yaml")
+    p.add_argument("--list", action="store_true", help="print the recipes, one a line, and stop")
     p.add_argument("--out", metavar="URL", help="run folder: checkpoints, records, configuration")
     p.add_argument("--num-processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: SQLite in the run folder")
-    p.add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    p.add_argument("--show", action="store_true", help="print the recipe's header and resolved configuration, and stop")
     p.epilog = (
         p.epilog or ""
     ) + "\n\nAny field of the configuration is an option by its path: --optim.weight_decay 1e-5"
@@ -333,6 +338,101 @@ def _transfer_commands(commands: Any) -> None:
     p.add_argument("--port", type=int, default=5000)
 
 
+def _registry_commands(commands: Any) -> None:
+    p = _add(
+        commands,
+        "pull",
+        "pull",
+        "fetch a checkpoint into a local folder and verify every byte; the same command again goes on where it broke",
+        [
+            "normfree pull s3://bucket/runs/c100 --to c100",
+            "normfree pull models:/digits@champion --tracking-uri http://mlflow.example:5000",
+            "normfree pull s3://bucket/runs/f0 --format timm --to f0_timm",
+        ],
+    )
+    p.add_argument(
+        "url",
+        metavar="URL",
+        help="a checkpoint, a run folder (its newest one), models:/NAME@ALIAS or models:/NAME/VERSION",
+    )
+    p.add_argument("--to", metavar="DIR", help="a new local folder (default: ./ and the last part of the name)")
+    p.add_argument(
+        "--format",
+        choices=["safetensors", "timm", "onnx"],
+        help="end with an exported folder in place of the checkpoint",
+    )
+    p.add_argument(
+        "--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)"
+    )
+    p.add_argument("--tracking-uri", metavar="URI", help="of models:/...: MLflow; default: MLFLOW_TRACKING_URI")
+
+    p = _add(
+        commands,
+        "register",
+        "register",
+        "give a checkpoint a name in MLflow's model registry; its bytes stay where they are",
+        [
+            "normfree register s3://bucket/runs/c100 c100 --alias champion --tracking-uri http://mlflow.example:5000",
+            "normfree register runs/glyphs glyphs --scorecard sweeps/demo --tracking-uri sqlite:///demo/mlflow.db",
+        ],
+    )
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder (its newest one)")
+    p.add_argument("name", metavar="NAME", help="of the model in the registry")
+    p.add_argument("--alias", metavar="ALIAS", help="such as champion; moved here if another version has it")
+    p.add_argument("--scorecard", metavar="SWEEP", help="sweep folder of a transfer of this checkpoint")
+    p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
+
+
+def _using_commands(commands: Any) -> None:
+    p = _add(
+        commands,
+        "classify",
+        "classify",
+        "names and probabilities for images",
+        [
+            "normfree classify runs/c100 photo.jpg",
+            "normfree classify exports/c100 photos/ 'more/*.png' s3://bucket/cat.webp --top 3 --json",
+        ],
+    )
+    p.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder (its newest one) or an exported folder"
+    )
+    p.add_argument("images", metavar="IMAGE", nargs="+", help="paths or URLs of images, folders, or patterns with *")
+    p.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (default %(default)s)")
+    p.add_argument("--json", action="store_true", help="print one JSON list")
+
+    p = _add(
+        commands,
+        "export",
+        "export",
+        "a checkpoint for other programs, with a model card; logits are compared before anything is kept",
+        [
+            "normfree export runs/c100 --format safetensors --out exports/c100",
+            "normfree export runs/f0 --format timm --out exports/f0_timm",
+            "normfree export s3://bucket/runs/c100 --format onnx --weights raw --out s3://bucket/exports/c100",
+            "normfree export runs/c100 --format mlflow --out exports/c100_mlflow",
+        ],
+    )
+    p.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder (its newest one) or an exported folder"
+    )
+    p.add_argument("--format", required=True, choices=["safetensors", "timm", "onnx", "mlflow"])
+    p.add_argument("--out", required=True, metavar="URL", help="a new folder or object-store prefix")
+    p.add_argument(
+        "--weights",
+        choices=["evaluated", "ema", "raw"],
+        default="evaluated",
+        help="evaluated: the averaged ones where the run kept them, else the raw ones (default)",
+    )
+    p.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest difference of logits, as a share of the largest (default %(default)s)",
+    )
+
+
 def _add(parent: Any, name: str, handler: str, summary: str, examples: Sequence[str]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = parent.add_parser(
         name,
@@ -365,10 +465,21 @@ def _dotted(rest: Sequence[str]) -> dict[str, str]:
     return fields
 
 
+def _refuse_secrets(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Before anything is written: what is given here reaches records, reports and trackers."""
+    from pipeline.redact import refuse_secrets
+
+    # An MLflow server's address may hold a password; it is passed on by the environment and shown without.
+    values = [value for name, value in vars(args).items() if name != "tracking_uri"]
+    refuse_secrets(values, "the command")
+    refuse_secrets([word.partition("=")[2] or word for word in rest], "the command")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args, rest = build_parser().parse_known_args(argv)
     debug = args.debug
     try:
+        _refuse_secrets(args, rest)
         if rest and args.command != "pretrain":
             from pipeline.errors import UserError
 
@@ -380,15 +491,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("normfree: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read us ("| head") has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
+        return 0
     except Exception as error:
         if debug:
             raise
         from pipeline.errors import UserError
+        from pipeline.redact import public
 
         if isinstance(error, UserError):
-            print(f"normfree: {error}", file=sys.stderr)
+            print(f"normfree: {public(str(error))}", file=sys.stderr)
             return EXIT_USER
-        print(f"normfree: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
+        print(
+            f"normfree: {type(error).__name__}: {public(str(error))} (a fault of ours; --debug shows where)",
+            file=sys.stderr,
+        )
         return EXIT_OURS
 
 

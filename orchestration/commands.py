@@ -237,15 +237,22 @@ def pretrain(args: argparse.Namespace) -> int:
     from pipeline import recipes, storage
     from pipeline.config import dump_yaml, load_yaml, override
 
+    if args.list:
+        _say(*recipes.listing())
+        return 0
+    if args.recipe is None:
+        raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
+    header = ""
     if args.recipe.endswith((".yaml", ".yml")):
         if not storage.exists(args.recipe):
             raise UserError(f"no file {args.recipe}; give the path of a Run in YAML, or a recipe's name")
         run = load_yaml(storage.read_bytes(args.recipe).decode(), args.recipe)
     else:
-        run = recipes.get(args.recipe)
+        recipe = recipes.find(args.recipe)
+        run, header = recipe.make(), "".join(f"# {line}".rstrip() + "\n" for line in recipe.header.splitlines())
     run = override(run, args.fields)
     if args.show:
-        _say(dump_yaml(run))
+        _say(header + dump_yaml(run))
         return 0
     if not args.out:
         raise UserError("no run folder: set --out to where checkpoints and records go")
@@ -276,11 +283,24 @@ def evaluate(args: argparse.Namespace) -> int:
         step=0,
         weights=args.weights,
     )
+    assert result is not None  # nobody can give it up
     _say(
         f"{loaded.url} on {args.split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
         f"loss {result.loss:.4f}, {result.num_samples} images"
     )
     return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from orchestration.export_run import export_run
+
+    return export_run(args)
+
+
+def classify(args: argparse.Namespace) -> int:
+    from orchestration.export_run import classify_run
+
+    return classify_run(args)
 
 
 def transfer(args: argparse.Namespace) -> int:
@@ -321,6 +341,64 @@ def _rerun(args: argparse.Namespace) -> int:
         "it lands in the recorded interval" if found.lands else "it does NOT land in the recorded interval",
     )
     return 0 if found.lands else 1
+
+
+def pull(args: argparse.Namespace) -> int:
+    from orchestration import registry
+    from pipeline import storage
+    from pipeline.pull import pull as fetch
+
+    if args.connections < 1:
+        raise UserError(f"--connections is {args.connections}; set it to 1 or more")
+    url, digest = args.url, None
+    name = url.rstrip("/").rpartition("/")[2] or "checkpoint"
+    if registry.is_name(url):
+        version = registry.find(url, args.tracking_uri)
+        url, digest, name = version.source, version.digest, version.name
+    out = args.to or name
+    if args.format and storage.list_urls(out):
+        raise UserError(f"{out} is not empty; give another folder with --to")
+    to = f"{out.rstrip('/')}.checkpoint" if args.format else out
+    with _progress_bar("pulling", "bytes") as update:
+        made = fetch(
+            url, to, digest=digest, connections=args.connections, progress=lambda there, total: update("", there, total)
+        )
+    _say(*(f"passed over  {bad.url}: {bad.reason}" for bad in made.passed))
+    files = made.commit.files
+    _say(
+        f"made {to}: step {made.commit.step} of {made.commit.url}, {len(files)} files, {made.commit.size_bytes:,} bytes, verified"
+    )
+    _say(f"digest {made.commit.digest}; fetched now {made.fetched_bytes:,} bytes")
+    if args.format:
+        from pipeline.export import export as write
+
+        try:
+            written = write(to, args.format, out)
+        except UserError as error:
+            raise UserError(f"{error} (the checkpoint itself has come, and is in {to})") from None
+        storage.remove_tree(to)
+        _say(f"made {out}: {args.format}, logits within {written.difference:.2g} of the checkpoint's")
+    _say(
+        f"next: normfree classify {shlex.quote(out)} IMAGE, or: normfree transfer {shlex.quote(out)} --suite SUITE ..."
+    )
+    return 0
+
+
+def register(args: argparse.Namespace) -> int:
+    from orchestration import registry
+    from orchestration.tracking_records import public
+
+    made = registry.register(
+        args.checkpoint, args.name, alias=args.alias, scorecard=args.scorecard, tracking_uri=args.tracking_uri
+    )
+    what = "registered" if made.is_new else "was registered before"
+    _say(f"{what}: {made.name} version {made.version}, {public(made.source)}, digest {made.digest}")
+    if made.note:
+        _say(f"note: {made.note}")
+    place = f"{made.name}@{args.alias}" if args.alias else f"{made.name}/{made.version}"
+    where = f" --tracking-uri {shlex.quote(public(args.tracking_uri))}" if args.tracking_uri else ""
+    _say(f"next: normfree pull models:/{place}{where}")
+    return 0
 
 
 def ui(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ CI) the same facts come as plain lines, at most one every ten seconds besides th
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -280,9 +281,26 @@ def step_line(step: Step, started: Started | None) -> str:
     waits = step.data_wait_s / step.step_s if step.step_s > 0 else 0.0
     return (
         f"step {step.step}{total}  left {duration(step.remaining_s)}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  "
-        f"{step.images_per_s:,.0f} img/s  clipped {step.clipped_share:.0%}  data wait {waits:.0%}"
+        f"{step.images_per_s:,.0f} img/s  clipped {step.clipped_share:.0%}{_most(step)}  data wait {waits:.0%}"
         f"{_breakdown(step)}"
     )
+
+
+def _most(step: Step) -> str:
+    """The part of the network that is clipped most, where it is clipped more than the whole, and the one that moves most."""
+    text = ""
+    clipped, part = max(
+        ((numbers["clipped_share"] or 0.0, name) for name, numbers in step.parts.items()), default=(0, "")
+    )
+    if f"{clipped:.0%}" != f"{step.clipped_share:.0%}" and clipped > step.clipped_share:
+        text = f" ({part} {clipped:.0%})"
+    moves = [
+        (ratio, name) for name, numbers in step.parts.items() if math.isfinite(ratio := numbers["update_ratio"] or 0.0)
+    ]
+    ratio, part = max(moves, default=(0.0, ""))
+    if ratio:
+        text += f"  moved at most {ratio:.2%} ({part})"
+    return text
 
 
 def _breakdown(step: Step) -> str:

@@ -14,6 +14,7 @@ from orchestration.tracking import start_uploader
 from pipeline import storage
 from pipeline.config import Run
 from pipeline.records import Finished, Phase, Record, Stopped
+from pipeline.redact import public
 
 
 class Readers:
@@ -44,7 +45,7 @@ class Readers:
         if isinstance(record, Finished):
             self._console.read(record, next_command=self._next(record))
         elif isinstance(record, Stopped):
-            self._console.read(record, next_command=f"normfree {shlex.join(sys.argv[1:])}")
+            self._console.read(record, next_command=f"normfree {public(shlex.join(sys.argv[1:]))}")
         else:
             self._console.read(record)
 

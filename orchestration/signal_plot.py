@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +74,9 @@ def draw_signal(
             fontsize=9,
             labelcolor=INK,
         )
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, facecolor="white")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=Path(path).suffix[1:].lower(), dpi=150, facecolor="white")
+        storage.write_bytes(path, drawn.getvalue())
 
 
 def _scale(axes: Axes, values: list[float], *, is_mean: bool) -> None:

@@ -36,6 +36,7 @@ from pipeline import retention, storage
 from pipeline.backbone import absolute
 from pipeline.checkpoint import COMMIT
 from pipeline.errors import UserError
+from pipeline.redact import public
 from transfer.cells import Cell, Sweep, distinct, open_source, plan
 from transfer.conductor import Budget, Conductor, Job, OnEvent
 from transfer.environment import code_revision
@@ -199,7 +200,7 @@ def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
             checkpoint_digest=sweep.source.digest,
             model=sweep.source.model,
             started_s=time.time(),
-            command=shlex.join(sys.argv),
+            command=public(shlex.join(sys.argv)),
             hardware=hardware,
             num_seeds=suite.num_seeds,
             not_run=not_run,

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from pipeline.redact import public
+
 TAG_CHARACTERS = 4000  # MLflow refuses tags beyond 8,000 and cuts parameters at 6,000 with only a warning
 
 STEP_KEYS = {
@@ -34,6 +36,13 @@ STEP_KEYS = {
     "other_s": "speed/other_s",
     "wall_s": "speed/wall_s",
 }
+PART_KEYS = {
+    "clipped_share": "agc/clipped_share",
+    "gradient_norm": "gradient_norm",
+    "weight_norm": "weight_norm",
+    "update_ratio": "update_ratio",
+}
+"""Of numbers of a part of the network: "update_ratio/stage 2"."""
 STARTED_PARAMS = (
     "config_digest",
     "dataset_digest",
@@ -162,7 +171,11 @@ class Translator:
         return Upload(params=new, tags=tags, config=config if is_new_config else None)
 
     def _step(self, record: dict[str, Any]) -> Upload:
-        return Upload(points=_points(record, {key: record[name] for name, key in STEP_KEYS.items() if name in record}))
+        values = {key: record[name] for name, key in STEP_KEYS.items() if name in record}
+        for part, numbers in record.get("parts", {}).items():
+            part = re.sub(r"[^\w. -]", "_", str(part))
+            values |= {f"{key}/{part}": numbers[name] for name, key in PART_KEYS.items() if name in numbers}
+        return Upload(points=_points(record, values))
 
     def _evaluation(self, record: dict[str, Any]) -> Upload:
         group = "eval/" + re.sub(r"[^\w.-]", "_", f"{record['split']}_{record['weights']}")
@@ -232,13 +245,6 @@ class Translator:
     def _failed(self, record: dict[str, Any]) -> Upload:
         self.ending = Ending("FAILED", public(str(record["error"])))
         return Upload()
-
-
-def public(text: str) -> str:
-    """`text` without the user, password or token that a URL in it carries."""
-    text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1", text)
-    secret = r"([?&;][\w.-]*(?:password|passwd|token|secret|signature|key)[\w.-]*=)[^&;\s'\"]+"
-    return re.sub(secret, r"\1...", text, flags=re.IGNORECASE)
 
 
 def cause(error: BaseException) -> str:

@@ -12,9 +12,9 @@ from pipeline.config import Run
 from pipeline.data.accounting import NAME, Entries, Ledger, Page
 from pipeline.data.batches import Batch, Loss
 from pipeline.data.loader import TrainData
-from pipeline.engine import UpdateStats
 from pipeline.errors import UserError
 from pipeline.records import Accounted, Lost, Notice, Record
+from pipeline.telemetry import UpdateStats
 from pipeline.world import World
 from pipeline.writing import sentence
 

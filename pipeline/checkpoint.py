@@ -35,6 +35,8 @@ from pipeline.records import PassedOver
 
 FORMAT = 1
 COMMIT = "commit.json"
+PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
 
 State = dict[str, dict[str, torch.Tensor]]
 """kind ("weights", "momentum", "ema") -> parameter name -> whole fp32 tensor."""
@@ -97,6 +99,12 @@ def read_commit(url: str) -> Commit:
         data = storage.read_bytes(place)
     except FileNotFoundError:
         raise UserError(f"{url} is no checkpoint: it has no {COMMIT}; give a checkpoint or a run folder") from None
+    return parse_commit(url, data)
+
+
+def parse_commit(url: str, data: bytes) -> Commit:
+    """The content of the commit file of `url`. Raises UserError if it is not readable, or names files that are not safe."""
+    place = storage.join(url, COMMIT)
     try:
         body = json.loads(data)
         if body["format"] != FORMAT:
@@ -104,11 +112,37 @@ def read_commit(url: str) -> Commit:
                 f"{place} has format {body['format']}, this version reads {FORMAT}; use the version that wrote it"
             )
         names = [f for f in Commit.__dataclass_fields__ if f not in ("url", "digest")]
-        return Commit(url=url, digest=hashlib.sha256(data).hexdigest(), **{n: body[n] for n in names})
+        commit = Commit(url=url, digest=hashlib.sha256(data).hexdigest(), **{n: body[n] for n in names})
+        _check_files(commit)
+        return commit
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{place} is damaged ({type(error).__name__}: {error}); use another checkpoint") from None
+
+
+def _check_files(commit: Commit) -> None:
+    """A commit file may come from anywhere: what it names is plain files beside it, of the one format that runs no code."""
+    for info in commit.files:
+        name, size = str(info["name"]), info["size_bytes"]
+        if not _FILE.fullmatch(name):
+            raise UserError(
+                f"checkpoint {commit.url} names {name!r}, and files of a checkpoint are *.safetensors beside its {COMMIT}; "
+                "nothing of it was read"
+            )
+        if not isinstance(size, int) or size < 0 or not re.fullmatch("[0-9a-f]{64}", str(info["sha256"])):
+            raise ValueError(f"size or SHA-256 of {name}")
+    if len({info["name"] for info in commit.files}) != len(commit.files):
+        raise ValueError("a file is named twice")
+
+
+def refuse_pickle(url: str) -> None:
+    """UserError where a name says that the file is a pickle, which may run code when it is opened."""
+    if url.lower().endswith(PICKLES):
+        raise UserError(
+            f"{url} is a pickle by its name, which may run code when it is read, so it is not read; give a checkpoint "
+            "folder, or a run folder"
+        )
 
 
 def verify(commit: Commit, cache_dir: str) -> list[Path]:
@@ -156,10 +190,9 @@ def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -
     state: State = {k: {n: torch.zeros(s) for n, s in commit.shapes.items()} for k in kinds or commit.kinds}
     seen = {(k, n): 0 for k in state for n in state[k]}
     for path in verify(commit, cache_dir):
-        with safetensors.safe_open(path, framework="pt") as file:
+        with _open(path, commit.url) as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                kind, rest = key.split("/", 1)
-                name, start = rest.rsplit("@", 1)
+                kind, name, start = _place(key, commit)
                 if kind in state:
                     part = file.get_tensor(key).reshape(-1)
                     state[kind][name].view(-1)[int(start) : int(start) + part.numel()] = part
@@ -172,10 +205,33 @@ def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -
     return state
 
 
+def _open(path: Path, url: str) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"checkpoint {url} holds {path.name}, which is no safetensors file ({error}); use another one"
+        ) from None
+
+
+def _place(key: str, commit: Commit) -> tuple[str, str, str]:
+    """(kind, parameter, first element) of an entry; those of an exported folder are whole and have their names only."""
+    if "@" not in key:
+        return commit.kinds[0], key, "0"
+    kind, rest = key.split("/", 1)
+    name, start = rest.rsplit("@", 1)
+    return kind, name, start
+
+
 def resolve(url: str, cache_dir: str) -> Commit:
-    """A checkpoint's commit from its own URL, or the newest verified one of a run folder."""
+    """A checkpoint's commit from its own URL, or the newest verified one of a run folder; an exported folder counts too."""
+    from pipeline import exported  # it reads commits, so it comes after this module
+
+    refuse_pickle(url)
     if storage.exists(storage.join(url, COMMIT)):
         return read_commit(url)
+    if exported.is_exported(url):
+        return exported.as_commit(url)
     commit, passed = newest(url, cache_dir)
     if commit is None:
         why = f"; {passed[0].reason}" if passed else ""

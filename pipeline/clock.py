@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 Phase = Literal["wait", "transfer", "compute", "save", "log", "evaluate", "other"]
 PHASES: tuple[Phase, ...] = ("wait", "transfer", "compute", "save", "log", "evaluate", "other")
@@ -17,32 +18,52 @@ the host then waits for at the end of the step counts as "compute".
 """
 
 
+WHERE = struct.Struct("<Bq")
+"""As `Clock.board` holds it: the phase's place in `PHASES`, and the last finished step."""
+
+
 class Clock:
-    """`with clock("wait"):` charges the block to a phase; an inner block takes its time from the outer one."""
+    """`with clock("wait"):` charges the block to a phase; an inner block takes its time from the outer one.
+
+    The same switches are the run's signs of life, which the watchdog's thread reads: `phase`, `ticks`, `steps_done`.
+    """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
-        self._phase: Phase = "other"
+        self.phase: Phase = "other"
+        self.ticks = 0
+        """Grows with each switch of phase and each `tick`, and stands still while nothing happens."""
+        self.steps_done: Callable[[], int] = lambda: 0
+        """The last finished step; the loop says how to find it."""
+        self.board: Any = None
+        """Memory that each switch writes the phase and the step into, for whoever looks at a process that has frozen."""
         self.begin_s = self._since_s = self._mark_s = now()
         self._sums_s: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
-        outer = self._phase
+        outer = self.phase
         self._switch(phase)
         try:
             yield
         finally:
             self._switch(outer)
 
+    def tick(self) -> None:
+        """A sign of life inside a long phase."""
+        self.ticks += 1
+
     def _switch(self, phase: Phase) -> None:
         now_s = self._now()
-        self._sums_s[self._phase] += now_s - self._since_s
-        self._phase, self._since_s = phase, now_s
+        self._sums_s[self.phase] += now_s - self._since_s
+        self.phase, self._since_s = phase, now_s
+        if self.board is not None:
+            WHERE.pack_into(self.board, 0, PHASES.index(phase), self.steps_done())
+        self.ticks += 1
 
     def take(self) -> tuple[float, dict[Phase, float]]:
         """Wall seconds since the last call, and the seconds of each phase; the sums begin anew."""
-        self._switch(self._phase)
+        self._switch(self.phase)
         wall_s, sums_s = self._since_s - self._mark_s, self._sums_s
         self._mark_s, self._sums_s = self._since_s, dict.fromkeys(PHASES, 0.0)
         return wall_s, sums_s

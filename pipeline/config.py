@@ -2,7 +2,7 @@
 
 Each part is declared beside the code that it configures and only composed here. A recipe (`pipeline.recipes`) is a function
 that returns a whole Run; a fine-tuning trial (`transfer.finetune`) makes one too. There is no second configuration: the
-DeepSpeed dictionary is derived from the Run in `pipeline.engine`.
+DeepSpeed dictionary is derived from the Run in `pipeline.deepspeed_setup`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Any
 from pipeline.backbone import ModelConfig
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import DataConfig
+from pipeline.deepspeed_setup import EngineConfig
 from pipeline.duration import Duration
-from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
+from pipeline.hang import WatchdogConfig
+from pipeline.redact import refuse_secrets
 from pipeline.saver import SavingConfig
 from pipeline.update import OptimConfig
 
@@ -52,8 +54,10 @@ class Run:
     keep_checkpoints: int = 2
     """Newest committed checkpoints that are kept; `saving` may keep more."""
     saving: SavingConfig = field(default_factory=SavingConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
+        refuse_secrets(to_dict(self), "the configuration")
         if self.global_batch < 1:
             raise UserError(f"global_batch is {self.global_batch}; set it to 1 or more")
         if self.log_every_steps < 1:

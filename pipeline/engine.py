@@ -4,20 +4,14 @@ DeepSpeed always trains fp32 weights here; `precision="bf16"` runs the network u
 weights, gradient sums between devices, momentum and logits stay fp32, which is what the paper states (Brock et al. 2021,
 A.1) and what keeps weight standardisation exact. It also leaves four code paths in DeepSpeed to trust instead of a dozen; what
 each of them computes is compared with plain PyTorch when a run starts (`pipeline.parity`).
-
-DeepSpeed's own clipping is on by default at norm 1.0 (0.19): it is switched off, and that is asserted.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -25,114 +19,18 @@ from torch import nn
 
 import nfnet.agc as agc
 from nfnet.groups import assign, param_groups
-from nfnet.losses import MixedLabels, label_smoothing_cross_entropy
+from nfnet.losses import MixedLabels
 from nfnet.optim import SGD
 from nfnet.sam import sam_backward
+from pipeline.deepspeed_setup import EngineConfig, Objective, start
 from pipeline.errors import UserError
-from pipeline.update import Fragment, OptimConfig, PartStats, Sums, Units, part_names, products
+from pipeline.telemetry import Sums, UpdateStats
+from pipeline.update import Fragment, OptimConfig, Units, products
 from pipeline.world import World
 from pipeline.zero import KINDS, Kind, Place, layout
 
 MIN_LOSS_WITH_GRADIENT = 1e-6
 """Below 2^-24 the softmax of the right class is 1 in fp32, and the gradient exactly 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """1: momentum, averaged and master weights are spread over the ranks; 2: gradients too; 3: the network's weights too."""
-    activation_checkpointing: bool = False
-    """Keep each block's input only and compute the rest again in the backward pass: less memory, a third more work."""
-    parity_check: bool = True
-    """Compare steps of a tiny network with plain PyTorch before the run; seconds (`pipeline.parity`)."""
-    cpu_offload: bool = False
-    """Refused: unit norms of offloaded gradients are not exact here."""
-
-    def __post_init__(self) -> None:
-        if self.cpu_offload:
-            raise UserError(
-                "engine.cpu_offload is not supported: clipping needs the gradients where they are made; "
-                "raise engine.zero_stage, or set engine.activation_checkpointing"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateStats:
-    """What all ranks know about one update, after they agreed on it."""
-
-    applied: bool
-    loss: float
-    accuracy: float
-    clipped_share: float
-    gradient_norm: float
-    stop_requested: bool
-    """Some rank was asked to stop."""
-    num_samples: int
-    """Images that the step saw, on all ranks."""
-    num_lost: float
-    """Samples that could not be read, on all ranks; infinite where a whole micro-batch could not. Above what was allowed,
-    the update is left out."""
-    parts: dict[str, PartStats] = field(default_factory=dict)
-    """The same of each part of the network: stem, stage 0, stage 1, ..., final, head."""
-
-
-class _Objective(nn.Module):
-    """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part)."""
-
-    def __init__(self, network: nn.Module, smoothing: float, precision: str) -> None:
-        super().__init__()
-        self.network, self.smoothing, self.bf16 = network, smoothing, precision == "bf16"
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | None = None) -> Any:
-        """Without labels: logits, as the network gives them. ZeRO's hooks want every pass to begin here."""
-        if labels is None:
-            return self.network(images)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.network(images)
-        logits = logits.float()
-        loss = label_smoothing_cross_entropy(logits, labels, self.smoothing)
-        classes = labels.larger if isinstance(labels, MixedLabels) else labels
-        return loss, (logits.detach().argmax(1) == classes).sum()
-
-
-def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's dictionary, derived from the Run: nobody writes it by hand."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.zero_stage in (1, 2):
-        zero["compute_grad_norm"] = False  # we have it already, and the library's costs a collective and a wait
-    if config.zero_stage == 3:
-        # It updates sub-groups one after the other; more than one a group serves offloading only.
-        zero["sub_group_size"] = 1 << 62
-    return {
-        "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": 0.0,
-        "zero_optimization": zero,
-        # Ours updates element by element, so the flat partitions of ZeRO suit it.
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 62,
-    }
-
-
-def _import_deepspeed() -> Any:
-    """DeepSpeed, quiet and without its shared-memory operator.
-
-    That operator is compiled when the library starts on a CPU (half a minute, a C++ compiler) and serves one inference
-    call that is never made here.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import deepspeed
-        import deepspeed.ops
-        from deepspeed.utils import logger
-
-    logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 class Engine:
@@ -152,14 +50,8 @@ class Engine:
         micro_batch: int,
         accumulation: int,
     ) -> None:
-        deepspeed = _import_deepspeed()
         if set(network.state_dict()) != {n for n, _ in network.named_parameters()}:
             raise ValueError("the network has buffers, and this engine keeps and restores parameters only")
-        if optim.sam_rho > 0 and config.zero_stage == 3:
-            raise UserError(
-                "SAM moves whole weights, of which ZeRO stage 3 leaves each rank a part; "
-                "set engine.zero_stage to 2, or optim.sam_rho to 0"
-            )
         if config.activation_checkpointing:
             if not hasattr(network, "set_grad_checkpointing"):
                 raise UserError(
@@ -176,23 +68,15 @@ class Engine:
             head_lr_scale=optim.head_learning_rate_scale,
         )
         self._optimizer = SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, ema_decay=optim.ema_decay)
-        self._objective = _Objective(network, optim.label_smoothing, config.precision)
-        global_batch = micro_batch * accumulation * world.size
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-            self._engine, *_ = deepspeed.initialize(
-                model=self._objective,
-                optimizer=self._optimizer,
-                config=deepspeed_config(
-                    config, global_batch=global_batch, micro_batch=micro_batch, accumulation=accumulation
-                ),
-                dist_init_required=False,
-            )
-        if self._engine.gradient_clipping() != 0.0:
-            raise RuntimeError(
-                "DeepSpeed would clip gradients by their global norm on top of AGC; this version is not usable"
-            )
+        self._objective = Objective(network, optim.label_smoothing, config.precision)
+        self._engine = start(
+            self._objective,
+            self._optimizer,
+            config,
+            global_batch=micro_batch * accumulation * world.size,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+        )
         self._is_sharded = config.zero_stage > 0
         self._layout = layout(self._engine, self._optimizer, config.zero_stage)
         parameters = network.named_parameters()
@@ -200,18 +84,7 @@ class Engine:
         self._places: list[Place] = [p for p in found if p is not None]
         self._units = Units(self._shapes, [p.fragment for p in self._places], world.device)
         self._weights = self._units.split([p.fragment.weight for p in self._places])
-        parts = part_names(network, list(self._shapes))
-        names = list(dict.fromkeys(parts.values()))
-        self._sums = Sums(
-            names=names,
-            part=self._units.of_each({n: float(names.index(p)) for n, p in parts.items()}).long(),
-            clip=self._units.of_each({n: float(r.clip) for n, r in rules.items()}) > 0,
-            decay=self._units.of_each({n: optim.weight_decay * r.decay for n, r in rules.items()}),
-            rate=self._units.of_each(
-                {n: optim.head_learning_rate_scale if r.is_head else 1.0 for n, r in rules.items()}
-            ),
-            momentum=optim.momentum,
-        )
+        self._sums = Sums.of_network(network, rules, self._units, optim)
         self._seen = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
 
     # --- a step -------------------------------------------------------------------------------------------------------
@@ -239,15 +112,17 @@ class Engine:
             seen[:] = [loss, correct]
             return loss
 
-        report = sam_backward(
-            self.network,
-            objective,
-            images,
-            torch.arange(len(images), device=images.device),
-            rho=self.optim.sam_rho,
-            share=self.optim.sam_share,
-            backward=self._engine.backward,
-        )
+        with self._layout.whole(self.network) as restored:
+            report = sam_backward(
+                self.network,
+                objective,
+                images,
+                torch.arange(len(images), device=images.device),
+                rho=self.optim.sam_rho,
+                share=self.optim.sam_share,
+                backward=self._engine.backward,
+                restore=not restored,
+            )
         # An ascent that is not finite moved nothing; through the loss all ranks learn of it, and leave the step out.
         return seen[0].detach() + 0 * report.ascent_norm, seen[1]
 

@@ -27,11 +27,15 @@ POINTS = (
 )
 
 hook: Callable[[str], None] | None = None
+num_reached = 0
+"""Points passed so far, on any thread: a save that waits for a store moves on when this grows."""
 
 
 def reach(point: str) -> None:
     """Called by the code that saves, on whatever thread it runs on."""
     if point not in POINTS:
         raise ValueError(f"{point!r} is not among the points of a save")
+    global num_reached
+    num_reached += 1
     if hook is not None:
         hook(point)

@@ -18,13 +18,16 @@ from pipeline.data.accounting import plan
 from pipeline.data.batches import Batch
 from pipeline.data.loader import EvalData, TrainData
 from pipeline.duration import Duration
-from pipeline.engine import Engine, UpdateStats
+from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluate import OnScores, evaluate
-from pipeline.records import Evaluation, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
+from pipeline.records import Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.retention import Policy
 from pipeline.rollback import Trouble
 from pipeline.saver import Saver
+from pipeline.stop import StopSignal
+from pipeline.supply import Supply, void_batch
+from pipeline.telemetry import UpdateStats, over_updates
 from pipeline.world import World
 from pipeline.writing import sentence
 
@@ -35,6 +38,7 @@ CHANGEABLE = (
     "eval_every",
     "keep_checkpoints",
     "saving",
+    "watchdog",
     "engine",
     "data.num_workers",
     "data.read_threads",
@@ -52,10 +56,14 @@ there to change it."""
 class Job:
     """One run on this rank. All ranks call the same methods at the same steps."""
 
-    def __init__(self, run: Run, out: str, me: World, clock: Clock, on_scores: OnScores | None = None) -> None:
+    def __init__(
+        self, run: Run, out: str, me: World, clock: Clock, stop: StopSignal, on_scores: OnScores | None = None
+    ) -> None:
         run = rollback.with_left_out(run, out, me)
-        self.run, self.out, self.world, self.clock = run, out, me, clock
+        self.run, self.out, self.world, self.clock, self.stop = run, out, me, clock, stop
         self._on_scores = on_scores
+        clock.steps_done = lambda: self.step
+        self.step = 0
         self.micro_batch, self.accumulation = run.batch_plan(me.size)
         self.data = TrainData(run.data, run.augment, seed=run.seed)
         self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
@@ -68,7 +76,8 @@ class Job:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
-        self.step = 0
+        self.must_leave = False
+        """All ranks have agreed to stop."""
         self.trouble = Trouble()
         self.evaluation: dict[str, float] = {}
         """loss, top1, top5 of the last one."""
@@ -104,15 +113,6 @@ class Job:
     def _restore(self, commit: Commit) -> None:
         self.engine.restore(checkpoint.load_state(commit, self.cache_dir), commit.num_updates)
         self.step, self.evaluation = commit.step, dict(commit.evaluation)
-
-    def batches(self) -> Iterator[Batch]:
-        """This rank's micro-batches from the step where the run stands."""
-        return self.data.batches(
-            steps=range(self.step, self.total_steps),
-            global_batch=self.run.global_batch,
-            micro_batch=self.micro_batch,
-            world=self.world,
-        )
 
     def _start_saver(self, commit: Commit | None) -> None:
         run, saving = self.run, self.run.saving
@@ -196,8 +196,22 @@ class Job:
             data_plan=plan(self.data, global_batch=run.global_batch, total_steps=self.total_steps),
         )
 
+    def batches(self) -> Iterator[Batch]:
+        """This rank's micro-batches from the next step on."""
+        source = self.data.batches(
+            steps=range(self.step, self.total_steps),
+            global_batch=self.run.global_batch,
+            micro_batch=self.micro_batch,
+            world=self.world,
+        )
+        void = void_batch(self.micro_batch, self.run.augment.image_px)
+        return Supply(source, stop=self.stop, void=void, device=self.world.device)
+
     def due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
+
+    def reports_after(self, step: int) -> bool:
+        return step == self.total_steps or step % self.run.log_every_steps == 0
 
     @property
     def samples(self) -> int:
@@ -219,7 +233,8 @@ class Job:
         """Go back to the newest checkpoint that verifies; the data of the updates in trouble are left out from now on."""
         steps = self.trouble.steps
         yield from self.saver.settle()
-        commit, passed = self._newest()
+        with self.clock("save"):
+            commit, passed = self._newest()
         yield from passed
         reason = f"the updates of steps {steps[0]} to {steps[-1]} were not finite"
         if commit is None or commit.url == self.trouble.went_back_to:
@@ -237,7 +252,8 @@ class Job:
         self.trouble.went_back(commit.url, steps[0])
         self.run = rollback.without(self.run, [left_out])
         self.data.config = self.run.data
-        self._restore(commit)
+        with self.clock("save"):
+            self._restore(commit)
         self.saver.newest, self.updates = commit, []
         self.account.rewind(self.step)
         self.clock.take()
@@ -282,6 +298,7 @@ class Job:
             learning_rate=rate,
             clipped_share=sum(u.clipped_share for u in applied) / n,
             gradient_norm=applied[-1].gradient_norm,
+            parts=over_updates([u.parts for u in applied]),
             images_per_s=self.run.global_batch / step_s,
             data_wait_s=spent_s["wait"] / num,
             transfer_s=spent_s["transfer"] / num,
@@ -297,8 +314,10 @@ class Job:
         self.updates = []
         return record
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> Iterator[Record]:
+        """Nothing, on all ranks, where the evaluation was given up for a stop."""
         assert self.eval_data is not None
+        yield Phase(step=self.step, name="evaluating")
         with self.clock("evaluate"), self.engine.evaluation_network() as (network, weights):
             found = evaluate(
                 network,
@@ -310,9 +329,13 @@ class Job:
                 weights=weights,
                 bf16=self.run.engine.precision == "bf16",
                 on_scores=self._on_scores,
+                stop=self.stop,
+                tick=self.clock.tick,
             )
-        self.evaluation = {"loss": found.loss, "top1": found.top1, "top5": found.top5}
-        return found
+        self.must_leave = found is None
+        if found is not None:
+            self.evaluation = {"loss": found.loss, "top1": found.top1, "top5": found.top5}
+            yield found
 
     def save(self, *, final: bool = False) -> list[Record]:
         """Begin a save; when `final`, see it through."""
@@ -333,6 +356,14 @@ class Job:
             "evaluation": self.evaluation,
         }
         return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
+
+    def leave_stopped(self) -> Iterator[Record]:
+        """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
+        yield from self.saver.settle()
+        if self.saver.newest_step < self.step:
+            yield from self.save(final=True)
+        yield self.stopped("a stop signal (SIGTERM or SIGINT)")
+        self.engine.close()
 
     def stopped(self, reason: str) -> Stopped:
         newest = self.saver.newest

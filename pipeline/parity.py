@@ -18,7 +18,8 @@ import nfnet
 from nfnet.groups import param_groups
 from nfnet.losses import label_smoothing_cross_entropy
 from nfnet.variants import Variant
-from pipeline.engine import Engine, EngineConfig
+from pipeline.deepspeed_setup import EngineConfig
+from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.update import OptimConfig
 from pipeline.world import World

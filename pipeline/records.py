@@ -92,6 +92,9 @@ class Step(Record):
     """Units whose gradient AGC scaled down, as a share of the units that it looked at."""
     gradient_norm: float
     """Norm of the whole gradient after clipping."""
+    parts: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Of each part of the network (stem, stage 0, ..., final, head): clipped_share as above; gradient_norm, weight_norm and
+    update_ratio (norm of the weights' change over their norm) of the last update, None where that was left out."""
     images_per_s: float
     data_wait_s: float
     """Seconds per update, as the next five, which add up to `wall_s`: waiting for a batch;"""

@@ -66,6 +66,8 @@ def retain(run_dir: str, policy: Policy, in_flight: str | None = None) -> list[s
     `in_flight` is never touched. May be interrupted anywhere and called again.
     """
     folders = _folders(run_dir)
+    if in_flight and storage.is_local(in_flight):
+        in_flight = str(storage.local_path(in_flight))
     places = {u: place for u in folders if (place := place_in_order(u)) is not None}
     found = [_kept(u, places[u], folders[u], policy) for u in places if COMMIT in folders[u]]
     newest = max((k.place for k in found if not k.is_marked), default=(-1, 0))
@@ -105,7 +107,7 @@ def mark_damaged(bad: PassedOver) -> PassedOver:
     """
     try:
         storage.write_bytes(storage.join(bad.url, DAMAGED), f"{bad.reason}\n".encode())
-    except OSError as error:
+    except (OSError, UserError) as error:  # UserError: the store lets this machine read only
         unmarked = f"{bad.reason} (and it could not be marked, so it may be deleted as an old one: {error})"
         return dataclasses.replace(bad, reason=unmarked)
     return bad
@@ -125,8 +127,10 @@ def _folders(run_dir: str) -> dict[str, set[str]]:
         folders.setdefault(folder, set()).add(name)
     if storage.is_local(root) and (path := storage.local_path(root)).is_dir():
         for entry in path.iterdir():  # a killed save's folder may hold temporary names only, which are not listed
-            if entry.is_dir():
-                folders.setdefault(storage.join(root, entry.name), set())
+            if (
+                entry.is_dir()
+            ):  # spelled as the listing spells it: "./run" and "file:///run" lose what is before the path
+                folders.setdefault(str(entry), set())
     return folders
 
 

@@ -16,13 +16,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from pipeline import multipart
 from pipeline.errors import UserError
+from pipeline.redact import refuse_secrets
 
 T = TypeVar("T")
 
 MAX_TRIES = 5
+MAX_TRIES_THROTTLED = 8
+"""Of a store that is there and asks for patience: 25 s of waiting."""
 FIRST_WAIT_S = 0.2  # doubled after each failure: at most 3 s of waiting in five tries
+S3_ATTEMPTS = 2
+"""Of botocore within one of our tries; its own 5 wait up to 15 s, and so a dead store took a minute an operation to be known.
+With 2 it takes 8 s at most where connections are refused. AWS_MAX_ATTEMPTS, where it is set, holds instead."""
 COPY_BYTES = 4 << 20
+MAX_CONNECTIONS = 32  # of a process to one S3 server; four files at a time go up in four parts each
 TEMP_PREFIX = ".partial-"
 
 # Answers, not accidents: asking again would not change them.
@@ -37,6 +45,8 @@ _TRANSIENT_NAMES = frozenset(
         "ResponseStreamingError",
         "ClientPayloadError",
         "ServerDisconnectedError",
+        "HTTPClientError",
+        "IncompleteReadError",
     }
 )
 _verified: set[tuple[str, int, int]] = set()  # (path, mtime_ns, size) of cache entries hashed by this process
@@ -71,6 +81,13 @@ def exists(url: str | os.PathLike[str]) -> bool:
     if is_local(url):
         return local_path(url).exists()
     return with_retries(url, lambda fs, path: bool(fs.exists(path)))
+
+
+def is_file(url: str | os.PathLike[str]) -> bool:
+    """Whether an object, and no folder, is there now."""
+    if is_local(url):
+        return local_path(url).is_file()
+    return with_retries(url, lambda fs, path: bool(fs.isfile(path)))
 
 
 def size_bytes(url: str | os.PathLike[str]) -> int:
@@ -134,8 +151,27 @@ def put_file(local: str | os.PathLike[str], url: str | os.PathLike[str]) -> None
     size = os.stat(local).st_size
 
     def put(fs: Any, path: str) -> None:
-        fs.put_file(os.fspath(local), path)
+        if multipart.takes_parts(fs):
+            with open(local, "rb") as file:
+                multipart.put(fs, path, size, lambda offset, length: os.pread(file.fileno(), length, offset))
+        else:
+            fs.put_file(os.fspath(local), path)
         _check_size(fs, path, url, size)
+
+    with_retries(url, put)
+
+
+def takes_memory(url: str) -> bool:
+    """Whether `put_memory` can write there; other stores are given files."""
+    return not is_local(url) and multipart.takes_parts(client(url)[0])
+
+
+def put_memory(url: str, memory: memoryview, go_on: Callable[[], None]) -> None:
+    """Write the object from memory, whole or not at all; `go_on` is called between parts and may raise to give up."""
+
+    def put(fs: Any, path: str) -> None:
+        multipart.put(fs, path, memory.nbytes, lambda start, length: bytes(memory[start : start + length]), go_on)
+        _check_size(fs, path, url, memory.nbytes)
 
     with_retries(url, put)
 
@@ -224,10 +260,13 @@ def client(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it; for `pipeline.ranges` only, others call functions of this module."""
     import fsspec
 
+    refuse_secrets(url, "an address")
     options: dict[str, Any] = {"use_listings_cache": False}
     if url.startswith(("s3://", "s3a://")):
         # The defaults (5 s to connect, 15 s to read) are short for a busy store and a 64 MiB shard.
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60}
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": MAX_CONNECTIONS}
+        if "AWS_MAX_ATTEMPTS" not in os.environ:
+            options["config_kwargs"]["retries"] = {"total_max_attempts": S3_ATTEMPTS}
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url, **options))
     except (ValueError, ImportError) as error:
@@ -235,14 +274,16 @@ def client(url: str) -> tuple[Any, str]:
 
 
 def with_retries(url: str | os.PathLike[str], operation: Callable[[Any, str], T]) -> T:
-    """`operation(file system, path)`, tried again with growing waits while the error looks transient."""
+    """`operation(file system, path)`, tried again with growing waits while the error looks transient, longer where the store
+    asks for it than where there is none."""
     text = os.fspath(url)
-    for attempt in range(MAX_TRIES):
+    for attempt in range(max(MAX_TRIES, MAX_TRIES_THROTTLED)):
         try:
             return operation(*client(text))
         except Exception as error:
             refuse_the_users_mistake(error, text)
-            if attempt + 1 == MAX_TRIES or not is_transient(error):
+            tries = MAX_TRIES_THROTTLED if is_throttled(error) else MAX_TRIES
+            if attempt + 1 >= tries or not is_transient(error):
                 raise
         time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("unreachable")
@@ -254,10 +295,26 @@ def is_transient(error: Exception) -> bool:
     return transient or type(error).__name__ in _TRANSIENT_NAMES
 
 
+def is_throttled(error: BaseException) -> bool:
+    """Whether an S3 store answered that it has too much to do; s3fs keeps its answer in the cause."""
+    for each in (error, error.__cause__):
+        answer = getattr(each, "response", None)
+        if isinstance(answer, dict):
+            code = str(answer.get("Error", {}).get("Code", ""))
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status in (429, 503) or "SlowDown" in code or "Throttl" in code
+    return False
+
+
 def refuse_the_users_mistake(error: Exception, url: str) -> None:
     """UserError where a store's error means that credentials or bucket are wrong; nothing otherwise."""
     if type(error).__name__ == "NoCredentialsError":
         raise UserError(f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    if isinstance(error, PermissionError):
+        raise UserError(
+            f"the store refuses {url} ({' '.join(str(error).split())[:200]}): check the credentials of this machine "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or their file) and what they may do there"
+        ) from error
     if isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error):
         raise UserError(f"the bucket of {url} does not exist: create it, or mend its name") from error
 

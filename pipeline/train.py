@@ -10,6 +10,7 @@ epoch, sample), so a run's whole state is weights, momentum, averages, and one i
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +25,7 @@ from pipeline.evaluate import OnScores
 from pipeline.job import Job
 from pipeline.records import Phase, Record
 from pipeline.stop import StopSignal
+from pipeline.watchdog import Watchdog
 
 
 def train(run: Run, out: str, *, on_scores: OnScores | None = None) -> Iterator[Record]:
@@ -35,20 +37,25 @@ def train(run: Run, out: str, *, on_scores: OnScores | None = None) -> Iterator[
     can mend.
     """
     clock = Clock()
-    for record in _train(run, out, clock, on_scores):
-        with clock("log"):
-            yield record
+    with (
+        StopSignal(grace_s=run.watchdog.grace_s) as stop,
+        Watchdog(run.watchdog, clock=clock, stop=stop, out=out),
+    ):
+        for record in _train(run, out, clock, stop, on_scores):
+            with clock("log"):
+                yield record
 
 
-def _train(run: Run, out: str, clock: Clock, on_scores: OnScores | None) -> Iterator[Record]:
+def _train(run: Run, out: str, clock: Clock, stop: StopSignal, on_scores: OnScores | None) -> Iterator[Record]:
     me = world.join()
     yield Phase(step=0, name="reading the data's manifest")
-    job = Job(run, out, me, clock, on_scores)
+    job = Job(run, out, me, clock, stop, on_scores)
     yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")
+    stop.started()
     clock.take()
-    with StopSignal() as stop, job.saver:
+    with job.saver:
         while job.step < job.total_steps:
             rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen: list[Batch] = []
@@ -67,7 +74,11 @@ def _train(run: Run, out: str, clock: Clock, on_scores: OnScores | None) -> Iter
                     stop_requested=stop.requested,
                     num_lost=lost_in(seen),
                     lost_allowed=job.account.allowed(job.step),
+                    measure=job.reports_after(job.step + 1),
                 )
+            if stats.stop_requested and math.isinf(stats.num_lost):  # on some rank no batch came: the step is not done
+                yield from job.leave_stopped()
+                return
             yield from job.account.enter(job.step, stats, seen)
             if stats.num_lost > 0:
                 yield from job.leave_over_budget()
@@ -82,22 +93,24 @@ def _train(run: Run, out: str, clock: Clock, on_scores: OnScores | None) -> Iter
                     yield from job.roll_back()
                     batches = job.batches()
                     continue
-            if job.due(run.log_every_steps) or job.step == job.total_steps:
+            if job.reports_after(job.step):
                 yield job.report(rate)
             yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:
-                yield from job.save(final=True)
-                yield job.stopped("a stop signal (SIGTERM or SIGINT)")
-                job.engine.close()
+                yield from job.leave_stopped()
                 return
             if job.due(job.eval_steps) and job.step < job.total_steps:
-                yield Phase(step=job.step, name="evaluating")
-                yield job.evaluate()
+                yield from job.evaluate()
+                if job.must_leave:
+                    yield from job.leave_stopped()
+                    return
             if job.due(job.save_steps) and job.step < job.total_steps:
                 yield from job.save()
     if job.eval_data is not None:
-        yield Phase(step=job.step, name="evaluating")
-        yield job.evaluate()
+        yield from job.evaluate()
+        if job.must_leave:
+            yield from job.leave_stopped()
+            return
     yield from job.saver.settle()
     if run.save_final and job.saver.newest_step < job.step:
         yield from job.save(final=True)

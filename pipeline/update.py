@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import nn
 
 import nfnet.agc as agc
 from nfnet.schedule import learning_rate, step_rate
@@ -170,86 +169,3 @@ def products(left: list[torch.Tensor], right: list[torch.Tensor]) -> torch.Tenso
         return agc.square_sums(left)
     rows = [(a * b).reshape(agc.num_units(a), -1).sum(1) for a, b in zip(left, right, strict=True)]
     return torch.cat(rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartStats:
-    """What one update did to one part of the network (or to the whole of it), over all ranks."""
-
-    clipped_share: float
-    """Units whose gradient AGC scaled down, of the units that it looked at."""
-    gradient_norm: float
-    """After clipping."""
-    weight_norm: float
-    """Before the update."""
-    update_ratio: float | None
-    """Norm of the change of the weights over their norm; None where it was not asked for."""
-
-
-def part_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Parameter -> "stem", "stage 0", ..., "final" or "head"; a network of another make has its outermost modules."""
-    depths = getattr(getattr(network, "variant", None), "depths", None)
-    found = {}
-    for name in names:
-        first, _, rest = name.removeprefix("trunk.").partition(".")
-        if first == "blocks" and depths is not None:
-            stage, block = 0, int(rest.partition(".")[0])
-            while block >= depths[stage]:
-                block, stage = block - depths[stage], stage + 1
-            first = f"stage {stage}"
-        found[name] = "final" if first == "final_conv" else first
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sums:
-    """From sums of products a unit to numbers of an update, a part of the network at a time.
-
-    The rows of (2, units): weight * weight, gradient * gradient; of (6, units) also gradient * weight, gradient * momentum,
-    weight * momentum, momentum * momentum: with the factors c of the clip they give the norm of the coming update
-
-        u = (1 + m) (c g + decay w) + m^2 v        (`nfnet.optim.SGD`; momentum m, its buffer v)
-
-    before it is made, so nothing waits for it.
-    """
-
-    names: list[str]
-    part: torch.Tensor
-    """(units,) int64: the part of each unit."""
-    clip: torch.Tensor
-    """(units,) bool: units that AGC looks at."""
-    decay: torch.Tensor
-    """(units,) weight decay."""
-    rate: torch.Tensor
-    """(units,) share of the learning rate."""
-    momentum: float
-
-    def of_parts(self, units: torch.Tensor, factors: torch.Tensor, rate: float) -> torch.Tensor:
-        """(5, parts): units clipped, units looked at, squares of gradients after clipping, of weights, of the update."""
-        ww, gg = units[0], factors.square() * units[1]
-        moved = torch.zeros_like(ww)
-        if len(units) == 6:
-            of_g, of_w, of_v = (1 + self.momentum) * factors, (1 + self.momentum) * self.decay, self.momentum**2
-            gw, gv, wv, vv = units[2:].unbind()
-            moved = of_g.square() * units[1] + of_w.square() * ww + of_v**2 * vv
-            moved = (moved + 2 * (of_g * of_w * gw + of_g * of_v * gv + of_w * of_v * wv)).clamp(min=0.0)
-            moved = moved * (rate * self.rate).square()
-        rows = torch.stack([(factors < 1).float(), self.clip.float(), gg, ww, moved])
-        return torch.zeros(5, len(self.names), device=units.device).index_add_(1, self.part, rows)
-
-    def read(self, numbers: list[float], *, measured: bool) -> tuple[PartStats, dict[str, PartStats]]:
-        """Of the whole network and of each part, from `of_parts` on the host."""
-        count = len(self.names)
-        rows = [numbers[i * count : (i + 1) * count] for i in range(5)]
-        parts = {n: _stats([r[i] for r in rows], measured) for i, n in enumerate(self.names)}
-        return _stats([sum(r) for r in rows], measured), parts
-
-
-def _stats(sums: list[float], measured: bool) -> PartStats:
-    clipped, units, gradient, weight, moved = sums
-    return PartStats(
-        clipped_share=clipped / units if units else 0.0,
-        gradient_norm=math.sqrt(gradient),
-        weight_norm=math.sqrt(weight),
-        update_ratio=(math.sqrt(moved / weight) if weight else 0.0) if measured else None,
-    )

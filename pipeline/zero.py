@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +27,10 @@ from pipeline.update import Fragment
 
 Kind = Literal["weights", "momentum", "ema"]
 KINDS: tuple[Kind, ...] = ("weights", "momentum", "ema")
+
+
+NOBODY = -1
+"""The number of no module."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,11 @@ class Layout(ABC):
     @abstractmethod
     def publish(self) -> None:
         """Make the network compute with master weights that were written from outside."""
+
+    @contextmanager
+    def whole(self, network: nn.Module) -> Iterator[bool]:
+        """All weights lie whole on every rank inside; yields whether what is written to them is forgotten afterwards."""
+        yield False
 
     def exchange(self, kind: Kind) -> None:
         """Let master weights and another state of the same size change places; twice is nothing, bit for bit."""
@@ -236,6 +247,37 @@ class Cut(Layout):
         ):
             used.detach().copy_(master.detach())
         self.zero.checkpoint_event_epilogue()
+
+    @contextmanager
+    def whole(self, network: nn.Module) -> Iterator[bool]:
+        """Gathered once for all passes inside, at the price of whole fp32 weights on every rank for as long.
+
+        The library releases a weight after each pass of its module, unless another module is using it: here one that does
+        not exist uses all of them. The partitions stay what they are, so a rank may write to its own gathered copies.
+        """
+        import deepspeed
+
+        weights: list[Any] = list(network.parameters())
+        if not all(isinstance(getattr(w, "ds_active_sub_modules", None), set) for w in weights):
+            raise UserError(_unknown("its parameters have no set ds_active_sub_modules"))
+        self.zero.checkpoint_event_prologue()  # the gathering waits for nothing that is still under way
+        with deepspeed.zero.GatheredParameters(weights):
+            places = [w.data_ptr() for w in weights]
+            for weight in weights:
+                weight.ds_active_sub_modules.add(NOBODY)
+            # One rank alone is given its partition itself, and no copy of it.
+            parts = {w.ds_tensor.untyped_storage().data_ptr() for w in weights}
+            try:
+                yield parts.isdisjoint(w.untyped_storage().data_ptr() for w in weights)
+            finally:
+                moved = [
+                    n for (n, w), place in zip(network.named_parameters(), places, strict=True) if w.data_ptr() != place
+                ]
+                for weight in weights:
+                    weight.ds_active_sub_modules.discard(NOBODY)
+        self.zero.checkpoint_event_epilogue()
+        if moved:
+            raise UserError(_unknown(f"it released {moved[0]} while that was in use"))
 
 
 def layout(engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> Layout:

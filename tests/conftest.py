@@ -1,7 +1,9 @@
 """What several test modules share: seeds, threads, and the embedded digits as a prepared dataset."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads only wait for each other
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -36,3 +38,68 @@ def real_data() -> Path:
     if not (folder / "cifar10.tar").exists():
         pytest.skip(f"no real images at {folder}; set NORMFREE_TEST_DATA to a folder that holds cifar10.tar and others")
     return folder
+
+
+CLASSES = ["ant", "bee", "crow", "dogfish", "eagle, bald"]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., str]:
+    """Writes a committed checkpoint without training one: make_checkpoint(folder, model, px=..., **options) -> its URL.
+
+    Every parameter is away from its initial value, so that each of them shows in the logits; raw weights differ from averaged.
+    """
+
+    def make(folder: Path, name: str = "nfnet_tiny", *, px: int = 16, ema: bool = True, **options: Any) -> str:
+        import torch
+        from safetensors.torch import save_file
+
+        import nfnet
+        from pipeline import checkpoint, storage
+        from pipeline.backbone import ModelConfig
+        from pipeline.config import Run, to_dict
+        from pipeline.data.augment import AugmentConfig
+        from pipeline.data.loader import DataConfig
+        from pipeline.duration import Duration
+        from pipeline.update import OptimConfig
+
+        url = folder / "run" / "checkpoints" / "step_00000007"
+        url.mkdir(parents=True)
+        resize = options.pop("eval_resize", "plain")
+        evaluation = options.pop("evaluation", {"loss": 1.25, "top1": 0.5, "top5": 1.0})
+        fragments, kinds = {}, ["weights", "ema"] if ema else ["weights"]
+        with torch.random.fork_rng(devices=[]):
+            for seed, kind in enumerate(kinds):
+                torch.manual_seed(seed)
+                model = nfnet.create_model(name, num_classes=len(CLASSES), **options)
+                for key, value in model.state_dict().items():
+                    if key.endswith(("gain", "bias")):
+                        value.copy_(torch.randn_like(value) * 0.1 + (1.0 if key.endswith("gain") else 0.0))
+                    elif key == "head.weight":
+                        value.normal_(std=0.05)
+                    fragments[f"{kind}/{key}@0"] = value.flatten()
+        save_file(fragments, url / "part.safetensors")
+        run = Run(
+            name="animals",
+            model=ModelConfig(name=name, options=options),
+            data=DataConfig(url="data/animals"),
+            augment=AugmentConfig(image_px=px, eval_resize=resize),
+            optim=OptimConfig(learning_rate=0.1, ema_decay=0.9 if ema else None),
+            global_batch=4,
+            duration=Duration(7, "steps"),
+        )
+        facts = {
+            "samples": 28,
+            "num_updates": 7,
+            "shapes": {k: list(v.shape) for k, v in model.state_dict().items()},
+            "config": to_dict(run),
+            "config_digest": run.digest(),
+            "dataset": {"name": "animals", "url": "data/animals", "digest": "0123abcd"},
+            "classes": CLASSES,
+            "evaluation": evaluation,
+        }
+        path = url / "part.safetensors"
+        files = [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}]
+        return checkpoint.write_commit(str(url), step=7, kinds=kinds, files=files, facts=facts).url
+
+    return make

@@ -10,15 +10,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"nfnet": 0, "pipeline": 1, "transfer": 2, "orchestration": 3}
 HOMES = {
-    "deepspeed": ("pipeline/engine.py", "pipeline/zero.py"),
+    "deepspeed": ("pipeline/deepspeed_setup.py", "pipeline/zero.py"),
     "fsspec": ("pipeline/storage.py",),
     "safetensors": ("nfnet/weight_files.py", "pipeline/checkpoint.py"),
     "webdataset": ("pipeline/data/",),
     "triton": ("nfnet/kernels/",),
     "matplotlib": ("transfer/plots.py", "orchestration/signal_plot.py", "pipeline/data/glyphs.py"),
-    "timm": ("pipeline/peers.py", "orchestration/inspection.py"),
+    "timm": ("pipeline/peers.py", "orchestration/inspection.py", "pipeline/export_timm.py"),
+    "onnx": ("pipeline/export_onnx.py",),
+    "onnxruntime": ("pipeline/export_onnx.py", "orchestration/served_model.py"),
     "ray": ("orchestration/sweep.py",),
-    "mlflow": ("orchestration/tracking.py", "orchestration/sweep_tracking.py", "orchestration/ui.py"),
+    "mlflow": (
+        "orchestration/tracking.py",
+        "orchestration/sweep_tracking.py",
+        "orchestration/ui.py",
+        "orchestration/registry.py",
+        "orchestration/export_mlflow.py",
+        "orchestration/served_model.py",
+    ),
 }
 FILES = sorted(p for floor in FLOORS for p in (ROOT / floor).rglob("*.py"))
 

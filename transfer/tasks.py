@@ -213,15 +213,15 @@ def load_suite(name_or_path: str) -> Suite:
     import yaml
 
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        path = name_or_path
+        if not storage.is_file(path):
             raise UserError(f"no suite at {path}; give the path of a YAML suite or one of {', '.join(list_suites())}")
     elif name_or_path in list_suites():
-        path = suites_dir() / f"{name_or_path}.yaml"
+        path = str(suites_dir() / f"{name_or_path}.yaml")
     else:
         raise UserError(f"no suite is called {name_or_path!r}; {nearest(name_or_path, list_suites())}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(storage.read_bytes(path).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the suite {path} is not YAML: {' '.join(str(error).split())}") from None
     return suite_of(content, f"the suite {path}")

@@ -269,7 +269,7 @@ def update_(
     norms: UnitNorms | None = None,
     finite: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `plain.update_`, without `grad_scale`."""
+    """As `plain.update_`."""
     if finite is not None and not bool(finite):
         return torch.zeros((), dtype=torch.int32)
     if clipping and norms is None:

@@ -176,19 +176,18 @@ def update_(
     clipping: float | None,
     eps: float,
     keep: float,
-    grad_scale: float = 1.0,
     norms: UnitNorms | None = None,
     finite: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One parameter group's update: AGC, coupled decay, Nesterov momentum, average; gradients are left as they are.
 
-        g = grad * grad_scale * min(1, clipping * max(|w|, eps) / max(|g|, 1e-6)) + weight_decay * w     by unit
+        g = grad * min(1, clipping * max(|w|, eps) / max(|g|, 1e-6)) + weight_decay * w     by unit
         m = momentum * m + g;  w -= lr * (g + momentum * m);  average += (1 - keep) * (w - average)
 
     Args:
         averages: empty for none.
         clipping: AGC's lambda; None or 0 leaves gradients unclipped, and needs no norms.
-        norms: `unit_norms(params, grads)`, of gradients before `grad_scale`.
+        norms: `unit_norms(params, grads)`.
         finite: () bool; where False, nothing is changed. None: no such question.
     Returns:
         () int32: units clipped, 0 where nothing was changed. No host synchronisation.
@@ -200,14 +199,14 @@ def update_(
         if norms is None:
             raise ValueError("clipping needs the units' norms; pass norms=unit_norms(params, grads)")
         bound = clipping * norms.weight_squares.sqrt().clamp(min=eps)
-        norm = norms.gradient_squares.sqrt() * abs(grad_scale)
+        norm = norms.gradient_squares.sqrt()
         clipped = norm > bound
         factors = torch.where(clipped, bound / norm.clamp(min=MIN_GRADIENT_NORM), 1.0)
     else:
         clipped = torch.zeros(1, dtype=torch.bool, device=params[0].device)
         factors = torch.ones(sum(num_units(p) for p in params), device=params[0].device)
     for i, (w, g, factor) in enumerate(zip(params, grads, factors.split([num_units(p) for p in params]), strict=True)):
-        g = g.float() * grad_scale * (factor.view(-1, *[1] * (w.dim() - 1)) if w.dim() > 1 else factor.view([]))
+        g = g.float() * (factor.view(-1, *[1] * (w.dim() - 1)) if w.dim() > 1 else factor.view([]))
         g = g + weight_decay * w
         m = momentum * momenta[i] + g
         new = w - lr * (g + momentum * m)
@@ -230,7 +229,6 @@ def clip_and_update_(
     clipping: float | None,
     eps: float,
     keep: float,
-    grad_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`unit_norms`, `all_finite` and `update_` of a single group: (num_clipped, num_units, num_nonfinite), each ()."""
     norms = unit_norms(params, grads)
@@ -245,7 +243,6 @@ def clip_and_update_(
         clipping=clipping,
         eps=eps,
         keep=keep,
-        grad_scale=grad_scale,
         norms=norms,
         finite=all_finite([norms]),
     )

@@ -51,7 +51,6 @@ def update_(
     clipping: float | None,
     eps: float,
     keep: float,
-    grad_scale: float = 1.0,
     norms: UnitNorms | None = None,
     finite: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -67,7 +66,7 @@ def update_(
     with torch.cuda.device_of(params[0]):
         factors = None
         if clipping:
-            factors = _factors(norms, gate, num_clipped, clipping, eps, grad_scale)
+            factors = _factors(norms, gate, num_clipped, clipping, eps)
         for tile in layout.tiles:
             programs.update[(len(tile.update_items),)](
                 table.addresses,
@@ -80,7 +79,6 @@ def update_(
                 float(momentum),
                 float(weight_decay),
                 float(1 - keep),
-                float(grad_scale),
                 CLIP=factors is not None,
                 AVERAGE=bool(averages),
                 GATED=gate is not None,
@@ -98,7 +96,6 @@ def _factors(
     num_clipped: torch.Tensor,
     clipping: float,
     eps: float,
-    grad_scale: float,
 ) -> torch.Tensor:
     from nfnet.kernels import update_programs as programs
 
@@ -115,7 +112,6 @@ def _factors(
         float(clipping),
         float(eps),
         MIN_GRADIENT_NORM,
-        float(grad_scale),
         GATED=gate is not None,
         BLOCK=_UNITS,
         **LAUNCH,
@@ -149,7 +145,6 @@ def clip_and_update_(
     clipping: float | None,
     eps: float,
     keep: float,
-    grad_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     norms = unit_norms(params, grads)
     num_clipped = update_(
@@ -163,7 +158,6 @@ def clip_and_update_(
         clipping=clipping,
         eps=eps,
         keep=keep,
-        grad_scale=grad_scale,
         norms=norms,
         finite=all_finite([norms]),
     )

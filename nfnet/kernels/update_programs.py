@@ -69,18 +69,17 @@ def factors(
     clipping,
     eps,
     min_norm,
-    grad_scale,
     GATED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out: (units,) what each unit's gradient is multiplied with, `grad_scale` included; counts those below 1."""
+    """out: (units,) what each unit's gradient is multiplied with; counts those below 1."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < num_units
     bound = clipping * tl.maximum(tl.sqrt_rn(tl.load(weight_squares + place, mask=inside, other=0.0)), eps)
-    norm = tl.sqrt_rn(tl.load(gradient_squares + place, mask=inside, other=0.0)) * tl.abs(grad_scale)
+    norm = tl.sqrt_rn(tl.load(gradient_squares + place, mask=inside, other=0.0))
     clipped = norm > bound
     factor = tl.where(clipped, bound / tl.maximum(norm, min_norm), 1.0)
-    tl.store(out + place, factor * grad_scale, mask=inside)
+    tl.store(out + place, factor, mask=inside)
     count = tl.sum((clipped & inside).to(tl.int32), 0)
     if GATED:
         count = tl.where(tl.load(gate) != 0, count, 0)
@@ -99,7 +98,6 @@ def update(
     momentum,
     weight_decay,
     share,
-    grad_scale,
     GRAD: tl.constexpr,
     CLIP: tl.constexpr,
     AVERAGE: tl.constexpr,
@@ -129,7 +127,7 @@ def update(
         number = tl.load(sizes + num_tensors + tensor) + unit
         scale = tl.load(factor_of + number, mask=is_unit, other=0.0)[:, None]
     else:
-        scale = grad_scale
+        scale = 1.0
     for start in range(first, tl.minimum(length, first + CHUNK), BLOCK):
         place = rows + (start + lane)[None, :]
         inside = is_unit[:, None] & (start + lane < length)[None, :]

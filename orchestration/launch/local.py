@@ -1,51 +1,133 @@
-"""Train on this machine: in this process, or in several that torch's launcher starts, watches and ends together."""
+"""Train on this machine: in this process, or in several that are started, signalled and ended together here.
+
+torch's elastic launcher would do all but this: let the ranks save after a signal for as long as the run allows (it kills after
+30 s), return their code instead of its own exception, and kill a frozen rank at once when the others have left it.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
+import subprocess
 import sys
-import uuid
+import time
+from types import FrameType
+from typing import Any
 
-from orchestration.launch.worker import EXIT_OURS, run_worker
+from orchestration.launch.worker import EXIT_OURS, leave_with, run_worker
 from pipeline import storage
 from pipeline.config import Run, dump_yaml
 from pipeline.errors import UserError
+from pipeline.stop import EXIT_REQUEUE, SIGNALS
+from pipeline.watchdog import EXIT_HANG
+
+POLL_S = 0.1
+LINGER_S = 15.0
+"""The other ranks find out for themselves that one has failed, and say why; after this time they are told to end,"""
+KILL_S = 30.0
+"""and after this time killed."""
 
 
 def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None, debug: bool) -> int:
-    """Exit code of the run: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 1 anything else."""
+    """Exit code of the run: 0 done, 2 the user's mistake, 75 stopped by a signal after saving, 76 a rank froze, 1 anything
+    else."""
     run.batch_plan(num_processes)  # a batch that does not divide is refused before anything starts
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     if num_processes == 1:
-        return run_worker(run, out, tracking_uri=tracking_uri, debug=debug)
+        return leave_with(run_worker(run, out, tracking_uri=tracking_uri, debug=debug))
     requested = storage.join(out, "requested.yaml")
     storage.write_bytes(requested, dump_yaml(run).encode())
     arguments = ["-m", "orchestration.launch.worker", requested, out]
     arguments += ["--tracking-uri", tracking_uri] if tracking_uri else []
     arguments += ["--debug"] if debug else []
-    return _supervise(arguments, num_processes)
+    return supervise([sys.executable, *arguments], num_processes, grace_s=run.watchdog.grace_s)
 
 
-def _supervise(arguments: list[str], num_processes: int) -> int:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def supervise(command: list[str], num_processes: int, *, grace_s: float) -> int:
+    """Runs the command once a rank, with the variables that `torch.distributed` reads; returns the code of `outcome`.
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the workers say what went wrong
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
+    SIGTERM, SIGINT and SIGHUP are passed on to all ranks as SIGTERM, once.
+    """
+    from torch.distributed import TCPStore
+
+    # The store through which the ranks find and watch each other outlives each of them here. The variable's name is
+    # that of torch's own launcher, and means that nobody need host another.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes))),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+    }
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before: dict[int, Any] = {n: signal.signal(n, ask) for n in (*SIGNALS, signal.SIGHUP)}
+    ranks = [
+        subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(num_processes)
+    ]
     try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else EXIT_OURS
-    return 0
+        return outcome(_watch(ranks, asked, grace_s))
+    finally:
+        for rank in ranks:
+            rank.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: float) -> list[int]:
+    """Until all have ended; the codes of those that ended before they were told to, in that order."""
+    own: list[int] = []
+    ended: set[int] = set()
+    failed_s = told_s = passed_on = None
+    while len(ended) < len(ranks):
+        time.sleep(POLL_S)
+        now_s = time.monotonic()
+        for i, rank in enumerate(ranks):
+            code = rank.poll()
+            if code is None or i in ended:
+                continue
+            ended.add(i)
+            if told_s is None:
+                own.append(code)
+            if code != 0 and failed_s is None:
+                failed_s = now_s
+        if asked and len(asked) != passed_on:
+            passed_on = len(asked)  # a second signal goes on too: it means now
+            _tell(ranks, signal.SIGTERM)
+        if EXIT_HANG in own:  # all who can have left by themselves
+            wait_s = 1.0
+        else:
+            wait_s = grace_s if outcome(own) == EXIT_REQUEUE else LINGER_S
+        if failed_s is not None and told_s is None and now_s - failed_s > wait_s:
+            told_s = now_s
+            _tell(ranks, signal.SIGKILL if EXIT_HANG in own else signal.SIGTERM)
+        if told_s is not None and now_s - told_s > KILL_S:
+            _tell(ranks, signal.SIGKILL)
+    return own
+
+
+def _tell(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
+
+
+def outcome(codes: list[int]) -> int:
+    """The run's exit code from those of its ranks, in the order in which they ended by themselves.
+
+    A rank that a signal ended before it could listen had nothing to save: that counts as stopped.
+    """
+    codes = [EXIT_REQUEUE if code in (-signal.SIGTERM, -signal.SIGINT) else code for code in codes if code != 0]
+    if EXIT_HANG in codes:
+        return EXIT_HANG
+    wrong = [code for code in codes if code != EXIT_REQUEUE]
+    if wrong:
+        return next((code for code in wrong if code > 0), EXIT_OURS)
+    return EXIT_REQUEUE if codes else 0

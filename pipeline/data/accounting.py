@@ -116,7 +116,7 @@ class Ledger:
         if used < 0 or skipped > covered:
             raise RuntimeError(f"the ledger of epoch {epoch} does not add up: {skipped} skipped of {covered}")
         return Page(
-            source=data.manifests[source].url,
+            source=data.names[source],
             epoch=epoch,
             manifest=manifest,
             used=used,
@@ -171,7 +171,7 @@ class Ledger:
             content = json.loads(storage.read_bytes(storage.join(folder, NAME)))
         except FileNotFoundError:
             return {}
-        number = {manifest.url: i for i, manifest in enumerate(self._data.manifests)}
+        number = {name: i for i, name in enumerate(self._data.names)}
         found: Entries = defaultdict(list)
         for page in content["pages"]:
             for entry in page["entries"]:
@@ -209,11 +209,11 @@ def plan(data: TrainData, *, global_batch: int, total_steps: int) -> tuple[str, 
     """What will become of the samples, in sentences, before the first step."""
     config, ledger = data.config, Ledger(data, global_batch=global_batch, total_steps=total_steps)
     lines = []
-    for source, (manifest, pool) in enumerate(zip(data.manifests, data.pools, strict=True)):
+    for source, (name, pool) in enumerate(zip(data.names, data.pools, strict=True)):
         covered = ledger.covered(source, total_steps)
         last = ledger.page(source, max(-(-covered // len(pool)) - 1, 0), total_steps)
-        text = f"{manifest.url}: {len(pool):,} of {last.manifest:,} images, {covered / len(pool):.2f} passes"
-        if len(data.manifests) > 1:
+        text = f"{name}: {len(pool):,} of {last.manifest:,} images, {covered / len(pool):.2f} passes"
+        if len(data.names) > 1:
             share = data.mixture.consumed(source, 10_000) / 10_000
             text += f", {share:.1%} of each batch"
         text += f"; {last.excluded:,} are not in the subset" if last.excluded else ""

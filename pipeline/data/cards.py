@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipeline import storage
 from pipeline.errors import UserError
 
 KINDS = ("tar", "folder", "embedded", "torchvision")
@@ -47,6 +48,8 @@ class Card:
     """Which set inside the package: the generator of an embedded card, the class name of a torchvision one."""
     split_rule: str | None = None
     """Which images the splits are, where the source leaves a choice; for people and for whoever makes the list."""
+    indexed: bool = False
+    """Whether labels are the class indices 0 to `num_classes` - 1, of which train, being a small draw, may lack some."""
     label_rule: str | None = None
     """How labels follow from what the source says, where they are not its own."""
     faults: tuple[str, ...] = field(default=())
@@ -87,26 +90,25 @@ def load_card(name_or_path: str) -> Card:
     Raises UserError for a name that does not exist (with the nearest ones) and for a file that is not a card.
     """
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        if not storage.is_file(name_or_path):
             raise UserError(
-                f"no dataset card at {path}: give the path of a YAML card or one of {', '.join(list_cards())}"
+                f"no dataset card at {name_or_path}: give the path of a YAML card or one of {', '.join(list_cards())}"
             )
-        return _read(path)
+        return _read(name_or_path)
     names = list_cards()
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path, names, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
         raise UserError(f"no dataset card is called '{name_or_path}': {advice}")
-    return _read(datasets_dir() / f"{name_or_path}.yaml")
+    return _read(str(datasets_dir() / f"{name_or_path}.yaml"))
 
 
 @functools.cache
-def _read(path: Path) -> Card:
+def _read(path: str) -> Card:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(storage.read_bytes(path).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the dataset card {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -114,7 +116,7 @@ def _read(path: Path) -> Card:
     return _card(content, path)
 
 
-def _card(content: Mapping[str, Any], path: Path) -> Card:
+def _card(content: Mapping[str, Any], path: str) -> Card:
     known = {entry.name: entry for entry in fields(Card)}
     for key in content:
         if key not in known:
@@ -129,6 +131,8 @@ def _card(content: Mapping[str, Any], path: Path) -> Card:
         if values.get(name) is not None:
             # A class called 0 or yes is a number or a truth value to YAML.
             values[name] = tuple(str(item) for item in values[name])
+    if values.get("indexed") is True and type(values["num_classes"]) is int:
+        values.setdefault("classes", tuple(str(label) for label in range(values["num_classes"])))
     values["splits"] = MappingProxyType(dict(values["splits"] or {}))
     card = Card(**values)
     problem = _problem(card)
@@ -150,6 +154,8 @@ def _problem(card: Card) -> str | None:
         return "title, image_size, licence, citation and source_hint must be text"
     if not all(rule is None or (isinstance(rule, str) and rule) for rule in (card.split_rule, card.label_rule)):
         return "split_rule and label_rule must be text where they are set"
+    if type(card.indexed) is not bool or (card.indexed and card.num_classes is None):
+        return "indexed must be true or false, and needs num_classes"
     if type(card.flip) is not bool:
         return "flip must be true or false"
     if card.num_classes is not None and (type(card.num_classes) is not int or card.num_classes < 2):

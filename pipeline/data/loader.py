@@ -40,6 +40,12 @@ class TrainData:
         united = _united(config.train_split, stated)
         urls, weights = [u for u, *_ in united], [w for _, w, *_ in united]
         self.manifests, self.indices = [m for *_, m, _ in united], [i for *_, i in united]
+        splits = config.train_split.split("+") * len(stated)
+        self.names = [
+            f"{m.url} ({s})" if "+" in config.train_split else m.url
+            for m, s in zip(self.manifests, splits, strict=True)
+        ]
+        """Of the sources, in accounts."""
         self.index = self.indices[0]
         self.pools = [_pool(index, config.subset) for index in self.indices]
         self.pool = self.pools[0]

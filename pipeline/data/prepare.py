@@ -104,7 +104,7 @@ def prepare(
         writer = ShardWriter(opened.reader, out, folders.work, reencode)
         records = _write(writer, entries, opened.classes, recipe, max_bad_share, workers, progress)
         note = "; ".join(filter(None, [opened.note, _count_note(card, entries)]))
-        _finish(card.name, out, opened.classes, records, recipe, note, folders)
+        _finish(card, out, opened.classes, records, recipe, note, folders)
     release(out)
     return Manifest.open(out)
 
@@ -192,7 +192,7 @@ def _too_many(records: dict[str, Record], num_bad: int, seen: int, total: int, m
 
 
 def _finish(
-    name: str,
+    card: Card,
     out: str,
     classes: tuple[str, ...],
     records: Sequence[Record],
@@ -203,10 +203,10 @@ def _finish(
     """Indices, and then the manifest: with it the dataset exists."""
     used = Counter(label for record in records if record.split == "train" for label in record.label.tolist())
     bare = [class_name for label, class_name in enumerate(classes) if not used[label]]
-    if bare:
+    if bare and not card.indexed:
         raise UserError(f"the class {bare[0]} has no image in train that can be read: mend its images, or remove it")
     folders.work.mkdir(parents=True, exist_ok=True)
-    result = assemble(name, out, classes, records, recipe, note, folders.work)
+    result = assemble(card.name, out, classes, records, recipe, note, folders.work)
     names = {shard.name for split in result.splits.values() for shard in split.shards}
     for split in result.splits.values():
         for file in (split.index.columns, split.index.keys):

@@ -116,12 +116,13 @@ def _check_classes(card: Card, opened: Source, source: str | None) -> tuple[str,
         by_split.setdefault(entry.split, set()).add(entry.class_name)
     if "train" not in by_split:
         raise UserError(f"{where} has no train split, only {_names(opened.entries)}: add a folder train/<class>/")
-    known = set(opened.classes or by_split["train"])
+    known = set(card.classes if card.indexed and card.classes else opened.classes or by_split["train"])
+    place = f"the card {card.name}" if card.indexed else "train"
     for split, names in sorted(by_split.items()):
         unknown = sorted(names - known)
         if unknown:
             raise UserError(
-                f"{where}: {len(unknown)} classes of {split} are not in train ({', '.join(unknown[:3])}): "
+                f"{where}: {len(unknown)} classes of {split} are not in {place} ({', '.join(unknown[:3])}): "
                 "give them train images or remove them"
             )
     if card.classes is not None and known != set(card.classes):

@@ -7,6 +7,7 @@ from pipeline.config import Run
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import DataConfig
 from pipeline.duration import Duration
+from pipeline.recipes.recipe import Recipe
 from pipeline.update import OptimConfig
 
 
@@ -65,4 +66,7 @@ def nfnet_tiny_cifar100() -> Run:
     )
 
 
-RECIPES = {f.__name__: f for f in (nfnet_tiny_glyphs, nfnet_tiny_cifar100)}
+RECIPES = {
+    "nfnet_tiny_glyphs": Recipe.of(nfnet_tiny_glyphs, 19_500),
+    "nfnet_tiny_cifar100": Recipe.of(nfnet_tiny_cifar100, 20_000),
+}

@@ -58,7 +58,9 @@ def test_an_nf_resnet_is_a_resnet_with_one_more_gain_a_block(layers: int) -> Non
 
 def test_the_released_families_are_whole() -> None:
     names = [*(f"nf_resnet{n}" for n in (50, 101, 152, 200, 288)), *(f"nf_regnet_b{n}" for n in range(9))]
-    assert set(names) == {name for name in nfnet.list_models() if name.startswith("nf_")}
+    assert {*names, "nf_resnet_tiny", "nf_regnet_tiny"} == {
+        name for name in nfnet.list_models() if name.startswith("nf_")
+    }
 
 
 def test_a_plus_sign_names_the_plus_variant() -> None:

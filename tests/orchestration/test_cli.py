@@ -31,6 +31,8 @@ COMMANDS = [
     "transfer",
     "report",
     "ui",
+    "classify",
+    "export",
 ]
 
 
@@ -76,6 +78,13 @@ def test_every_example_parses(command: str, capsys: pytest.CaptureFixture[str]) 
         ("transfer {tmp}/nothing --suite demo --data-root {tmp} --out {tmp}/x", "no checkpoint at"),
         ("transfer {tmp}/nothing --suite dem --data-root {tmp} --out {tmp}/x", "demo"),
         ("report {tmp}/nothing", "nothing"),
+        ("classify {tmp}/nothing {tmp}", "no images at"),
+        ("classify {tmp}/nothing x.png", "no checkpoint at"),
+        ("classify {tmp}/nothing x.png --top 0", "--top is 0"),
+        ("export {tmp}/nothing --format onnx --out {tmp}/x", "no checkpoint at"),
+        ("export {tmp}/nothing --format onn --out {tmp}/x", "onnx"),
+        ("export {tmp}/nothing --format onnx --out {tmp}/x --tolerance -1", "--tolerance is -1"),
+        ("export {tmp} --format onnx --out .", "is not empty"),
         ("ui", "--tracking-uri"),
         ("ui {tmp}", "mlflow.db"),
         ("prepare", "invalid choice"),

@@ -1,6 +1,7 @@
 """The console's facts, without a terminal and with one."""
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,18 @@ def test_without_a_terminal_a_line_of_plain_text_holds_the_step() -> None:
     lines = show(*EVENTS).splitlines()
     assert "step 10/1000  left 1 h 02 min  loss 2.3457  acc 45.6%  1,234 img/s  clipped 12%  data wait 10%" in lines
     assert "\x1b" not in "".join(lines) and "starting the engine" in lines
+
+
+def test_a_step_line_names_the_part_that_is_clipped_most_and_the_one_that_moves_most() -> None:
+    parts: dict[str, dict[str, float | None]] = {
+        "stem": {"clipped_share": 0.5, "update_ratio": 0.001},
+        "stage 0": {"clipped_share": 0.1, "update_ratio": 0.0123},
+        "head": {"clipped_share": 0.0, "update_ratio": float("nan")},
+    }
+    assert "  clipped 12% (stem 50%)  moved at most 1.23% (stage 0)  data" in show(replace(step(10), parts=parts))
+    # An update that was not measured, and a network all of whose parts are clipped alike, say no more than the whole.
+    parts = {name: {"clipped_share": 0.12, "update_ratio": None} for name in parts}
+    assert "  clipped 12%  data wait" in show(replace(step(10), parts=parts))
 
 
 def test_plain_step_lines_are_rare_and_the_last_one_shows() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import retention
 from pipeline.backbone import ModelConfig
 from pipeline.config import Run
 from pipeline.data.augment import AugmentConfig
@@ -23,7 +26,9 @@ from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.train import train
 from pipeline.update import OptimConfig
+from transfer.cells import plan, sweep_of
 from transfer.ledger import Ledger
+from transfer.splits import openings, read_selection
 
 SUITE = """
 name: small
@@ -31,9 +36,10 @@ tasks: [{card: digits, holdout_per_class: 2}]
 num_seeds: 2
 methods:
   ridge: {shots: [1, 200]}
-  finetune: {shots: [1], learning_rates: [0.1, 1.0e+30], num_steps: [2, 6]}
+  knn: {shots: [1], ks: [1, 2]}
+  finetune: {shots: [1], learning_rates: [0.1, 0.3, 1.0e+30], num_steps: [6]}
 """
-NUM_TRIALS = 2 * 2 + 2 * (4 + 2)
+NUM_TRIALS = 2 * 2 + 2 * (1 + 2) + 2 * (3 + 2)
 
 PROGRAM = """
 import json, sys
@@ -42,8 +48,10 @@ def tell(event):
     event.get("entry", {}).pop("history", None)
     print(json.dumps(event), flush=True)
 if __name__ == "__main__":
-    checkpoint, suite, out, root, seeds = sys.argv[1:]
-    result = transfer(checkpoint, suite, out, data_root=root, num_seeds=int(seeds), max_concurrent=2, on_event=tell)
+    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
+    result = transfer(
+        checkpoint, suite, out, data_root=root, num_seeds=int(seeds), max_concurrent=int(concurrent), on_event=tell
+    )
     print(json.dumps({"event": "result", "num_run": result.num_run, "num_failed": result.num_failed,
                       "num_trials": result.num_trials, "not_run": result.not_run}))
 """
@@ -77,28 +85,39 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Runner:
     """Sweeps in processes of their own, with temporary files of their own."""
 
-    def __init__(self, checkpoint_dir: Path, digits: str, folder: Path) -> None:
+    def __init__(
+        self, checkpoint_dir: Path, digits: str, folder: Path, *, suite: str = SUITE, program: str = PROGRAM
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder, self.out = folder, folder / "sweep"
-        (folder / "suite.yaml").write_text(SUITE)
+        (folder / "suite.yaml").write_text(suite)
         (folder / "tmp").mkdir()
-        (folder / "program.py").write_text(PROGRAM)
+        (folder / "program.py").write_text(program)
         root = Path(digits).parent
         self._arguments = [str(checkpoint_dir), str(folder / "suite.yaml"), str(self.out), str(root)]
 
-    def start(self, num_seeds: int = 2) -> subprocess.Popen[str]:
+    def start(self, num_seeds: int = 2, concurrent: int = 2) -> subprocess.Popen[str]:
         # Ray's sockets need a short path; everything else shows what it leaves behind.
         environment = {**os.environ, "TMPDIR": str(self.folder / "tmp"), "RAY_TMPDIR": "/tmp", "WORLD_SIZE": "7"}
         environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        command = [sys.executable, str(self.folder / "program.py"), *self._arguments, str(num_seeds)]
+        command = [sys.executable, str(self.folder / "program.py"), *self._arguments]
+        command += [str(num_seeds), str(concurrent)]
         return subprocess.Popen(
             command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def finish(self, num_seeds: int = 2) -> list[dict[str, Any]]:
-        process = self.start(num_seeds)
-        out, err = process.communicate(timeout=240)
+    def finish(self, num_seeds: int = 2, concurrent: int = 2) -> list[dict[str, Any]]:
+        process = self.start(num_seeds, concurrent)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err[-3000:]
         return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+
+    def table(self) -> dict[str, Any]:
+        """What must not depend on how the sweep went."""
+        rows = {}
+        for e in Ledger(str(self.out)).entries():
+            rows[e.digest] = (e.kind, e.method, e.value, e.stopped_at, e.status, e.metrics, e.grid, e.hyperparameters)
+        return rows
 
     def files(self) -> dict[str, int]:
         return {p.name: p.stat().st_mtime_ns for p in (self.out / "trials").glob("*.json")}
@@ -134,11 +153,29 @@ def test_a_driver_killed_at_any_time_is_gone_on_with(runner: Runner) -> None:
     # A rate of 1e30 diverges: red rows, and the sweep went on.
     failed = [e for e in ledger.entries() if e.status == "failed"]
     assert {(e.kind, e.hyperparameters["learning_rate"]) for e in failed} <= {("search", 1e30)}
-    assert all("not finite" in str(e.error) for e in failed)
+    assert all(re.search("not finite|not a number", str(e.error)) for e in failed)
     finals = [e for e in ledger.entries() if e.kind == "final"]
-    assert len(finals) == 2 * 2 + 2 * 2 and all(e.num_test == 697 for e in finals)
+    assert len(finals) == 2 * (2 + 2 + 2) and all(e.num_test == 697 for e in finals)
     assert {e.metric for e in finals} == {"top1"} and {e.seed for e in finals} == {0, 1}
-    assert len(list((runner.out / "selection").iterdir())) == 4
+    assert len(list((runner.out / "selection").iterdir())) == 6
+    # Every final has its predictions, and opened the test split after its selection record was written, once a run of it.
+    assert {p.stem for p in (runner.out / "predictions").iterdir()} == {e.digest for e in finals}
+    found = openings(str(runner.out))
+    assert {o.trial for o in found} == {e.digest for e in finals}
+    assert all(o.time_s >= read_selection(o.selection_url).time_s for o in found)
+    assert len(list((runner.out / "decisions").iterdir())) == 2
+    assert not list((runner.out / "work").glob("*/checkpoints/*/commit.json"))
+
+
+def test_the_checkpoint_is_kept_from_its_runs_retention(runner: Runner, checkpoint_dir: Path) -> None:
+    (kept,) = (checkpoint_dir / "checkpoints").glob("*/KEEP")
+    assert str(runner.out) in kept.read_text()
+    assert retention.retain(str(checkpoint_dir), retention.Policy(last=1)) == []
+
+
+def test_a_sweep_knows_what_it_takes_to_run_its_trials_again(runner: Runner) -> None:
+    sweep = sweep_of(str(runner.out))
+    assert {t.digest for c in plan(sweep)[0] for t in c.search} <= set(runner.table())
 
 
 def test_worker_processes_are_used_again_and_leave_nothing_behind(runner: Runner) -> None:
@@ -169,6 +206,80 @@ def test_mistakes_are_named_before_anything_starts(runner: Runner, checkpoint_di
     with pytest.raises(UserError, match="--seeds is 0"):
         transfer(str(checkpoint_dir), suite, out, data_root=root, num_seeds=0)
     other = runner.folder / "other.yaml"
-    other.write_text(SUITE.replace("[2, 6]", "[2, 7]"))
+    other.write_text(SUITE.replace("[6]", "[7]"))
     with pytest.raises(UserError, match="another suite"):
         transfer(str(checkpoint_dir), str(other), out, data_root=root)
+
+
+@pytest.mark.slow
+def test_one_trial_at_a_time_and_two_give_equal_numbers_and_so_do_ten_kills(
+    runner: Runner, checkpoint_dir: Path, digits: str, tmp_path: Path
+) -> None:
+    runner.finish()
+    expected = runner.table()
+    one = Runner(checkpoint_dir, digits, tmp_path / "one")
+    one.finish(concurrent=1)
+    assert one.table() == expected
+    killed = Runner(checkpoint_dir, digits, tmp_path / "killed")
+    draw = random.Random(0)
+    written: dict[str, int] = {}
+    for _ in range(10):
+        process = killed.start()
+        time.sleep(draw.uniform(5, 60))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        time.sleep(1)
+        good = {d for d, row in killed.table().items() if row[4] == "ok"}
+        times = {n.removesuffix(".json"): t for n, t in killed.files().items()}
+        assert all(times[d] == t for d, t in written.items())  # no finished trial ran again
+        written |= {d: times[d] for d in good}
+    killed.finish()
+    assert killed.table() == expected
+
+
+FAULTS = """
+import ctypes, json, os, signal, sys
+import orchestration.sweep as sweep
+original = sweep._trainable
+
+def faulty(config, sweep, limit_s):
+    import transfer.trials as trials
+    real = trials.run_finetune
+    def run(sweep, trial, report, **rest):
+        rate = trial.hyperparameters["learning_rate"]
+        if rate == 0.7:
+            ctypes.PyDLL(None).sleep(100000)  # hangs where no Python thread can run
+        if rate == 0.8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rate == 0.9:
+            bytearray(1 << 62)
+        return real(sweep, trial, report, **rest)
+    trials.run_finetune = run
+    try:
+        original(config, sweep=sweep, limit_s=limit_s)
+    finally:
+        trials.run_finetune = real
+
+if __name__ == "__main__":
+    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
+    sweep._trainable = faulty
+    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2, scheduler="none",
+                            resources=sweep.Resources(trial_limit_s=60.0))
+    print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_that_hangs_dies_or_wants_too_much_memory_is_one_red_row(
+    checkpoint_dir: Path, digits: str, tmp_path: Path
+) -> None:
+    suite = (
+        SUITE.split("  ridge")[0] + "  finetune: {shots: [1], learning_rates: [0.1, 0.7, 0.8, 0.9], num_steps: [2]}\n"
+    )
+    faulty = Runner(checkpoint_dir, digits, tmp_path / "faults", suite=suite, program=FAULTS)
+    assert faulty.finish()[-1] == {"num_failed": 2 * 3, "num_run": 2 * (4 + 1)}
+    failed = {e.hyperparameters["learning_rate"]: e for e in Ledger(str(faulty.out)).entries() if e.status == "failed"}
+    assert "--trial-limit" in str(failed[0.7].error) and "died" in str(failed[0.8].error)
+    assert "MemoryError" in str(failed[0.9].error)
+    finals = [e for e in Ledger(str(faulty.out)).entries() if e.kind == "final"]
+    assert len(finals) == 2 and all(e.is_ok and e.hyperparameters["learning_rate"] == 0.1 for e in finals)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,25 @@ def test_a_batch_that_arrived_but_was_not_acknowledged_is_not_sent_twice(
     ]  # the third is the second again: nothing of it was missing
     assert [s for s, _, _ in history(run_dir, "train/loss")] == list(range(1, 101))
     assert upload(run_dir) == 0 and len(history(run_dir, "train/loss")) == 100  # imported once more: nothing new
+
+
+def test_each_part_of_the_network_is_a_metric_in_the_group_of_its_kind(run_dir: Path) -> None:
+    numbers = {"clipped_share": 0.5, "gradient_norm": 3.0, "weight_norm": 2.0, "update_ratio": None}
+    parts = {"stem": numbers, "stage 2": {**numbers, "update_ratio": 0.25}, "a/b[c]": numbers}
+    spool_with(run_dir, replace(step(1), parts=parts))
+    upload(run_dir)
+    found = {k: v for k, v in the_run(run_dir).data.metrics.items() if not k.startswith(("train/", "speed/"))}
+    ours = {k: v for k, v in found.items() if "a_b_c_" not in k}  # a name that MLflow would refuse loses no other point
+    assert ours == {
+        "agc/clipped_share/stem": 0.5,
+        "agc/clipped_share/stage 2": 0.5,
+        "gradient_norm/stem": 3.0,
+        "gradient_norm/stage 2": 3.0,
+        "weight_norm/stem": 2.0,
+        "weight_norm/stage 2": 2.0,
+        "update_ratio/stage 2": 0.25,
+    }
+    assert found.keys() - ours == {f"{k}/a_b_c_" for k in ("agc/clipped_share", "gradient_norm", "weight_norm")}
 
 
 def test_five_attempts_are_one_run_with_monotone_steps(run_dir: Path) -> None:

@@ -15,7 +15,7 @@ def test_every_card(name):
     card = load_card(name)
     assert card.name == name
     assert "/work" not in (datasets_dir() / f"{name}.yaml").read_text()
-    assert card.classes is None or list(card.classes) == sorted(card.classes)
+    assert card.classes is None or list(card.classes) == sorted(card.classes, key=int if card.indexed else str)
     if card.num_classes is not None:
         assert set(card.splits) in ({"train", "val"}, {"train", "test"}, {"train", "val", "test"})
         assert card.splits["train"] >= card.num_classes and card.test_split in card.splits
@@ -86,6 +86,7 @@ def test_unknown_name_gets_the_nearest():
         ({"classes": ["a", "a"]}, "different names"),
         ({"member": "x"}, "member"),
         ({"licence": None}, "must be text"),
+        ({"indexed": 1}, "indexed must be"),
         ({"label_rule": 3}, "label_rule must be text"),
         ({"split_rule": ""}, "split_rule and"),
         ({"name": "Has Spaces"}, "name 'Has Spaces'"),

@@ -14,9 +14,11 @@ from nfnet.agc import adaptive_clip_grad_
 from nfnet.groups import param_groups
 from nfnet.losses import label_smoothing_cross_entropy
 from pipeline.data.augment import normalise
-from pipeline.engine import Engine, EngineConfig, deepspeed_config
+from pipeline.deepspeed_setup import EngineConfig, deepspeed_config
+from pipeline.engine import Engine
 from pipeline.errors import UserError
-from pipeline.update import OptimConfig, part_names
+from pipeline.telemetry import part_names
+from pipeline.update import OptimConfig
 from pipeline.world import join
 
 HERE = Path(__file__).parent
@@ -105,9 +107,10 @@ CASES: dict[str, dict[str, Any]] = {
     for accumulation in (1, 2)
 }
 CASES["2-2"]["restore"] = CASES["3-2"]["restore"] = STAGES
+CASES |= {f"sam-{stage}": {"stage": stage, "accumulation": 2, "sam_rho": 0.05} for stage in STAGES}
 CASES_OF_SEVERAL = CASES | {
     **{f"poison-{stage}": {"stage": stage, "accumulation": 2, "poison_step": 4} for stage in STAGES},
-    **{f"sam-{stage}": {"stage": stage, "accumulation": 2, "sam_rho": 0.05} for stage in (0, 1, 2)},
+    "sam-poison-3": {"stage": 3, "accumulation": 2, "sam_rho": 0.05, "poison_step": 4},
     **{f"bf16-{stage}": {"stage": stage, "accumulation": 1, "precision": "bf16"} for stage in STAGES},
     **{f"checkpointing-{s}": {"stage": s, "accumulation": 1, "activation_checkpointing": True} for s in STAGES},
 }
@@ -122,7 +125,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[s
     def compute(ranks: int) -> dict[str, Any]:
         out = tmp_path_factory.mktemp("engine") / "out.pt"
         cases = CASES if ranks == 1 else CASES_OF_SEVERAL
-        processes.run("engine_steps.py", out, cases, num_processes=ranks)
+        processes.run("engine_steps.py", out, cases, num_processes=ranks, timeout_s=1200)
         found: dict[str, Any] = torch.load(out)
         return found
 
@@ -173,14 +176,23 @@ def test_a_batch_that_is_not_finite_on_one_rank_is_left_out_on_all(
     assert distance(found["state"], plain(skip=4), "weights") < 1e-6
 
 
-@pytest.mark.parametrize("stage", (0, 1, 2))
+@pytest.mark.parametrize("stage", STAGES)
 def test_each_micro_batch_moves_the_weights_by_its_own_sharpness(
-    stage: int, several: tuple[int, dict[str, Any]], expected: dict[str, torch.Tensor]
+    stage: int, group: tuple[int, dict[str, Any]], expected: dict[str, torch.Tensor]
 ) -> None:
-    ranks, found = several
+    ranks, found = group
     twin = plain(sam_parts=2 * ranks)
     assert distance(found[f"sam-{stage}"]["state"], twin, "weights") < 2e-6
     assert distance(twin, expected, "weights") > 1e-3
+
+
+def test_an_ascent_that_is_not_finite_on_one_rank_leaves_stage_3_where_it_was(
+    several: tuple[int, dict[str, Any]],
+) -> None:
+    """The weights that one rank alone gathered and moved are gone afterwards."""
+    found = several[1]["sam-poison-3"]
+    assert [s["applied"] for s in found["stats"]] == [s != 4 for s in range(program.STEPS)]
+    assert distance(found["state"], plain(skip=4, sam_parts=2 * several[0]), "weights") < 2e-6
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -198,6 +210,15 @@ def test_bf16_keeps_fp32_weights_and_stays_near(
     assert 1e-6 < distance(state, expected, "weights") < 3e-2
     # All stages compute the same bf16 network; only sums over ranks may be taken in another order.
     assert distance(state, several[1]["bf16-0"]["state"], "weights") < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_gradients_are_added_up_over_ranks_in_fp32(stage: int, several: tuple[int, dict[str, Any]]) -> None:
+    reduced = set(several[1][f"bf16-{stage}"]["reduced"])
+    assert "torch.float32" in reduced and reduced <= {
+        "torch.float32",
+        "torch.float64",
+    }  # nothing narrower
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -267,9 +288,17 @@ def two_plain_steps() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor],
     return before, {n: p.detach() for n, p in model.named_parameters()}, gradients
 
 
-def test_sam_is_refused_where_no_rank_has_whole_weights() -> None:
-    with pytest.raises(UserError, match=r"set engine\.zero_stage to 2"):
-        alone(program.network(), OptimConfig(learning_rate=0.1, sam_rho=0.05), EngineConfig(zero_stage=3))
+def test_a_library_that_releases_weights_under_sam_is_refused() -> None:
+    engine = alone(program.network(), OptimConfig(learning_rate=0.1, sam_rho=0.05), EngineConfig(zero_stage=3))
+    weight: Any = engine.network.get_parameter("stem.0.weight")
+
+    def gather_again(*_: Any) -> None:
+        weight.data = weight.data.clone()
+
+    engine.network.get_submodule("stem.0").register_forward_hook(gather_again)
+    with pytest.raises(UserError, match=r"released stem\.0\.weight while that was in use"):
+        engine.forward_backward(torch.randn(4, 3, 32, 32), torch.arange(4), is_last=True)
+    engine.close()
 
 
 def test_offloading_is_refused() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import engine, parity
-from pipeline.engine import EngineConfig
+from pipeline import deepspeed_setup, parity
+from pipeline.deepspeed_setup import EngineConfig
 from pipeline.errors import UserError
 from pipeline.world import join
 
@@ -33,14 +33,14 @@ def wrong_mean(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_library_that_disagrees_is_refused_by_name_and_number(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    derive = engine.deepspeed_config
+    derive = deepspeed_setup.deepspeed_config
 
     def wrong(*args: Any, **options: Any) -> dict[str, Any]:
         config = derive(*args, **options)
         wrong_mean(config)
         return config
 
-    monkeypatch.setattr(engine, "deepspeed_config", wrong)
+    monkeypatch.setattr(deepspeed_setup, "deepspeed_config", wrong)
     monkeypatch.setattr(parity, "_agreed", set())
     version = importlib.metadata.version("deepspeed")
     with pytest.raises(UserError, match=rf"deepspeed {version} .* at engine\.zero_stage {stage}"):

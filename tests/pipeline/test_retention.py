@@ -100,3 +100,15 @@ def test_interrupted_anywhere_it_leaves_no_half_checkpoint_and_ends_the_work_lat
     assert all(p.exists() for p in whole)  # what is committed has its files
     retain(str(tmp_path), Policy(last=2))
     assert {p.name[-1] for p in (tmp_path / "checkpoints").iterdir()} == {"3", "4"}
+
+
+@pytest.mark.parametrize("spelling", ["run", "./run", "run/", "file://{}/run"])
+def test_what_is_kept_does_not_depend_on_how_the_folder_is_spelled(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in range(1, 5):
+        commit(Path("run"), step)
+    retention.pin(str(step_folder(Path("run"), 1)), "a sweep needs it")
+    retain(spelling.format(tmp_path), Policy(last=2))
+    assert steps(Path("run")) == [1, 3, 4]

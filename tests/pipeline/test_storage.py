@@ -142,7 +142,7 @@ def test_transient_errors_are_tried_again_and_others_are_not(remote, monkeypatch
     assert storage.read_bytes(storage.join(remote, "x")) == b"1" and len(calls) == storage.MAX_TRIES
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, **_: calls.append(path) or _raise())
     calls.clear()
-    with pytest.raises(PermissionError):
+    with pytest.raises(storage.UserError, match="credentials"):
         storage.read_bytes(storage.join(remote, "x"))
     assert len(calls) == 1
 

@@ -17,8 +17,8 @@ from pipeline.backbone import ModelConfig
 from pipeline.config import Run, dump_yaml
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import DataConfig
+from pipeline.deepspeed_setup import EngineConfig
 from pipeline.duration import Duration
-from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
 from pipeline.records import PassedOver, Saved
 from pipeline.saver import SavingConfig

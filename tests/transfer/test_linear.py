@@ -15,6 +15,11 @@ def problem(num: int, width: int = 40, num_classes: int = 6) -> tuple[np.ndarray
     return (rng.normal(size=(num_classes, width))[labels] + rng.normal(size=(num, width))).astype(np.float32), labels
 
 
+def other() -> torch.Tensor:
+    """Images that the training ones do not span."""
+    return torch.randn(10, 40, generator=torch.Generator().manual_seed(9))
+
+
 def by_torch(
     features: np.ndarray, labels: np.ndarray, rate: float, num_steps: int, batch: int, seed: int
 ) -> np.ndarray:
@@ -34,7 +39,7 @@ def by_torch(
         torch.nn.functional.cross_entropy(layer(x[chosen]), y[chosen]).backward()
         optimizer.step()
         schedule.step()
-    return layer(x).detach().numpy()
+    return layer(torch.cat([x, other()])).detach().numpy()
 
 
 @pytest.mark.parametrize(("num", "batch"), [(200, 32), (30, 16), (30, 30)])  # 30 images span less than 40 dimensions
@@ -44,7 +49,9 @@ def test_each_head_equals_the_one_that_torch_trains(num: int, batch: int) -> Non
     heads = fit_linear(features, labels, 6, grid=grid, num_steps=60, batch=batch, seed=5)
     for head, rate in zip(heads, grid, strict=True):
         expected = by_torch(features, labels, rate, 60, batch, 5)
-        np.testing.assert_allclose(head.scores(features), expected, atol=2e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            head.scores(np.vstack([features, other()])), expected, atol=2e-4 * np.abs(expected).max()
+        )
 
 
 def test_a_head_is_the_same_in_any_grid_and_group(monkeypatch: pytest.MonkeyPatch) -> None:

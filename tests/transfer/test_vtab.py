@@ -93,6 +93,30 @@ def test_a_list_holds_the_first_of_each_part_with_the_tasks_labels(tmp_path) -> 
     assert rows[-1] == {"path": "test/00710.png", "label": 2, "split": "test"}
 
 
+def test_a_class_that_the_800_lack_keeps_its_index(tmp_path) -> None:
+    import yaml
+    from PIL import Image
+
+    from pipeline.data.cards import datasets_dir
+    from pipeline.data.prepare import prepare
+
+    content = yaml.safe_load((datasets_dir() / "vtab_sun397.yaml").read_text()) | {"num_classes": 12, "splits": {}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    rows = [("train", 0), ("train", 11), ("val", 2), ("test", 10), ("test", 2)]
+    for number, (split, label) in enumerate(rows):
+        Image.new("RGB", (8, 8), (number, label, 0)).save(tmp_path / f"{number}.png")
+        with (tmp_path / "list.jsonl").open("a") as file:
+            file.write(json.dumps({"path": f"{number}.png", "label": label, "split": split}) + "\n")
+    card = load_card(str(tmp_path / "few.yaml"))
+    manifest = prepare(card, str(tmp_path / "out"), source=str(tmp_path / "list.jsonl"))
+    found = {split: sorted(manifest.split(split).label.tolist()) for split in manifest.splits}
+    assert found == {"train": [0, 11], "val": [2], "test": [2, 10]} and len(manifest.classes) == 12
+    with (tmp_path / "list.jsonl").open("a") as file:
+        file.write(json.dumps({"path": "0.png?", "label": 12, "split": "test"}) + "\n")
+    with pytest.raises(UserError, match="1 classes of test are not in the card vtab_sun397"):
+        prepare(card, str(tmp_path / "other"), source=str(tmp_path / "list.jsonl"))
+
+
 def test_a_list_from_other_data_is_refused(tmp_path) -> None:
     task = TASKS["vtab_pets"]
     examples = {split: [("a.jpg", 36)] * num for split, num in task.official.items()}

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import nfnet
 from nfnet.variants import Variant
-from pipeline import engine as engine_module
+from pipeline import deepspeed_setup
 from pipeline.data.augment import AugmentConfig
-from pipeline.engine import Engine, EngineConfig
+from pipeline.deepspeed_setup import EngineConfig
+from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.update import OptimConfig
 from pipeline.world import World, join, leave
@@ -33,7 +36,7 @@ SMALL = Variant(
 )
 """Odd widths: partitions cut through units, at any number of ranks."""
 
-library_config = engine_module.deepspeed_config
+library_config = deepspeed_setup.deepspeed_config
 
 
 def nothing_stays_gathered(*args: Any, **options: Any) -> dict[str, Any]:
@@ -96,6 +99,19 @@ def train(me: World, engine: Engine, options: dict[str, Any], steps: range) -> l
     return stats
 
 
+class Reductions(TorchDispatchMode):
+    """The types of all numbers that ranks add up or scatter, whichever library asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d" and "reduce" in func._schema.name:
+            self.types |= {str(t.dtype) for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
 class ThreeImages:
     """A split that two ranks, or four, cannot share evenly."""
 
@@ -123,8 +139,10 @@ def case(me: World, options: dict[str, Any]) -> dict[str, Any]:
             weights=kind,  # type: ignore[arg-type]
         )
     half = engine.gather("ema")
-    stats += train(me, engine, options, range(STEPS // 2, STEPS))
+    with Reductions() as reductions:
+        stats += train(me, engine, options, range(STEPS // 2, STEPS))
     outcome = {
+        "reduced": sorted(reductions.types),
         "state": state_of(engine),
         "stats": stats,
         "logits": logits,
@@ -167,7 +185,7 @@ def restored(me: World, engine: Engine, options: dict[str, Any]) -> dict[str, An
 def main() -> None:
     out, cases = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    engine_module.deepspeed_config = nothing_stays_gathered
+    deepspeed_setup.deepspeed_config = nothing_stays_gathered
     me = join()
     outcomes = {name: case(me, options) for name, options in cases.items()}
     if me.is_main:

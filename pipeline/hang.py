@@ -1,0 +1,134 @@
+"""Who is it that all others wait for? Signs of life of all ranks, and the judgement over them: pure functions.
+
+A rank that waits in a collective cannot tell who is missing. So every rank says, again and again, where its main thread is,
+for how long that has not moved, and how many collectives it has entered: all ranks enter the same ones in the same order, so
+the one that the others wait for is the one that has entered fewest. One that says nothing any more needs no such proof.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """How long a run may stand still; nothing here decides a number of the run."""
+
+    limit_s: float = 300.0
+    """All ranks leave within this time after one of them has frozen, or stands still in a step, its data or an evaluation; 0:
+    nobody watches."""
+    start_limit_s: float = 1800.0
+    """The same, of a main thread that stands still before the end of the first step."""
+    save_limit_s: float = 900.0
+    """The same, of a save that training waits for and that neither writes nor uploads anything."""
+    grace_s: float = 60.0
+    """After a stop signal the process leaves within this time, saved or not."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit_s", "start_limit_s", "save_limit_s", "grace_s"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"watchdog.{name} is {getattr(self, name)}; set it to 0 or more seconds")
+
+
+JUDGED_AT = 0.75
+"""The share of a limit after which it is passed; the rest is for stacks, the report and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """What a rank says of itself."""
+
+    rank: int
+    number: int
+    host: str
+    pid: int
+    machine: str
+    """Equal for ranks that see each other's processes."""
+    dump: str
+    """File into which the process writes its stacks when it is told to by a signal; empty if it cannot."""
+    state: Literal["start", "run", "left"]
+    phase: str
+    step: int
+    """The last finished one."""
+    idle_s: float
+    """The main thread has given no sign of life for this long."""
+    collectives: int
+    """Entered so far."""
+    is_writing: bool
+    """A save is being written in the background."""
+    main_thread: int
+    stack: tuple[str, ...]
+    """Of the main thread, innermost first."""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Beat:
+        data = json.loads(text)
+        return Beat(**{**data, "stack": tuple(data["stack"])})
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A rank's newest beat, and for how long it has been the newest; None if it never said anything."""
+
+    beat: Beat | None
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Suspect:
+    rank: int
+    is_silent: bool
+    why: str
+
+
+def limit_s(beat: Beat, config: WatchdogConfig) -> float:
+    """How long the main thread may stand still where it is."""
+    if beat.state == "start":
+        return max(config.start_limit_s, config.limit_s)
+    return max(config.save_limit_s, config.limit_s) if beat.phase == "save" else config.limit_s
+
+
+def is_stuck(beat: Beat, config: WatchdogConfig) -> bool:
+    return beat.state != "left" and beat.idle_s > JUDGED_AT * limit_s(beat, config)
+
+
+def judge(heard: dict[int, Heard], config: WatchdogConfig) -> list[Suspect]:
+    """The ranks that the others wait for in vain; none while there is reason to wait."""
+    silent = [_silent(rank, h) for rank, h in sorted(heard.items()) if _is_silent(h, config)]
+    if silent:
+        return silent
+    beats = [h.beat for _, h in sorted(heard.items()) if h.beat is not None]
+    if len(beats) < len(heard) or not any(is_stuck(b, config) for b in beats):
+        return []
+    # Those that have left in good order have entered all collectives. One that left early has not, and holds up the others.
+    fewest = min(b.collectives for b in beats)
+    behind = [b for b in beats if b.collectives == fewest]
+    late = [b for b in behind if is_stuck(b, config)]
+    if not late:
+        gone = [b for b in behind if b.state == "left"]
+        return [Suspect(b.rank, False, f"left after step {b.step} while others wait for it") for b in gone]
+    # All wait for a save to end: for a rank that writes. The main rank writes last, as it waits for the others' parts.
+    writing = [b for b in late if b.phase == "save" and b.is_writing]
+    if writing and len(writing) <= len(late) and all(b.phase == "save" for b in late):
+        late = [b for b in writing if b.rank > 0] or writing
+    return [Suspect(b.rank, False, f"has not moved for {b.idle_s:.0f} s") for b in late]
+
+
+def _is_silent(heard: Heard, config: WatchdogConfig) -> bool:
+    if heard.beat is None:
+        return heard.age_s > JUDGED_AT * max(config.start_limit_s, config.limit_s)
+    return heard.beat.state != "left" and heard.age_s > JUDGED_AT * config.limit_s
+
+
+def _silent(rank: int, heard: Heard) -> Suspect:
+    if heard.beat is None:
+        return Suspect(rank, True, f"has not been heard of for {heard.age_s:.0f} s")
+    return Suspect(rank, True, f"has given no sign of life for {heard.age_s:.0f} s")

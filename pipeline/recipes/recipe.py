@@ -1,0 +1,42 @@
+"""What a recipe is: a function that returns a whole Run, and a header with its command, hardware, hours and result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.config import Run
+
+IMAGENET, JFT_300M, JFT_4B = 1_281_167, 300_000_000, 4_000_000_000
+"""Training images that durations in epochs were stated for; the JFT sets as the papers round them."""
+
+PREPARE_IMAGENET = "normfree data prepare imagenet --source ILSVRC2012/ --out data/imagenet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    make: Callable[[], Run]
+    header: str
+    """First line: what it is; then Command, Hardware, Result, and Choices where the source is silent."""
+    num_images: int = IMAGENET
+    """Of the training split that its durations are stated for."""
+
+    @classmethod
+    def of(cls, function: Callable[[], Run], num_images: int) -> Recipe:
+        """One whose header is the function's docstring."""
+        return cls(make=function, header=inspect.getdoc(function) or "", num_images=num_images)
+
+    @property
+    def summary(self) -> str:
+        return self.header.partition("\n")[0]
+
+    def total_steps(self) -> int:
+        """Updates on the data that it is written for."""
+        run = self.make()
+        return run.duration.steps(samples_per_epoch=self.num_images * run.data.repeats, global_batch=run.global_batch)
+
+
+def core_hours(num_samples: float, milliseconds: float, *, per_step: int = 32) -> float:
+    """Hours of one core that takes `milliseconds` for a step of `per_step` images, as table 3 of Brock et al. 2021 gives them."""
+    return num_samples / per_step * milliseconds / 3.6e6
