@@ -130,7 +130,8 @@ def learning(cells: Sequence[Entry], sources: Sequence[str]) -> str:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _dress(axes, MARKS, "step", "training loss")
-    return _svg(figure, f"{cells[0].task_title}: training loss over steps")
+    first = cells[0]
+    return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
 
 
 def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
