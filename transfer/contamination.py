@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.errors import UserError
-from transfer.findings import Findings, tested_split
+from transfer.findings import Findings, name_of_test_split
 from transfer.statistics import Estimate, estimate, paired
 
 RECOMPUTED = ("top1", "top5", "mean_per_class", "balanced_accuracy")
@@ -81,7 +81,7 @@ def _upstream(task: str, file: str, findings: Findings) -> Upstream:
     data = findings.datasets[task]
     if isinstance(data, str):
         raise UserError(f"--overlap {file}: the test images of {task} cannot be named ({data}); restore the data")
-    split = tested_split(data)
+    split = name_of_test_split(data)
     index, pairs = data.split(split), _pairs(file)
     keys = {key for name, key in pairs if name == split}
     if pairs and not keys:

@@ -98,7 +98,7 @@ class Findings:
         return found
 
 
-def tested_split(manifest: Manifest) -> str:
+def name_of_test_split(manifest: Manifest) -> str:
     """Of a task's dataset, as `transfer.tasks.open_task` has it."""
     return "test" if "test" in manifest.splits else "val"
 

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.data.decode import DecodeError, decode_image
 from pipeline.data.manifest import Manifest
-from transfer.findings import Findings, tested_split
+from transfer.findings import Findings, name_of_test_split
 from transfer.ledger import Entry
 
 THUMBNAIL_PX = 112
@@ -93,7 +93,7 @@ def thumbnail(manifest: Manifest, sample: int) -> str:
     """A test image as a data URI of a few kilobytes; "" where its bytes cannot be read."""
     from PIL import Image
 
-    index = manifest.split(tested_split(manifest))
+    index = manifest.split(name_of_test_split(manifest))
     url = storage.join(manifest.url, index.shards[int(index.shard[sample])].name)
     try:
         pixels = decode_image(storage.read_range(url, int(index.offset[sample]), int(index.size[sample])))

@@ -10,7 +10,7 @@ from pipeline.data.overlap import Overlap, Pair
 from pipeline.errors import UserError
 from transfer import metrics, predictions
 from transfer.contamination import cleaned, read_overlaps, score
-from transfer.findings import Findings, load_findings, tested_split
+from transfer.findings import Findings, load_findings, name_of_test_split
 from transfer.report import write_report
 
 SEEN = (0, 5, 17, 400)
@@ -20,7 +20,7 @@ SEEN = (0, 5, 17, 400)
 def keys(findings: Findings) -> list[str]:
     data = findings.datasets["digits"]
     assert not isinstance(data, str)
-    return [str(key) for key in data.split(tested_split(data)).keys]
+    return [str(key) for key in data.split(name_of_test_split(data)).keys]
 
 
 def write(findings: Findings, path: Path, *, split: str = "val", more: tuple[str, ...] = ()) -> Path:

@@ -108,6 +108,19 @@ def test_sweeps_by_one_protocol_stand_side_by_side(
     assert kinds == {("pixels (cccccc)", "pixels (dddddd)"), *((f"pixels ({d * 6})", SCRATCH) for d in "cd")}
 
 
+def test_a_cell_comes_whole_from_the_folder_with_most_of_its_seeds(digits_sweep: Path, tmp_path: Path) -> None:
+    fewer = shutil.copytree(digits_sweep, tmp_path / "s")
+    for path in (fewer / "trials").iterdir():
+        entry = json.loads(path.read_text())
+        if entry["seed"] == 2:
+            path.unlink()
+        else:
+            path.write_text(json.dumps({**entry, "value": 0.0}))
+    joint = load_findings(fewer, digits_sweep)
+    assert joint.num_shared == len(joint.by_cell()) == 6
+    assert {e.digest: e.value for e in joint.finals} == {e.digest: e.value for e in load_findings(digits_sweep).finals}
+
+
 def test_protocols_are_not_mixed_and_the_difference_is_named(
     digits_sweep: Path, more_sweeps: tuple[Path, Path]
 ) -> None:
