@@ -14,7 +14,7 @@ from transfer.comparison import Versus
 from transfer.contamination import Cleaned, Upstream
 from transfer.findings import Findings
 from transfer.page_cells import cells_section
-from transfer.page_curves import curves, learning
+from transfer.page_curves import curves, key, learning
 from transfer.page_errors import mistakes, overlaps
 from transfer.page_origin import origin
 from transfer.page_parts import esc, hours, plain, plural
@@ -123,7 +123,7 @@ def _summary(rows: Sequence[Row], sources: Sequence[str], versus: Sequence[Versu
     if any(row.gain and row.shots == shots for row in rows):
         figure = (
             f"<p class=note>Gain over a from-scratch twin of equal budget, at {esc(shots_phrase(shots))}.</p>"
-            f"<figure class=wide>{plots.gains(rows, shots, sources)}</figure>"
+            f"{key(sources) if len(sources) > 1 else ''}<figure class=wide>{plots.gains(rows, shots, sources)}</figure>"
         )
     table = comparison_table(versus)
     return f"<h2>What pretraining is worth</h2>{figure}{table}" if figure or table else ""

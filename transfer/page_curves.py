@@ -26,10 +26,13 @@ def curves(rows: Sequence[Row], sources: Sequence[str]) -> str:
     )
     if not figures:
         return ""
+    several = len({row.twin for row in rows if row.scratch}) > 1
+    dotted = " From scratch: solid with the first source's architecture, dotted with another." if several else ""
     return (
         "<h2>Few-shot curves</h2><p class=note>Mean over seeds with its interval as a band, on a logarithmic scale of images; "
-        "each pale dot is one seed. The vertical scales differ from plot to plot.</p>"
-        f"{_key(sources)}<div class=plots>{figures}</div>"
+        "each pale dot is one seed. The vertical scales differ from plot to plot."
+        f"{dotted}</p>"
+        f"{key(sources)}<div class=plots>{figures}</div>"
     )
 
 
@@ -50,10 +53,11 @@ def learning(findings: Findings, sources: Sequence[str]) -> str:
         )
         out += fold(esc(shots_phrase(shots)), f"<div class=plots>{figures}</div>", is_open=shots == first)
     note = "Training loss of the final trials, a line a seed, on a logarithmic scale."
-    return f"<h2>Learning curves of the fine-tunings</h2><p class=note>{note}</p>{_key(sources)}{out}"
+    return f"<h2>Learning curves of the fine-tunings</h2><p class=note>{note}</p>{key(sources)}{out}"
 
 
-def _key(sources: Sequence[str]) -> str:
+def key(sources: Sequence[str]) -> str:
+    """What the colours stand for."""
     names = [(plots.color_of(s, sources), s if len(sources) > 1 else plots.INITS["pretrained"]) for s in sources]
     names.append(("scratch", plots.INITS["scratch"]))
     spans = "".join(f'<span><i style="background:var(--{color})"></i>{esc(text)}</span>' for color, text in names)

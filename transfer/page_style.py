@@ -67,6 +67,7 @@ a:hover { text-decoration-color: currentColor; }
 :target { outline: 2px solid var(--pretrained); outline-offset: 3px; border-radius: 4px; }
 small { font-size: 12px; color: var(--muted); }
 .cell td code { white-space: nowrap; }
+.narrow th { white-space: normal; vertical-align: bottom; }
 td small { display: block; line-height: 1.2; }
 h3.sub { margin: 30px 0 0; }
 h4 { font-size: 14px; font-weight: 600; margin: 22px 0 0; }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from transfer import plots
@@ -31,6 +31,8 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     for row in rows:
         lines[row.column].append(row)
     body, previous = "", None
+    usual = Counter(side.n for row in rows for side in (row.pretrained, row.scratch) if side).most_common(1)
+    n = usual[0][0] if usual else 0
     numbers = set(range(2, 3 + len(sources) + len(twins)))
     for group in lines.values():
         first = group[0]
@@ -41,8 +43,8 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
                 esc(first.task_title) if first.task != previous else "",
                 esc(first.method),
                 esc(shots_text(first.shots)),
-                *(_cell(*own.get(source, (None, ""))) for source in sources),
-                *(_cell(*fresh.get(twin, (None, ""))) for twin in twins),
+                *(_cell(*own.get(source, (None, "")), n) for source in sources),
+                *(_cell(*fresh.get(twin, (None, "")), n) for twin in twins),
             ],
             numbers=numbers,
             style="first" if first.task != previous else "",
@@ -51,16 +53,17 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     of = {row.twin: row.backbone for row in reversed(rows)}
     fresh_names = ["from scratch" if len(twins) < 2 else f"scratch, as {of[twin]}" for twin in twins]
     return (
-        "<h2>Sources side by side</h2><p class=note>Per cent, mean ± half width of the 95 % interval over seeds, <i>n</i> below. "
+        "<h2>Sources side by side</h2><p class=note>Per cent, mean ± half width of the 95 % interval over seeds; "
+        f"<i>n</i> = {n} where nothing else is said. "
         "All numbers of a line were measured by one protocol, on the same data.</p>"
-        + table(["task", "method", "shots", *sources, *fresh_names], body, numbers=numbers)
+        + f"<div class=narrow>{table(['task', 'method', 'shots', *sources, *fresh_names], body, numbers=numbers)}</div>"
     )
 
 
-def _cell(value: Estimate | None, name: str) -> str:
+def _cell(value: Estimate | None, name: str, usual_n: int) -> str:
     if value is None:
         return "–"
-    return f"{link(value_with_half(value), 'cell', name)}<small>n = {value.n}</small>"
+    return link(value_with_half(value), "cell", name) + (f"<small>n = {value.n}</small>" if value.n != usual_n else "")
 
 
 def scorecard_table(rows: Sequence[Row]) -> str:
@@ -75,8 +78,8 @@ def scorecard_table(rows: Sequence[Row]) -> str:
         body += table_row(
             [
                 esc(row.task_title) if new else "",
-                *([esc(row.backbone)] if several else []),
-                esc(row.method_title),
+                *([f"<span class=unclear>{esc(row.backbone)}</span>"] if several else []),
+                esc(row.method if several else row.method_title),
                 esc(shots_text(row.shots)),
                 link(value_with_half(row.pretrained), "cell", row.pretrained_cell),
                 link(value_with_half(row.scratch), "cell", row.scratch_cell),
@@ -107,7 +110,7 @@ def comparison_table(versus: Sequence[Versus]) -> str:
         style = {"better": "wins", "worse": "loses"}.get(r.verdict, "unclear")
         body += table_row(
             [
-                f"{esc(v.a if several else 'pretrained')} <span class=half>against {esc(v.b)}</span>",
+                f"{esc(v.a if several else 'pretrained')}<small>against {esc(v.b)}</small>",
                 esc(v.method),
                 esc(shots_text(v.shots)),
                 value_with_half(r.difference, sign=True),

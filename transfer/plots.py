@@ -96,9 +96,8 @@ def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> str:
         axes.barh(y, 100 * row.gain.mean, height * 0.82, color=color, alpha=0.75, linewidth=0)
         half = 100 * (row.gain.half_width or 0.0)
         axes.errorbar(100 * row.gain.mean, y, xerr=half, color=MARKS["ink"], elinewidth=1.0, capsize=0)
-        name = row.method if len(sources) < 2 else f"{row.method}, {row.backbone}"
         axes.annotate(
-            f"{100 * row.gain.mean:+.1f}".replace("-", "−") + f"  {_literal(name)}",
+            f"{100 * row.gain.mean:+.1f}".replace("-", "−") + f"  {_literal(row.method)}",
             (max(0.0, 100 * row.gain.mean + half), y),
             xytext=(6, 0),
             textcoords="offset points",
