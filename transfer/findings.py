@@ -21,7 +21,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import UserError
 from transfer import predictions
 from transfer.ledger import Entry, Ledger
-from transfer.scorecard import cell_name, refuse_mixture
+from transfer.scorecard import cell_name, column_order, refuse_mixture
 from transfer.splits import Opening, openings
 
 
@@ -61,9 +61,9 @@ class Findings:
         return [cell for cell in self.cells if cell.kind == "final" and cell.is_ok]
 
     def by_cell(self) -> dict[str, list[Entry]]:
-        """The final trials with a value, by cell and in the order of seeds."""
+        """The final trials with a value, by cell: cells by task, method, number of images and start; trials by seed."""
         found: dict[str, list[Entry]] = defaultdict(list)
-        for cell in sorted(self.finals, key=lambda c: c.seed):
+        for cell in sorted(self.finals, key=lambda c: (*column_order(c), c.init, c.backbone, c.seed)):
             found[cell_name(cell)].append(cell)
         return dict(found)
 

@@ -39,11 +39,7 @@ NUM_PAIRS = 12
 def cells_section(findings: Findings) -> str:
     """All cells with a number, by task."""
     out, previous = "", ""
-    cells = findings.by_cell()
-    for name in sorted(
-        cells, key=lambda n: (cells[n][0].task, cells[n][0].method, cells[n][0].shots, cells[n][0].init)
-    ):
-        entries = cells[name]
+    for name, entries in findings.by_cell().items():
         if entries[0].task != previous:
             out += f"<h3 class=sub>{esc(entries[0].task_title)}</h3>"
             previous = entries[0].task

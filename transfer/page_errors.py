@@ -94,6 +94,8 @@ def overlaps(findings: Findings, clean: Mapping[str, tuple[Upstream, list[Cleane
             "upstream ones alone",
             "change, points",
         ]
+        if not num:
+            continue
         kept = table(head, body, numbers={2, 3, 4, 5, 6})
         out += (
             kept

@@ -10,7 +10,7 @@ from transfer import plots
 from transfer.findings import Findings
 from transfer.ledger import Entry
 from transfer.page_parts import esc, link, settings, table, table_row
-from transfer.scorecard import cell_name, shots_order, shots_text
+from transfer.scorecard import cell_name, column_order, shots_text
 
 
 def search_table(findings: Findings) -> str:
@@ -18,9 +18,7 @@ def search_table(findings: Findings) -> str:
     final = set(findings.by_cell())
     several = len({cell.backbone for cell in cells.values() if cell.init == "pretrained"}) > 1
     body, previous, num_cells = "", None, 0
-    for name in sorted(
-        cells, key=lambda n: (cells[n].task, cells[n].method, shots_order(cells[n].shots), cells[n].init)
-    ):
+    for name in sorted(cells, key=lambda n: (*column_order(cells[n]), cells[n].init)):
         cell = cells[name]
         record = findings.selection(cell)
         candidates, scores = whole_candidates(record)

@@ -43,8 +43,8 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
                 esc(first.task_title) if first.task != previous else "",
                 esc(first.method),
                 esc(shots_text(first.shots)),
-                *(_cell(*own.get(source, (None, "")), n) for source in sources),
-                *(_cell(*fresh.get(twin, (None, "")), n) for twin in twins),
+                *(_cell(own.get(source, (None, "")), n) for source in sources),
+                *(_cell(fresh.get(twin, (None, "")), n) for twin in twins),
             ],
             numbers=numbers,
             style="first" if first.task != previous else "",
@@ -60,7 +60,8 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     )
 
 
-def _cell(value: Estimate | None, name: str, usual_n: int) -> str:
+def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
+    value, name = found
     if value is None:
         return "–"
     return link(value_with_half(value), "cell", name) + (f"<small>n = {value.n}</small>" if value.n != usual_n else "")
@@ -181,6 +182,7 @@ def failures(findings: Findings) -> str:
 
 def costs(findings: Findings) -> str:
     groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
+    measured = any(cell.watts for cell in findings.cells)
     for cell in findings.cells:
         groups[
             cell.method, cell.kind, cell.backbone if cell.init == "pretrained" and cell.backbone else cell.init
@@ -193,14 +195,30 @@ def costs(findings: Findings) -> str:
                 f"{sum(c.seconds_s for c in cells) / len(cells):.1f}",
                 f"{sum(c.images_seen for c in cells):,}",
                 memory(max(c.max_memory_bytes for c in cells)),
+                *([_watts(cells)] if measured else []),
             ],
-            numbers={3, 4, 5, 6, 7},
+            numbers={3, 4, 5, 6, 7, 8},
         )
         for (method, kind, start), cells in sorted(groups.items())
     )
     head = ["method", "kind", "start", "trials", "time", "s a trial", "training images seen", "peak memory"]
+    if measured:
+        power = "Watts are those of the whole processors and GPU while a trial ran: trials side by side are each told all of it."
+    else:
+        power = "Watts: not measured (the machine let neither RAPL nor nvidia-smi be read)."
     return (
-        f"<h2>Costs</h2>{table(head, body, numbers={3, 4, 5, 6, 7})}<p class='note below'>Time is wall clock in the trial, the "
-        "pass over the images included where a probe made it; features that were kept cost nothing again. Watts: not "
-        "measured.</p>"
+        f"<h2>Costs</h2>{table([*head, *(['watts'] if measured else [])], body, numbers={3, 4, 5, 6, 7, 8})}"
+        "<p class='note below'>Time is wall clock in the trial, the pass over the images included where a probe made it; "
+        f"features that were kept cost nothing again. {power}</p>"
     )
+
+
+def _watts(cells: Sequence[Entry]) -> str:
+    """Of each part that was measured the mean over time."""
+    said = []
+    for part in sorted({part for c in cells for part in c.watts}):
+        known = [c for c in cells if part in c.watts]
+        seconds_s = sum(c.seconds_s for c in known)
+        if seconds_s > 0:
+            said.append(f"{part} {sum(c.watts[part] * c.seconds_s for c in known) / seconds_s:.0f}")
+    return ", ".join(said) or "–"

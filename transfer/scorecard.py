@@ -78,15 +78,16 @@ def scorecard(cells: Iterable[Entry]) -> list[Row]:
         if cell.kind == "final":
             groups[cell.task, cell.method, cell.shots].append(cell)
     rows = []
-    for key in sorted(groups, key=_order):
+    for key in sorted(groups, key=lambda k: column_order(groups[k][0])):
         refuse_mixture(groups[key])
         rows += [_row(part, name) for name, part in _by_source(groups[key]).items()]
     return rows
 
 
-def _order(key: tuple[str, str, int]) -> tuple[str, int, str, float]:
-    order = list(METHODS)
-    return key[0], order.index(key[1]) if key[1] in order else len(order), key[1], shots_order(key[2])
+def column_order(entry: Entry) -> tuple[str, int, str, float]:
+    """Sorts by task, then by method from the cheapest probe to the dearest fine-tuning, then by number of images."""
+    order, kind = list(METHODS), entry.method_kind or entry.method
+    return entry.task, order.index(kind) if kind in order else len(order), entry.method, shots_order(entry.shots)
 
 
 def refuse_mixture(cells: Sequence[Entry], why: str = "") -> None:
