@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 import numpy as np
 
 from pipeline import storage
-from transfer import plots
 from transfer.findings import Findings
 from transfer.ledger import Entry
 from transfer.mistakes import Confusion, confusion
@@ -28,7 +27,7 @@ from transfer.page_parts import (
     value_with_half,
 )
 from transfer.predictions import url_of
-from transfer.scorecard import shots_phrase
+from transfer.scorecard import shots_phrase, start_of
 from transfer.statistics import estimate
 
 MAX_MATRIX_CLASSES = 16
@@ -50,7 +49,7 @@ def cells_section(findings: Findings) -> str:
 
 def _cell(findings: Findings, name: str, entries: list[Entry]) -> str:
     first = entries[0]
-    start = first.backbone if first.init == "pretrained" and first.backbone else plots.INITS.get(first.init, first.init)
+    start = start_of(first)
     mean = value_with_half(estimate([float(e.value or 0.0) for e in entries]))
     summary = (
         f"{esc(first.method_title or first.method)}, {esc(shots_phrase(first.shots))}, {esc(start)}: "

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.data.manifest import Manifest
-from transfer import plots
 from transfer.contamination import Cleaned, Upstream
 from transfer.findings import Findings
 from transfer.ledger import Entry
 from transfer.mistakes import Mistake, cell_of_mistakes, thumbnail, worst_mistakes
 from transfer.page_parts import esc, link, plural, public, table, table_row, value_with_half
-from transfer.scorecard import cell_name, shots_phrase, shots_text
+from transfer.scorecard import cell_name, shots_phrase, shots_text, start_of
 
 NUM_PICTURES = 12
 
@@ -70,11 +69,7 @@ def overlaps(findings: Findings, clean: Mapping[str, tuple[Upstream, list[Cleane
         body = ""
         for row in rows:
             first = cells[row.cell][0]
-            start = (
-                first.backbone
-                if first.init == "pretrained" and first.backbone
-                else plots.INITS.get(first.init, first.init)
-            )
+            start = start_of(first)
             body += table_row(
                 [
                     link(f"{esc(first.method_title or first.method)}", "cell", row.cell),

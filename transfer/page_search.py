@@ -10,7 +10,7 @@ from transfer import plots
 from transfer.findings import Findings
 from transfer.ledger import Entry
 from transfer.page_parts import esc, link, settings, table, table_row
-from transfer.scorecard import cell_name, column_order, shots_text
+from transfer.scorecard import cell_name, column_order, shots_text, start_of
 
 
 def search_table(findings: Findings) -> str:
@@ -28,7 +28,7 @@ def search_table(findings: Findings) -> str:
         values = [score for _, score in scores]
         middle = stdlib_statistics.median(values)
         effects = main_effects(scores)
-        start = cell.backbone if several and cell.init == "pretrained" else plots.INITS.get(cell.init, cell.init)
+        start = start_of(cell) if several else plots.INITS.get(cell.init, cell.init)
         body += table_row(
             [
                 esc(cell.task_title) if cell.task != previous else "",

@@ -10,7 +10,7 @@ from transfer.comparison import Versus
 from transfer.findings import Findings
 from transfer.ledger import Entry
 from transfer.page_parts import esc, hours, link, memory, table, table_row, value_with_half
-from transfer.scorecard import Row, shots_text
+from transfer.scorecard import Row, shots_text, start_of
 from transfer.statistics import Estimate, smallest_p
 
 INTERVAL_NOTE = (
@@ -184,13 +184,11 @@ def costs(findings: Findings) -> str:
     groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
     measured = any(cell.watts for cell in findings.cells)
     for cell in findings.cells:
-        groups[
-            cell.method, cell.kind, cell.backbone if cell.init == "pretrained" and cell.backbone else cell.init
-        ].append(cell)
+        groups[cell.method, cell.kind, start_of(cell)].append(cell)
     body = "".join(
         table_row(
             [
-                *map(esc, (cells[0].method_title or method, kind, plots.INITS.get(start, start), f"{len(cells):,}")),
+                *map(esc, (cells[0].method_title or method, kind, start, f"{len(cells):,}")),
                 hours(sum(c.seconds_s for c in cells)),
                 f"{sum(c.seconds_s for c in cells) / len(cells):.1f}",
                 f"{sum(c.images_seen for c in cells):,}",

@@ -67,6 +67,13 @@ def cell_name(entry: Entry) -> str:
     return entry.selection or selection_name(entry.task, entry.method, entry.init, entry.shots, key).rstrip("-")
 
 
+def start_of(entry: Entry) -> str:
+    """What a trial began from, for people: a source, or an architecture with fresh weights."""
+    if entry.init == "pretrained":
+        return entry.backbone or "pretrained"
+    return f"{entry.backbone} from scratch" if entry.backbone else "from scratch"
+
+
 def scorecard(cells: Iterable[Entry]) -> list[Row]:
     """One row for each task, method, number of images a class and source, from the final trials. Failed ones count as failed.
 
