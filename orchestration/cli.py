@@ -303,11 +303,28 @@ def _transfer_commands(commands: Any) -> None:
         commands,
         "report",
         "report",
-        "scorecard of a sweep: table, CSV, HTML page, picture",
-        ["normfree report sweeps/demo", "normfree report sweeps/c100 --out docs/results/c100"],
+        "scorecard of sweeps: table, CSV, HTML page, picture; or one cell of it, run again",
+        [
+            "normfree report sweeps/demo",
+            "normfree report sweeps/c100 sweeps/timm --out docs/results/c100 --overlap cifar10=overlap.csv",
+            "normfree report sweeps/demo --rerun digits-ridge-pretrained-5",
+        ],
     )
-    p.add_argument("sweep", metavar="URL")
-    p.add_argument("--out", metavar="DIR", help="default: the sweep folder's report/")
+    p.add_argument("sweep", metavar="URL", nargs="+", help="sweep folders; several stand side by side")
+    p.add_argument("--out", metavar="DIR", help="default: the first sweep folder's report/")
+    p.add_argument(
+        "--overlap",
+        action="append",
+        default=[],
+        metavar="[TASK=]FILE",
+        help="what 'data overlap UPSTREAM TASK --out FILE' wrote: scores with and without these images; again for each task",
+    )
+    p.add_argument("--data-root", metavar="DIR", help="where the datasets lie now; default: where the sweep read them")
+    p.add_argument(
+        "--rerun",
+        metavar="CELL",
+        help="run this cell's trials again; exit 0 if the mean lands in the recorded interval, else 1",
+    )
 
     p = _add(
         commands,

@@ -313,10 +313,34 @@ def report(args: argparse.Namespace) -> int:
     from pipeline import storage
     from transfer.report import write_report
 
-    out = args.out or storage.join(args.sweep, "report")
-    paths = write_report(args.sweep, out)
+    if args.rerun:
+        return _rerun(args)
+    out = args.out or storage.join(args.sweep[0], "report")
+    paths = write_report(args.sweep, out, overlaps=args.overlap, data_root=args.data_root or "")
     _say(*(f"{kind}: {path}" for kind, path in paths.items()))
     return 0
+
+
+def _rerun(args: argparse.Namespace) -> int:
+    """Exit code: 0 the new mean lies in the recorded interval, 1 it does not."""
+    from transfer.findings import load_findings
+    from transfer.rerun import rerun
+
+    if len(args.sweep) > 1:
+        raise UserError(
+            f"--rerun {args.rerun} wants one sweep folder, not {len(args.sweep)}; name the one that has the cell"
+        )
+    (folder,) = load_findings(args.sweep[0]).folders
+    found = rerun(folder, args.rerun, data_root=args.data_root or "", tell=_say)
+    _say(*found.differences)
+    recorded, again = found.recorded, found.again
+    assert recorded.low is not None and recorded.high is not None
+    _say(
+        f"{found.cell}: {again.mean:.4f} now; recorded {recorded.mean:.4f}, interval {recorded.low:.4f} to "
+        f"{recorded.high:.4f} over {recorded.n} seeds",
+        "it lands in the recorded interval" if found.lands else "it does NOT land in the recorded interval",
+    )
+    return 0 if found.lands else 1
 
 
 def pull(args: argparse.Namespace) -> int:

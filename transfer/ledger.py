@@ -106,6 +106,8 @@ class Entry:
     config_digest: str = ""
     max_memory_bytes: int = 0
     """Largest use of the device's memory, or without one of the process's own."""
+    watts: dict[str, float] = field(default_factory=dict)
+    """Mean power of the device's parts while it ran (`transfer.power`); {} where that is not measured."""
     code_revision: str = ""
 
     @property

@@ -45,6 +45,37 @@ def value_with_half(value: Estimate | None, *, sign: bool = False) -> str:
     return f"{number} <span class=half>{'± ' + half if half else '(one)'}</span>"
 
 
+def plural(num: int, word: str) -> str:
+    return f"{num:,} {word}{'s' * (num != 1)}"
+
+
+def memory(num_bytes: int) -> str:
+    if not num_bytes:
+        return "–"
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def pretty(value: Any) -> str:
+    """A record as indented JSON, escaped."""
+    return f"<pre>{esc(public(json.dumps(value, indent=1, default=str, ensure_ascii=False)))}</pre>"
+
+
+def fold(summary: str, body: str, *, name: str = "", is_open: bool = False) -> str:
+    """A part that opens on a click; `summary` and `body` are HTML."""
+    opening = f"<details{f' id={chr(34)}{name}{chr(34)}' if name else ''}{' open' if is_open else ''}>"
+    return f"{opening}<summary>{summary}</summary>{body}</details>"
+
+
+def anchor(kind: str, name: str) -> str:
+    """The id of what `link` leads to."""
+    return f"{kind}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
+
+
+def link(text: str, kind: str, name: str) -> str:
+    """`text` is HTML already. Nothing to lead to: the text alone."""
+    return f'<a href="#{anchor(kind, name)}">{text}</a>' if name else text
+
+
 def hours(seconds_s: float) -> str:
     if seconds_s < 90:
         return f"{seconds_s:.0f} s"

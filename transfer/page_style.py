@@ -6,12 +6,14 @@ STYLE = """
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   --paper: #fdfdfc; --card: #ffffff; --ink: #1d2024; --muted: #6b7079; --rule: #e3e4e7;
-  --pretrained: #14708a; --scratch: #c4632d; --good: #1d7a4a; --bad: #b3261e; --tint: #f4f5f4;
+  --pretrained: #14708a; --second: #6a4c93; --third: #4d7c0f; --fourth: #a3195b; --fifth: #8a6d14; --sixth: #3b5bb5;
+  --scratch: #c4632d; --good: #1d7a4a; --bad: #b3261e; --tint: #f4f5f4;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #15171a; --card: #1b1e22; --ink: #e6e7e9; --muted: #9aa0a9; --rule: #32363c;
-    --pretrained: #5fbcd3; --scratch: #e89a6b; --good: #6cc798; --bad: #ff8a80; --tint: #202328;
+    --pretrained: #5fbcd3; --second: #b79ae0; --third: #a3c95f; --fourth: #ee7fae; --fifth: #d9bb62; --sixth: #8fa8f0;
+    --scratch: #e89a6b; --good: #6cc798; --bad: #ff8a80; --tint: #202328;
   }
 }
 * { box-sizing: border-box; }
@@ -19,7 +21,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 var(--sans); -webkit-text-size-adjust: 100%;
 }
-main { max-width: 980px; margin: 0 auto; padding: 56px 24px 96px; }
+main { max-width: 1120px; margin: 0 auto; padding: 56px 24px 96px; }
 header { margin-bottom: 40px; }
 .kicker { color: var(--muted); font-size: 13px; letter-spacing: .02em; margin: 0 0 6px; }
 h1 { font-size: 34px; line-height: 1.18; font-weight: 650; letter-spacing: -.018em; margin: 0 0 14px;
@@ -60,7 +62,15 @@ th, td { padding: 7px 16px 7px 0; border-bottom: 1px solid var(--rule); vertical
 th:last-child, td:last-child { padding-right: 0; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 tr.first td { border-top: 1px solid var(--muted); }
-td:nth-child(2), td.s { white-space: nowrap; }
+a { color: inherit; text-decoration: underline; text-decoration-color: var(--rule); text-underline-offset: 3px; }
+a:hover { text-decoration-color: currentColor; }
+:target { outline: 2px solid var(--pretrained); outline-offset: 3px; border-radius: 4px; }
+small { font-size: 12px; color: var(--muted); }
+.cell td code { white-space: nowrap; }
+.narrow th { white-space: normal; vertical-align: bottom; }
+td small { display: block; line-height: 1.2; }
+h3.sub { margin: 30px 0 0; }
+h4 { font-size: 14px; font-weight: 600; margin: 22px 0 0; }
 td.t { font-weight: 600; white-space: nowrap; }
 .half { color: var(--muted); }
 .wins, .loses, .unclear { white-space: nowrap; }
@@ -68,6 +78,21 @@ td.t { font-weight: 600; white-space: nowrap; }
 .failed, .failed td { color: var(--bad); }
 details { margin-top: 16px; }
 summary { cursor: pointer; color: var(--muted); font-size: 14px; padding: 4px 0; }
+.cell { border-left: 2px solid var(--rule); padding-left: 18px; margin: 6px 0 26px; }
+.cell ul { font-size: 14px; margin: 6px 0; }
+.matrix th.name { max-width: 64px; overflow: hidden; text-overflow: ellipsis; }
+.matrix th, .matrix td { padding: 4px 6px; font-size: 13px; }
+.classes { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 6px 18px; margin-top: 12px;
+  font-size: 13px; }
+.class { position: relative; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;
+  font-variant-numeric: tabular-nums; }
+.class i { position: absolute; inset: 0 auto 0 0; background: var(--pretrained); opacity: .14; }
+.class b { font-weight: 500; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px; margin-top: 12px; }
+.pictures figure { padding: 10px 12px; }
+.pictures p { margin: 0; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere; }
+.pictures img { display: block; margin: 8px auto; max-width: 100%; }
+.pictures img[src^="data:image/png"] { image-rendering: pixelated; }
 dl { display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 8px 24px; margin: 18px 0 0;
   font-size: 14px; }
 dt { color: var(--muted); } dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
@@ -76,5 +101,8 @@ dt { color: var(--muted); } dd { margin: 0; min-width: 0; overflow-wrap: anywher
   dl { grid-template-columns: 1fr; gap: 2px; } dd { margin-bottom: 10px; }
   th, td { padding-right: 12px; }
 }
-@media print { figure, .fact { break-inside: avoid; } }
+@media print {
+  :root { color-scheme: light; } main { max-width: none; padding: 0; } body { font-size: 12px; }
+  figure, .fact, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; }
+}
 """

@@ -1,109 +1,158 @@
-"""The tables of the report's page: scorecard, search, failures, costs, provenance."""
+"""The tables of the report's page: scorecard, sources side by side, comparison over tasks, failures, costs."""
 
 from __future__ import annotations
 
-import statistics as stdlib_statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
 
 from transfer import plots
+from transfer.comparison import Versus
+from transfer.findings import Findings
 from transfer.ledger import Entry
-from transfer.page_parts import esc, hours, is_said, public, settings, table, table_row, value_with_half
-from transfer.report import METHODS, SHORT, Findings, Row, shots_order, shots_text
+from transfer.page_parts import esc, hours, link, memory, table, table_row, value_with_half
+from transfer.scorecard import Row, shots_text, start_of
+from transfer.statistics import Estimate, smallest_p
+
+INTERVAL_NOTE = (
+    "± is the half width of a 95 % Student-t interval of the mean over <i>n</i> seeds; the gain is paired by seed. “Wins” and "
+    "“loses” are said only where the interval of the paired gain leaves zero out. A seed draws the training images and the new "
+    "head, so the interval says how much other draws would move the mean. It does not cover other test images, nor another "
+    "pretraining run, of which there is one. With three seeds it is wide for good reason, and verdicts are not corrected for "
+    "the number of rows. Each number leads to its cell: config, digests, records, confusion."
+)
+
+
+def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
+    """A column for each source and for each from-scratch twin; nothing where there is one source."""
+    if len(sources) < 2:
+        return ""
+    twins = list(dict.fromkeys(row.twin for row in rows if row.scratch))
+    lines: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        lines[row.column].append(row)
+    body, previous = "", None
+    usual = Counter(side.n for row in rows for side in (row.pretrained, row.scratch) if side).most_common(1)
+    n = usual[0][0] if usual else 0
+    numbers = set(range(2, 3 + len(sources) + len(twins)))
+    for group in lines.values():
+        first = group[0]
+        own = {row.backbone: (row.pretrained, row.pretrained_cell) for row in group}
+        fresh = {row.twin: (row.scratch, row.scratch_cell) for row in group if row.scratch}
+        body += table_row(
+            [
+                esc(first.task_title) if first.task != previous else "",
+                esc(first.method),
+                esc(shots_text(first.shots)),
+                *(_cell(own.get(source, (None, "")), n) for source in sources),
+                *(_cell(fresh.get(twin, (None, "")), n) for twin in twins),
+            ],
+            numbers=numbers,
+            style="first" if first.task != previous else "",
+        )
+        previous = first.task
+    of = {row.twin: row.backbone for row in reversed(rows)}
+    fresh_names = ["from scratch" if len(twins) < 2 else f"scratch, as {of[twin]}" for twin in twins]
+    return (
+        "<h2>Sources side by side</h2><p class=note>Per cent, mean ± half width of the 95 % interval over seeds; "
+        f"<i>n</i> = {n} where nothing else is said. "
+        "All numbers of a line were measured by one protocol, on the same data.</p>"
+        + f"<div class=narrow>{table(['task', 'method', 'shots', *sources, *fresh_names], body, numbers=numbers)}</div>"
+    )
+
+
+def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
+    value, name = found
+    if value is None:
+        return "–"
+    return link(value_with_half(value), "cell", name) + (f"<small>n = {value.n}</small>" if value.n != usual_n else "")
 
 
 def scorecard_table(rows: Sequence[Row]) -> str:
+    several = len({row.backbone for row in rows}) > 1
     body, previous = "", None
     for row in rows:
         new = row.task != previous
         previous = row.task
         failed = f' <span class="failed">{row.num_failed} failed</span>' if row.num_failed else ""
         style = row.verdict if row.verdict in ("wins", "loses") else "unclear"
+        n = [side.n for side in (row.pretrained, row.scratch) if side]
         body += table_row(
             [
                 esc(row.task_title) if new else "",
-                esc(SHORT.get(row.method, row.method)),
+                *([f"<span class=unclear>{esc(row.backbone)}</span>"] if several else []),
+                esc(row.method if several else row.method_title),
                 esc(shots_text(row.shots)),
-                value_with_half(row.pretrained),
-                value_with_half(row.scratch),
+                link(value_with_half(row.pretrained), "cell", row.pretrained_cell),
+                link(value_with_half(row.scratch), "cell", row.scratch_cell),
                 value_with_half(row.gain, sign=True),
-                str(row.gain.n if row.gain else 0),
+                "/".join(map(str, dict.fromkeys(n))) or "0",
                 f'<span class="{style}">{esc(row.verdict)}</span>{failed}',
             ],
-            numbers={2, 3, 4, 5, 6},
+            numbers={i + several for i in range(2, 7)},
             style="first" if new else "",
         )
-    head = ["task", "method", "images a class", "pretrained, %", "from scratch, %", "gain, points", "n", "verdict"]
+    head = ["task", *(["source"] if several else []), "method", "shots"]
+    head += ["pretrained, %", "from scratch, %", "gain, points", "n", "verdict"]
+    metrics = sorted({(row.task_title, plots.metric_title(row.metric)) for row in rows if row.metric != "top1"})
+    other = "".join(f" {esc(title)}: {esc(metric)}." for title, metric in metrics)
+    said = f" Per cent of test images classified rightly (top-1), if not said otherwise.{other}"
     return (
         "<h2>Scorecard</h2>"
-        + table(head, body, numbers={2, 3, 4, 5, 6})
-        + "<p class='note below'>± is the half width of a 95 % Student-t interval of the mean over <i>n</i> seeds; the "
-        "gain is paired by seed. “Wins” and “loses” are said only where the interval of the paired gain leaves zero "
-        "out. A seed draws the training images and the new head, so the interval says how much other draws would move "
-        "the mean. It does not cover other test images, nor another pretraining run, of which there is one. With three "
-        "seeds it is wide for good reason, and verdicts are not corrected for the number of rows.</p>"
+        + table(head, body, numbers={i + several for i in range(2, 7)})
+        + f"<p class='note below'>{INTERVAL_NOTE}{said}</p>"
     )
 
 
-def search_table(findings: Findings) -> str:
-    cells = {(c.task, c.method, c.init, c.shots, c.selection): c.task_title for c in findings.cells}
-    body, previous = "", None
-    for key in sorted(cells, key=lambda k: (k[0], k[1], shots_order(k[3]), k[2])):
-        task, method, init, shots, name = key
-        record = findings.selections.get(name or f"{task}-{method}-{init}-{shots}", {})
-        num_tried, scores = _scores(record)
-        if not scores or num_tried < 2:  # nothing was searched: ridge has one fixed setting
-            continue
-        middle = stdlib_statistics.median(scores)
+def comparison_table(versus: Sequence[Versus]) -> str:
+    """Sources against each other and their twins over tasks."""
+    body, several = "", len({v.a for v in versus}) > 1
+    for v in versus:
+        r = v.result
+        style = {"better": "wins", "worse": "loses"}.get(r.verdict, "unclear")
         body += table_row(
             [
-                esc(cells[key]) if task != previous else "",
-                esc(SHORT.get(method, method)),
-                esc(plots.INITS.get(init, init)),
-                esc(shots_text(shots)),
-                f"{num_tried}",
-                f"{len(scores)}",
-                *(f"{100 * v:.1f}" for v in (min(scores), middle, max(scores), max(scores) - middle)),
-                f"<code>{esc(settings(record.get('hyperparameters')))}</code>",
+                f"{esc(v.a if several else 'pretrained')}<small>against {esc(v.b)}</small>",
+                esc(v.method),
+                esc(shots_text(v.shots)),
+                value_with_half(r.difference, sign=True),
+                f"{r.wins} · {r.ties} · {r.losses}",
+                f"{r.difference.n}",
+                f"{r.p_value:.3g}",
+                f'<span class="{style}">{esc(r.verdict)}</span>',
             ],
-            numbers={3, 4, 5, 6, 7, 8, 9},
-            style="first" if task != previous else "",
+            numbers={2, 3, 4, 5, 6},
         )
-        previous = task
     if not body:
         return ""
     head = [
-        "task",
+        "over tasks",
         "method",
-        "start",
         "shots",
-        "tried",
-        "run out",
-        "worst",
-        "median",
-        "best",
-        "best − median",
-        "chosen",
+        "mean difference, points",
+        "wins · ties · losses",
+        "n tasks",
+        "p",
+        "verdict",
     ]
     return (
-        "<h2>What the search was worth</h2><p class=note>Scores on the selection split, per cent, of the candidates "
-        "that ran to their end; the others were stopped early. Settings were chosen on these and written down "
-        f"({len(findings.selections)} selection records) before a test split was opened; each start picks its own.</p>"
-        + table(head, body, numbers={3, 4, 5, 6, 7, 8, 9})
+        "<h3 class=sub>Over tasks</h3>"
+        + table(head, body, numbers={2, 3, 4, 5, 6})
+        + "<p class='note below'>Each task counts once, with its mean over seeds; the interval of this table is over tasks. "
+        "<i>p</i> is of the exact two-sided sign-flip permutation test: were both equally good, each task's difference could as "
+        f"well have the other sign. With five tasks it cannot fall below {smallest_p(5):.4f}, so a direction needs six at "
+        "least, <i>p</i> below 0.05 and an interval without zero. Not corrected for the number of lines.</p>"
     )
 
 
 def failures(findings: Findings) -> str:
     failed = [cell for cell in findings.cells if not cell.is_ok]
-    not_run = findings.sweep.get("not_run") or []
+    not_run = [item for folder in findings.folders for item in folder.sweep.get("not_run") or []]
     out = ""
     if failed:
         body = "".join(
             table_row(
                 [
-                    *map(esc, (c.task_title, c.kind, SHORT.get(c.method, c.method), plots.INITS.get(c.init, c.init))),
+                    *map(esc, (c.task_title, c.kind, c.method, plots.INITS.get(c.init, c.init))),
                     esc(shots_text(c.shots)),
                     str(c.seed),
                     f"{esc(c.error or 'no message')} <code>{esc(c.digest[:12])}</code>",
@@ -119,7 +168,7 @@ def failures(findings: Findings) -> str:
         body = "".join(
             table_row(
                 [
-                    *map(esc, (i.get("task"), SHORT.get(i.get("method"), i.get("method")))),
+                    *map(esc, (i.get("task"), i.get("method"))),
                     esc(shots_text(int(i.get("shots") or 0))),
                     esc(i.get("reason")),
                 ],
@@ -133,51 +182,41 @@ def failures(findings: Findings) -> str:
 
 def costs(findings: Findings) -> str:
     groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
+    measured = any(cell.watts for cell in findings.cells)
     for cell in findings.cells:
-        groups[cell.method, cell.kind, cell.init].append(cell)
+        groups[cell.method, cell.kind, start_of(cell)].append(cell)
     body = "".join(
         table_row(
             [
-                *map(esc, (METHODS.get(method, method), kind, plots.INITS.get(init, init), f"{len(cells):,}")),
+                *map(esc, (cells[0].method_title or method, kind, start, f"{len(cells):,}")),
                 hours(sum(c.seconds_s for c in cells)),
+                f"{sum(c.seconds_s for c in cells) / len(cells):.1f}",
                 f"{sum(c.images_seen for c in cells):,}",
+                memory(max(c.max_memory_bytes for c in cells)),
+                *([_watts(cells)] if measured else []),
             ],
-            numbers={3, 4, 5},
+            numbers={3, 4, 5, 6, 7, 8},
         )
-        for (method, kind, init), cells in sorted(groups.items())
+        for (method, kind, start), cells in sorted(groups.items())
     )
-    head = ["method", "kind", "start", "trials", "time", "images seen"]
-    return f"<h2>Costs</h2>{table(head, body, numbers={3, 4, 5})}"
+    head = ["method", "kind", "start", "trials", "time", "s a trial", "training images seen", "peak memory"]
+    if measured:
+        power = "Watts are those of the whole processors and GPU while a trial ran: trials side by side are each told all of it."
+    else:
+        power = "Watts: not measured (the machine let neither RAPL nor nvidia-smi be read)."
+    return (
+        f"<h2>Costs</h2>{table([*head, *(['watts'] if measured else [])], body, numbers={3, 4, 5, 6, 7, 8})}"
+        "<p class='note below'>Time is wall clock in the trial, the pass over the images included where a probe made it; "
+        f"features that were kept cost nothing again. {power}</p>"
+    )
 
 
-def provenance(findings: Findings, rows: Sequence[Row]) -> str:
-    sweep = findings.sweep
-    data = {cell.task_title: cell.data_digest for cell in findings.cells}
-    started = sweep.get("started_s")
-    when = datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M UTC") if started else None
-    items = [
-        ("model", esc(sweep.get("model"))),
-        ("checkpoint", f"<code>{esc(public(sweep.get('checkpoint_url')))}</code>"),
-        ("its digest", f"<code>{esc(sweep.get('checkpoint_digest'))}</code>"),
-        ("suite", esc(sweep.get("suite"))),
-        ("protocols", "<br>".join(f"<code>{esc(d)}</code>" for d in sorted({row.protocol_digest for row in rows}))),
-        ("data digests", "<br>".join(f"{esc(t)} <code>{esc(d)}</code>" for t, d in sorted(data.items()))),
-        ("started", esc(when)),
-        ("hardware", esc(settings(sweep.get("hardware")))),
-        ("ledger", f"<code>{esc(public(findings.url))}</code>"),
-        ("command", f"<pre>{esc(public(sweep.get('command')))}</pre>"),
-    ]
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in items if is_said(value))
-    return f"<h2>Where this comes from</h2><dl>{listed}</dl>"
-
-
-def _scores(record: dict[str, Any]) -> tuple[int, list[float]]:
-    """Of a selection record: how many candidates were tried, and the scores of those that ran to their end."""
-    candidates = [c for c in record.get("candidates") or [] if isinstance(c, dict)]
-    scores = []
-    for one in candidates:
-        end = (one.get("hyperparameters") or {}).get("num_steps")
-        is_whole = one.get("status", "ok") == "ok" and (end is None or one.get("step", end) == end)
-        if is_whole and isinstance(one.get("score"), int | float):
-            scores.append(float(one["score"]))
-    return len(candidates), scores
+def _watts(cells: Sequence[Entry]) -> str:
+    """Of each part that was measured the mean over time."""
+    said = []
+    for part in sorted({part for c in cells for part in c.watts}):
+        known = [c for c in cells if part in c.watts]
+        seconds_s = sum(c.seconds_s for c in known)
+        if seconds_s > 0:
+            said.append(f"{part} {sum(c.watts[part] * c.seconds_s for c in known) / seconds_s:.0f}")
+    return ", ".join(said) or "–"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transfer.ledger import Entry
-from transfer.report import METHODS, SHORT, Row, shots_order, shots_text
+from transfer.scorecard import METRIC_TITLES, Row, shots_order, shots_phrase, shots_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,61 +18,87 @@ if TYPE_CHECKING:
 
 INITS = {"pretrained": "pretrained", "scratch": "from scratch"}
 # Matplotlib writes colours into the SVG; these stand for the page's variables and are replaced by them afterwards.
-MARKS = {"ink": "#010201", "muted": "#010202", "rule": "#010203", "pretrained": "#010204", "scratch": "#010205"}
-PRINT = {"ink": "#22252a", "muted": "#6b7079", "rule": "#dfe1e5", "pretrained": "#14708a", "scratch": "#c4632d"}
+SOURCES = ("pretrained", "second", "third", "fourth", "fifth", "sixth")
+"""Colours of sources, by their place; a seventh takes the first again."""
+MARKS = {name: f"#0102{i:02x}" for i, name in enumerate(("ink", "muted", "rule", "scratch", *SOURCES), 3)}
+PRINT = {
+    "ink": "#22252a",
+    "muted": "#6b7079",
+    "rule": "#dfe1e5",
+    "scratch": "#c4632d",
+    **dict(zip(SOURCES, ("#14708a", "#6a4c93", "#4d7c0f", "#a3195b", "#8a6d14", "#3b5bb5"), strict=True)),
+}
 HEADLINE_SHOTS = 5
 
 
-def few_shot(rows: Sequence[Row], finals: Sequence[Entry]) -> str:
-    """Accuracy over images a class for one task and method, with intervals and each seed as a dot."""
+def color_of(source: str, sources: Sequence[str]) -> str:
+    """Name of a source's colour."""
+    return SOURCES[(sources.index(source) if source in sources else 0) % len(SOURCES)]
+
+
+def few_shot(rows: Sequence[Row], sources: Sequence[str]) -> str:
+    """A metric over images a class for one task and method, a line for each source, with intervals and each seed as a dot."""
     figure, axes = _figure(4.6, 3.0)
-    draw_few_shot(axes, rows, finals, MARKS)
-    return _svg(figure, f"{rows[0].task_title}, {METHODS.get(rows[0].method, rows[0].method)}: accuracy over shots")
+    draw_few_shot(axes, rows, sources, MARKS)
+    return _svg(figure, f"{rows[0].task_title}, {rows[0].method_title}: {rows[0].metric} over shots")
 
 
-def draw_few_shot(axes: Axes, rows: Sequence[Row], finals: Sequence[Entry], colors: dict[str, str]) -> None:
+def draw_few_shot(axes: Axes, rows: Sequence[Row], sources: Sequence[str], colors: dict[str, str]) -> None:
     shots = sorted({row.shots for row in rows}, key=shots_order)
-    place = {value: x for x, value in enumerate(shots)}  # even steps: 1, 5, 10, 25 are about even in the logarithm
-    for init, shift in (("scratch", 0.06), ("pretrained", -0.06)):
-        points = [(place[row.shots] + shift, e) for row in rows if (e := getattr(row, init)) is not None]
-        points.sort(key=lambda point: point[0])
-        if not points:
-            continue
-        xs, means = [x for x, _ in points], [100 * e.mean for _, e in points]
-        bars = [100 * (e.half_width or 0.0) for _, e in points]
-        color = colors[init]
-        axes.errorbar(xs, means, yerr=bars, color=color, lw=1.8, marker="o", ms=5, elinewidth=1.2, capsize=0)
-        mine = [c for c in finals if c.init == init and (c.task, c.method) == (rows[0].task, rows[0].method)]
-        # Beside the interval and not on it, where they would drown.
-        dots = [(place[c.shots] + 2.2 * shift, 100 * c.value) for c in mine if c.shots in place and c.value is not None]
-        axes.scatter([x for x, _ in dots], [y for _, y in dots], s=10, color=color, alpha=0.4, linewidths=0)
+    last = max((s for s in shots if s > 0), default=1)
+    place = {s: float(s) if s > 0 else 2.5 * last for s in shots}  # "all" stands to the right, at no number
+    for twin, group in _by(rows, lambda row: row.twin).items():
+        some = _by([r for r in group if r.scratch], lambda row: row.backbone)
+        if some:
+            first = next(iter(some.values()))
+            style = "-" if twin == rows[0].twin else ":"
+            _line(axes, [(place[r.shots], r.scratch, r.values[1]) for r in first], colors["scratch"], 0.97, style)
+    for source, group in _by([r for r in rows if r.pretrained], lambda row: row.backbone).items():
+        points = [(place[r.shots], r.pretrained, r.values[0]) for r in group]
+        _line(axes, points, colors[color_of(source, sources)], 1.03, "-")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(0.0, low), min(100.0, high) + 1.5)
-    axes.set_xticks(range(len(shots)), [shots_text(value) for value in shots])
-    axes.set_xlim(-0.4, len(shots) - 0.6)
-    _dress(axes, colors, "images a class", "test accuracy, %")
+    axes.set_ylim(max(0.0, low), min(101.5, high + 0.5))
+    axes.set_xscale("log")
+    axes.set_xticks([place[s] for s in shots], [shots_text(s) for s in shots])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(min(place.values()) / 1.35, max(place.values()) * 1.35)
+    _dress(axes, colors, "images a class", f"{metric_title(rows[0].metric)}, %")
 
 
-def gains(rows: Sequence[Row], shots: int) -> str:
-    """Gain of pretraining at `shots` images a class, a bar for each task and method, with intervals."""
+def _line(axes: Axes, points: list[Any], color: str, shift: float, style: str) -> None:
+    """Means with a band, and each seed as a pale dot beside its mean."""
+    points.sort(key=lambda point: point[0])
+    xs, estimates = [x for x, _, _ in points], [e for _, e, _ in points]
+    axes.plot(xs, [100 * e.mean for e in estimates], style, color=color, lw=1.8, marker="o", ms=4.5)
+    low, high = (
+        [100 * min(1.0, max(0.0, e.mean + side * (e.half_width or 0.0))) for e in estimates] for side in (-1, 1)
+    )
+    if len(points) > 1:
+        axes.fill_between(xs, low, high, color=color, alpha=0.15, lw=0)
+    else:
+        axes.vlines(xs, low, high, color=color, lw=1.2)
+    dots = [(x * shift**2, 100 * value) for x, _, values in points for value in values.values()]
+    axes.scatter([x for x, _ in dots], [y for _, y in dots], s=9, color=color, alpha=0.4, linewidths=0)
+
+
+def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> str:
+    """Gain of pretraining at `shots` images a class, a bar for each task, method and source, with intervals."""
     here = [row for row in rows if row.shots == shots and row.gain is not None]
-    methods = [m for m in METHODS if any(row.method == m for row in here)]
+    kinds = list(dict.fromkeys((row.method, row.backbone) for row in here))
     best = {row.task: max(r.gain.mean for r in here if r.task == row.task and r.gain) for row in here}
     tasks = sorted(best, key=lambda task: best[task])
-    figure, axes = _figure(8.2, 0.9 + 0.26 * len(tasks) * len(methods) + 0.18 * len(tasks))
-    height, titles = 0.78 / max(1, len(methods)), {row.task: row.task_title for row in here}
+    figure, axes = _figure(8.2, 0.9 + 0.26 * len(tasks) * len(kinds) + 0.18 * len(tasks))
+    height, titles = 0.78 / max(1, len(kinds)), {row.task: row.task_title for row in here}
     for row in here:
         assert row.gain is not None
-        y = tasks.index(row.task) + (len(methods) - 1) * height / 2 - methods.index(row.method) * height
-        color = MARKS["pretrained"] if row.gain.mean >= 0 else MARKS["scratch"]
-        alpha = 1.0 if row.method == "finetune" or len(methods) == 1 else 0.55
-        axes.barh(y, 100 * row.gain.mean, height * 0.82, color=color, alpha=alpha, linewidth=0)
+        y = tasks.index(row.task) + (len(kinds) - 1) * height / 2 - kinds.index((row.method, row.backbone)) * height
+        color = MARKS[color_of(row.backbone, sources)] if row.gain.mean >= 0 else MARKS["scratch"]
+        axes.barh(y, 100 * row.gain.mean, height * 0.82, color=color, alpha=0.75, linewidth=0)
         half = 100 * (row.gain.half_width or 0.0)
         axes.errorbar(100 * row.gain.mean, y, xerr=half, color=MARKS["ink"], elinewidth=1.0, capsize=0)
-        end = max(0.0, 100 * row.gain.mean + half)
         axes.annotate(
-            f"{100 * row.gain.mean:+.1f}".replace("-", "−") + f"  {SHORT.get(row.method, row.method)}",
-            (end, y),
+            f"{100 * row.gain.mean:+.1f}".replace("-", "−") + f"  {_literal(row.method)}",
+            (max(0.0, 100 * row.gain.mean + half), y),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
@@ -80,19 +107,20 @@ def gains(rows: Sequence[Row], shots: int) -> str:
         )
     axes.set_yticks(range(len(tasks)), [_literal(titles[task]) for task in tasks])
     axes.axvline(0, color=MARKS["ink"], lw=1.0)
-    axes.margins(x=0.16)
+    axes.margins(x=0.2)
     _dress(axes, MARKS, "gain over training from scratch, points", "", grid="x")
-    return _svg(figure, f"Gain of pretraining at {shots_text(shots)} images a class")
+    return _svg(figure, f"Gain of pretraining at {shots_phrase(shots)}")
 
 
-def learning(cells: Sequence[Entry]) -> str:
-    """Training loss over steps of the final trials of one task at one number of images a class, a line a seed."""
+def learning(cells: Sequence[Entry], sources: Sequence[str]) -> str:
+    """Training loss over steps of the final trials of a task and method at one number of images a class, a line a seed."""
     figure, axes = _figure(4.6, 2.7)
     positive = True
     for cell in sorted(cells, key=lambda c: c.init, reverse=True):
         rows = [row for row in cell.history if row.get("loss") is not None]
         positive &= all(row["loss"] > 0 for row in rows)
-        axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=MARKS[cell.init], lw=1.3, alpha=0.8)
+        color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
+        axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=color, lw=1.3, alpha=0.8)
     if positive:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -101,50 +129,54 @@ def learning(cells: Sequence[Entry]) -> str:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _dress(axes, MARKS, "step", "training loss")
-    return _svg(figure, f"{cells[0].task_title}: training loss over steps")
+    first = cells[0]
+    return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
 
 
-def picture(rows: Sequence[Row], finals: Sequence[Entry], *, dpi: int = 150) -> bytes:
+def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
     """The few-shot curves of all tasks and methods as one PNG on white."""
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    methods = list(dict.fromkeys(row.method for row in rows))
-    wide = methods if len(tasks) == 1 else tasks
+    sources = list(dict.fromkeys(row.backbone for row in rows))
+    groups = _by(rows, lambda row: (row.task, row.method))
+    tasks, methods = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
+    # One task: a plot for each method side by side. Several: a column for each task, at most four, a line for each method.
+    wide, high = (methods, tasks) if len(tasks) == 1 else (tasks, methods)
     num_columns = min(4, len(wide))
-    blocks = -(-len(wide) // num_columns)
-    num_rows = blocks * (1 if len(tasks) == 1 else len(methods))
+    num_rows = -(-len(wide) // num_columns) * len(high)
     figure, _ = _figure(3.3 * num_columns, 2.75 * num_rows + 0.55, empty=True, padding_in=0.12)
     with _quiet():
-        for index, name in enumerate(wide):
-            for line, other in enumerate(tasks if len(tasks) == 1 else methods):
-                task, method = (other, name) if len(tasks) == 1 else (name, other)
-                here = [row for row in rows if (row.task, row.method) == (task, method)]
-                if not here:
-                    continue
-                step = 1 if len(tasks) == 1 else len(methods)
-                position = (index // num_columns * step + line) * num_columns + index % num_columns + 1
-                axes = figure.add_subplot(num_rows, num_columns, position)
-                draw_few_shot(axes, here, finals, PRINT)
-                if (position - 1) % num_columns:
-                    axes.set_ylabel("")
-                axes.set_title(_literal(here[0].task_title), fontsize=10.5, color=PRINT["ink"], loc="left", pad=14)
-                axes.annotate(
-                    METHODS.get(method, method),
-                    (0, 1),
-                    xytext=(0, 4),
-                    xycoords="axes fraction",
-                    textcoords="offset points",
-                    fontsize=8.5,
-                    color=PRINT["muted"],
-                )
+        for (task, method), here in groups.items():
+            index, line = (wide.index(method), 0) if len(tasks) == 1 else (wide.index(task), high.index(method))
+            position = (index // num_columns * len(high) + line) * num_columns + index % num_columns
+            axes = figure.add_subplot(num_rows, num_columns, position + 1)
+            draw_few_shot(axes, here, sources, PRINT)
+            if position % num_columns:
+                axes.set_ylabel("")
+            axes.set_title(_literal(here[0].task_title), fontsize=10.5, color=PRINT["ink"], loc="left", pad=14)
+            where: dict[str, Any] = {"xytext": (0, 4), "xycoords": "axes fraction", "textcoords": "offset points"}
+            axes.annotate(_literal(here[0].method_title), (0, 1), fontsize=8.5, color=PRINT["muted"], **where)
         from matplotlib.lines import Line2D
 
-        handles = [Line2D([], [], color=PRINT[i], marker="o", ms=5, lw=1.8, label=text) for i, text in INITS.items()]
-        figure.legend(
-            handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9.5, labelcolor=PRINT["ink"]
-        )
+        names = {
+            "scratch": "from scratch",
+            **{color_of(s, sources): s if len(sources) > 1 else "pretrained" for s in sources},
+        }
+        handles = [Line2D([], [], color=PRINT[c], marker="o", ms=5, lw=1.8, label=text) for c, text in names.items()]
+        where = {"loc": "outside upper left", "ncols": min(4, len(handles))}  # above all plots
+        figure.legend(handles=handles, frameon=False, fontsize=9.5, labelcolor=PRINT["ink"], **where)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return out.getvalue()
+
+
+def metric_title(metric: str) -> str:
+    return METRIC_TITLES.get(metric, metric)
+
+
+def _by(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def _quiet() -> Any:
@@ -197,5 +229,8 @@ def _svg(figure: Figure, label: str) -> str:
     head, _, body = text.partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {spaces} {box[0]} role="img" aria-label="{html.escape(label, quote=True)}">{body}'
+    # Matplotlib names groups alike in every figure, and shapes by their content: in one page the names must differ.
+    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
+    own = hashlib.sha256((label + body).encode()).hexdigest()[:8]
+    body = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>s{own}-", body)
+    return f'<svg {box[0]} role="img" aria-label="{html.escape(label, quote=True)}">{body}'

@@ -30,6 +30,7 @@ from transfer.features import Backbone, features, from_scratch, pretrained
 from transfer.finetune import at_resolution, finetune_run
 from transfer.halving import Rung, read_rung, work_url, write_rung
 from transfer.ledger import Entry, Ledger, Trial
+from transfer.power import Power
 from transfer.protocols import HyperruleSettings, sha256
 from transfer.spaces import candidates, grace_steps
 from transfer.splits import open_test, read_selection, selection_url
@@ -144,7 +145,7 @@ def _of_part(
 def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[Entry]:
     """All points of the grid on the held-out part, and the selection record that follows from them."""
     begin = time.perf_counter()
-    method, memory = sweep.suite.method(cell.method), Memory()
+    method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
     parts = task.parts(method.settings, cell.shots, 0)
     trial = cell.search[0] if cell.search else None
     there = ledger.find(trial.digest) if trial else None
@@ -171,6 +172,7 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
         images_seen=len(support),
         grid=rows,
         max_memory_bytes=memory.max_bytes(),
+        watts=power.watts(),
     )
     ledger.write(found)
     if cell.kind != "ridge_selected":
@@ -180,7 +182,7 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
 
 def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks) -> Iterator[Entry]:
     begin = time.perf_counter()
-    method, memory = sweep.suite.method(cell.method), Memory()
+    method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
     part = task.parts(method.settings, cell.shots, trial.seed).final
     augment = at_resolution(networks.source.augment, method)
     support, labels = _of_part(sweep, task, part, augment, lambda: networks(trial.seed))
@@ -212,6 +214,7 @@ def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, n
         config=config,
         config_digest=sha256(config),
         max_memory_bytes=memory.max_bytes(),
+        watts=power.watts(),
     )
     ledger.write(found)
     yield found
@@ -234,7 +237,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     """
     from pipeline.train import train
 
-    begin, memory = time.perf_counter(), Memory()
+    begin, memory, power = time.perf_counter(), Memory(), Power()
     task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
     num_steps = int(trial.hyperparameters["num_steps"])
     test = None
@@ -301,6 +304,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         config=to_dict(run),
         config_digest=run.digest(),
         max_memory_bytes=memory.max_bytes(),
+        watts=power.watts(),
     )
     Ledger(sweep.out).write(found)
     storage.remove_tree(work)

@@ -1,0 +1,112 @@
+"""A sweep over the embedded digits with real heads on stand-in backbones: pixels, and random shares of them."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import storage
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.decode import decode_image
+from pipeline.data.manifest import Manifest
+from transfer import features, rerun, trials
+from transfer.cells import Sweep, plan
+from transfer.finetune import Source
+from transfer.ledger import Ledger, SweepInfo
+from transfer.protocols import KnnSettings, Method, RidgeSettings
+from transfer.tasks import Suite, Task, TaskEntry
+
+WEIGHTS = "c" * 64
+
+
+def _pixels(task: Task, split: str) -> tuple[np.ndarray, np.ndarray]:
+    manifest = Manifest.open(task.url)
+    index = manifest.split(split)
+    whole = [storage.read_bytes(storage.join(task.url, shard.name)) for shard in index.shards]
+    places = zip(index.shard.tolist(), index.offset.tolist(), index.size.tolist(), strict=True)
+    images = [decode_image(whole[shard][start : start + size])[:, :, 0].ravel() for shard, start, size in places]
+    return np.stack(images).astype(np.float32), index.label.astype(np.int64)
+
+
+def _extract(model: Any, task: Task, augment: AugmentConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = _pixels(task, split)
+    if model == "pixels":
+        return images, labels
+    return images @ np.random.default_rng(model).normal(size=(images.shape[1], 4)).astype(np.float32), labels
+
+
+@contextlib.contextmanager
+def standing_in() -> Iterator[None]:
+    """While this holds, `pretrained` gives pixels, and `from_scratch` four random mixtures of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "extract", _extract)
+        patch.setattr(trials, "pretrained", lambda url: features.Backbone("pixels", f"checkpoint {url}"))  # type: ignore[arg-type]
+        patch.setattr(trials, "from_scratch", lambda name, options, seed: features.Backbone(seed, f"weights {seed}"))
+        patch.setattr(rerun, "find_origin", lambda url: SimpleNamespace(digest=WEIGHTS))
+        yield
+
+
+@pytest.fixture()
+def stand_ins() -> Iterator[None]:
+    with standing_in():
+        yield
+
+
+def run_sweep(out: Path, digits: str, *, l2: float = 1024.0, weights: str = WEIGHTS, num_seeds: int = 3) -> Path:
+    """Ridge at 1 and 5 shots and nearest neighbours at 5, with everything that a sweep writes."""
+    source = Source(
+        checkpoint_url="/runs/pixels",
+        digest=weights,
+        model="nfnet_tiny",
+        options={},
+        augment=AugmentConfig(),
+        name="pixels",
+    )
+    methods = (
+        Method(name="ridge", kind="ridge", settings=RidgeSettings(shots=(1, 5), l2=l2)),
+        Method(name="knn", kind="knn", settings=KnnSettings(shots=(5,), ks=(1, 10, 40))),
+    )
+    suite = Suite(
+        name="s",
+        title="s",
+        tasks=(TaskEntry(card="digits", holdout_per_class=10),),
+        methods=methods,
+        num_seeds=num_seeds,
+    )
+    sweep = Sweep(out=str(out), data_root=str(Path(digits).parent), sources=(source,), suite=suite)
+    about = SweepInfo(
+        suite="s",
+        suite_digest=suite.digest(),
+        checkpoint_url=source.checkpoint_url,
+        checkpoint_digest=weights,
+        model="nfnet_tiny",
+        started_s=1.7e9,
+        command="normfree transfer",
+        hardware="",
+        num_seeds=num_seeds,
+        not_run=[],
+        plan=sweep.plain(),
+    )
+    Ledger(str(out)).claim(about)
+    cells = plan(sweep)[0]
+    with standing_in():
+        for init in ("pretrained", "scratch"):
+            assert all(entry.is_ok for entry in trials.run_probes(sweep, [c for c in cells if c.init == init]))
+    return out
+
+
+@pytest.fixture(scope="session")
+def digits_sweep(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Path:
+    """The folder of that sweep; not to be changed."""
+    return run_sweep(tmp_path_factory.mktemp("sweeps") / "pixels", digits)
+
+
+@pytest.fixture(scope="session")
+def more_sweeps(tmp_path_factory: pytest.TempPathFactory, digits: str) -> tuple[Path, Path]:
+    """Another source by the same protocol, and the first one by another protocol."""
+    folder = tmp_path_factory.mktemp("more")
+    return run_sweep(folder / "other", digits, weights="d" * 64), run_sweep(folder / "l2", digits, l2=1.0)
