@@ -77,10 +77,10 @@ def _evaluation_form(pixels: np.ndarray, preprocessing: dict[str, Any]) -> np.nd
     if preprocessing["resize"] == "square":
         width = height = preprocessing["resize_px"]
     else:
-        scale = px / 0.875 / min(image.size)
-        width, height = (max(px, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - px) // 2, (height - px) // 2
+        width, height = (preprocessing["resize_px"] * side // min(image.size) for side in image.size)
+    bilinear = preprocessing["interpolation"].startswith("bilinear")
+    image = image.resize((width, height), Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
+    left, top = round((width - px) / 2), round((height - px) / 2)
     return np.asarray(image.crop((left, top, left + px, top + px)))
 
 

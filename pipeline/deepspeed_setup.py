@@ -111,6 +111,9 @@ def start(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+        groups = deepspeed.utils.groups
+        if groups._WORLD_GROUP is not None and groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:
+            groups._WORLD_GROUP = None  # of a process group that an earlier run in this process has left
         engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=optimizer,

@@ -68,7 +68,7 @@ def _config(source: Source, form: TimmForm) -> dict[str, Any]:
             "num_classes": len(source.commit.classes),
             "input_size": [3, px, px],
             "fixed_input_size": False,
-            "interpolation": "bicubic",
+            "interpolation": found["interpolation"].partition(",")[0],
             "crop_pct": crop_share(px, resize_px),
             "crop_mode": "center" if found["resize"] == "shorter side" else "squash",
             "mean": found["mean"],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +57,12 @@ def preprocessing(augment: AugmentConfig) -> dict[str, Any]:
     `resize_px`: a square of that side where `resize` is "square", else the shorter side; then the centre of `px`.
     """
     px = augment.evaluation_px
+    larger = math.floor(px / augment.eval_crop)
     return {
         "px": px,
         "resize": "shorter side" if augment.eval_resize == "aspect" else "square",
-        "resize_px": {"plain": px, "published": px + 32, "aspect": round(px / 0.875)}[augment.eval_resize],
-        "interpolation": "bicubic, antialiased",
+        "resize_px": {"plain": px, "published": px + 32}.get(augment.eval_resize, larger),
+        "interpolation": f"{augment.interpolation}, antialiased",
         "mean": list(augment.mean),
         "std": list(augment.std),
         "input": "float32 (N, 3, px, px), RGB, (value / 255 - mean) / std",

@@ -140,7 +140,7 @@ def test_the_mlflow_model_needs_nothing_of_ours(served: Exported, url: str, tmp_
 
 
 @pytest.mark.filterwarnings("ignore")  # of mlflow's import
-@pytest.mark.parametrize("resize", ["plain", "published", "aspect"])
+@pytest.mark.parametrize("resize", ["plain", "published", "aspect", "square"])
 @pytest.mark.parametrize("shape", [(1, 1), (40, 30), (30, 40), (33, 100), (300, 7)])
 def test_the_served_code_prepares_pixels_as_evaluation_does(resize: Any, shape: tuple[int, int]) -> None:
     from orchestration.served_model import _evaluation_form

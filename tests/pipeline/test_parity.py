@@ -8,7 +8,7 @@ import pytest
 from pipeline import deepspeed_setup, parity
 from pipeline.deepspeed_setup import EngineConfig
 from pipeline.errors import UserError
-from pipeline.world import join
+from pipeline.world import join, leave
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -52,3 +52,10 @@ def test_clipping_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parity, "_agreed", set())
     with pytest.raises(UserError, match="otherwise than plain PyTorch"):
         parity.check(EngineConfig(), world=join(), accumulation=1)
+
+
+def test_a_process_may_leave_its_group_and_train_again() -> None:
+    for _ in range(2):
+        parity._agreed.clear()
+        assert parity.check(EngineConfig(), world=join(), accumulation=1) < parity.TOLERANCE["fp32"] / 2
+        leave()

@@ -15,7 +15,7 @@ import forked
 import torch
 
 from pipeline import checkpoint
-from pipeline import engine as engine_module
+from pipeline import deepspeed_setup
 from pipeline.engine import Engine, EngineConfig
 from pipeline.records import Saved
 from pipeline.retention import Policy
@@ -98,7 +98,7 @@ def in_ranks(size: int, work: Callable[[World], None]) -> None:
 def main() -> None:
     saved_ranks, saved_stage, sizes, stages = (json.loads(word) for word in sys.argv[1:5])
     forked.prepare()
-    engine_module.deepspeed_config = steps.nothing_stays_gathered
+    deepspeed_setup.deepspeed_config = steps.nothing_stays_gathered
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         in_ranks(saved_ranks, lambda me: save(me, folder, saved_stage))
