@@ -74,7 +74,7 @@ def test_a_store_that_dies_under_a_run_costs_checkpoints_and_no_step(digits: str
         "0",
     ]
     words += ["--global_batch", "16", "--augment.image_px", "16", "--optim.warmup", "1 steps", "--log_every_steps", "1"]
-    words += ["--save_every", "2 steps", "--duration", "30 steps"]
+    words += ["--save_every", "2 steps", "--duration", "200 steps"]  # long enough to outlive the server
     with contextlib.ExitStack() as server:
         (tmp_path / "server").mkdir()
         variables = server.enter_context(s3_server.s3_server(tmp_path / "server"))
@@ -94,6 +94,6 @@ def test_a_store_that_dies_under_a_run_costs_checkpoints_and_no_step(digits: str
                 server.close()  # dead from here on
     assert run.wait() == 2
     out = "".join(lines)
-    assert "not saved  step" in out and "training goes on" in out and "step 30/30" in out, out
-    assert "all 30 steps are done, but the last checkpoint could not be written" in lines[-1], out
+    assert "not saved  step" in out and "training goes on" in out and "step 200/200" in out, out
+    assert "all 200 steps are done, but the last checkpoint could not be written" in lines[-1], out
     assert "goes on from s3://bucket/run/checkpoints/step_" in lines[-1] and "testsecret123" not in out, out
