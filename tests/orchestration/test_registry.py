@@ -34,7 +34,10 @@ def save(run: str, step: int) -> checkpoint.Commit:
     weights = dict(backbone.make("nfnet_tiny", len(CLASSES), {}).named_parameters())
     parts = {f"weights/{name}@0": value.detach().reshape(-1) for name, value in weights.items()}
     facts = {"samples": 640, "num_updates": step, "shapes": {n: list(w.shape) for n, w in weights.items()}}
-    facts |= {"config": {"name": "tiny_run", "model": {"name": "nfnet_tiny", "options": {}}, "augment": {"image_px": 16}}, "config_digest": "c" * 64}
+    facts |= {
+        "config": {"name": "tiny_run", "model": {"name": "nfnet_tiny", "options": {}}, "augment": {"image_px": 16}},
+        "config_digest": "c" * 64,
+    }
     facts |= {"dataset": {"name": "three", "url": "s3://data/three", "digest": "d" * 64}, "classes": CLASSES}
     saver = Saver(run, config=SavingConfig(), policy=Policy(last=10), world=ALONE, taken=retention.folder_names(run))
     saver.save(step=step, fragments=parts, facts=facts | {"evaluation": {"top1": 0.5, "loss": 1.25}}, final=True)

@@ -14,8 +14,7 @@ import engine_steps as steps  # beside this file, whose folder is the program's
 import forked
 import torch
 
-from pipeline import checkpoint
-from pipeline import deepspeed_setup
+from pipeline import checkpoint, deepspeed_setup
 from pipeline.engine import Engine, EngineConfig
 from pipeline.records import Saved
 from pipeline.retention import Policy
