@@ -22,7 +22,7 @@ MAX_TRIES_WITHOUT_PROGRESS = 5
 MAX_TRIES = 20
 PIECE_BYTES = 1 << 20
 
-_clients: dict[tuple[int, str], Any] = {}
+_clients: dict[tuple[object, ...], Any] = {}
 _making = threading.Lock()
 
 
@@ -169,7 +169,11 @@ def _plain_client(fs: Any) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    mark = (os.getpid(), fs._fs_token)
+    # What the environment says counts too: botocore reads it when a client is made, and a process may change its store.
+    said = tuple(
+        os.environ.get(n) for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+    )
+    mark = (os.getpid(), fs._fs_token, said)
     with _making:
         if mark not in _clients:
             keys = {"aws_access_key_id": fs.key, "aws_secret_access_key": fs.secret, "aws_session_token": fs.token}
