@@ -551,5 +551,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_OURS
 
 
+def program() -> None:
+    """The command `normfree`: `main` in a process of its own."""
+    from pipeline.ending import end
+
+    end(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

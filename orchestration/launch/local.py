@@ -14,7 +14,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from orchestration.launch.worker import EXIT_OURS, leave_with, run_worker
+from orchestration.launch.worker import EXIT_OURS, run_worker
 from pipeline import storage
 from pipeline.config import Run, dump_yaml
 from pipeline.errors import UserError
@@ -35,7 +35,7 @@ def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     if num_processes == 1:
-        return leave_with(run_worker(run, out, tracking_uri=tracking_uri, debug=debug))
+        return run_worker(run, out, tracking_uri=tracking_uri, debug=debug)
     requested = storage.join(out, "requested.yaml")
     storage.write_bytes(requested, dump_yaml(run).encode())
     arguments = ["-m", "orchestration.launch.worker", requested, out]

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Run, load_yaml
+from pipeline.ending import end
 from pipeline.errors import UserError
 from pipeline.records import Finished, Stopped
 from pipeline.stop import EXIT_REQUEUE
@@ -58,15 +59,6 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
     return 0 if isinstance(last, Finished) else EXIT_OURS
 
 
-def leave_with(code: int) -> int:
-    """The code, but for a run that was stopped: its process ends here, for a thread of it may still wait for stalled data."""
-    if code == EXIT_REQUEUE:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="one rank of a run (started by 'normfree pretrain --num-processes N')")
     parser.add_argument("requested")
@@ -75,8 +67,8 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true")
     args = parser.parse_args()
     run = load_yaml(storage.read_bytes(args.requested).decode(), args.requested)
-    return leave_with(run_worker(run, args.out, tracking_uri=args.tracking_uri, debug=args.debug))
+    return run_worker(run, args.out, tracking_uri=args.tracking_uri, debug=args.debug)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -18,6 +18,7 @@ from nfnet.variants import Variant
 from pipeline import deepspeed_setup
 from pipeline.data.augment import AugmentConfig
 from pipeline.deepspeed_setup import EngineConfig
+from pipeline.ending import end
 from pipeline.engine import Engine
 from pipeline.evaluate import evaluate
 from pipeline.update import OptimConfig
@@ -195,3 +196,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end(0)

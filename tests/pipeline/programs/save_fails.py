@@ -8,6 +8,7 @@ import sys
 import torch
 
 from pipeline import faults
+from pipeline.ending import end
 from pipeline.retention import Policy
 from pipeline.saver import Saver, SavingConfig
 from pipeline.world import join, leave
@@ -37,3 +38,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end(0)

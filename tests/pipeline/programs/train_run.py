@@ -15,6 +15,7 @@ import torch
 import pipeline.train
 from pipeline.config import load_yaml
 from pipeline.data.loader import Batch, TrainData
+from pipeline.ending import end
 from pipeline.errors import UserError
 from pipeline.records import Record
 from pipeline.train import train
@@ -66,3 +67,4 @@ def _read(record: Record, rank: int, log: str, options: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main()
+    end(0)
