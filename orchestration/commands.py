@@ -402,9 +402,7 @@ def register(args: argparse.Namespace) -> int:
 
 
 def ui(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from orchestration.ui import serve
+    from orchestration.ui import serve, serve_folder
 
     if args.team:
         from orchestration.team import serve_team
@@ -419,8 +417,9 @@ def ui(args: argparse.Namespace) -> int:
         )
     if not args.run and not args.tracking_uri:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
-    uri = args.tracking_uri or f"sqlite:///{(Path(args.run) / 'mlflow.db').resolve()}"
-    return serve(uri, args.host, args.port)
+    if args.tracking_uri:
+        return serve(args.tracking_uri, args.host, args.port)
+    return serve_folder(args.run, args.host, args.port)
 
 
 def track_import(args: argparse.Namespace) -> int:
