@@ -424,6 +424,24 @@ def _registry_commands(commands: Any) -> None:
     p.add_argument("--scorecard", metavar="SWEEP", help="sweep folder of a transfer of this checkpoint")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
 
+    p = _add(
+        commands,
+        "unregister",
+        "unregister",
+        "take a version out of the registry and unpin its checkpoint, whose bytes stay where they are",
+        [
+            "normfree unregister models:/c100/3 --tracking-uri http://mlflow.example:5000",
+            "normfree unregister s3://bucket/runs/c100 --tracking-uri http://mlflow.example:5000",
+        ],
+    )
+    p.add_argument(
+        "target",
+        metavar="VERSION|RUN",
+        help="models:/NAME/VERSION or models:/NAME@ALIAS; a checkpoint or run folder: nothing is deleted, and the pins of "
+        "versions that were deleted in MLflow's pages are taken back",
+    )
+    p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
+
 
 def _using_commands(commands: Any) -> None:
     p = _add(
@@ -509,11 +527,11 @@ def _dotted(rest: Sequence[str]) -> dict[str, str]:
 
 def _refuse_secrets(args: argparse.Namespace, rest: Sequence[str]) -> None:
     """Before anything is written: what is given here reaches records, reports and trackers."""
-    from pipeline.redact import refuse_secrets
+    from pipeline.redact import refuse_secrets, refuse_secrets_of_a_tracker
 
-    # An MLflow server's address may hold a password; it is passed on by the environment and shown without.
     values = [value for name, value in vars(args).items() if name != "tracking_uri"]
     refuse_secrets(values, "the command")
+    refuse_secrets_of_a_tracker(getattr(args, "tracking_uri", None))
     refuse_secrets([word.partition("=")[2] or word for word in rest], "the command")
 
 

@@ -401,6 +401,23 @@ def register(args: argparse.Namespace) -> int:
     return 0
 
 
+def unregister(args: argparse.Namespace) -> int:
+    from orchestration import registry
+    from pipeline.redact import public
+
+    done = registry.unregister(args.target, args.tracking_uri)
+    if done.version:
+        _say(f"unregistered: {done.version.name} version {done.version.version}, {public(done.version.source)}")
+    _say(*(f"unpinned: {public(url)}" for url in done.unpinned))
+    for url, reasons in done.kept.items():
+        _say(*(f"still kept: {public(url)}: {public(why)}" for why in reasons))
+    if done.note:
+        _say(f"note: {done.note}")
+    if not done.version and not done.unpinned:
+        _say(f"nothing to do: {args.target} has no pin of a version that is gone")
+    return 0
+
+
 def ui(args: argparse.Namespace) -> int:
     from orchestration.ui import serve, serve_folder
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +53,14 @@ def merged(origins: Sequence[Origin]) -> dict[str, str]:
 
 def run_of(client: Any, digest: str) -> Any:
     """The run on this server that saved the checkpoint of this digest, None if it has none such."""
+    if not digest:
+        return None
     experiments = heartbeat.all_experiments(client)
-    wanted = f"tags.`checkpoint.digests` LIKE '%{digest[:CHECKPOINT_DIGITS]}%'"
-    return next(iter(client.search_runs(experiments, wanted, max_results=1)), None) if digest else None
+    # The newest digest stands whole; of runs of earlier versions it is the only one.
+    for wanted in (f"digests` LIKE '%{digest[:CHECKPOINT_DIGITS]}%'", f"digest` = '{digest}'"):
+        for run in client.search_runs(experiments, f"tags.`checkpoint.{wanted}", max_results=1):
+            return run
+    return None
 
 
 def origin(client: Any, digest: str, url: str) -> Origin:
@@ -82,6 +88,26 @@ def link_back(client: Any, origin: Origin, digest: str, sweep_run_id: str, sweep
         client.set_tag(origin.run_id, key, text)
     for version in client.search_model_versions(f"tags.`{DIGEST}` = '{digest}'") if digest else ():
         client.set_model_version_tag(version.name, version.version, key, text)
+
+
+def link_version(client: Any, run_id: str, name: str, version: str, digest: str) -> None:
+    """From a run to a version of a model that it saved."""
+    text = f"models:/{name}/{version}, checkpoint {digest[:CHECKPOINT_DIGITS]}"
+    client.set_tag(run_id, _version_tag(name, version), text)
+
+
+def unlink_version(client: Any, run_id: str, name: str, version: str) -> None:
+    """Take that link back. The run may be gone, or have none: its registering was killed in between."""
+    try:
+        client.delete_tag(run_id, _version_tag(name, version))
+    except Exception as error:
+        if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+
+
+def _version_tag(name: str, version: str) -> str:
+    cleaned = re.sub(r"[^\w. -]", "_", name)  # the letters that MLflow takes
+    return f"{REGISTERED}{cleaned}.{version}"
 
 
 def sweeps_of(run: Any, digest: str) -> dict[str, str]:

@@ -120,7 +120,7 @@ class SweepTracker:
         self._send_waiting()
 
     def close(self, status: str) -> bool:
-        """Sends what waits and ends the parent run (`status` as in `child`, or killed). False, and one line, if not all arrived."""
+        """Sends what waits and ends the parent run (`status` as in `child`, or killed); False and one line if not all arrived."""
         self._not_before = 0.0  # a last try, at once
         self._send_waiting()
         self._end.set()

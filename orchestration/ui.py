@@ -37,8 +37,8 @@ def serve(
 ) -> int:
     """Serves until Ctrl-C and returns the exit status; a server's own URI is only printed, for it has pages already.
 
-    `refresh` is called every REFRESH_S meanwhile. UserError for a SQLite file that does not exist (MLflow would make an empty one and show nothing), for a folder, and
-    for a port in use. Port 0 takes a free one.
+    `refresh` is called every REFRESH_S meanwhile. UserError for a SQLite file that does not exist (MLflow would make an
+    empty one and show nothing), for a folder, and for a port in use. Port 0 takes a free one.
     """
     if tracking_uri.startswith(("http://", "https://")):
         print(f"MLflow is there already: {public(tracking_uri)}")
