@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,22 +91,16 @@ def register(
         rows = version_facts.scorecard_rows(scorecard, commit)
         tags |= {"scorecard": public(storage.join(scorecard, "report")), "scorecard.rows": json.dumps(rows)}
     with _asking(uri) as client:
-        found = _registered(client, name, commit.digest)
+        found, why = _registered(client, name, commit.digest), _reason(name, uri)
+        is_pinned, note = _pin(commit.url, why)  # also for a version that is there: its pin may be gone
         if found is None:
             run = lineage.run_of(client, commit.digest)
             tags |= version_facts.origin_tags(run, commit)
-            why = _reason(name, uri)
-            is_pinned, note = _pin(commit.url, why)
             try:
                 _make_name(client, name)
                 page, run_id = version_facts.description(commit, rows), run.info.run_id if run else None
                 made = client.create_model_version(
-                    name,
-                    source,
-                    run_id=run_id,
-                    tags=tags,
-                    description=page,
-                    await_creation_for=0,
+                    name, source, run_id=run_id, tags=tags, description=page, await_creation_for=0
                 )
             except BaseException:
                 if is_pinned:
@@ -116,6 +110,7 @@ def register(
                 name=name, version=str(made.version), source=source, digest=commit.digest, is_new=True, note=note
             )
         else:
+            found = replace(found, note=note)
             for key, value in tags.items():  # the scorecard may be newer than the version
                 client.set_model_version_tag(name, found.version, key, value)
         if run_id := client.get_model_version(name, found.version).run_id:
