@@ -21,7 +21,7 @@ from orchestration import heartbeat, tracking
 from orchestration.cli import main
 from orchestration.registry import find, load, register, unregister
 from orchestration.spool import Spool
-from orchestration.spool_mirror import Mirror
+from orchestration.spool_mirror import Mirror, pull
 from orchestration.track import records_of
 from orchestration.tracking import connect, local_twin
 from pipeline import checkpoint, retention, storage
@@ -128,7 +128,9 @@ def test_the_records_of_a_run_are_brought_here_and_what_is_added_follows(
     assert once(uri, before, 5)
     trained(url, machine, 6, 9)
     machine("viewer")
-    assert records_of(url) == uri
+    assert pull(url, local_twin(url))
+    (state,) = json.loads((local_twin(url) / "tracking.json").read_text()).values()
+    assert state["run_id"] == before.info.run_id and records_of(url) == uri
     (after,) = all_runs(uri)
     assert after.info.run_id == before.info.run_id and once(uri, after, 9) and after.info.status == "FINISHED"
     assert main(["track", "status", url]) == 0 and after.info.run_id in capsys.readouterr().out
