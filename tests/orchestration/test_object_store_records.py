@@ -141,10 +141,17 @@ def test_folders_that_differ_in_a_slash_have_records_of_their_own() -> None:
     assert len(twins) == 3
 
 
-def made_sweep(url: str, digest: str, *, is_over: bool = True, checkpoint_url: str = "s3://b/run") -> None:
+def made_sweep(
+    url: str, digest: str, *, is_over: bool = True, checkpoint_url: str = "s3://b/run", started_s: float = 1.5
+) -> None:
     """Two seeds of one cell, as a sweep leaves them in its ledger."""
     facts: dict[str, Any] = {"suite": "demo", "suite_digest": "5", "checkpoint_url": checkpoint_url}
-    facts |= {"checkpoint_digest": digest, "model": "nfnet_tiny", "started_s": 1.5, "command": "normfree transfer"}
+    facts |= {
+        "checkpoint_digest": digest,
+        "model": "nfnet_tiny",
+        "started_s": started_s,
+        "command": "normfree transfer",
+    }
     sweep = Ledger(url)
     sweep.claim(SweepInfo(**facts, hardware="", num_seeds=2, not_run=[], plan={"data_root": "s3://b/data"}))
     for init, value in (("pretrained", 0.75), ("scratch", 0.5)):
