@@ -8,6 +8,7 @@ find the sweep that is there already.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from orchestration import sweep_summary
 from orchestration.provenance import facts
 from orchestration.sweep_tracking import SweepTracker
 from orchestration.tracking import local_twin
-from orchestration.tracking_records import DatasetUsed
+from orchestration.tracking_records import DatasetUsed, source_tags
 from pipeline import storage
 from transfer.ledger import Ledger, SweepInfo
 from transfer.report import load_entries, scorecard
@@ -36,11 +37,17 @@ class SweepRecords:
     """The way of one sweep to one server; UserError for a folder without a sweep and for a URI that MLflow would not take."""
 
     def __init__(self, sweep: str, tracking_uri: str | None) -> None:
-        self._sweep, self._ledger = sweep, Ledger(sweep)
+        self._sweep = (
+            sweep if "://" in sweep else os.path.abspath(sweep)
+        )  # as others can use it, on this machine at least
+        self._ledger = Ledger(self._sweep)
         self._info = self._ledger.info()
-        self.folder = local_twin(sweep)
+        self.folder = local_twin(self._sweep)
         """Holds the account of what was sent, and SQLite where no URI is given."""
-        self._tracker = SweepTracker(tracking_uri, EXPERIMENT, _name(self._info), self.folder, token=token(self._info))
+        name, begin_s = _name(self._info), self._info.started_s
+        self._tracker = SweepTracker(
+            tracking_uri, EXPERIMENT, name, self.folder, token=token(self._info), begin_s=begin_s
+        )
 
     def trial(self, entry: dict[str, Any]) -> None:
         """A finished trial as a child run; one that is there already is left alone."""
@@ -92,11 +99,15 @@ class SweepRecords:
             "sweep_dir": self._sweep,
         }
         tags |= facts() if here else {"code.revision": info.code_revision, "environment.command": info.command}
+        tags |= source_tags(tags)
         files = self._report()
         if not files:  # the last thing that a sweep writes before it says that it is done
             tags["status.cause"] = "it has not come to its end: there is no report; the same command goes on with it"
         self._tracker.parent_summary(parameters, metrics, files, tags, checkpoints=_checkpoints(info))
-        return self._tracker.close(("failed" if num_failed else "ok") if files else "killed")
+        times = [row["time_s"] for entry in entries for row in entry["history"]]
+        return self._tracker.close(
+            ("failed" if num_failed else "ok") if files else "killed", None if here or not times else max(times)
+        )
 
     def _report(self) -> list[Path]:
         """The report's files on this machine."""

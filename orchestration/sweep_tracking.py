@@ -45,15 +45,24 @@ class SweepTracker:
     """`child` for every finished trial, `parent_summary` when there is something to sum up, `close` at the end.
 
     `sweep_dir` is a local folder that holds `tracking.json`; with `tracking_uri` None also the SQLite file. `token` is how
-    other machines know the sweep too. Raises UserError for a URI that MLflow would not take, and nothing else ever.
+    other machines know the sweep too, `begin_s` (Unix) when it began. Raises UserError for a URI that MLflow would not
+    take, and nothing else ever.
     """
 
     def __init__(
-        self, tracking_uri: str | None, experiment: str, name: str, sweep_dir: str | Path, *, token: str | None = None
+        self,
+        tracking_uri: str | None,
+        experiment: str,
+        name: str,
+        sweep_dir: str | Path,
+        *,
+        token: str | None = None,
+        begin_s: float | None = None,
     ) -> None:
         self.uri = resolve_uri(tracking_uri, sweep_dir)
         self.num_failures = 0
         self._experiment, self._name = experiment, name
+        self._begin_ms = None if begin_s is None else round(1000 * begin_s)
         self._file = Path(sweep_dir).resolve() / "tracking.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._states: dict[str, Any] = {}
@@ -119,8 +128,11 @@ class SweepTracker:
         self._summary = upload, list(artifacts), dict(checkpoints or {})
         self._send_waiting()
 
-    def close(self, status: str) -> bool:
-        """Sends what waits and ends the parent run (`status` as in `child`, or killed); False and one line if not all arrived."""
+    def close(self, status: str, end_s: float | None = None) -> bool:
+        """Sends what waits and ends the parent run (`status` as in `child`, or killed); False and one line if not all arrived.
+
+        `end_s` (Unix): when it ended, now by default.
+        """
         self._not_before = 0.0  # a last try, at once
         self._send_waiting()
         self._end.set()
@@ -130,7 +142,8 @@ class SweepTracker:
             with self._guarded():
                 if self._client is None:
                     self._connect()
-                self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status))
+                end_ms = None if end_s is None else round(1000 * end_s)
+                self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status), end_time=end_ms)
                 return True
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
         print(
@@ -175,7 +188,7 @@ class SweepTracker:
         if self._state["run_id"] is None:
             tags = {SWEEP_TAG: self._state["token"], **heartbeat.beat_now()}
             run = _find(client, experiment, SWEEP_TAG, self._state["token"])
-            run = run or client.create_run(experiment, tags=tags, run_name=self._name)
+            run = run or client.create_run(experiment, tags=tags, run_name=self._name, start_time=self._begin_ms)
             self._state["run_id"] = run.info.run_id
             self._save()
         else:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from orchestration import lineage
+from orchestration.sweep_summary import table
 from pipeline.checkpoint import Commit
 from pipeline.errors import UserError
 from pipeline.redact import public
 
+HEADER = ("task", "method", "images a class", "pretrained %", "from scratch %", "gain, points", "")
 DESCRIPTION_CHARACTERS = 4900  # the column holds 5,000
 
 
@@ -71,14 +73,12 @@ def description(commit: Commit, rows: list[dict[str, Any]]) -> str:
         f"Checkpoint `{public(commit.url)}`, SHA-256 of its commit file `{commit.digest}`; the whole recipe stands in it.",
     ]
     if rows:
-        lines += [
-            "",
-            "| task | method | images a class | pretrained | from scratch | gain |",
-            "|---|---|--:|--:|--:|--:|",
-        ]
+        body = []
         for row in rows:
-            values = (f"{100 * row[k]:.1f} %" if k in row else "" for k in ("pretrained", "scratch", "gain"))
-            lines.append(f"| {row['task']} | {row['method']} | {row['shots']} | {' | '.join(values)} |")
+            sides = [f"{100 * row[k]:.1f}" if k in row else "" for k in ("pretrained", "scratch")]
+            gain = f"{100 * row['gain']:+.1f}" if "gain" in row else ""
+            body.append([row["task"], row["method"], str(row["shots"]), *sides, gain, row["verdict"]])
+        lines += ["", *table(HEADER, body)]
     while len("\n".join(lines)) > DESCRIPTION_CHARACTERS:
         lines.pop()
     return "\n".join(lines)
