@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class SweepRecords:
             "checkpoint_digest": info.checkpoint_digest,
             "sweep_dir": self._sweep,
         }
-        tags |= facts() if here else {"code.revision": info.code_revision, "environment.command": info.command}
+        command = re.sub(r"^\S*\bcli\.py(?= |$)", "normfree", info.command)  # as it is called where it is not installed
+        tags |= facts() if here else {"code.revision": info.code_revision, "environment.command": command}
         tags |= source_tags(tags)
         files = self._report()
         if not files:  # the last thing that a sweep writes before it says that it is done

@@ -74,7 +74,7 @@ def note(rows: Sequence[Row], said: Mapping[str, str]) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table. MLflow's pages draw cells without any space between, so each brings its own."""
-    cells = ([cell.replace("|", "/") + GAP for cell in row] for row in rows)
+    cells = ([cell.replace("|", "/").replace(" ± ", "\u00a0±\u00a0") + GAP for cell in row] for row in rows)
     return ["| " + " | ".join(row) + " |" for row in ([cell + GAP for cell in header], ["---"] * len(header), *cells)]
 
 

@@ -68,9 +68,11 @@ def pages(address: str) -> dict[str, Page]:
         "curves": Page(path=f"{run}/model-metrics", words=("speed",), clicks=FOLDED, height_px=1700),
         "signal_propagation": Page(path=f"{run}/artifacts", words=("pictures",), clicks=("pictures", "signal.png")),
         "training": Page(path=f"{run}/artifacts", words=("pictures",), clicks=("pictures", "training.png")),
-        "sweep": Page(path=parent, words=("pretraining.run_id", "Show more"), clicks=("Show more",), height_px=1700),
+        "sweep": Page(
+            path=parent, words=("pretraining.run_id", "Show more"), clicks=("Show more",), width_px=1700, height_px=1400
+        ),
         "scorecard": Page(path=f"{parent}/artifacts", words=("scorecard.png",), clicks=("scorecard.png",)),
-        "sweeps_compared": Page(path=compared, words=names, clicks=("Visualizations",), height_px=1700),
+        "sweeps_compared": Page(path=compared, words=names, clicks=("Visualizations",), height_px=1400),
         "model": Page(path=f"models/{version.name}/versions/{version.version}", words=("Description",), height_px=1500),
     }
 
