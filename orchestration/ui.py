@@ -22,6 +22,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 
 START_S = 180.0  # a first start makes the tables
+STOP_S = 10.0
 REFRESH_S = 300.0  # as often as a run in an object store adds to its records there
 
 
@@ -90,9 +91,16 @@ def run_server(
     finally:
         end.set()
         signal.signal(signal.SIGTERM, before)
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Its end may take long on a busy machine when all requests are long answered; nobody should wait for that."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
 
 
 def _keep_refreshing(refresh: Callable[[], object], end: threading.Event) -> None:

@@ -35,6 +35,13 @@ from transfer.ledger import Ledger, SweepInfo, Trial, entry
 ROOT = Path(tracking.__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other tests of this process have set: uploaders that hurry leave their haste behind."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a bucket, with the environment pointing at its server."""

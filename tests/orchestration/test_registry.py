@@ -44,6 +44,13 @@ def save(run: str, step: int) -> checkpoint.Commit:
     return checkpoint.read_commit(checkpoint.checkpoint_url(run, step))
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other tests of this process have set: uploaders that hurry leave their haste behind."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tracking URI on SQLite; a new database takes seconds."""
