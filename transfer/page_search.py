@@ -11,6 +11,7 @@ from typing import Any
 from transfer import plots
 from transfer.findings import Findings
 from transfer.ledger import Entry
+from transfer.page_curves import key as colors_key
 from transfer.page_parts import esc, fold, link, plural, settings, table, table_row
 from transfer.scorecard import cell_name, column_order, shots_phrase, shots_text, start_of
 from transfer.search import generation_url, read_generation
@@ -110,7 +111,11 @@ def _figures(
         "Held-out scores of the candidates in the order in which they were asked for, with the best so far, and over each range; "
         "a ring marks the chosen one, crosses those that failed."
     )
-    return fold("searches by a model, trial by trial", f"<p class=note>{note}</p>{out}", is_open=len(groups) == 1)
+    return fold(
+        "searches by a model, trial by trial",
+        f"<p class=note>{note}</p>{colors_key(sources)}{out}",
+        is_open=len(groups) == 1,
+    )
 
 
 def _tried(record: dict[str, Any]) -> list[tuple[dict[str, Any], float | None]]:

@@ -151,11 +151,16 @@ def searched(starts: Sequence[tuple[str, Tried, dict[str, Any]]], axes: Sequence
             _draw_tried(plot, places, tried, chosen, MARKS[color], lines=not index)
         if scale == "log":
             _log_axis(plot, "x")
-        plot.set_xlim(
-            *((low / 1.15, high * 1.15) if scale == "log" else (low - (high - low) / 20, high + (high - low) / 20))
-        )
+        plot.set_xlim(*_with_margins(low, high, scale))
         _dress(plot, MARKS, name.replace("_", " "), "" if index % num_columns else "held-out score, %")
     return _svg(figure, f"Candidates of a search over {', '.join(name for name, *_ in axes)}")
+
+
+def _with_margins(low: float, high: float, scale: str) -> tuple[float, float]:
+    """A range with room for a ring at either end."""
+    if scale == "log":
+        return low / (high / low) ** 0.06, high * (high / low) ** 0.06
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
 def _draw_tried(
@@ -184,7 +189,7 @@ def _log_axis(axes: Axes, which: str) -> None:
     wide = which == "x" and high > 30 * low  # digits of neighbours would meet
     axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
 
 
 def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:

@@ -58,7 +58,9 @@ def test_real_trials_give_one_search_however_many_at_a_time_and_after_a_kill(
 
     entries = list(Ledger(str(one.out)).entries())
     search = [e for e in entries if e.kind == "search"]
-    assert all(e.stopped_at == 0 and set(e.hyperparameters) == {"learning_rate", "num_steps", "drop_rate"} for e in search)
+    assert all(
+        e.stopped_at == 0 and set(e.hyperparameters) == {"learning_rate", "num_steps", "drop_rate"} for e in search
+    )
     # The searched dropout reaches the network, and the test split opens after the record.
     (final, *_) = (e for e in entries if e.kind == "final")
     assert final.config["model"]["options"]["drop_rate"] == final.hyperparameters["drop_rate"]

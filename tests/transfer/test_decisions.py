@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,9 @@ from tests.transfer.test_conductor import SOURCE
 from transfer import halving, search
 from transfer.cells import Sweep, plan
 from transfer.decisions import Played, play_again
-from transfer.findings import load_findings
-from transfer.ledger import Ledger
-from transfer.page_search import range_effects
+from transfer.findings import Findings, load_findings
+from transfer.ledger import Entry, Ledger
+from transfer.page_search import range_effects, search_table, whole_candidates
 from transfer.report import write_report
 from transfer.rerun import rerun
 from transfer.search_space import Axis
@@ -132,3 +133,21 @@ def test_the_report_and_a_cell_that_is_run_again_say_which_decision_does_not_hol
         assert f"played again from what is written down: {said}." in page
         again = rerun(load_findings(copy).folders[0], cell).differences
         assert [line in text for text in (page, printed, " ".join(again))] == [kept == [0]] * 3
+
+
+def test_the_page_shows_a_search_by_a_model_trial_by_trial_and_over_its_ranges(searched: Sweep) -> None:
+    Path(searched.out, "sweep.json").write_text(json.dumps({"plan": searched.plain()}))
+    findings = load_findings(searched.out)
+    text = search_table(findings)
+    assert text.count("<figure") == 1 and "played again from what is written down: all hold" in text
+    assert 'aria-label="Candidates of a search over learning_rate, num_steps, weight_decay"' in text
+    assert re.findall(r">(\d+) of 14<", text) == [
+        str(len(whole_candidates(findings.selection(cell))[1])) for cell in _cells(findings)
+    ]
+    for word in ("learning rate", "num steps", "weight decay", "0.01", "1e-5"):  # axes, and ticks of logarithmic ones
+        assert f">{word}<" in text
+
+
+def _cells(findings: Findings) -> list[Entry]:
+    """A trial of each start, pretrained first."""
+    return [next(e for e in findings.cells if e.init == init) for init in ("pretrained", "scratch")]
