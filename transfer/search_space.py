@@ -55,7 +55,7 @@ class Search:
     """Trials of a generation. It decides what is asked, so it is the suite's to state and no matter of how many run at a
     time."""
     num_random: int = 8
-    """Drawn at random, in whole generations, until so many have ended well."""
+    """Before the model is asked: random ones, in whole generations, until so many have ended well."""
     seed: int = 0
     learning_rate: Range = ()
     num_steps: Range = ()
@@ -80,7 +80,7 @@ class Search:
             )
         for name in SCALES:
             self._check_range(name, getattr(self, name))
-        if not self.num_random < self.num_trials:
+        if self.sampler == "tpe" and not self.num_random < self.num_trials:
             raise UserError(
                 f"all {self.num_trials} trials of the search are among the {self.num_random} random ones; raise num_trials "
                 "or lower num_random"

@@ -6,15 +6,22 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from tests.orchestration.test_sweep import Runner, checkpoint_dir  # noqa: F401
+from tests.transfer.test_conductor import SOURCE
+from transfer.cells import Sweep, plan
 from transfer.findings import load_findings, played
+from transfer.halving import read_asha
 from transfer.ledger import Ledger
+from transfer.protocols import parse_methods
 from transfer.report import write_report
 from transfer.search import written
 from transfer.splits import openings, read_selection
+from transfer.tasks import Suite, TaskEntry
 
 SUITE = """
 name: searched
@@ -32,6 +39,39 @@ def asked(runner: Runner) -> dict[str, list[object]]:
     for name in sorted(p.stem for p in (runner.out / "selection").iterdir()):
         found[name] = [dataclasses.replace(g, time_s=0.0) for g in written(str(runner.out), name)]
     return found  # type: ignore[return-value]
+
+
+def test_asha_leaves_the_points_of_a_model_alone(digits: str, tmp_path: Path) -> None:
+    from orchestration.sweep import _CellwiseAsha
+
+    methods = parse_methods(
+        {
+            **yaml.safe_load(SUITE)["methods"],
+            "grid": {"kind": "finetune", "shots": [2], "learning_rates": [1, 2], "num_steps": [9]},
+        },
+        "x",
+    )
+    suite = Suite(
+        name="s", title="s", tasks=(TaskEntry(card="digits", holdout_per_class=4),), methods=methods, num_seeds=1
+    )
+    sweep = Sweep(
+        out=str(tmp_path), data_root=str(Path(digits).parent), sources=(SOURCE,), suite=suite, scheduler="asha"
+    )
+    cells = plan(sweep)[0]
+    asha = _CellwiseAsha(sweep, cells)
+    for index, cell in enumerate(cells):
+        searched = cell.space is not None
+        for number, score in enumerate((0.9, 0.1, 0.1)):
+            point = {"learning_rate": 1.0, "num_steps": 9}
+            job = {
+                "cell": index,
+                "trial": dataclasses.asdict(dataclasses.replace(cell.any_trial, hyperparameters=point)),
+            }
+            trial = SimpleNamespace(config=job, trial_id=f"{index}-{number}", last_result={})
+            asha.on_trial_add(None, trial)
+            verdict = asha.on_trial_result(None, trial, {"step": 4, "accuracy": score})
+        assert (verdict == "CONTINUE") is searched
+        assert bool(read_asha(sweep.out, cell.name)) is not searched
 
 
 @pytest.mark.slow
