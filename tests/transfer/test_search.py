@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from tests.transfer.test_conductor import SOURCE
 from transfer.cells import Sweep, plan
 from transfer.conductor import Conductor, Job
+from transfer.finetune import finetune_run
 from transfer.ledger import Ledger, Trial, entry
 from transfer.protocols import METHOD_KINDS, FinetuneSettings, Method, parse_methods, sha256
 from transfer.search import ask, generation_url, replay, written
@@ -56,9 +57,11 @@ def work(conductor: Conductor, job_id: str, job: Job) -> None:
     conductor.ended(job_id, job, crashed=False)
 
 
-def shuffled(sweep: Sweep, *, seed: int, at_a_time: int, limit: int = 1000) -> list[dict[str, Any]]:
+def shuffled(
+    sweep: Sweep, *, seed: int, at_a_time: int, limit: int = 1000, tell: Any = lambda event: None
+) -> list[dict[str, Any]]:
     """Trials end in any order; after `limit` of them the driver is killed, and those that run are lost. The jobs begun."""
-    conductor = Conductor(sweep, plan(sweep)[0], lambda event: None)
+    conductor = Conductor(sweep, plan(sweep)[0], tell)
     draw, begun, running = random.Random(seed), [], []
     for _ in range(limit):
         while len(running) < at_a_time and (job := conductor.next_job(str(len(begun)))) is not None:
@@ -99,13 +102,15 @@ def test_a_driver_killed_at_any_time_asks_the_same_again_and_runs_nothing_twice(
     shuffled(sweep, seed=0, at_a_time=4)
     expected = outcome(sweep)
     killed = dataclasses.replace(sweep, out=str(tmp_path / "killed"))
-    for start in range(40):
+    told: list[dict[str, Any]] = []
+    for start in range(80):
         good = {e.digest for e in Ledger(killed.out).entries() if e.is_ok}
-        begun = shuffled(killed, seed=start, at_a_time=3, limit=2)
+        begun = shuffled(killed, seed=start, at_a_time=3, limit=2, tell=told.append)
         assert not good & {Trial(**job["trial"]).digest for job in begun}
         if not begun:
             break
-    assert outcome(killed) == expected and 10 < start < 39
+    assert outcome(killed) == expected and 10 < start < 79
+    assert sorted(e["done"] for e in told if e["event"] == "asked") == [0, 0, 4, 4, 8, 8, 12, 12]  # each once
     again = shuffled(killed, seed=9, at_a_time=3)
     assert again == [] and outcome(killed) == expected
 
@@ -233,6 +238,11 @@ def test_a_point_is_the_recipe_of_its_trial(sweep: Sweep) -> None:
     assert (found.weight_decay, found.clipping, found.num_steps, found.search) == (0.001, 0.04, (30,), None)
     same = dataclasses.replace(settings, search=None, learning_rates=(0.2,), num_steps=(30,))
     assert dataclasses.replace(found, weight_decay=0.0, clipping=0.02) == same
+    point = {"learning_rate": 0.2, "num_steps": 30, "weight_decay": 0.001, "drop_rate": 0.3}
+    task = sweep.task("digits")
+    run = finetune_run(SOURCE, task, METHOD, init="scratch", shots=5, seed=0, hyperparameters=point, test=None)
+    assert (run.optim.learning_rate, run.optim.weight_decay, run.duration.value) == (0.2, 0.001, 30)
+    assert run.model.options["drop_rate"] == 0.3
     grid = dataclasses.replace(METHOD, settings=same)
     assert at_point(grid, {"learning_rate": 0.2, "num_steps": 30}) is grid
 
