@@ -48,7 +48,8 @@ def transfer_run(args: argparse.Namespace) -> int:
     )
     paths = write_report(args.out, storage.join(args.out, "report"))
     for row in result.not_run:
-        print(f"not run: {row['task']} {row['method']} at {row['shots']} shots: {row['reason']}")
+        where = f" {row['method']} at {row['shots']} shots" if row["method"] else ""  # else the whole task
+        print(f"not run: {row['task']}{where}: {row['reason']}")
     listener.finish(result.num_failed, [Path(p) for p in paths.values() if storage.is_local(p)])
     if result.spent:
         print(f"the budget of {result.spent} is spent; the same command goes on where this one ended")

@@ -168,8 +168,8 @@ def failures(findings: Findings) -> str:
         body = "".join(
             table_row(
                 [
-                    *map(esc, (i.get("task"), i.get("method"))),
-                    esc(shots_text(int(i.get("shots") or 0))),
+                    *map(esc, (i.get("task"), i.get("method") or "all")),
+                    esc(shots_text(int(i["shots"]))) if i.get("shots") is not None else "",
                     esc(i.get("reason")),
                 ],
                 numbers={2},
