@@ -273,15 +273,14 @@ def evaluate(args: argparse.Namespace) -> int:
     loaded = load_backbone(args.checkpoint, args.weights)
     split = args.split or ("val" if "val" in Manifest.open(args.data).splits else "test")
     data = EvalData(DataConfig(url=args.data, eval_split=split), loaded.augment)
-    is_v2 = imagenet_labels.is_v2(data.manifest.classes) and imagenet_labels.is_imagenet(loaded.classes)
-    if list(data.manifest.classes) != loaded.classes and not is_v2:
+    if not imagenet_labels.is_same(data.manifest.classes, loaded.classes):
         raise UserError(
             f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
         )
-    if args.real_labels:
-        imagenet_labels.find_beside(data.manifest, split, real_labels=args.real_labels, v2="", data_root=".")
+    real_labels = args.real_labels or ""
+    beside = imagenet_labels.find_beside(data.manifest, split, real_labels=real_labels, v2="", data_root=".")
     world, kept = join(), list[Scores]()
-    if args.real_labels and world.size > 1:
+    if real_labels and world.size > 1:
         raise UserError("--real-labels needs all scores in one process; run normfree evaluate without torchrun")
     result = measure(
         loaded.model.to(world.device),
@@ -291,12 +290,12 @@ def evaluate(args: argparse.Namespace) -> int:
         batch_size=256,
         step=0,
         weights=args.weights,
-        on_scores=kept.append if args.real_labels else None,
+        on_scores=kept.append if real_labels else None,
     )
     assert result is not None  # nobody can give it up
     real = ""
-    if args.real_labels:
-        found = imagenet_labels.real_top1(args.real_labels, args.data, split, kept[0].samples, kept[0].logits)
+    if real_labels:
+        found = imagenet_labels.real_top1(beside.real_url, args.data, split, kept[0].samples, kept[0].logits)
         real = f"ReaL {found:.2%}, "
     _say(
         f"{loaded.url} on {split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "

@@ -91,6 +91,15 @@ def is_imagenet(classes: Sequence[str]) -> bool:
     )
 
 
+def is_same(data: Sequence[str], head: Sequence[str]) -> bool:
+    """Whether labels of `data` are the classes of a head: by name, or of ImageNet by number.
+
+    A published file's head says no names but 0 to 999, as ImageNet-V2's folders do.
+    """
+    of_imagenet = [is_imagenet(classes) or is_v2(classes) for classes in (data, head)]
+    return list(data) == list(head) or all(of_imagenet)
+
+
 def is_v2(classes: Sequence[str]) -> bool:
     """Whether these are the folders of ImageNet-V2, in the order of numbers."""
     return list(classes) == [str(index) for index in range(NUM_CLASSES)]

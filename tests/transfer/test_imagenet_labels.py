@@ -11,11 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import world
+from pipeline.backbone import load_backbone
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.cards import load_card
+from pipeline.data.loader import DataConfig, EvalData
 from pipeline.data.manifest import Manifest
 from pipeline.data.prepare import prepare
 from pipeline.errors import UserError
+from pipeline.evaluate import Scores, evaluate
 from tests.transfer.conftest import WEIGHTS, standing_in
 from transfer import beside, predictions, trials
 from transfer.cells import Cell, Sweep, plan
@@ -224,6 +228,38 @@ def test_a_fine_tuned_network_is_measured_on_v2_with_the_weights_that_the_test_s
     np.testing.assert_allclose(other, own, atol=1e-5)
     assert found.metrics["v2_top1"] == pytest.approx(float((other.argmax(1) == labels).mean()))
     assert Ledger(sweep.out).find(found.digest) == found and not (tmp_path / "sweep" / "work" / found.digest).exists()
+
+
+@pytest.mark.parametrize("classes", [WNIDS, [str(i) for i in range(1000)]])
+def test_evaluate_says_real_of_a_checkpoint_and_takes_v2(
+    root: Path, tmp_path: Path, make_checkpoint: Any, capsys: pytest.CaptureFixture[str], classes: list[str]
+) -> None:
+    from orchestration.cli import main
+
+    url = make_checkpoint(tmp_path, classes=classes)
+    loaded, kept = load_backbone(url), list[Scores]()
+    data = EvalData(DataConfig(url=str(root / "imagenet")), loaded.augment, split="val")
+    evaluate(
+        loaded.model,
+        data,
+        loaded.augment,
+        world=world.join(),
+        batch_size=7,
+        step=0,
+        weights="evaluated",
+        on_scores=kept.append,
+    )
+    labels: list[list[int]] = [[] for _ in range(50_000)]  # a third wrong, and a fifth without any
+    for number, (sample, row) in enumerate(zip(kept[0].samples, kept[0].logits, strict=True)):
+        said = int(row.argmax()) if number % 3 else int(row.argmin())
+        labels[int(name_of(data.index.keys[int(sample)])[-8:]) - 1] = [said] if number % 5 else []
+    (tmp_path / "real.json").write_text(json.dumps(labels))
+    assert main(["evaluate", url, str(root / "imagenet"), "--real-labels", str(tmp_path / "real.json")]) == 0
+    out = capsys.readouterr().out
+    assert "on val of" in out and "60 images" in out and f"ReaL {32 / 48:.2%}" in out
+    assert main(["evaluate", url, str(root / "v2")]) == 0
+    assert "on test of" in capsys.readouterr().out
+    assert main(["evaluate", url, str(root / "v2"), "--real-labels", str(root / "real.json")]) == 2
 
 
 def test_real_json_goes_by_the_number_in_the_file_name(tmp_path: Path) -> None:
