@@ -75,7 +75,7 @@ def _seeds(findings: Findings, entries: list[Entry]) -> str:
                 f"{e.num_test:,}",
                 hours(e.seconds_s),
                 memory(e.max_memory_bytes),
-                str(len(findings.home[e.digest].openings.get(e.digest, []))),
+                str(sum(o.what == "test" for o in findings.home[e.digest].openings.get(e.digest, []))),
                 f"<code>{esc(e.digest[:12])}</code>",
             ],
             numbers=set(range(1, 6 + len(names))),
@@ -122,10 +122,11 @@ def _lineage(findings: Findings, name: str, entries: list[Entry]) -> str:
     opened = [(o, e) for e in entries for o in home.openings.get(e.digest, [])]
     if opened:
         lines = "".join(
-            f"<li>seed {e.seed}: {_time(o.time_s)}, record <code>{o.selection_sha256[:16]}</code></li>"
+            f"<li>seed {e.seed}: {_time(o.time_s)}, record <code>{o.selection_sha256[:16]}</code>"
+            f"{'' if o.what == 'test' else f', {esc(o.what)}'}</li>"
             for o, e in opened
         )
-        again = len(opened) - len({e.digest for _, e in opened})
+        again = len(opened) - len({(o.what, e.digest) for o, e in opened})
         more = f", {again} of them by a trial that had opened it before" if again else ""
         folds += fold(f"the test split was opened {len(opened)} times{more}", f"<ul>{lines}</ul>")
     if first.config:

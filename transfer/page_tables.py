@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from transfer import plots
 from transfer.comparison import Versus
 from transfer.findings import Findings
+from transfer.imagenet_labels import BESIDE
 from transfer.ledger import Entry
 from transfer.page_parts import esc, hours, link, memory, table, table_row, value_with_half
-from transfer.scorecard import Row, shots_text, start_of
+from transfer.scorecard import Row, shots_text, start_of, with_beside
 from transfer.statistics import Estimate, smallest_p
 
 INTERVAL_NOTE = (
@@ -27,9 +28,9 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     if len(sources) < 2:
         return ""
     twins = list(dict.fromkeys(row.twin for row in rows if row.scratch))
-    lines: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        lines[row.column].append(row)
+    lines: dict[tuple[str, str, int, str], list[Row]] = defaultdict(list)
+    for row in with_beside(rows):
+        lines[*row.column, row.metric if row.metric in BESIDE else ""].append(row)
     body, previous = "", None
     usual = Counter(side.n for row in rows for side in (row.pretrained, row.scratch) if side).most_common(1)
     n = usual[0][0] if usual else 0
@@ -40,7 +41,7 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
         fresh = {row.twin: (row.scratch, row.scratch_cell) for row in group if row.scratch}
         body += table_row(
             [
-                esc(first.task_title) if first.task != previous else "",
+                _title(first, previous),
                 esc(first.method),
                 esc(shots_text(first.shots)),
                 *(_cell(own.get(source, (None, "")), n) for source in sources),
@@ -60,6 +61,13 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     )
 
 
+def _title(row: Row, previous_task: str | None) -> str:
+    """The task where it begins; what is measured besides by its name."""
+    if row.metric in BESIDE:
+        return f"<span class=half>{esc(plots.metric_title(row.metric))}</span>"
+    return esc(row.task_title) if row.task != previous_task else ""
+
+
 def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
     value, name = found
     if value is None:
@@ -70,15 +78,15 @@ def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
 def scorecard_table(rows: Sequence[Row]) -> str:
     several = len({row.backbone for row in rows}) > 1
     body, previous = "", None
-    for row in rows:
-        new = row.task != previous
+    for row in with_beside(rows):
+        new, title = row.task != previous, _title(row, previous)
         previous = row.task
         failed = f' <span class="failed">{row.num_failed} failed</span>' if row.num_failed else ""
         style = row.verdict if row.verdict in ("wins", "loses") else "unclear"
         n = [side.n for side in (row.pretrained, row.scratch) if side]
         body += table_row(
             [
-                esc(row.task_title) if new else "",
+                title,
                 *([f"<span class=unclear>{esc(row.backbone)}</span>"] if several else []),
                 esc(row.method if several else row.method_title),
                 esc(shots_text(row.shots)),

@@ -1,8 +1,11 @@
 """ReaL and ImageNet-V2 beside ImageNet: the published label file, a peer's count, folders by number, and the seal."""
 
+import csv
 import dataclasses
+import io
 import json
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,10 @@ from transfer.cells import Cell, Sweep, plan
 from transfer.finetune import Source
 from transfer.imagenet_labels import BESIDE, load_real, real_sets
 from transfer.ledger import Entry, Ledger
+from transfer.page_tables import scorecard_table
 from transfer.protocols import FinetuneSettings, Method, RidgeSettings, sha256
+from transfer.report import print_table, to_csv
+from transfer.scorecard import scorecard, with_beside
 from transfer.splits import open_v2, openings
 from transfer.tasks import Suite, Task, TaskEntry, open_task, task_protocol
 
@@ -116,6 +122,23 @@ def test_real_of_a_trial_equals_timms_count_on_the_published_labels(root: Path, 
     peer.add_result(torch.eye(1000)[torch.from_numpy(said["predicted"])])
     assert found.metrics["real_top1"] == pytest.approx(peer.get_accuracy(1) / 100)
     assert 0.6 < found.metrics["real_top1"] < 0.85 and found.metrics["real_top1"] != found.metrics["top1"]
+
+
+def test_the_report_holds_both_beside_the_tasks_own_number(
+    measured: tuple[Sweep, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = measured
+    (row,) = scorecard([found])
+    assert [r.metric for r in with_beside([row])] == ["top1", "real_top1", "v2_top1"] and row.metric == "top1"
+    print_table([row])
+    text = capsys.readouterr().out
+    lines = {r["metric"]: r for r in csv.DictReader(io.StringIO(to_csv([row])))}
+    assert float(lines["real_top1"]["pretrained_mean"]) == found.metrics["real_top1"]
+    assert float(lines["v2_top1"]["pretrained_mean"]) == 0.75 and float(lines["top1"]["pretrained_mean"]) == found.value
+    page = scorecard_table([row])
+    for title, value in (("ReaL accuracy", found.metrics["real_top1"]), ("accuracy on ImageNet-V2", 0.75)):
+        assert re.search(rf"{title} .*{100 * value:.1f}", text)
+        assert re.search(rf"{title}.*\n?.*{100 * value:.1f}", page)
 
 
 def test_v2_counts_by_the_number_of_the_folder(measured: tuple[Sweep, Entry]) -> None:
