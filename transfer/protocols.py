@@ -113,7 +113,7 @@ class FinetuneSettings(Settings):
     batch: int = 64
     """Images of an update, at most: a smaller support is one batch."""
     area_min: float = 0.5
-    """Smallest share of a training image that the random crop keeps."""
+    """Smallest share of a training image that the random crop keeps; 0 = the whole image, squeezed and not mirrored."""
     clipping: float = 0.02
     weight_decay: float = 0.0
     warmup_share: float = 0.1
