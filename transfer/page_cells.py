@@ -168,7 +168,7 @@ def _matrix(found: Confusion, names: Sequence[str]) -> str:
     body = ""
     for i, name in enumerate(names):
         cells = "".join(
-            f'<td class=n style="{_tint(i == j, share)}">{100 * share:.0f}</td>' if share >= 0.005 else "<td></td>"
+            f"<td {_tint(i == j, share)}>{100 * share:.0f}</td>" if share >= 0.005 else "<td></td>"
             for j, share in enumerate(shares[i])
         )
         body += f"<tr><td class=t>{esc(name)}</td><td class=n>{int(found.counts[i].sum() / found.num_seeds):,}</td>{cells}</tr>\n"
@@ -180,7 +180,8 @@ def _matrix(found: Confusion, names: Sequence[str]) -> str:
 
 
 def _tint(is_right: bool, share: float) -> str:
-    return f"background:color-mix(in srgb, var(--{'good' if is_right else 'bad'}) {60 * share:.0f}%, transparent)"
+    """Attributes of a cell; the page's style makes a colour of them."""
+    return f"class={'hit' if is_right else 'miss'} style=--s:{60 * share:.0f}"
 
 
 def _classes(found: Confusion, names: Sequence[str]) -> str:

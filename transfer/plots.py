@@ -143,7 +143,7 @@ def held_out(searched: Sequence[tuple[Entry, bool]], sources: Sequence[str]) -> 
         color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
         steps, values = [r["step"] for r in cell.history], [100 * r["accuracy"] for r in cell.history]
         strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
-        axes.plot(steps, values, color=color, marker="o", **strong)  # type: ignore[arg-type]
+        axes.plot(steps, values, color=color, marker="o", **strong)
     first = searched[0][0]
     axes.margins(y=0.12)
     _dress(axes, MARKS, "step", f"{metric_title(first.metric)}, %")

@@ -207,7 +207,7 @@ def test_searches_are_drawn_over_steps_where_they_were_measured_at_several(tmp_p
     drawn = learning(load_findings(folder), ["pretrained"])
     assert drawn.count("<svg") == 1 and "top-1 accuracy, %" in drawn and "search, held-out part" in drawn
     thick = re.findall(r"stroke: var\(--(\w+)\); stroke-width: 1.8", drawn)
-    thin = re.findall(r"stroke: var\(--(\w+)\); stroke-opacity: 0.4; stroke-width: 1", drawn)
+    thin = re.findall(r"stroke: var\(--(\w+)\); stroke-opacity: 0.4; stroke-linecap", drawn)
     assert sorted(thin) == ["pretrained", "scratch"]
     assert sorted(thick) == ["pretrained", "scratch"]
     # One evaluation at the end of each is no curve.
