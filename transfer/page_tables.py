@@ -13,6 +13,7 @@ from transfer.ledger import Entry
 from transfer.page_parts import esc, hours, link, memory, table, table_row, value_with_half
 from transfer.scorecard import Row, shots_text, start_of, with_beside
 from transfer.statistics import Estimate, smallest_p
+from transfer.vtab_score import GROUPS, vtab_scores
 
 INTERVAL_NOTE = (
     "± is the half width of a 95 % Student-t interval of the mean over <i>n</i> seeds; the gain is paired by seed. “Wins” and "
@@ -108,7 +109,30 @@ def scorecard_table(rows: Sequence[Row]) -> str:
         "<h2>Scorecard</h2>"
         + table(head, body, numbers={i + several for i in range(2, 7)})
         + f"<p class='note below'>{INTERVAL_NOTE}{said}</p>"
+        + _vtab_table(rows)
     )
+
+
+def _vtab_table(rows: Sequence[Row]) -> str:
+    scores = vtab_scores(rows)
+    body = "".join(
+        table_row(
+            [
+                esc(one.start),
+                esc(one.method),
+                *(value_with_half(one.groups.get(group)) for group in GROUPS),
+                str(one.num_tasks),
+                str(one.groups["all"].n) if one.groups else "–",
+            ],
+            numbers=set(range(2, 8)),
+        )
+        for one in scores
+    )
+    if not body:
+        return ""
+    head = ["VTAB-1k score", "method", "all 19, %", *(f"{group}, %" for group in GROUPS[1:]), "tasks", "n"]
+    note = "The unweighted mean of top-1 over the 19 tasks and over each group; ± over seeds. A mean over fewer is not the score."
+    return f"{table(head, body, numbers=set(range(2, 8)))}<p class='note below'>{note}</p>"
 
 
 def comparison_table(versus: Sequence[Versus]) -> str:

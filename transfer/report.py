@@ -18,6 +18,7 @@ from transfer.contamination import cleaned, read_overlaps
 from transfer.findings import check_lineage, load_entries, load_findings
 from transfer.imagenet_labels import BESIDE
 from transfer.scorecard import METRIC_TITLES, Row, percent, scorecard, shots_text, with_beside
+from transfer.vtab_score import vtab_scores
 
 __all__ = [
     "Row",
@@ -66,6 +67,13 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
         console.width = LOG_WIDTH
     console.print(table)
     console.print("± half width of a 95 % Student-t interval over n seeds; the gain is paired by seed", style="dim")
+    for one in vtab_scores(rows):
+        if one.groups:
+            parts = ", ".join(f"{group} {percent(value)}" for group, value in one.groups.items() if group != "all")
+            said = f"{percent(one.groups['all'])} % over 19 tasks ({parts}), n = {one.groups['all'].n}"
+        else:
+            said = f"none: {one.num_tasks} of 19 tasks are there, and a mean over fewer is not the score"
+        console.print(f"VTAB-1k score of {one.start} by {one.method}: {said}")
 
 
 def _first_word(row: Row, previous: Row | None) -> str:

@@ -103,7 +103,10 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
         command="normfree transfer s3://ada:secret@bucket/runs/c100 --suite small_images",
         hardware={"cpu": "2 cores", "gpu": None},
         num_seeds=num_seeds,
-        not_run=[{"task": "flowers", "shots": 100, "method": "ridge", "reason": f"a class has only 80 images {EVIL}"}],
+        not_run=[
+            {"task": "flowers", "shots": 100, "method": "ridge", "reason": f"a class has only 80 images {EVIL}"},
+            {"task": "pets", "shots": None, "method": "", "reason": "not prepared; prepare it with: normfree ..."},
+        ],
     )
 
 
@@ -186,6 +189,7 @@ def test_the_page_stands_alone_and_escapes_what_comes_from_data(report: dict[str
         "Pretraining wins 3 of 6 comparisons at 5 images a class, and loses 2",
         "prefers-color-scheme",
         "Failed trials",
+        "<td class=t>pets</td><td>all</td><td class=n></td><td>not prepared; prepare it with",
     ):
         assert fact in page
     assert "var(--pretrained)" in page and "#010204" not in page
