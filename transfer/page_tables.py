@@ -32,7 +32,8 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     lines: dict[tuple[str, str, int, str], list[Row]] = defaultdict(list)
     for row in with_beside(rows):
         lines[*row.column, row.metric if row.metric in BESIDE else ""].append(row)
-    body, previous = "", None
+    previous: Row | None = None
+    body = ""
     usual = Counter(side.n for row in rows for side in (row.pretrained, row.scratch) if side).most_common(1)
     n = usual[0][0] if usual else 0
     numbers = set(range(2, 3 + len(sources) + len(twins)))
@@ -49,9 +50,9 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
                 *(_cell(fresh.get(twin, (None, "")), n) for twin in twins),
             ],
             numbers=numbers,
-            style="first" if first.task != previous else "",
+            style="first" if previous is None or first.task != previous.task else "",
         )
-        previous = first.task
+        previous = first
     of = {row.twin: row.backbone for row in reversed(rows)}
     fresh_names = ["from scratch" if len(twins) < 2 else f"scratch, as {of[twin]}" for twin in twins]
     return (
@@ -62,11 +63,12 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     )
 
 
-def _title(row: Row, previous_task: str | None) -> str:
+def _title(row: Row, previous: Row | None) -> str:
     """The task where it begins; what is measured besides by its name."""
     if row.metric in BESIDE:
         return f"<span class=half>{esc(plots.metric_title(row.metric))}</span>"
-    return esc(row.task_title) if row.task != previous_task else ""
+    begins = previous is None or row.task != previous.task or previous.metric in BESIDE
+    return esc(row.task_title) if begins else ""
 
 
 def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
@@ -78,10 +80,11 @@ def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
 
 def scorecard_table(rows: Sequence[Row]) -> str:
     several = len({row.backbone for row in rows}) > 1
-    body, previous = "", None
+    previous: Row | None = None
+    body = ""
     for row in with_beside(rows):
-        new, title = row.task != previous, _title(row, previous)
-        previous = row.task
+        new, title = previous is None or row.task != previous.task, _title(row, previous)
+        previous = row
         failed = f' <span class="failed">{row.num_failed} failed</span>' if row.num_failed else ""
         style = row.verdict if row.verdict in ("wins", "loses") else "unclear"
         n = [side.n for side in (row.pretrained, row.scratch) if side]

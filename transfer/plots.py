@@ -144,8 +144,11 @@ def held_out(searched: Sequence[tuple[Entry, bool]], sources: Sequence[str]) -> 
         steps, values = [r["step"] for r in cell.history], [100 * r["accuracy"] for r in cell.history]
         strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
         axes.plot(steps, values, color=color, marker="o", **strong)
+    from matplotlib.ticker import MaxNLocator
+
     first = searched[0][0]
     axes.margins(y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _dress(axes, MARKS, "step", f"{metric_title(first.metric)}, %")
     return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: held-out metric over steps")
 

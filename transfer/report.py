@@ -79,7 +79,7 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
 def _first_word(row: Row, previous: Row | None) -> str:
     if row.metric in BESIDE:
         return f"  {METRIC_TITLES[row.metric]}"
-    return row.task_title if previous is None or previous.task != row.task else ""
+    return row.task_title if previous is None or previous.task != row.task or previous.metric in BESIDE else ""
 
 
 def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> None:
