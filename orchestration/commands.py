@@ -142,7 +142,10 @@ def _say_dataset(manifest: Manifest, url: str) -> None:
         _say(f"left out: {len(manifest.skipped)} images, listed in the manifest")
         _say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
     _say(f"made {url} (digest {manifest.digest[:12]})")
-    _say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(url)} --out RUN")
+    if "train" in manifest.splits:
+        _say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(url)} --out RUN")
+    else:
+        _say(f"next: normfree evaluate CHECKPOINT {shlex.quote(url)}")
 
 
 @contextlib.contextmanager
