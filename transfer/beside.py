@@ -6,6 +6,7 @@ Both are opened as the test split is: for a selection record that is written, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,8 +49,11 @@ def numbers(
 
 
 def scores_of(checkpoint_url: str, run: Run, task: Task, test: TestSplit) -> tuple[np.ndarray, np.ndarray]:
-    """(scores (N, C) float32, labels (N,)) of a trained network on an open test split, on its evaluated weights."""
-    me, kept = world.join(), list[Scores]()
+    """(scores (N, C) float32, labels (N,)) of a trained network on an open test split, on its evaluated weights.
+
+    By this process alone: of a trial's ranks the main one asks.
+    """
+    me, kept = replace(world.join(), rank=0, size=1), list[Scores]()
     evaluate(
         load_backbone(checkpoint_url).model.to(me.device),
         EvalData(DataConfig(url=task.url), run.augment, split=test.name),
