@@ -16,7 +16,6 @@ from typing import Any
 
 from pipeline.backbone import find_origin, make
 from pipeline.config import from_dict, to_dict
-from pipeline.data.cards import load_card
 from pipeline.errors import UserError
 from transfer.environment import code_revision
 from transfer.finetune import Source
@@ -27,7 +26,7 @@ from transfer.protocols import PROBES, Method, Scheduler, sha256
 from transfer.search_space import Space
 from transfer.spaces import REDUCTION, Point, candidates, ranges
 from transfer.splits import Selection, selection_name, selection_url, write_selection
-from transfer.tasks import INITS, Init, Suite, Task, open_task, suite_of, task_protocol
+from transfer.tasks import INITS, Init, Suite, Task, not_prepared, open_task, suite_of, task_protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Sweep:
         return self.sources[0]
 
     def task(self, name: str) -> Task:
-        found = next(e for e in self.suite.tasks if load_card(e.card).name == name)
+        found = next(e for e in self.suite.tasks if e.name == name)
         return open_task(found, self.data_root)
 
     def source_of(self, trial: Trial) -> Source:
@@ -233,11 +232,18 @@ def name_of(trial: Trial) -> str:
 
 
 def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot."""
+    """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot.
+
+    A task whose dataset is not prepared is one row, with method "" and no shots.
+    """
     cells: list[Cell] = []
     not_run: list[dict[str, Any]] = []
-    for name in sweep.suite.tasks:
-        task = open_task(name, sweep.data_root)
+    for stated in sweep.suite.tasks:
+        reason = not_prepared(stated, sweep.data_root)
+        if reason is not None:
+            not_run.append({"task": stated.name, "method": "", "shots": None, "reason": reason})
+            continue
+        task = open_task(stated, sweep.data_root)
         for method in sweep.suite.methods:
             for shots in method.settings.columns:
                 row = {"task": task.name, "method": method.name, "shots": shots}

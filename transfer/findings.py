@@ -214,6 +214,7 @@ def _stated(folder: Folder, entry: Entry) -> dict[str, Any]:
     task = {
         "holdout_per_class": (tasks.get(entry.task) or {}).get("holdout_per_class"),
         "data": ", ".join(sorted(data)),
+        **{k: (tasks.get(entry.task) or {}).get(k) for k in ("real_labels", "v2")},
     }
     return method | task | {"scheduler": plan.get("scheduler")}
 

@@ -81,7 +81,9 @@ def finetune_augment(source: Source, task: Task, method: Method, num_images: int
             return _resized(augment, own, round(own * share), rule, flip)
         return _resized(augment, rule.crop_px, rule.resize_px if rule.random_crop else rule.crop_px, rule, flip)
     assert isinstance(settings, FinetuneSettings)
-    sizes = {}
+    sizes: dict[str, Any] = {}
+    if not settings.area_min:
+        return augment.crop_and_flip(crop="none", flip=False, eval_resize="plain")
     if settings.train_px:
         sizes = {"image_px": settings.train_px, "eval_px": augment.evaluation_px}
     return augment.crop_and_flip(crop="area", area_min=settings.area_min, area_max=1.0, flip=flip, **sizes)

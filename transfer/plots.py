@@ -128,6 +128,26 @@ def learning(cells: Sequence[Entry], sources: Sequence[str]) -> str:
     return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
 
 
+def held_out(searched: Sequence[tuple[Entry, bool]], sources: Sequence[str]) -> str:
+    """The metric on the held-out part over steps, a line for each candidate of a search, and whether it was chosen.
+
+    Of one task, method and number of images a class. The chosen candidate of each start is drawn strong.
+    """
+    figure, axes = _figure(4.6, 2.7)
+    for cell, chosen in sorted(searched, key=lambda pair: (pair[1], pair[0].init != "scratch")):
+        color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
+        steps, values = [r["step"] for r in cell.history], [100 * r["accuracy"] for r in cell.history]
+        strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
+        axes.plot(steps, values, color=color, marker="o", **strong)
+    from matplotlib.ticker import MaxNLocator
+
+    first = searched[0][0]
+    axes.margins(y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _dress(axes, MARKS, "step", f"{metric_title(first.metric)}, %")
+    return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: held-out metric over steps")
+
+
 Tried = Sequence[tuple[dict[str, Any], float | None]]
 """Hyper-parameters and score of candidates in the order of trying; None = failed."""
 

@@ -119,7 +119,7 @@ class FinetuneSettings(Settings):
     batch: int = 64
     """Images of an update, at most: a smaller support is one batch."""
     area_min: float = 0.5
-    """Smallest share of a training image that the random crop keeps."""
+    """Smallest share of a training image that the random crop keeps; 0 = the whole image, squeezed and not mirrored."""
     clipping: float = 0.02
     weight_decay: float = 0.0
     warmup_share: float = 0.1
@@ -255,12 +255,14 @@ def protocol(
     flip: bool,
     metric: str,
     search: dict[str, Any],
+    beside: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a number besides backbone, data bytes, shots and seed, in plain containers.
 
     Args:
         splits: names of the splits to fit and to test.
         search: how candidates are drawn and stopped; {} where there is nothing to search.
+        beside: further metrics of the final trials, and digests of what they are measured on.
     """
     hidden = ("shots", "title", "split", "metric")  # each number of shots is a column of its own
     settings = {k: v for k, v in _plain(method.settings).items() if k not in hidden}
@@ -278,6 +280,7 @@ def protocol(
         "head": HEADS.get(method.kind, "linear, zero init"),
         "preprocessing": {"from": "the backbone", "flip": flip},
         "metric": metric,
+        **({"beside": beside} if beside else {}),
     }
 
 

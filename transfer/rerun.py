@@ -97,8 +97,12 @@ def _entries(folder: Folder, name: str) -> list[Entry]:
 
 def _planned(sweep: Sweep, entry: Entry) -> Cell:
     """The cell as the sweep's plan gives it now. UserError if that is another measurement than the recorded one."""
-    found = next((cell for cell in plan(sweep)[0] if cell.name == cell_name(entry)), None)
+    cells, not_run = plan(sweep)
+    found = next((cell for cell in cells if cell.name == cell_name(entry)), None)
     if found is None:
+        for row in not_run:
+            if row["task"] == entry.task and not row["method"]:
+                raise UserError(f"{cell_name(entry)} cannot be run again: its task is {row['reason']}")
         raise UserError(f"the plan of {sweep.out} does not have {cell_name(entry)} any more; it was cut from the suite")
     trial = found.any_trial
     for what, now, then in (

@@ -81,9 +81,14 @@ def _evaluate(commands: Any) -> None:
         "evaluate",
         "evaluate",
         "accuracy of a checkpoint on a prepared dataset with the same classes",
-        ["normfree evaluate runs/c100 data/cifar100"],
+        [
+            "normfree evaluate runs/c100 data/cifar100",
+            "normfree evaluate runs/f0 data/imagenet --real-labels real.json",
+            "normfree evaluate nfnet_f0@F0_haiku.npz data/imagenet_v2",
+        ],
     )
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder (its newest one)")
     p.add_argument("data", metavar="URL", help="a prepared dataset")
-    p.add_argument("--split", default="val")
+    p.add_argument("--split", help="default val, or test where there is none")
     p.add_argument("--weights", choices=["evaluated", "ema", "raw"], default="evaluated")
+    p.add_argument("--real-labels", metavar="FILE", help="ReaL's real.json, for ImageNet's validation images")
