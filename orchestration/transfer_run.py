@@ -117,6 +117,9 @@ class _Listener:
             self._line(f"selected hyper-parameters for {name}; its test split may be opened now")
         elif event["event"] == "decided":
             self._line(f"{event['cell']}: {event['kept']} of {event['of']} candidates go on from step {event['step']}")
+        elif event["event"] == "asked":
+            asked = f"trials {event['done'] + 1} to {event['done'] + event['num']} of {event['of']}"
+            self._line(f"{event['cell']}: {asked} asked for, from the results of {event['done']}")
         elif event["event"] == "budget":
             self._line(
                 f"the budget of {event['reason']} is spent: trials that run are seen through, no other is started"

@@ -3,7 +3,8 @@
     cell (task, method, backbone, init, shots) -> search on the held-out part -> selection record -> finals on the test
 
 A fine-tuning cell searches with a trial for each candidate, a probe with one trial for its whole grid. Where there is nothing to
-choose there is no search, and the record states the one setting.
+choose there is no search, and the record states the one setting. Where a model searches (`transfer.search`), a cell's candidates
+come in generations, and `with_points` adds them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from transfer.heads import grid
 from transfer.ledger import Entry, Ledger, Trial, entry
 from transfer.probes import rank_selected
 from transfer.protocols import PROBES, Method, Scheduler, sha256
-from transfer.spaces import REDUCTION, Point, candidates
+from transfer.search_space import Space
+from transfer.spaces import REDUCTION, Point, candidates, ranges
 from transfer.splits import Selection, selection_name, selection_url, write_selection
 from transfer.tasks import INITS, Init, Suite, Task, not_prepared, open_task, suite_of, task_protocol
 
@@ -57,6 +59,9 @@ class Sweep:
             return {}
         if method.is_probe:
             return {"search": "all points of the grid"}
+        search = getattr(method.settings, "search", None)
+        if search is not None:
+            return {"search": search.sampler, "scheduler": "none"}
         return {"search": "grid", "scheduler": self.scheduler, "reduction": REDUCTION}
 
     def plain(self) -> dict[str, Any]:
@@ -164,6 +169,8 @@ class Cell:
     """Candidates; of a probe the points of its grid."""
     any_trial: Trial
     """Of this cell; finals differ from it by kind, seed and hyper-parameters."""
+    space: Space | None = None
+    """Where a model asks for the candidates: what it may ask for. `search` and `points` then hold those so far."""
 
     @property
     def is_probe(self) -> bool:
@@ -177,6 +184,16 @@ class Cell:
     def backbone(self) -> tuple[str, str]:
         """Equal for cells that share features: weights (empty from scratch), architecture."""
         return self.any_trial.checkpoint_digest, self.any_trial.backbone_digest
+
+    @property
+    def num_search(self) -> int:
+        """Search trials in all."""
+        return len(self.search) if self.space is None else self.space.search.num_trials
+
+    def with_points(self, points: Sequence[Point]) -> Cell:
+        """The cell with more candidates."""
+        more = tuple(dataclasses.replace(self.any_trial, hyperparameters=dict(p)) for p in points)
+        return dataclasses.replace(self, search=self.search + more, points=self.points + tuple(points))
 
     def finals(self, hyperparameters: dict[str, Any], num_seeds: int) -> list[Trial]:
         return [
@@ -248,11 +265,12 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
 
 
 def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, shots: int) -> Cell:
-    points = (
-        grid(method, task.parts(method.settings, shots, 0).search.num)
-        if method.is_probe
-        else candidates(method, task, shots)
-    )
+    space = ranges(method, task, shots)
+    points: Sequence[Point] = ()
+    if method.is_probe:
+        points = grid(method, task.parts(method.settings, shots, 0).search.num)
+    elif space is None:
+        points = candidates(method, task, shots)
     any_trial = Trial(
         kind="search",
         task=task.name,
@@ -267,14 +285,10 @@ def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, 
         data_digest=task.data_digest,
         metric=task.metric(method.settings),
     )
-    search: tuple[Trial, ...]
-    if len(points) == 1:
-        search = ()
-    elif not method.is_probe:
-        search = tuple(dataclasses.replace(any_trial, hyperparameters=dict(p)) for p in points)
-    else:
-        search = (any_trial,)
-    return Cell(task.name, method.name, method.kind, init, shots, search, tuple(points), any_trial)
+    cell = Cell(task.name, method.name, method.kind, init, shots, (), (), any_trial, space)
+    if len(points) > 1 and not method.is_probe:
+        return cell.with_points(points)
+    return dataclasses.replace(cell, points=tuple(points), search=(any_trial,) if len(points) > 1 else ())
 
 
 def choose(cell: Cell, ledger: Ledger) -> str | None:

@@ -155,6 +155,8 @@ def write_report(
     if show:
         print_table(rows)
         print_comparisons(versus)
+        for line in (line for one in findings.played for line in (*one.wrong, *one.not_played)):
+            print(line)
     files: dict[str, Callable[[], bytes]] = {
         "csv": lambda: to_csv(rows).encode(),
         "html": lambda: render(findings, rows, versus, clean).encode(),

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.backbone import find_origin
 from pipeline.errors import UserError
 from transfer.cells import Cell, Sweep, plan, sweep_of
-from transfer.findings import Folder
+from transfer.findings import Folder, played
 from transfer.ledger import Entry
 from transfer.scorecard import cell_name
 from transfer.splits import read_selection, selection_url
@@ -36,7 +36,8 @@ class Rerun:
     tolerance: float
     """One test image: what rounding on another machine may turn around where seeds agree exactly."""
     differences: tuple[str, ...]
-    """What was not the same as recorded, in words; settings and code do not decide the verdict."""
+    """What was not the same as recorded, and decisions of its search that do not follow from their numbers, in words; they do
+    not decide the verdict."""
 
     @property
     def lands(self) -> bool:
@@ -78,7 +79,8 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
         found = _run(temporary, planned, entries, tell)
     again = estimate([float(e.value or 0.0) for e in found])
     assert again is not None
-    return Rerun(cell, recorded, again, 1 / max(1, first.num_test), _differences(entries, found))
+    differences = (*_differences(entries, found), *played(folder, cell).wrong)
+    return Rerun(cell, recorded, again, 1 / max(1, first.num_test), differences)
 
 
 def _entries(folder: Folder, name: str) -> list[Entry]:

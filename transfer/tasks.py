@@ -23,12 +23,11 @@ from transfer.protocols import (
     VTAB_IMAGES,
     Method,
     Settings,
-    nearest,
     parse_methods,
     protocol,
     sha256,
-    whole,
 )
+from transfer.stated import nearest, whole
 
 Init = Literal["pretrained", "scratch"]
 INITS: tuple[Init, ...] = ("pretrained", "scratch")

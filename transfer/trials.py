@@ -248,7 +248,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     test = None
     if trial.kind == "final":
         test = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
-    live = sweep.scheduler == "asha" and trial.kind == "search"
+    live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
     eval_every = until
     if live:
         eval_every = grace_steps(candidates(method, task, trial.shots))

@@ -43,7 +43,8 @@ def _transfer(commands: Any) -> None:
         choices=["halving", "hyperband", "asha", "none"],
         default="halving",
         help="which candidates of a search go on: halving and hyperband decide from what is written down, so any two sweeps "
-        "select the same; asha is quicker and depends on which trial is first; none stops nobody (default %(default)s)",
+        "select the same; asha is quicker and depends on which trial is first; none stops nobody. A method that states a "
+        "search (ranges, in its suite) runs each trial to its end under all of them (default %(default)s)",
     )
     p.add_argument(
         "--budget", metavar="TEXT", help="for this call: '100 trials', '1e6 images', '2 hours', or several with commas"
