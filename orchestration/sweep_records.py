@@ -20,8 +20,10 @@ from orchestration.sweep_tracking import SweepTracker
 from orchestration.tracking import local_twin
 from orchestration.tracking_records import DatasetUsed, source_tags
 from pipeline import storage
+from transfer.imagenet_labels import BESIDE
 from transfer.ledger import Ledger, SweepInfo
 from transfer.report import load_entries, scorecard
+from transfer.scorecard import with_beside
 
 EXPERIMENT = "transfer"
 INFO = "sweep.json"
@@ -82,10 +84,11 @@ class SweepRecords:
             self.trial(entry)
         rows = scorecard(found)
         metrics = sweep_summary.spread(entries)
-        for row in rows:
+        for row in with_beside(rows):
+            name = f"{row.task}/{row.method}/{row.shots}" + (f"/{row.metric}" if row.metric in BESIDE else "")
             for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
                 if value is not None:
-                    metrics[f"{row.task}/{row.method}/{row.shots}/{label}"] = value.mean
+                    metrics[f"{name}/{label}"] = value.mean
         info, num_failed = self._info, sum(entry["value"] is None for entry in entries)
         parameters: dict[str, Any] = {
             "suite": info.suite,

@@ -41,7 +41,8 @@ def transfer_run(args: argparse.Namespace) -> int:
     )
     paths = write_report(args.out, storage.join(args.out, "report"))
     for row in result.not_run:
-        print(f"not run: {row['task']} {row['method']} at {row['shots']} shots: {row['reason']}")
+        where = f" {row['method']} at {row['shots']} shots" if row["method"] else ""  # else the whole task
+        print(f"not run: {row['task']}{where}: {row['reason']}")
     listener.finish()
     if result.spent:
         print(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
@@ -107,6 +108,9 @@ class _Listener:
             self._line(f"selected hyper-parameters for {name}; its test split may be opened now")
         elif event["event"] == "decided":
             self._line(f"{event['cell']}: {event['kept']} of {event['of']} candidates go on from step {event['step']}")
+        elif event["event"] == "asked":
+            asked = f"trials {event['done'] + 1} to {event['done'] + event['num']} of {event['of']}"
+            self._line(f"{event['cell']}: {asked} asked for, from the results of {event['done']}")
         elif event["event"] == "budget":
             self._line(
                 f"the budget of {event['reason']} is spent: trials that run are seen through, no other is started"

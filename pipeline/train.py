@@ -53,6 +53,7 @@ def _train(run: Run, out: str, clock: Clock, stop: StopSignal, on_scores: OnScor
     yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")
+    clock.first_step = job.step
     stop.started()
     clock.take()
     with job.saver:

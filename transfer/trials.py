@@ -23,7 +23,7 @@ from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.evaluate import Scores
 from pipeline.records import Evaluation, Saved, Step
-from transfer import heads, metrics, predictions
+from transfer import beside, heads, metrics, predictions
 from transfer.cells import Cell, Sweep, choose_point, name_of, plan
 from transfer.environment import Memory
 from transfer.features import Backbone, features, from_scratch, pretrained
@@ -33,7 +33,7 @@ from transfer.ledger import Entry, Ledger, Trial
 from transfer.power import Power
 from transfer.protocols import HyperruleSettings, sha256
 from transfer.spaces import candidates, grace_steps
-from transfer.splits import open_test, read_selection, selection_url
+from transfer.splits import TestSplit, open_test, read_selection, selection_url
 from transfer.tasks import Part, Task
 
 Report = Callable[[dict[str, Any]], None]
@@ -199,10 +199,15 @@ def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, n
     )
     scores = next(scorer(test))
     numbers = predictions.all_metrics(scores, test_labels, [trial.metric])
+
+    def score_other(other: Task, open_there: TestSplit) -> tuple[np.ndarray, np.ndarray]:
+        found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, test=open_there)
+        return next(scorer(found)), labels
+
+    places = np.arange(len(test_labels))
+    numbers |= beside.numbers(task, opened, trial=trial.digest, samples=places, scores=scores, score=score_other)
     config = {"method": method.plain(), "augment": to_dict(augment), "part": to_dict(part), "data": task.url}
-    predictions.write(
-        sweep.out, trial.digest, np.arange(len(test_labels)), scores, test_labels, kind=heads.scores_are(method)
-    )
+    predictions.write(sweep.out, trial.digest, places, scores, test_labels, kind=heads.scores_are(method))
     found = sweep.entry(
         trial,
         value=numbers[trial.metric],
@@ -243,7 +248,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     test = None
     if trial.kind == "final":
         test = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
-    live = sweep.scheduler == "asha" and trial.kind == "search"
+    live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
     eval_every = until
     if live:
         eval_every = grace_steps(candidates(method, task, trial.shots))
@@ -262,7 +267,11 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     per_epoch = task.parts(method.settings, trial.shots, 0).final.num * run.data.repeats / run.global_batch
     if not until:
         every = max(round(per_epoch), MIN_SAVE_STEPS)
-        run = dataclasses.replace(run, save_every=Duration(every, "steps") if every < num_steps else None)
+        run = dataclasses.replace(
+            run,
+            save_every=Duration(every, "steps") if every < num_steps else None,
+            save_final=test is not None and bool(task.beside.v2_url),  # the network is needed once more
+        )
     seen = _Seen(trial)
     earlier = _earlier(sweep, trial, until)
     work = work_url(sweep.out, trial.digest)
@@ -293,6 +302,15 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     if trial.kind == "final":
         s = seen.scores
         predictions.write(sweep.out, trial.digest, s.samples, s.logits, s.labels)
+        assert test is not None
+        seen.numbers |= beside.numbers(
+            task,
+            test,
+            trial=trial.digest,
+            samples=s.samples,
+            scores=s.logits,
+            score=lambda other, opened: beside.scores_of(work, run, other, opened),
+        )
     found = finetune_entry(
         sweep,
         trial,
