@@ -51,11 +51,11 @@ def _dotted(rest: Sequence[str]) -> dict[str, str]:
 
 def _refuse_secrets(args: argparse.Namespace, rest: Sequence[str]) -> None:
     """Before anything is written: what is given here reaches records, reports and trackers."""
-    from pipeline.redact import refuse_secrets
+    from pipeline.redact import refuse_secrets, refuse_secrets_of_a_tracker
 
-    # An MLflow server's address may hold a password; it is passed on by the environment and shown without.
     values = [value for name, value in vars(args).items() if name != "tracking_uri"]
     refuse_secrets(values, "the command")
+    refuse_secrets_of_a_tracker(getattr(args, "tracking_uri", None))
     refuse_secrets([word.partition("=")[2] or word for word in rest], "the command")
 
 

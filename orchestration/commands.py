@@ -417,10 +417,25 @@ def register(args: argparse.Namespace) -> int:
     return 0
 
 
-def ui(args: argparse.Namespace) -> int:
-    from pathlib import Path
+def unregister(args: argparse.Namespace) -> int:
+    from orchestration import registry
+    from pipeline.redact import public
 
-    from orchestration.ui import serve
+    done = registry.unregister(args.target, args.tracking_uri)
+    if done.version:
+        _say(f"unregistered: {done.version.name} version {done.version.version}, {public(done.version.source)}")
+    _say(*(f"unpinned: {public(url)}" for url in done.unpinned))
+    for url, reasons in done.kept.items():
+        _say(*(f"still kept: {public(url)}: {public(why)}" for why in reasons))
+    if done.note:
+        _say(f"note: {done.note}")
+    if not done.version and not done.unpinned:
+        _say(f"nothing to do: {args.target} has no pin of a version that is gone")
+    return 0
+
+
+def ui(args: argparse.Namespace) -> int:
+    from orchestration.ui import serve, serve_folder
 
     if args.team:
         from orchestration.team import serve_team
@@ -435,8 +450,9 @@ def ui(args: argparse.Namespace) -> int:
         )
     if not args.run and not args.tracking_uri:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
-    uri = args.tracking_uri or f"sqlite:///{(Path(args.run) / 'mlflow.db').resolve()}"
-    return serve(uri, args.host, args.port)
+    if args.tracking_uri:
+        return serve(args.tracking_uri, args.host, args.port)
+    return serve_folder(args.run, args.host, args.port)
 
 
 def track_import(args: argparse.Namespace) -> int:

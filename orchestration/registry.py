@@ -2,7 +2,7 @@
 
 A version's `source` is the checkpoint's own URL; its tags hold the SHA-256 of the commit file (which names every other byte), the
 recipe, the lineage and the scorecard. Whoever takes a version is given what was registered or nothing: a commit file with
-another digest is refused. A registered checkpoint is pinned, so that its run does not delete it.
+another digest is refused. A registered checkpoint is pinned, so that its run does not delete it, until `unregister`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestration import lineage, version_facts
+from orchestration.lineage import DIGEST
 from orchestration.tracking import connect, resolve_uri, sqlite_file
 from orchestration.tracking_records import cause
 from pipeline import checkpoint, pull, retention, storage
 from pipeline.backbone import LoadedBackbone, load_backbone
-from pipeline.checkpoint import Commit
 from pipeline.errors import UserError
 from pipeline.redact import public
 
-DIGEST = "normfree.digest"
 SCHEME = "models:/"
-DESCRIPTION_CHARACTERS = 4900  # the column holds 5,000
 SOURCE_CHARACTERS = 500
 
 
@@ -44,6 +43,19 @@ class Version:
     """Made by this call; otherwise the same checkpoint was there under this name."""
     note: str = ""
     """What did not go as it should and does no harm: the checkpoint could not be pinned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unregistered:
+    """What `unregister` did."""
+
+    version: Version | None = None
+    """That was deleted."""
+    unpinned: list[str] = field(default_factory=list)
+    """Checkpoints that were kept for it, or for versions deleted before."""
+    kept: dict[str, list[str]] = field(default_factory=dict)
+    """Checkpoint -> why it is kept all the same; [] where its run may delete it now."""
+    note: str = ""
 
 
 def is_name(url: str) -> bool:
@@ -74,31 +86,35 @@ def register(
     commit = checkpoint.resolve(url, cache)
     source = _source(commit.url, uri)
     checkpoint.verify(commit, cache)
-    tags, rows = _tags(commit), []
+    tags, rows = version_facts.tags_of(commit), []
     if scorecard:
-        rows = _scorecard(scorecard, commit)
+        rows = version_facts.scorecard_rows(scorecard, commit)
         tags |= {"scorecard": public(storage.join(scorecard, "report")), "scorecard.rows": json.dumps(rows)}
     with _asking(uri) as client:
-        found = _registered(client, name, commit.digest)
+        found, why = _registered(client, name, commit.digest), _reason(name, uri)
+        is_pinned, note = _pin(commit.url, why)  # also for a version that is there: its pin may be gone
         if found is None:
-            run_id, lineage = _lineage(client, commit)
-            tags |= lineage
-            was_pinned, note = _pin(commit.url, f"registered as {name} in {public(uri)}")
+            run = lineage.run_of(client, commit.digest)
+            tags |= version_facts.origin_tags(run, commit)
             try:
                 _make_name(client, name)
+                page, run_id = version_facts.description(commit, rows), run.info.run_id if run else None
                 made = client.create_model_version(
-                    name, source, run_id=run_id, tags=tags, description=_description(commit, rows), await_creation_for=0
+                    name, source, run_id=run_id, tags=tags, description=page, await_creation_for=0
                 )
             except BaseException:
-                if not was_pinned:
-                    storage.remove(storage.join(commit.url, retention.KEEP))
+                if is_pinned:
+                    retention.unpin(commit.url, why)
                 raise
             found = Version(
                 name=name, version=str(made.version), source=source, digest=commit.digest, is_new=True, note=note
             )
         else:
+            found = replace(found, note=note)
             for key, value in tags.items():  # the scorecard may be newer than the version
                 client.set_model_version_tag(name, found.version, key, value)
+        if run_id := client.get_model_version(name, found.version).run_id:
+            lineage.link_version(client, run_id, name, found.version, commit.digest)
         if alias:
             client.set_registered_model_alias(name, alias, found.version)
     return found
@@ -122,6 +138,52 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
             f"{uri} was not registered by 'normfree register' (it has no tag {DIGEST}); register its checkpoint"
         )
     return Version(name=name, version=str(made.version), source=str(made.source), digest=str(digest))
+
+
+def unregister(target: str, tracking_uri: str | None = None) -> Unregistered:
+    """Take a version out of the registry and unpin its checkpoint, whose bytes stay where they are.
+
+    `target`: models:/NAME@ALIAS or models:/NAME/VERSION; or the URL of a checkpoint or run folder, which deletes nothing and
+    takes back the pins of versions that somebody has deleted in MLflow's pages. Raises UserError as `find`.
+    """
+    uri = _tracking_uri(tracking_uri)
+    if not is_name(target):
+        return _release(target, uri)
+    version = find(target, uri)
+    with _asking(uri) as client:
+        run_id = client.get_model_version(version.name, version.version).run_id
+        client.delete_model_version(version.name, version.version)
+        if run_id:
+            lineage.unlink_version(client, run_id, version.name, version.version)
+    why = _reason(version.name, uri)
+    try:
+        retention.unpin(version.source, why)
+        return Unregistered(
+            version=version, unpinned=[version.source], kept={version.source: retention.pins(version.source)}
+        )
+    except (OSError, UserError) as error:
+        note = f"it is still pinned ({' '.join(str(error).split())[:200]}); normfree unregister {version.source} tries again"
+        return Unregistered(version=version, note=note)
+
+
+def _release(url: str, uri: str) -> Unregistered:
+    """Unpin the checkpoints at `url` that this tracker has no version of any more."""
+    is_one = storage.exists(storage.join(url, checkpoint.COMMIT))
+    found = [url.rstrip("/")] if is_one else checkpoint.committed(url)
+    if not found:
+        raise UserError(f"no checkpoint at {url}; give a checkpoint, a run folder, or models:/NAME/VERSION")
+    unpinned, kept = [], {}
+    with _asking(uri) as client:
+        for place in found:
+            digest = checkpoint.read_commit(place).digest
+            for why in retention.pins(place):
+                match = re.fullmatch(r"registered as (.+) in (\S+)", why)
+                is_ours = match is not None and _place(match[2]) == _place(uri)
+                if match and is_ours and _registered(client, match[1], digest) is None:
+                    retention.unpin(place, why)
+                    unpinned.append(place)
+            kept[place] = retention.pins(place)
+    return Unregistered(unpinned=unpinned, kept=kept)
 
 
 def load(
@@ -169,89 +231,28 @@ def _source(url: str, uri: str) -> str:
     return url
 
 
+def _reason(name: str, uri: str) -> str:
+    """The line that keeps a registered checkpoint."""
+    return f"registered as {name} in {_place(uri)}"
+
+
+def _place(uri: str) -> str:
+    """A tracker's name for people and for comparison: without passwords, a file by its whole path."""
+    file = sqlite_file(uri)
+    return f"sqlite:///{file}" if file is not None else public(uri).rstrip("/")
+
+
 def _pin(url: str, why: str) -> tuple[bool, str]:
-    """(whether it was pinned before, what to say where it could not be)."""
-    if storage.exists(storage.join(url, retention.KEEP)):
-        return True, ""
+    """(whether this pinned it, what to say where it could not be)."""
     try:
+        if why in retention.pins(url):
+            return False, ""
         retention.pin(url, why)
     except (OSError, UserError) as error:
         if not storage.exists(storage.join(url, checkpoint.COMMIT)):
             raise
         return False, f"it could not be pinned, so its run may delete it ({' '.join(str(error).split())[:200]})"
-    return False, ""
-
-
-def _tags(commit: Commit) -> dict[str, str]:
-    config, dataset = commit.config, commit.dataset
-    tags = {
-        DIGEST: commit.digest,
-        "step": str(commit.step),
-        "samples": str(commit.samples),
-        "size_bytes": str(commit.size_bytes),
-        "num_classes": str(len(commit.classes)),
-        "model": str(config["model"]["name"]),
-        "recipe": str(config.get("name", "")),
-        "config_digest": commit.config_digest,
-        "dataset": str(dataset.get("name", "")),
-        "dataset.url": str(dataset.get("url", "")),
-        "dataset.digest": str(dataset.get("digest", "")),
-        **{f"eval.{name}": f"{value:.6g}" for name, value in commit.evaluation.items()},
-    }
-    return {key: public(value) for key, value in tags.items() if value}
-
-
-def _scorecard(sweep: str, commit: Commit) -> list[dict[str, Any]]:
-    from transfer.ledger import Ledger
-    from transfer.report import load_entries
-    from transfer.report import scorecard as rows_of
-
-    theirs = Ledger(sweep).info().checkpoint_digest
-    if theirs != commit.digest:
-        raise UserError(
-            f"the sweep {sweep} is about another checkpoint (digest {theirs[:12]}) than {commit.url} ({commit.digest[:12]}); "
-            "give the sweep of this one, or leave --scorecard out"
-        )
-    rows = []
-    for row in rows_of(load_entries(sweep)):
-        values = {"pretrained": row.pretrained, "scratch": row.scratch, "gain": row.gain}
-        numbers = {k: round(v.mean, 6) for k, v in values.items() if v is not None}
-        rows.append({"task": row.task, "method": row.method, "shots": row.shots, **numbers, "verdict": row.verdict})
-    return rows
-
-
-def _lineage(client: Any, commit: Commit) -> tuple[str | None, dict[str, str]]:
-    """The MLflow run that saved this checkpoint, where this server knows it, and what it says of the code."""
-    for experiment in client.search_experiments():
-        wanted = f"tags.`checkpoint.digest` = '{commit.digest}'"
-        for run in client.search_runs([experiment.experiment_id], wanted, max_results=1):
-            names = ("code.revision", "code.dirty", "run_dir")
-            found = {name: public(run.data.tags[name]) for name in names if run.data.tags.get(name)}
-            return run.info.run_id, {"run_id": run.info.run_id, **found}
-    return None, {}
-
-
-def _description(commit: Commit, rows: list[dict[str, Any]]) -> str:
-    """What a person reads on the version's page."""
-    result = ", ".join(f"{name} {value:.4f}" for name, value in commit.evaluation.items())
-    lines = [
-        f"`{commit.config['model']['name']}` trained on {commit.dataset.get('name')} for {commit.samples:,} images "
-        f"(step {commit.step}), {len(commit.classes)} classes." + (f" Evaluation: {result}." if result else ""),
-        "",
-        f"Checkpoint `{public(commit.url)}`, SHA-256 of its commit file `{commit.digest}`; the whole recipe stands in it.",
-    ]
-    if rows:
-        lines += [
-            "",
-            "| task | method | images a class | pretrained | from scratch | gain |",
-            "|---|---|--:|--:|--:|--:|",
-        ]
-        for row in rows:
-            values = (f"{100 * row[k]:.1f} %" if k in row else "" for k in ("pretrained", "scratch", "gain"))
-            lines.append(f"| {row['task']} | {row['method']} | {row['shots']} | {' | '.join(values)} |")
-    while len("\n".join(lines)) > DESCRIPTION_CHARACTERS:
-        lines.pop()
-    return "\n".join(lines)
+    return True, ""
 
 
 def _registered(client: Any, name: str, digest: str) -> Version | None:

@@ -37,17 +37,21 @@ class Pictures:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._drawing: dict[str, subprocess.Popen[bytes]] = {}
+        self._there: list[Path] = []
         self._is_wanted = os.environ.get("NORMFREE_PICTURES", "1") != "0"
 
     def begin(self) -> None:
-        """Draw what the configuration alone decides, if it is not there already."""
-        if self._is_wanted and not self._path("signal").exists():
+        """Draw what the configuration alone decides, if it is not there already: from an import to another server."""
+        if self._is_wanted and self._path("signal").exists():
+            self._there = [self._path("signal")]
+        elif self._is_wanted:
             self._draw("signal")
 
     def take(self) -> list[Path]:
         """Those finished since the last call."""
         done = [kind for kind, process in self._drawing.items() if process.poll() is not None]
-        return [self._path(kind) for kind in done if self._drawing.pop(kind).returncode == 0]
+        there, self._there = self._there, []
+        return there + [self._path(kind) for kind in done if self._drawing.pop(kind).returncode == 0]
 
     def last(self, wait_s: float) -> list[Path]:
         """Those of the whole run, and others that were not ready before; what takes longer is given up."""

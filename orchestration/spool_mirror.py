@@ -8,14 +8,18 @@ costs asking the server, and never run ahead of them, which would lose lines.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from pipeline import storage
 
 FOLDER = "spool"
 STATE = "tracking.json"
+OURS = "/./"
+"""In a server's name there: it is a file in this machine's folder of the run (`orchestration.uploader`)."""
 FIRST_PUSH_S, PUSH_EVERY_S, LAST_PUSH_S = 10.0, 300.0, 30.0  # 2,000 parts a week
 PART_BYTES = 64 << 20
 
@@ -104,8 +108,15 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
         changed = True
     state = storage.join(url, FOLDER, STATE)
     if changed and not leave and storage.exists(state):
-        storage.write_bytes(run_dir / STATE, storage.read_bytes(state))
+        _merge_state(run_dir / STATE, json.loads(storage.read_bytes(state)))
     return changed
+
+
+def _merge_state(path: Path, theirs: dict[str, Any]) -> None:
+    """Their account of what the servers have, but for what only we can know: servers that we alone used, our own SQLite."""
+    mine = json.loads(path.read_text()) if path.exists() else {}
+    known = {server: state for server, state in theirs.items() if server not in mine or OURS not in server}
+    storage.write_bytes(path, json.dumps({**mine, **known}, indent=1).encode())
 
 
 def _parts(url: str) -> dict[str, list[tuple[int, int, str]]]:

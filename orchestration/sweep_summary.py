@@ -12,6 +12,7 @@ from transfer.statistics import Estimate
 
 NOTE_TAG = "mlflow.note.content"  # MLflow's own name: its page of a run begins with this text
 MAX_FAILURES = 20
+GAP = "\u2003\u200b"  # an em space, and after it what is no space, or it would be trimmed
 HEADER = ("task", "method", "images a class", "pretrained", "from scratch", "gain", "")
 
 
@@ -57,17 +58,24 @@ def tags(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str,
 
 def note(rows: Sequence[Row], said: Mapping[str, str]) -> str:
     """The scorecard in Markdown, then the best of each task and the failures."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    body = []
     for row in rows:
         sides = (_percent(row.pretrained), _percent(row.scratch), _percent(row.gain, sign=True))
         failed = f", {row.num_failed} failed" if row.num_failed else ""
         cells = (row.task_title, row.method, str(row.shots), *sides, row.verdict + failed)
-        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+        body.append(cells)
+    lines = table(HEADER, body)
     lines += ["", "Mean and half width of the 95 % interval over seeds; the gain is paired by seed."]
     best = [f"- {name.removeprefix('best.')}: {text}" for name, text in said.items() if name.startswith("best.")]
     lines += ["", "Best trial of each task:", *best] if best else []
     lines += ["", "Failed:", *(f"- {line}" for line in said["failures"].splitlines())] if "failures" in said else []
     return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table. MLflow's pages draw cells without any space between, so each brings its own."""
+    cells = ([cell.replace("|", "/").replace(" ± ", "\u00a0±\u00a0") + GAP for cell in row] for row in rows)
+    return ["| " + " | ".join(row) + " |" for row in ([cell + GAP for cell in header], ["---"] * len(header), *cells)]
 
 
 def _percent(estimate: Estimate | None, *, sign: bool = False) -> str:

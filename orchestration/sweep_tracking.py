@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration import heartbeat
+from orchestration import heartbeat, lineage
+from orchestration.lineage import Origin
 from orchestration.tracking import connect, experiment_id, missing, resolve_uri, send, send_datasets, write_json
 from orchestration.tracking_records import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, public
 
@@ -43,25 +44,37 @@ class _Child:
 class SweepTracker:
     """`child` for every finished trial, `parent_summary` when there is something to sum up, `close` at the end.
 
-    `sweep_dir` is a local folder that holds `tracking.json`; with `tracking_uri` None also the SQLite file. Raises
-    UserError for a URI that MLflow would not take, and nothing else ever.
+    `sweep_dir` is a local folder that holds `tracking.json`; with `tracking_uri` None also the SQLite file. `token` is how
+    other machines know the sweep too, `begin_s` (Unix) when it began. Raises UserError for a URI that MLflow would not
+    take, and nothing else ever.
     """
 
-    def __init__(self, tracking_uri: str | None, experiment: str, name: str, sweep_dir: str | Path) -> None:
+    def __init__(
+        self,
+        tracking_uri: str | None,
+        experiment: str,
+        name: str,
+        sweep_dir: str | Path,
+        *,
+        token: str | None = None,
+        begin_s: float | None = None,
+    ) -> None:
         self.uri = resolve_uri(tracking_uri, sweep_dir)
         self.num_failures = 0
         self._experiment, self._name = experiment, name
+        self._begin_ms = None if begin_s is None else round(1000 * begin_s)
         self._file = Path(sweep_dir).resolve() / "tracking.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._states: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             self._states = json.loads(self._file.read_text())
         target = public(self.uri).replace(str(self._file.parent), ".")
-        fresh: dict[str, Any] = {"run_id": None, "token": secrets.token_hex(8), "children": {}}
+        fresh: dict[str, Any] = {"run_id": None, "token": token or secrets.token_hex(8), "children": {}}
         self._state = self._states[target] = fresh | self._states.get(target, {})
         self._client: Any = None
         self._waiting: dict[str, _Child] = {}
-        self._summary: tuple[Upload, list[Path]] | None = None
+        self._summary: tuple[Upload, list[Path], dict[str, str]] | None = None
+        self._origins: dict[str, Origin] = {}
         self._pause_s, self._not_before = 0.0, 0.0
         self._trouble = ""
         self._beats: threading.Thread | None = None
@@ -100,18 +113,26 @@ class SweepTracker:
         metrics: dict[str, float],
         artifacts: Sequence[Path],
         tags: Mapping[str, str] | None = None,
+        *,
+        checkpoints: Mapping[str, str] | None = None,
     ) -> None:
-        """What the sweep as a whole says: parameters (write-once), metrics, files such as the scorecard, and tags."""
+        """What the sweep as a whole says: parameters (write-once), metrics, files such as the scorecard, and tags.
+
+        `checkpoints` (digest -> URL) are those that it is about; their runs are linked with it, both ways.
+        """
         upload = Upload(
             points=_points(metrics, 0, time.time()),
             params={k: public(str(v))[:500] for k, v in params.items()},
             tags={k: public(str(v))[:TAG_CHARACTERS] for k, v in (tags or {}).items()},
         )
-        self._summary = upload, list(artifacts)
+        self._summary = upload, list(artifacts), dict(checkpoints or {})
         self._send_waiting()
 
-    def close(self, status: str) -> None:
-        """Sends what waits and ends the parent run (`status` as in `child`, or killed); one line if not all arrived."""
+    def close(self, status: str, end_s: float | None = None) -> bool:
+        """Sends what waits and ends the parent run (`status` as in `child`, or killed); False and one line if not all arrived.
+
+        `end_s` (Unix): when it ended, now by default.
+        """
         self._not_before = 0.0  # a last try, at once
         self._send_waiting()
         self._end.set()
@@ -121,14 +142,16 @@ class SweepTracker:
             with self._guarded():
                 if self._client is None:
                     self._connect()
-                self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status))
-                return
+                end_ms = None if end_s is None else round(1000 * end_s)
+                self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status), end_time=end_ms)
+                return True
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
         print(
             f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._trouble}; {self.num_failures} calls "
             "failed); they are in the sweep's ledger, and running the same command again sends them",
             file=sys.stderr,
         )
+        return False
 
     def _send_waiting(self) -> None:
         if time.monotonic() < self._not_before:
@@ -165,7 +188,7 @@ class SweepTracker:
         if self._state["run_id"] is None:
             tags = {SWEEP_TAG: self._state["token"], **heartbeat.beat_now()}
             run = _find(client, experiment, SWEEP_TAG, self._state["token"])
-            run = run or client.create_run(experiment, tags=tags, run_name=self._name)
+            run = run or client.create_run(experiment, tags=tags, run_name=self._name, start_time=self._begin_ms)
             self._state["run_id"] = run.info.run_id
             self._save()
         else:
@@ -191,6 +214,8 @@ class SweepTracker:
         upload = child.upload
         if run is None:
             tags = {DIGEST_TAG: child.digest, PARENT_TAG: parent}
+            if digest := upload.tags.get("checkpoint_digest"):
+                tags |= self._origin(digest, upload.tags.get("checkpoint_url", "")).tags
             start_ms = min((p.time_ms for p in upload.points), default=None)
             run = client.create_run(experiment, tags=tags, run_name=child.name, start_time=start_ms)
         elif run.info.status == "RUNNING":
@@ -204,16 +229,31 @@ class SweepTracker:
         self._state["children"][child.digest] = run.info.run_id
         self._save()
 
-    def _log_summary(self, upload: Upload, artifacts: list[Path]) -> None:
+    def _log_summary(self, upload: Upload, artifacts: list[Path], checkpoints: dict[str, str]) -> None:
         run_id = self._state["run_id"]
         # The same sweep, extended, sums up again: parameters that differ by then become tags (they are write-once).
-        have = self._client.get_run(run_id).data.params
+        data = self._client.get_run(run_id).data
+        have = data.params
         changed = {f"latest.{k}": v for k, v in upload.params.items() if have.get(k, v) != v}
         params = {k: v for k, v in upload.params.items() if k not in have}
-        send(self._client, run_id, Upload(points=upload.points, params=params, tags={**upload.tags, **changed}))
+        points = [p for p in upload.points if data.metrics.get(p.key) != p.value]  # an import again says nothing new
+        tags = {**upload.tags, **changed}
+        if origins := [self._origin(digest, url) for digest, url in checkpoints.items()]:
+            tags |= lineage.merged(origins)
+        send(self._client, run_id, Upload(points=points, params=params, tags=tags))
+        if "status.cause" in data.tags and "status.cause" not in tags:  # it had not come to its end
+            self._client.delete_tag(run_id, "status.cause")
+        for digest, origin in zip(checkpoints, origins, strict=True):
+            lineage.link_back(self._client, origin, digest, run_id, tags.get("sweep_dir", self._name))
         for path in artifacts:
             if path.exists():
                 self._client.log_artifact(run_id, str(path))
+
+    def _origin(self, digest: str, url: str) -> Origin:
+        """Whence these weights come; asked once."""
+        if digest not in self._origins:
+            self._origins[digest] = lineage.origin(self._client, digest, url)
+        return self._origins[digest]
 
     def _save(self) -> None:
         write_json(self._file, self._states)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 from orchestration import heartbeat, spool_mirror
+from orchestration.alive import only_one
 from orchestration.tracking import connect, local_twin, resolve_uri, sqlite_file
 from orchestration.tracking_records import cause
 from pipeline import storage
@@ -16,33 +18,37 @@ from pipeline.errors import UserError
 from pipeline.redact import public
 
 STATUS_MARK = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
+SPOOL, LOCK, CONFIG = "records.jsonl", "tracking.lock", "run.yaml"
+EXIT_NOT_UPLOADED = 3
 
 
 def track_import(args: argparse.Namespace) -> int:
-    """Send the spool of a run, wherever it lies, to a server; 0 all is there, 3 the server did not take all of it."""
-    from orchestration.uploader import Uploader
+    """Send the records of a run or sweep, wherever it lies, to a server; 0 all is there, 3 the server did not take all."""
+    from orchestration.sweep_records import is_sweep
 
-    run_dir = local_twin(args.run)
-    if not storage.is_local(args.run):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        spool_mirror.pull(args.run, run_dir)
-    if not (run_dir / "records.jsonl").exists():
-        raise UserError(
-            f"no records of {args.run} (records.jsonl is missing); give the folder of a run that has started"
-        )
-    uri = _uri(args.tracking_uri, run_dir)
+    folder = local_twin(args.run)
+    if is_sweep(args.run):
+        if args.experiment or args.run_name:
+            raise UserError(
+                f"{args.run} is a sweep, which has a parent run and children under names of their own; leave out "
+                "--experiment and --run-name"
+            )
+        uri = _uri(args.tracking_uri, folder)
+        _refuse_the_dead(uri)
+        return _send_sweep(args.run, uri)
+    _fetch(args.run, folder)
+    uri = _uri(args.tracking_uri, folder)
     _refuse_the_dead(uri)
-    uploader = Uploader(run_dir, uri, experiment=args.experiment, run_name=args.run_name)
-    status = uploader.run()
-    if status == 0:
-        print(f"{uploader.num_sent} records of {args.run} sent; {public(uri)} has all {uploader.num_known} of them")
-        print(f"run {uploader.run_id} in experiment {uploader.experiment!r}: {uploader.status}")
-    return status
+    return _send_run(args.run, folder, uri, experiment=args.experiment, run_name=args.run_name)
 
 
 def track_status(args: argparse.Namespace) -> int:
     """List a server's runs with how they ended, after ending those that fell silent."""
-    uri = _uri(args.tracking_uri, Path(args.run) if args.run else None)
+    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri or not args.run:
+        uri = _uri(uri, None)
+    else:
+        uri = records_of(args.run)
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"no MLflow records at {file}; give the folder of a run or sweep that has started, or its URI")
@@ -54,6 +60,67 @@ def track_status(args: argparse.Namespace) -> int:
     for run in client.search_runs(experiments, max_results=args.limit):
         print(_line(run))
     return 0
+
+
+def records_of(url: str) -> str:
+    """The tracking URI of a run's or sweep's own records; those of a folder in an object store are brought here first.
+
+    They are put together in SQLite on this machine, from the spool or the ledger; a second call brings what is new. Where
+    this machine trains the run, its own records are newer than those in the store, and stand. Raises UserError for a folder
+    without records.
+    """
+    folder = local_twin(url)
+    uri = resolve_uri(None, folder)
+    if storage.is_local(url):
+        return uri
+    from orchestration.sweep_records import is_sweep
+
+    if is_sweep(url):
+        _send_sweep(url, uri, show=False)
+        return uri
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder / LOCK, lambda: False, wait_s=0.0) as is_free:
+        if is_free:
+            _fetch(url, folder)
+    if is_free:
+        _send_run(url, folder, uri, show=False)
+    elif not (folder / "mlflow.db").exists():
+        raise UserError(f"{url} is trained on this machine now and tells another tracker; give its --tracking-uri")
+    return uri
+
+
+def _send_sweep(url: str, uri: str, *, show: bool = True) -> int:
+    from orchestration.sweep_records import SweepRecords
+
+    if not SweepRecords(url, uri).send_all(here=False):
+        return EXIT_NOT_UPLOADED
+    if show:
+        print(f"{public(uri)} has the sweep {url}")
+    return 0
+
+
+def _send_run(url: str, folder: Path, uri: str, *, show: bool = True, **names: str | None) -> int:
+    from orchestration.uploader import Uploader
+
+    uploader = Uploader(folder, uri, **names)  # type: ignore[arg-type]
+    status = uploader.run()
+    if status == 0 and show:
+        print(f"{uploader.num_sent} records of {url} sent; {public(uri)} has all {uploader.num_known} of them")
+        print(f"run {uploader.run_id} in experiment {uploader.experiment!r}: {uploader.status}")
+    return status
+
+
+def _fetch(url: str, folder: Path) -> None:
+    """The records of a run in an object store, and its configuration, into its folder on this machine."""
+    if not storage.is_local(url):
+        folder.mkdir(parents=True, exist_ok=True)
+        spool_mirror.pull(url, folder)
+        with contextlib.suppress(FileNotFoundError):
+            storage.write_bytes(folder / CONFIG, storage.read_bytes(storage.join(url, CONFIG)))
+    if not (folder / SPOOL).exists():
+        raise UserError(
+            f"no records of a run or sweep at {url} (no {SPOOL}, no sweep.json); give the folder of one that has started"
+        )
 
 
 def _line(run: Any) -> str:

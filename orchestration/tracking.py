@@ -14,6 +14,7 @@ Offline machines: `normfree track import RUN --tracking-uri URI` sends a spool l
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -67,13 +68,15 @@ def start_uploader(
 
 
 def local_twin(url: str) -> Path:
-    """The folder for the spool and its books: the run folder, or for one in an object store a folder on this machine.
+    """The folder for records and their books: the run or sweep folder, or for one in an object store one on this machine.
 
     The spool is local by law: an object store cannot be appended to.
     """
     if storage.is_local(url):
         return storage.local_path(url)
-    return Path(tempfile.gettempdir()) / "normfree-spools" / url.rstrip("/").replace("://", "-").replace("/", "-")
+    url = url.rstrip("/")
+    name = f"{url.replace('://', '-').replace('/', '-')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    return Path(tempfile.gettempdir()) / f"normfree-spools-{os.getuid()}" / name  # machines are shared
 
 
 def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -173,7 +173,9 @@ class Translator:
         when = datetime.fromtimestamp(record["time_s"], UTC).isoformat(timespec="seconds")
         who = f"{when} on {record.get('host')}, process {record.get('pid')}"
         facts = {k: str(v) for k, v in record.items() if k.startswith(FACTS) and v is not None}
-        return Upload(tags={"attempt": str(self.attempt), f"attempt.{self.attempt}": who, **facts})
+        return Upload(
+            tags={"attempt": str(self.attempt), f"attempt.{self.attempt}": who, **facts, **source_tags(facts)}
+        )
 
     def _started(self, record: dict[str, Any]) -> Upload:
         config = record.get("config") or {}
@@ -284,6 +286,15 @@ class Translator:
     def _system(self, record: dict[str, Any]) -> Upload:
         node = re.sub(r"[^\w.-]", "_", str(record["node"]))
         return Upload(points=_points(record, {f"system/{node}/{k}": v for k, v in record["values"].items()}))
+
+
+def source_tags(facts: Mapping[str, str]) -> dict[str, str]:
+    """What fills MLflow's own column and line "Source": the command without its arguments, and the revision of the code."""
+    if "environment.command" not in facts:
+        return {}
+    name = " ".join(word.rpartition("/")[2] for word in facts["environment.command"].split()[:2])
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": name}
+    return tags | ({"mlflow.source.git.commit": facts["code.revision"]} if facts.get("code.revision") else {})
 
 
 def cause(error: BaseException) -> str:

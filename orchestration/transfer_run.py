@@ -6,27 +6,18 @@ import argparse
 import re
 import shlex
 import sys
-import tempfile
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from orchestration import sweep_summary
-from orchestration.provenance import facts
 from orchestration.sweep import Resources, transfer
-from orchestration.sweep_tracking import SweepTracker
-from orchestration.tracking_records import DatasetUsed
+from orchestration.sweep_records import SweepRecords
 from pipeline import storage
 from pipeline.errors import UserError
 from transfer.conductor import Budget
-from transfer.imagenet_labels import BESIDE
-from transfer.ledger import Ledger
-from transfer.report import load_entries, scorecard, write_report
-from transfer.scorecard import with_beside
+from transfer.report import write_report
 
 LINE_EVERY_S = 10.0
-INTERESTING = ("task", "method", "init", "shots", "seed", "kind", "backbone")
 
 
 def transfer_run(args: argparse.Namespace) -> int:
@@ -52,7 +43,7 @@ def transfer_run(args: argparse.Namespace) -> int:
     for row in result.not_run:
         where = f" {row['method']} at {row['shots']} shots" if row["method"] else ""  # else the whole task
         print(f"not run: {row['task']}{where}: {row['reason']}")
-    listener.finish(result.num_failed, [Path(p) for p in paths.values() if storage.is_local(p)])
+    listener.finish()
     if result.spent:
         print(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
     print(f"made {args.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
@@ -105,7 +96,7 @@ class _Listener:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
-        self._tracker: SweepTracker | None = None
+        self._found: SweepRecords | None = None
         self._begin_s = self._shown_s = time.monotonic()
         self._live = sys.stderr.isatty()
 
@@ -129,7 +120,7 @@ class _Listener:
 
     def _trial(self, event: dict[str, Any]) -> None:
         entry = event["entry"]
-        self._track(entry)
+        self._records().trial(entry)
         if entry["status"] == "failed":
             self._line(
                 f"FAILED {entry['task']} {entry['method']} {entry['init']} {entry['shots']} shots: {entry['error']}"
@@ -154,58 +145,11 @@ class _Listener:
             print("\r\033[K", end="", file=sys.stderr)
         print(text, flush=True)
 
-    def _tracking(self) -> SweepTracker:
-        if self._tracker is None:
-            out = self._args.out
-            # MLflow's local bookkeeping of a remote sweep folder lies in a local twin.
-            local = (
-                storage.local_path(out)
-                if storage.is_local(out)
-                else tempfile.gettempdir() + "/normfree-sweeps/" + (out.replace("://", "-").replace("/", "-"))
-            )
-            backbones = [word.rstrip("/").rsplit("/", 1)[-1] for word in self._args.checkpoint]
-            name = f"{self._args.suite} of {', '.join(backbones)}"
-            self._tracker = SweepTracker(self._args.tracking_uri, "transfer", name, str(local))
-        return self._tracker
+    def _records(self) -> SweepRecords:
+        if self._found is None:
+            self._found = SweepRecords(self._args.out, self._args.tracking_uri)
+        return self._found
 
-    def _track(self, entry: dict[str, Any]) -> None:
-        name = sweep_summary.trial_name(entry)
-        parameters = {k: entry[k] for k in INTERESTING} | entry["hyperparameters"]
-        final = entry["metrics"] | ({} if entry["value"] is None else {entry["metric"]: entry["value"]})
-        final |= {"seconds_s": entry["seconds_s"], "images_seen": float(entry["images_seen"])}
-        tags = {k: str(entry[k]) for k in ("checkpoint_digest", "data_digest", "protocol_digest", "error") if entry[k]}
-        tags |= {"suite": self._args.suite, "checkpoint_url": entry["checkpoint_url"]}
-        data = DatasetUsed(entry["task"], entry["data_digest"], f"{self._args.data_root}/{entry['task']}", "training")
-        self._tracking().child(
-            entry["digest"],
-            name,
-            parameters,
-            entry["history"],
-            final,
-            tags,
-            entry["status"],
-            [data] if entry["data_digest"] else [],
-        )
-
-    def finish(self, num_failed: int, artifacts: list[Path]) -> None:
+    def finish(self) -> None:
         """Every trial of the ledger, so also those of an earlier start, then the sum of it all."""
-        for entry in Ledger(self._args.out).entries():
-            self._track(asdict(entry))
-        entries = [asdict(entry) for entry in load_entries(self._args.out)]
-        rows = scorecard(load_entries(self._args.out))
-        metrics = sweep_summary.spread(entries)
-        for row in with_beside(rows):
-            name = f"{row.task}/{row.method}/{row.shots}" + (f"/{row.metric}" if row.metric in BESIDE else "")
-            for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
-                if value is not None:
-                    metrics[f"{name}/{label}"] = value.mean
-        info = Ledger(self._args.out).info()
-        parameters: dict[str, Any] = {
-            "suite": info.suite,
-            "checkpoint": info.checkpoint_url,
-            "checkpoint_digest": info.checkpoint_digest,
-        }
-        parameters |= {"model": info.model, "num_seeds": info.num_seeds, "num_failed": num_failed}
-        tags = sweep_summary.tags(entries, rows) | {"checkpoint_digest": info.checkpoint_digest}
-        self._tracking().parent_summary(parameters, metrics, artifacts, tags | facts())
-        self._tracking().close("failed" if num_failed else "ok")
+        self._records().send_all(here=True)

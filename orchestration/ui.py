@@ -11,20 +11,35 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
+from functools import partial
 
 from orchestration.heartbeat import keep_sweeping
+from orchestration.track import records_of
 from orchestration.tracking import connect, resolve_uri, sqlite_file
 from orchestration.tracking_records import public
+from pipeline import storage
 from pipeline.errors import UserError
 
 START_S = 180.0  # a first start makes the tables
+STOP_S = 10.0
+REFRESH_S = 300.0  # as often as a run in an object store adds to its records there
 
 
-def serve(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
+def serve_folder(url: str, host: str = "127.0.0.1", port: int = 5000) -> int:
+    """As `serve`, over the records of a run or sweep folder; what one in an object store adds is brought as it comes."""
+    uri = records_of(url)
+    refresh = None if storage.is_local(url) else partial(records_of, url)
+    return serve(uri, host, port, refresh=refresh)
+
+
+def serve(
+    tracking_uri: str, host: str = "127.0.0.1", port: int = 5000, *, refresh: Callable[[], object] | None = None
+) -> int:
     """Serves until Ctrl-C and returns the exit status; a server's own URI is only printed, for it has pages already.
 
-    UserError for a SQLite file that does not exist (MLflow would make an empty one and show nothing), for a folder, and
-    for a port in use. Port 0 takes a free one.
+    `refresh` is called every REFRESH_S meanwhile. UserError for a SQLite file that does not exist (MLflow would make an
+    empty one and show nothing), for a folder, and for a port in use. Port 0 takes a free one.
     """
     if tracking_uri.startswith(("http://", "https://")):
         print(f"MLflow is there already: {public(tracking_uri)}")
@@ -32,15 +47,31 @@ def serve(tracking_uri: str, host: str = "127.0.0.1", port: int = 5000) -> int:
     uri = resolve_uri(tracking_uri, ".")
     file = sqlite_file(uri)
     if file is not None and not file.exists():
-        raise UserError(f"no MLflow records at {file}; give the folder of a run or sweep that has started, or its URI")
+        raise UserError(
+            f"no MLflow records at {file}; give the folder of a run or sweep that has started, or its URI; where it told "
+            "another tracker, 'normfree track import FOLDER' makes them from what the folder holds"
+        )
     port = free_port(host, port)
     return run_server(
-        command(host, port), _environment(uri), cwd=str(file.parent) if file else None, host=host, port=port, shown=uri
+        command(host, port),
+        _environment(uri),
+        cwd=str(file.parent) if file else None,
+        host=host,
+        port=port,
+        shown=uri,
+        refresh=refresh,
     )
 
 
 def run_server(
-    words: list[str], environment: dict[str, str], *, cwd: str | None, host: str, port: int, shown: str
+    words: list[str],
+    environment: dict[str, str],
+    *,
+    cwd: str | None,
+    host: str,
+    port: int,
+    shown: str,
+    refresh: Callable[[], object] | None = None,
 ) -> int:
     """An MLflow server until Ctrl-C or its own end. `shown` is the store behind it, where silent runs are looked after."""
     # A group of its own, because MLflow's server has children that do not end with it.
@@ -51,6 +82,8 @@ def run_server(
         _wait(process, host, port)
         # Where nobody trains any more nobody else could say that the last run died with its machine.
         threading.Thread(target=keep_sweeping, args=(lambda: connect(shown), end), daemon=True).start()
+        if refresh is not None:
+            threading.Thread(target=_keep_refreshing, args=(refresh, end), daemon=True).start()
         print(f"MLflow shows {public(shown)} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
         return process.wait()
     except KeyboardInterrupt:
@@ -58,9 +91,22 @@ def run_server(
     finally:
         end.set()
         signal.signal(signal.SIGTERM, before)
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Its end may take long on a busy machine when all requests are long answered; nobody should wait for that."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+
+
+def _keep_refreshing(refresh: Callable[[], object], end: threading.Event) -> None:
+    while not end.wait(REFRESH_S):
+        with contextlib.suppress(Exception):  # a store that is away is asked again
+            refresh()
 
 
 def command(host: str, port: int) -> list[str]:

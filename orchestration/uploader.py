@@ -6,6 +6,7 @@ See `orchestration.tracking` for what it promises. Imports no MLflow itself: tha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -257,8 +258,10 @@ class Uploader:
         self._client = client
 
     def _conclude(self) -> None:
-        gone = Ending("KILLED", "the process is gone without a last word: killed, or its machine failed")
-        ending = self._translator.ending or gone
+        gone = "the process is gone without a last word: killed, or its machine failed"
+        if self._watch_pid is None:  # we know nothing but what is written
+            gone = "its records end without a last word: killed, or it goes on elsewhere and has told no more yet"
+        ending = self._translator.ending or Ending("KILLED", gone)
         run_id = self._state["run_id"]
         send(self._client, run_id, Upload(tags={"status.cause": ending.cause}))
         # A spool that is sent later ended when its last line was written; a process that is gone, just now.
@@ -321,7 +324,7 @@ class Uploader:
         self._states = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
         # By the server's public name, with "." for the run folder, which may be moved: a spool can go to many servers.
         target = public(self.uri).replace(str(self.run_dir), ".")
-        fresh = {"run_id": None, "token": secrets.token_hex(8), "acknowledged": 0}
+        fresh = {"run_id": None, "token": self._token(), "acknowledged": 0}
         self._state: dict[str, Any] = self._states.setdefault(target, fresh)
         self._state.setdefault("beside", {})
         # The run has one name, wherever its spool is sent.
@@ -331,6 +334,13 @@ class Uploader:
         ):
             self._state[key] = given or next((state[key] for state in known if state.get(key)), default)
         self._rewind()
+
+    def _token(self) -> str:
+        """By which the run is known on a server: of its first line, so that two machines that import it mean one run."""
+        with contextlib.suppress(OSError), (self.run_dir / MAIN).open("rb") as file:
+            if (line := file.readline()).endswith(b"\n"):
+                return hashlib.sha256(line).hexdigest()[:16]
+        return secrets.token_hex(8)
 
     def _save(self) -> None:
         write_json(self._state_file, self._states)

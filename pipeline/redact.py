@@ -44,3 +44,18 @@ def refuse_secrets(values: Any, where: str) -> None:
     elif isinstance(values, list | tuple):
         for value in values:
             refuse_secrets(value, where)
+
+
+def refuse_secrets_of_a_tracker(uri: str | None) -> None:
+    """UserError for a --tracking-uri with credentials: every user of the machine can read a command line, and so can tools
+    that keep it (Ray's logs hold that of its driver). The variables that are named instead are the clients' own."""
+    if uri and has_secret(uri):
+        instead = (
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            if uri.startswith(("http://", "https://"))
+            else "PGPASSWORD (PostgreSQL), or the database's own file of passwords"
+        )
+        raise UserError(
+            f"--tracking-uri holds credentials ({public(uri)} without them), and everybody on this machine can read a command "
+            f"line; leave them out and set {instead}"
+        )

@@ -20,6 +20,8 @@ from pipeline.faults import reach
 from pipeline.records import PassedOver
 
 KEEP, DAMAGED = "KEEP", "DAMAGED"
+BY_HAND = "pinned by hand"
+"""What an empty KEEP says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +91,37 @@ def retain(run_dir: str, policy: Policy, in_flight: str | None = None) -> list[s
 
 
 def pin(url: str, why: str) -> None:
-    """Keep this checkpoint whatever the run's settings say, until the file KEEP in it is deleted.
+    """Keep this checkpoint whatever the run's settings say, until `unpin` or until the file KEEP in it is deleted.
 
-    Raises UserError if there is no checkpoint (any more): pin first, then use.
+    KEEP holds a line for each reason. Raises UserError if there is no checkpoint (any more): pin first, then use.
     """
-    storage.write_bytes(storage.join(url, KEEP), f"{why}\n".encode())
+    there = pins(url)
+    if why not in there:
+        storage.write_bytes(storage.join(url, KEEP), "".join(f"{line}\n" for line in [*there, why]).encode())
     if not storage.exists(storage.join(url, COMMIT)):
         with contextlib.suppress(OSError):
             storage.remove(storage.join(url, KEEP))
         raise UserError(f"{url} is no checkpoint (any more), so it cannot be kept; name one that has a {COMMIT}")
+
+
+def pins(url: str) -> list[str]:
+    """Why this checkpoint is kept, a line each; [] if nobody pinned it."""
+    try:
+        return storage.read_bytes(storage.join(url, KEEP)).decode(errors="replace").splitlines() or [BY_HAND]
+    except FileNotFoundError:
+        return []
+
+
+def unpin(url: str, why: str) -> None:
+    """Take one reason back; the file KEEP goes with the last one. Nothing happens if it is not kept for that."""
+    there = pins(url)
+    if why not in there:
+        return
+    left = [line for line in there if line != why]
+    if left:
+        storage.write_bytes(storage.join(url, KEEP), "".join(f"{line}\n" for line in left).encode())
+    else:
+        storage.remove(storage.join(url, KEEP))
 
 
 def mark_damaged(bad: PassedOver) -> PassedOver:

@@ -12,6 +12,7 @@ def records_commands(commands: Any) -> None:
     _track(commands)
     _pull(commands)
     _register(commands)
+    _unregister(commands)
 
 
 def _ui(commands: Any) -> None:
@@ -22,12 +23,13 @@ def _ui(commands: Any) -> None:
         "open MLflow on a run's or sweep's records; with --team, serve it to a group from PostgreSQL and a bucket",
         [
             "normfree ui runs/glyphs",
+            "normfree ui s3://bucket/runs/c100",
             "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001",
             "PGPASSWORD=... MLFLOW_AUTH_ADMIN_PASSWORD=... normfree ui --team \\",
             "      --tracking-uri postgresql://mlflow@db/mlflow --artifacts s3://bucket/mlflow --host 0.0.0.0",
         ],
     )
-    p.add_argument("run", nargs="?", metavar="DIR", help="a run or sweep folder")
+    p.add_argument("run", nargs="?", metavar="URL", help="a run or sweep folder, local or in an object store")
     p.add_argument("--tracking-uri", metavar="URI")
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=5000)
@@ -46,13 +48,13 @@ def _track(commands: Any) -> None:
         actions,
         "import",
         "track_import",
-        "send the records of a run to a server, what is not there yet; a second time changes nothing",
+        "send the records of a run or sweep to a server, what is not there yet; a second time changes nothing",
         [
             "normfree track import runs/c100 --tracking-uri http://mlflow:5000",
             "normfree track import s3://bucket/runs/c100 --tracking-uri http://mlflow:5000",
         ],
     )
-    p.add_argument("run", metavar="RUN", help="run folder, local or in an object store")
+    p.add_argument("run", metavar="RUN|SWEEP", help="run or sweep folder, local or in an object store")
     p.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else SQLite in the run folder")
     p.add_argument("--experiment", metavar="NAME", help="default: the one that the run was made for")
     p.add_argument("--run-name", metavar="NAME", help="default: the run's own")
@@ -63,7 +65,7 @@ def _track(commands: Any) -> None:
         "list runs and how they ended; runs whose machine fell silent are marked as failed",
         ["normfree track status runs/c100", "normfree track status --tracking-uri http://mlflow:5000"],
     )
-    p.add_argument("run", nargs="?", metavar="DIR", help="a run or sweep folder")
+    p.add_argument("run", nargs="?", metavar="URL", help="a run or sweep folder, local or in an object store")
     p.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else SQLite in the folder")
     p.add_argument("--limit", type=int, default=100, metavar="N", help="runs to list (default %(default)s)")
 
@@ -112,4 +114,24 @@ def _register(commands: Any) -> None:
     p.add_argument("name", metavar="NAME", help="of the model in the registry")
     p.add_argument("--alias", metavar="ALIAS", help="such as champion; moved here if another version has it")
     p.add_argument("--scorecard", metavar="SWEEP", help="sweep folder of a transfer of this checkpoint")
+    p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
+
+
+def _unregister(commands: Any) -> None:
+    p = add(
+        commands,
+        "unregister",
+        "unregister",
+        "take a version out of the registry and unpin its checkpoint, whose bytes stay where they are",
+        [
+            "normfree unregister models:/c100/3 --tracking-uri http://mlflow.example:5000",
+            "normfree unregister s3://bucket/runs/c100 --tracking-uri http://mlflow.example:5000",
+        ],
+    )
+    p.add_argument(
+        "target",
+        metavar="VERSION|RUN",
+        help="models:/NAME/VERSION or models:/NAME@ALIAS; a checkpoint or run folder: nothing is deleted, and the pins of "
+        "versions that were deleted in MLflow's pages are taken back",
+    )
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")

@@ -14,7 +14,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from orchestration.launch.worker import EXIT_OURS, run_worker
+from orchestration.launch.worker import EXIT_OURS, TRACKING_URI, run_worker
 from pipeline import storage
 from pipeline.config import Run, dump_yaml
 from pipeline.errors import UserError
@@ -39,12 +39,15 @@ def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None
     requested = storage.join(out, "requested.yaml")
     storage.write_bytes(requested, dump_yaml(run).encode())
     arguments = ["-m", "orchestration.launch.worker", requested, out]
-    arguments += ["--tracking-uri", tracking_uri] if tracking_uri else []
     arguments += ["--debug"] if debug else []
-    return supervise([sys.executable, *arguments], num_processes, grace_s=run.watchdog.grace_s)
+    # By the environment: a URI may hold a password, and command lines are for everybody to read.
+    extra = {TRACKING_URI: tracking_uri or ""}
+    return supervise([sys.executable, *arguments], num_processes, grace_s=run.watchdog.grace_s, environment=extra)
 
 
-def supervise(command: list[str], num_processes: int, *, grace_s: float) -> int:
+def supervise(
+    command: list[str], num_processes: int, *, grace_s: float, environment: dict[str, str] | None = None
+) -> int:
     """Runs the command once a rank, with the variables that `torch.distributed` reads; returns the code of `outcome`.
 
     SIGTERM, SIGINT and SIGHUP are passed on to all ranks as SIGTERM, once.
@@ -56,6 +59,7 @@ def supervise(command: list[str], num_processes: int, *, grace_s: float) -> int:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
         **os.environ,
+        **(environment or {}),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes))),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),

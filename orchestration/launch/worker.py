@@ -15,6 +15,8 @@ from pipeline.records import Finished, Stopped
 from pipeline.stop import EXIT_REQUEUE
 
 EXIT_OURS, EXIT_USER = 1, 2
+TRACKING_URI = "NORMFREE_TRACKING_URI"
+"""The variable by which the launcher tells its ranks where the records go; empty or unset: SQLite in the run folder."""
 
 
 def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
@@ -63,11 +65,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="one rank of a run (started by 'normfree pretrain --num-processes N')")
     parser.add_argument("requested")
     parser.add_argument("out")
-    parser.add_argument("--tracking-uri")
     parser.add_argument("--debug", action="store_true")
     args = parser.parse_args()
     run = load_yaml(storage.read_bytes(args.requested).decode(), args.requested)
-    return run_worker(run, args.out, tracking_uri=args.tracking_uri, debug=args.debug)
+    return run_worker(run, args.out, tracking_uri=os.environ.get(TRACKING_URI) or None, debug=args.debug)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ COMMANDS = [
     "transfer",
     "report",
     "ui",
+    "track import",
+    "track status",
+    "pull",
+    "register",
+    "unregister",
     "classify",
     "export",
 ]

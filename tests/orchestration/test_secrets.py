@@ -1,9 +1,11 @@
 """A credential stands in nothing that is written or shown: not in files, objects, trackers, output; URLs with one are refused."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +45,11 @@ _spec.loader.exec_module(s3_server)
         "pull s3://key:{}@bucket/run --to here",
         "register s3://key:{}@bucket/run name --tracking-uri sqlite:///mlflow.db",
         "register run name --scorecard s3://key:{}@bucket/sweep --tracking-uri sqlite:///mlflow.db",
+        "unregister s3://key:{}@bucket/run --tracking-uri sqlite:///mlflow.db",
+        "pretrain nfnet_tiny_glyphs --data.url data --out run --tracking-uri http://ada:{}@host:5000",
+        "transfer run --suite demo --data-root data --out sweep --tracking-uri https://ada:{}@host",
+        "ui --tracking-uri postgresql://ada:{}@host/mlflow",
+        "track import run --tracking-uri mysql+pymysql://ada:{}@host/mlflow",
     ],
 )
 def test_a_url_with_credentials_is_refused_before_anything_is_written(
@@ -150,3 +157,40 @@ def test_after_training_tracking_registering_and_pulling_no_byte_holds_the_secre
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     objects = fs.find("bucket/run")
     assert any(o.endswith("KEEP") for o in objects) and not [o for o in objects if _found(fs.cat_file(o))]
+
+
+WATCHED = """
+import os, sys
+from orchestration.launch.local import pretrain
+from pipeline.config import override
+from pipeline.recipes import get
+if __name__ == "__main__":
+    fields = {"data.url": sys.argv[1], "global_batch": "16", "augment.image_px": "16", "optim.warmup": "1 steps"}
+    run = override(get("nfnet_tiny_glyphs"), fields | {"duration": "2 steps"})
+    uri = os.environ["URI_OF_THE_TEST"]
+    sys.exit(pretrain(run, sys.argv[2], num_processes=2, tracking_uri=uri, debug=False))
+"""
+
+
+def test_no_command_line_of_a_run_holds_the_password_of_its_tracker(digits: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WATCHED)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "URI_OF_THE_TEST": f"http://ada:{PLANTED}@127.0.0.1:9"}
+    command = [sys.executable, str(tmp_path / "program.py"), digits, str(tmp_path / "run")]
+    with (tmp_path / "said").open("wb") as said:
+        run = subprocess.Popen(command, env=environment | {"NORMFREE_WAIT_FOR_TRACKER": "1"}, stdout=said, stderr=said)
+        seen: set[str] = set()
+        while run.poll() is None:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if str(tmp_path / "run") in words or PLANTED in words:
+                        seen.add(words)
+            time.sleep(0.02)
+    assert run.returncode == 0, (tmp_path / "said").read_text()
+    for module in ("orchestration.launch.worker", "orchestration.tracking"):
+        assert any(module in words for words in seen)
+    assert not [words for words in seen if PLANTED in words]
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert "records.jsonl" in {p.name for p in files} and not [p for p in files if _found(p.read_bytes())]
+    said_of_it = (tmp_path / "said").read_text() + (tmp_path / "run" / "tracking.json").read_text()
+    assert "http://127.0.0.1:9" in said_of_it  # it was the tracker of this run

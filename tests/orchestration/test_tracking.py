@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from orchestration import sweep_summary, tracking, uploader
+from orchestration.run_pictures import Pictures
 from orchestration.spool import Follower, Spool, read
 from orchestration.spool_mirror import Mirror, pull
 from orchestration.sweep_tracking import SweepTracker
@@ -455,10 +456,9 @@ def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir:
         parent.data.tags["best.digits"] == "0.9000 digits-ridge-pretrained-5-final-0"
     )  # the search's 0.99 is no result
     assert parent.data.tags["failures"] == "digits-ridge-pretrained-5-final-2: out of memory"
-    assert (
-        "| Digits | ridge | 5 | 85.0 ± 10.0 | 50.0 | +35.0 | wins, 1 failed |"
-        in parent.data.tags["mlflow.note.content"]
-    )
+    assert "| Digits | ridge | 5 | 85.0 ± 10.0 | 50.0 | +35.0 | wins, 1 failed |" in parent.data.tags[
+        "mlflow.note.content"
+    ].replace(sweep_summary.GAP, "").replace("\u00a0", " ")
     assert "heartbeat_s" in parent.data.tags and parent.info.status == "FAILED"
 
 
@@ -490,3 +490,21 @@ def test_no_password_of_a_url_reaches_the_spool(tmp_path: Path) -> None:
         spool.append(started())
     assert "pass@" not in (tmp_path / "records.jsonl").read_text()
     assert "s3://host/data" in (tmp_path / "records.jsonl").read_text()
+
+
+def test_a_picture_that_was_drawn_for_one_server_goes_to_the_next_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NORMFREE_PICTURES", "1")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "signal.png").touch()
+    pictures = Pictures(tmp_path)
+    pictures.begin()
+    assert pictures.take() == [tmp_path / "pictures" / "signal.png"] and pictures.take() == []
+
+
+def test_the_source_that_mlflow_shows_is_the_command_without_its_arguments_and_the_revision() -> None:
+    attempt = {"kind": "Attempt", "attempt": 1, "time_s": T0_S, "code.revision": "abc"}
+    tags = Translator().translate({**attempt, "environment.command": "normfree pretrain x --out s3://b/run"}).tags
+    assert tags["mlflow.source.name"] == "normfree pretrain" and tags["mlflow.source.git.commit"] == "abc"
+    assert not [tag for tag in Translator().translate(attempt).tags if tag.startswith("mlflow.")]
