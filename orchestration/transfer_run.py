@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import sweep_summary
+from orchestration.cluster import Resources
 from orchestration.provenance import facts
-from orchestration.sweep import Resources, transfer
+from orchestration.sweep import transfer
 from orchestration.sweep_tracking import SweepTracker
 from orchestration.tracking_records import DatasetUsed
 from pipeline import storage
@@ -41,6 +42,7 @@ def transfer_run(args: argparse.Namespace) -> int:
         resources=Resources(
             max_concurrent=args.max_concurrent,
             gpus_per_trial=args.gpus_per_trial,
+            processes_per_trial=args.processes_per_trial,
             ray_address=args.ray_address,
             trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
         ),

@@ -365,6 +365,25 @@ class Job:
         yield self.stopped("a stop signal (SIGTERM or SIGINT)")
         self.engine.close()
 
+    def leave_saved(self) -> Iterator[Record]:
+        """The caller wants no more than these steps for now: they are evaluated and saved, and the run can go on from there.
+
+        One that was killed after that save comes here at once, and is told the same numbers.
+        """
+        if self.eval_data is not None:
+            yield from self.evaluate()
+            if self.must_leave:
+                yield from self.leave_stopped()
+                return
+        yield from self.saver.settle()
+        if self.saver.newest_step < self.step:
+            yield from self.save(final=True)
+            if self.saver.newest_step < self.step:
+                raise UserError(
+                    f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again"
+                )
+        self.engine.close()
+
     def stopped(self, reason: str) -> Stopped:
         newest = self.saver.newest
         if self.saver.newest_step < self.step:

@@ -15,42 +15,58 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import storage, world
 from pipeline.config import to_dict
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.subset import select
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.evaluate import Scores
-from pipeline.records import Evaluation, Saved, Step
+from pipeline.records import Evaluation, Saved, SaveFailed, Step, Stopped
+from pipeline.world import World
 from transfer import heads, metrics, predictions
 from transfer.cells import Cell, Sweep, choose_point, name_of, plan
 from transfer.environment import Memory
 from transfer.features import Backbone, features, from_scratch, pretrained
-from transfer.finetune import at_resolution, finetune_run
+from transfer.finetune import at_resolution, finetune_run, num_processes
 from transfer.halving import Rung, read_rung, work_url, write_rung
 from transfer.ledger import Entry, Ledger, Trial
 from transfer.power import Power
 from transfer.protocols import HyperruleSettings, sha256
 from transfer.spaces import candidates, grace_steps
-from transfer.splits import open_test, read_selection, selection_url
+from transfer.splits import TestSplit, open_test, read_selection, selection_url
 from transfer.tasks import Part, Task
 
 Report = Callable[[dict[str, Any]], None]
-MIN_SAVE_STEPS = 200
-"""A trial's state is saved once a pass over its images, and where that is shorter, after as many steps."""
+RunRanks = Callable[[Sweep, Trial, Report, int, int], None]
+"""Runs a fine-tuning trial up to a rung (0 = its end) as a number of processes."""
+SAVE_SHARE = 0.05
+"""A trial's state is saved once a pass over its images, while saving takes no more than this share of its time: a kill costs it
+at most a pass, or, where passes are short, 20 times what a save takes."""
+FIRST_SAVE_S = 0.1
+"""What the first save of a trial is taken to cost; from then on it is measured."""
 
 
-def run_job(sweep: Sweep, job: dict[str, Any], report: Report) -> None:
-    """A job of `transfer.conductor`. An exception becomes the failed entry of the trials that it ends."""
+def run_job(
+    sweep: Sweep, job: dict[str, Any], report: Report, *, max_processes: int = 1, run_ranks: RunRanks | None = None
+) -> None:
+    """A job of `transfer.conductor`. An exception becomes the failed entry of the trials that it ends.
+
+    Args:
+        max_processes: of a fine-tuning trial; `run_ranks` runs it where it is more than one and its batch can be shared.
+    """
     ledger = Ledger(sweep.out)
     if job["cell"] >= 0:
-        trial = Trial(**job["trial"])
+        trial, until, ranks = Trial(**job["trial"]), int(job.get("until", 0)), 1
         try:
-            run_finetune(sweep, trial, report, until=int(job.get("until", 0)))
+            ranks = processes_of(sweep, trial, max_processes) if run_ranks else 1
+            if run_ranks and ranks > 1:
+                run_ranks(sweep, trial, report, until, ranks)
+            else:
+                run_finetune(sweep, trial, report, until=until)
         except Exception as error:
             if ledger.find(trial.digest) is None:
-                ledger.write(sweep.failed(trial, reason(error)))
+                ledger.write(dataclasses.replace(sweep.failed(trial, reason(error)), num_processes=ranks))
         report({"digest": trial.digest})
         return
     planned, _ = plan(sweep)
@@ -229,24 +245,30 @@ def _device() -> str:
 # --- fine-tuning ------------------------------------------------------------------------------------------------------
 
 
+def processes_of(sweep: Sweep, trial: Trial, wanted: int) -> int:
+    """As how many processes a fine-tuning trial runs where `wanted` may: its global batch is shared equally."""
+    task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
+    parts = task.parts(method.settings, trial.shots, trial.seed)
+    num_images = (parts.search if trial.kind == "search" else parts.final).num
+    return num_processes(source, task, method, num_images, trial.hyperparameters, wanted=wanted)
+
+
 def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> Entry | None:
     """One fine-tuning trial, its entry written to the ledger; or its part up to the rung `until`, and None.
 
     Under ASHA `report` gets every evaluation but the last, and may raise to end the trial early; nothing is written then. A
-    trial that was begun before, and killed or left at a rung, goes on from its own newest checkpoint.
+    trial that was begun before, and killed or left at a rung, goes on from its own newest checkpoint. Where it runs as several
+    processes each of them calls this; the main one alone opens the test split, reports and writes.
     """
     from pipeline.train import train
 
     begin, memory, power = time.perf_counter(), Memory(), Power()
+    me = world.join()
     task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
     num_steps = int(trial.hyperparameters["num_steps"])
-    test = None
-    if trial.kind == "final":
-        test = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
+    test = _open(sweep, task, trial, me) if trial.kind == "final" else None
     live = sweep.scheduler == "asha" and trial.kind == "search"
-    eval_every = until
-    if live:
-        eval_every = grace_steps(candidates(method, task, trial.shots))
+    eval_every = grace_steps(candidates(method, task, trial.shots)) if live else 0
     run = finetune_run(
         source,
         task,
@@ -257,31 +279,36 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         hyperparameters=trial.hyperparameters,
         test=test,
         eval_every=eval_every,
-        save_every=until,
     )
-    per_epoch = task.parts(method.settings, trial.shots, 0).final.num * run.data.repeats / run.global_batch
-    if not until:
-        every = max(round(per_epoch), MIN_SAVE_STEPS)
-        run = dataclasses.replace(run, save_every=Duration(every, "steps") if every < num_steps else None)
-    seen = _Seen(trial)
+    parts = task.parts(method.settings, trial.shots, trial.seed)
+    num_images = (parts.search if trial.kind == "search" else parts.final).num
+    epoch_steps = max(1, num_images * run.data.repeats // run.global_batch)
+    if epoch_steps < num_steps:
+        run = dataclasses.replace(run, save_every=Duration(epoch_steps, "steps"))
+    seen, pace = _Seen(trial, me), SavePace(me)
     earlier = _earlier(sweep, trial, until)
     work = work_url(sweep.out, trial.digest)
-    records = train(run, work, on_scores=seen.take)
+    records = train(run, work, on_scores=seen.take, leave_at=until, may_save=pace)
     with contextlib.closing(records):  # type: ignore[type-var]
         for record in records:
             if isinstance(record, Evaluation):
                 row = seen.row(record)
-                if live and record.step < num_steps:
+                if live and record.step < num_steps and me.is_main:
                     report(row)
             elif isinstance(record, Step) and trial.kind == "final":
                 seen.curve.append(
                     {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": record.accuracy}
                 )
-            elif isinstance(record, Saved) and until and record.step >= until:
-                break
+            elif isinstance(record, Saved | SaveFailed):
+                pace.saved()
+            elif isinstance(record, Stopped):
+                raise UserError(f"{record.reason}; the same command again goes on from there")
     first = seen.curve[0]["step"] if seen.curve else num_steps + 1
     rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
     seconds_s = time.perf_counter() - begin + (earlier.seconds_s if earlier else 0.0)
+    used = _used(memory, power, me)
+    if not me.is_main:
+        return None
     if until:
         assert seen.value is not None
         write_rung(
@@ -303,12 +330,57 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         metrics=seen.numbers if trial.kind == "final" else {},
         config=to_dict(run),
         config_digest=run.digest(),
-        max_memory_bytes=memory.max_bytes(),
-        watts=power.watts(),
+        num_processes=me.size,
+        **used,
     )
     Ledger(sweep.out).write(found)
     storage.remove_tree(work)
     return found
+
+
+def _open(sweep: Sweep, task: Task, trial: Trial, me: World) -> TestSplit:
+    """The permission to read the test split, opened once, by the main rank."""
+    found: object = None
+    if me.is_main:
+        try:
+            found = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
+        except UserError as error:
+            found = error
+    found = world.broadcast(me, found)
+    if isinstance(found, UserError):
+        raise found
+    assert isinstance(found, TestSplit)
+    return found
+
+
+def _used(memory: Memory, power: Power, me: World) -> dict[str, Any]:
+    """max_memory_bytes and watts over all processes: a GPU is one process's, the machine's processors are everybody's."""
+    said: list[Any] = world.gather(me, (memory.max_bytes(), power.watts()))
+    watts: dict[str, float] = dict(said[0][1])
+    if "gpu" in watts:
+        watts["gpu"] = sum(w.get("gpu", 0.0) for _, w in said)
+    return {"max_memory_bytes": max(b for b, _ in said), "watts": watts}
+
+
+class SavePace:
+    """Whether a save that is due is worth its time, agreed over all ranks: see `SAVE_SHARE`."""
+
+    def __init__(self, me: World, now: Callable[[], float] = time.perf_counter) -> None:
+        self._me, self._now = me, now
+        self._cost_s = FIRST_SAVE_S
+        self._since_s = now()
+        """The end of the last save, or the start."""
+        self._asked_s = self._since_s
+
+    def __call__(self) -> bool:
+        self._asked_s = self._now()
+        is_worth = self._cost_s <= SAVE_SHARE * (self._asked_s - self._since_s)
+        return bool(world.broadcast(self._me, is_worth))
+
+    def saved(self) -> None:
+        """The save that was allowed last is over."""
+        self._since_s = self._now()
+        self._cost_s = self._since_s - self._asked_s
 
 
 def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:
@@ -325,8 +397,8 @@ def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:
 class _Seen:
     """What a trial's evaluations said."""
 
-    def __init__(self, trial: Trial) -> None:
-        self._trial = trial
+    def __init__(self, trial: Trial, me: World) -> None:
+        self._trial, self._me = trial, me
         self.curve: list[dict[str, float]] = []
         self.scores: Scores | None = None
         self.numbers: dict[str, float] = {}
@@ -334,7 +406,9 @@ class _Seen:
         self.loss = float("nan")
 
     def take(self, scores: Scores) -> None:
-        self.scores = scores
+        """A collective: each rank has every R-th image, and all get the whole, in the order of the split."""
+        shares: list[Any] = world.gather(self._me, scores)
+        self.scores = _whole(shares)
 
     def row(self, record: Evaluation) -> dict[str, float]:
         """The evaluation as a row of the history; `accuracy` is what candidates are compared by."""
@@ -350,6 +424,23 @@ class _Seen:
         if self._trial.kind == "search":
             self.curve.append(row)
         return row
+
+
+def _whole(shares: list[Scores]) -> Scores:
+    """Of a split whose rank r of R had the places r, r + R, ..."""
+
+    def interleaved(columns: list[np.ndarray]) -> np.ndarray:
+        out = np.empty((sum(map(len, columns)), *columns[0].shape[1:]), columns[0].dtype)
+        for rank, column in enumerate(columns):
+            out[rank :: len(columns)] = column
+        return out
+
+    return dataclasses.replace(
+        shares[0],
+        samples=interleaved([s.samples for s in shares]),
+        labels=interleaved([s.labels for s in shares]),
+        logits=interleaved([s.logits for s in shares]),
+    )
 
 
 def finetune_entry(
