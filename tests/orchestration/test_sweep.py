@@ -5,11 +5,8 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,35 +23,12 @@ from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.train import train
 from pipeline.update import OptimConfig
+from tests.orchestration.sweep_runner import SUITE, Runner
 from transfer.cells import plan, sweep_of
 from transfer.ledger import Ledger
 from transfer.splits import openings, read_selection
 
-SUITE = """
-name: small
-tasks: [{card: digits, holdout_per_class: 2}]
-num_seeds: 2
-methods:
-  ridge: {shots: [1, 200]}
-  knn: {shots: [1], ks: [1, 2]}
-  finetune: {shots: [1], learning_rates: [0.1, 0.3, 1.0e+30], num_steps: [6]}
-"""
 NUM_TRIALS = 2 * 2 + 2 * (1 + 2) + 2 * (3 + 2)
-
-PROGRAM = """
-import json, sys
-from orchestration.sweep import transfer
-def tell(event):
-    event.get("entry", {}).pop("history", None)
-    print(json.dumps(event), flush=True)
-if __name__ == "__main__":
-    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
-    result = transfer(
-        checkpoint, suite, out, data_root=root, num_seeds=int(seeds), max_concurrent=int(concurrent), on_event=tell
-    )
-    print(json.dumps({"event": "result", "num_run": result.num_run, "num_failed": result.num_failed,
-                      "num_trials": result.num_trials, "not_run": result.not_run}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -80,47 +54,6 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     list(train(run, str(folder / "run")))
     return folder / "run"
-
-
-class Runner:
-    """Sweeps in processes of their own, with temporary files of their own."""
-
-    def __init__(
-        self, checkpoint_dir: Path, digits: str, folder: Path, *, suite: str = SUITE, program: str = PROGRAM
-    ) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder, self.out = folder, folder / "sweep"
-        (folder / "suite.yaml").write_text(suite)
-        (folder / "tmp").mkdir()
-        (folder / "program.py").write_text(program)
-        root = Path(digits).parent
-        self._arguments = [str(checkpoint_dir), str(folder / "suite.yaml"), str(self.out), str(root)]
-
-    def start(self, num_seeds: int = 2, concurrent: int = 2) -> subprocess.Popen[str]:
-        # Ray's sockets need a short path; everything else shows what it leaves behind.
-        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp"), "RAY_TMPDIR": "/tmp", "WORLD_SIZE": "7"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        command = [sys.executable, str(self.folder / "program.py"), *self._arguments]
-        command += [str(num_seeds), str(concurrent)]
-        return subprocess.Popen(
-            command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def finish(self, num_seeds: int = 2, concurrent: int = 2) -> list[dict[str, Any]]:
-        process = self.start(num_seeds, concurrent)
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err[-3000:]
-        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-
-    def table(self) -> dict[str, Any]:
-        """What must not depend on how the sweep went."""
-        rows = {}
-        for e in Ledger(str(self.out)).entries():
-            rows[e.digest] = (e.kind, e.method, e.value, e.stopped_at, e.status, e.metrics, e.grid, e.hyperparameters)
-        return rows
-
-    def files(self) -> dict[str, int]:
-        return {p.name: p.stat().st_mtime_ns for p in (self.out / "trials").glob("*.json")}
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +175,7 @@ import ctypes, json, os, signal, sys
 import orchestration.sweep as sweep
 original = sweep._trainable
 
-def faulty(config, sweep, limit_s):
+def faulty(config, sweep, **rest):
     import transfer.trials as trials
     real = trials.run_finetune
     def run(sweep, trial, report, **rest):
@@ -256,7 +189,7 @@ def faulty(config, sweep, limit_s):
         return real(sweep, trial, report, **rest)
     trials.run_finetune = run
     try:
-        original(config, sweep=sweep, limit_s=limit_s)
+        original(config, sweep=sweep, **rest)
     finally:
         trials.run_finetune = real
 
