@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import site
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from transfer.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 """Holds this package, and in a checkout the cards of datasets."""
+CONNECT_TRIES = ("RAY_gcs_server_port_wait_time_s", "3")
+"""Of Ray: by default 20 tries, each of which may take most of a minute."""
+KNOCK_S = 10.0
 FLOORS = ("nfnet", "pipeline", "transfer", "orchestration")
 
 
@@ -106,6 +110,8 @@ def running_ray(address: str | None, plan: Layout) -> Iterator[None]:
     with _workers_import_this_package():
         if address:
             os.environ.pop("RAY_ADDRESS", None)
+            os.environ.setdefault(*CONNECT_TRIES)
+            _knock(address)
             try:
                 ray.init(address=address, **quiet)
             except Exception as error:
@@ -139,6 +145,24 @@ def _workers_import_this_package() -> Iterator[None]:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normfree-empty-")))
         stack.enter_context(contextlib.chdir(home))
         yield
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for a quarter of an hour where nobody listens."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not (colon and port.isdigit()):
+        if address == "auto":  # Ray looks for one on this machine
+            return
+        raise UserError(
+            f"--ray-address is {address}; give host:port of the cluster's head, from a machine of the cluster"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster answers at --ray-address {address}: {error}; give host:port of a head that 'ray start --head' "
+            "started"
+        ) from None
 
 
 def _refusal(error: BaseException) -> str:

@@ -61,6 +61,8 @@ class Runner:
         (folder / "tmp").mkdir()
         (folder / "program.py").write_text(program)
         (folder / "resources.json").write_text(json.dumps(resources or {}))
+        self.stands_in = folder
+        """Working directory of the driver."""
         self._variables = variables or {}
         root = Path(digits).parent
         self._arguments = [str(checkpoint), str(folder / "suite.yaml"), str(self.out), str(root)]
@@ -72,7 +74,7 @@ class Runner:
         command = [sys.executable, str(self.folder / "program.py"), *self._arguments]
         command += [str(num_seeds), str(concurrent)]
         return subprocess.Popen(
-            command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, env=environment, cwd=self.stands_in, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def finish(self, num_seeds: int = 2, concurrent: int = 2) -> list[dict[str, Any]]:

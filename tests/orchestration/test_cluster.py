@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import ray
 
 from orchestration import cluster
 from orchestration.cluster import Layout, Resources, layout, node_problem, running_ray
-from pipeline import checkpoint, storage
+from pipeline import storage
 from pipeline.errors import UserError
 from tests.fault_proxy import fault_proxy
 from tests.orchestration.sweep_runner import SUITE, Runner, sweep_in
@@ -39,7 +40,7 @@ def second_ray(home: Path, variables: dict[str, str]) -> Iterator[str]:
         port = probe.getsockname()[1]
     program = shutil.which("ray", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") or "ray"
     command = [program, "start", "--head", f"--port={port}", "--num-cpus=2", f"--temp-dir={place}", "--block"]
-    command += ["--include-dashboard=false", "--disable-usage-stats", "--ray-client-server-port=0"]
+    command += ["--include-dashboard=false", "--disable-usage-stats"]
     home.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("RAY_")}
     environment |= {"HOME": str(home), **variables}
@@ -95,8 +96,9 @@ def test_a_sweep_on_a_cluster_gives_the_table_of_one_on_a_ray_of_our_own(
             variables={**variables, "HOME": str(tmp_path / "drivers")},
         )
         # The driver stands in a folder that Ray would put on its workers' path, before the packages.
-        (on_cluster.folder / "pipeline").mkdir()
-        (on_cluster.folder / "pipeline" / "__init__.py").write_text("raise SystemError('a package of the user')\n")
+        on_cluster.stands_in = tmp_path / "stands_in"
+        (on_cluster.stands_in / "pipeline").mkdir(parents=True)
+        (on_cluster.stands_in / "pipeline" / "__init__.py").write_text("raise SystemError('a package of the user')\n")
         (tmp_path / "drivers").mkdir()
         events = on_cluster.finish()
         fetched = [line for line, _ in proxy.log if line.startswith("GET") and ".safetensors" in line]
@@ -109,8 +111,11 @@ def test_a_sweep_on_a_cluster_gives_the_table_of_one_on_a_ray_of_our_own(
 
 def test_a_cluster_that_does_not_answer_is_refused() -> None:
     plan = Layout(num_concurrent=0, num_processes=1, gpus=0.0)
-    with pytest.raises(UserError, match="no Ray cluster answers at --ray-address 127.0.0.1:1: .*'ray start --head'"):
-        with running_ray("127.0.0.1:1", plan):
+    for address, why in (
+        ("127.0.0.1:1", "no Ray cluster answers at --ray-address 127.0.0.1:1: "),
+        ("ray://a:1", "host:port"),
+    ):
+        with pytest.raises(UserError, match=why), running_ray(address, plan):
             pass
     assert not ray.is_initialized()
 
@@ -126,13 +131,15 @@ def test_a_cluster_that_wants_its_token_says_so() -> None:
 
 
 def test_a_node_is_refused_for_other_code_another_folder_other_data_or_other_weights(
-    make_checkpoint: Callable[..., str], digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_checkpoint: Callable[..., str], digits: str, tmp_path: Path
 ) -> None:
     sweep = sweep_in(tmp_path / "sweep", digits, make_checkpoint(tmp_path, px=16))
     facts = cluster.Facts(cluster.code_digest(), Ledger(sweep.out).info().started_s, cluster._data_of(sweep))
     assert node_problem(sweep, facts) == ""
-    monkeypatch.setattr(cluster, "find_origin", lambda url: checkpoint.resolve(url, "/nowhere"))
-    assert "no checkpoint" in node_problem(sweep, facts)
+    unseen = replace(sweep, sources=(replace(sweep.source, checkpoint_url=str(tmp_path / "nowhere")),))
+    assert "no checkpoint" in node_problem(unseen, facts)
+    replaced = replace(sweep, sources=(replace(sweep.source, digest="0" * 64),))
+    assert "other weights" in node_problem(replaced, facts)
     others = cluster.Facts(facts.code, facts.started_s, dict.fromkeys(facts.data, "0" * 64))
     assert "other data" in node_problem(sweep, others)
     assert "another folder" in node_problem(sweep, cluster.Facts(facts.code, 0.0, facts.data))
@@ -154,7 +161,7 @@ def test_what_a_trial_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
         num_concurrent=4, num_processes=2, gpus=0.0
     )
     for wrong in ({"gpus_per_trial": 1.5}, {"gpus_per_trial": -1}, {"processes_per_trial": 0}):
-        with pytest.raises(UserError, match="-per-trial is .*; set"):
+        with pytest.raises(UserError, match=r"-per-trial is .*; set"):
             layout(Resources(**wrong))
     for gpus in (0.5, 1.0, 3.0):
         with pytest.raises(UserError, match="leave one of them out"):
