@@ -216,3 +216,92 @@ def test_a_trial_that_hangs_dies_or_wants_too_much_memory_is_one_red_row(
     assert "MemoryError" in str(failed[0.9].error)
     finals = [e for e in Ledger(str(faulty.out)).entries() if e.kind == "final"]
     assert len(finals) == 2 and all(e.is_ok and e.hyperparameters["learning_rate"] == 0.1 for e in finals)
+
+
+FREEZES = """
+import json, os, signal, sys
+import orchestration.sweep as sweep
+original = sweep._trainable
+
+def freezing(config, sweep, **rest):
+    if config["trial"]["hyperparameters"]["learning_rate"] == 0.7:
+        os.kill(os.getpid(), signal.SIGSTOP)  # its own clock stands still too
+    original(config, sweep=sweep, **rest)
+
+if __name__ == "__main__":
+    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
+    sweep._trainable = freezing
+    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2, scheduler="none",
+                            resources=sweep.Resources(trial_limit_s=30.0))
+    print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_is_ended_by_the_driver_and_the_sweep_goes_on(
+    checkpoint_dir: Path, digits: str, tmp_path: Path
+) -> None:
+    suite = SUITE.split("  ridge")[0] + "  finetune: {shots: [1], learning_rates: [0.1, 0.7], num_steps: [2]}\n"
+    frozen = Runner(checkpoint_dir, digits, tmp_path / "frozen", suite=suite, program=FREEZES)
+    assert frozen.finish()[-1] == {"num_failed": 2, "num_run": 2 * (2 + 1)}
+    failed = [e for e in Ledger(str(frozen.out)).entries() if e.status == "failed"]
+    assert {e.hyperparameters["learning_rate"] for e in failed} == {0.7}
+    assert all("not done after 30 s (--trial-limit)" in str(e.error) for e in failed)
+
+
+STEPS = """
+import os, sys
+import orchestration.sweep as sweep
+original = sweep._trainable
+
+def counted(config, sweep, **rest):
+    import time
+    from pipeline.engine import Engine
+    from transfer import trials
+    trials.SAVE_SHARE = 100.0  # on a loaded machine too, an epoch is worth its save
+    real = Engine.update
+    folder = os.path.dirname(sweep.out)
+    def update(self, *args, **kwargs):
+        stats = real(self, *args, **kwargs)
+        with open(f"{folder}/steps", "a") as file:
+            file.write("x")
+        time.sleep(0.1)
+        return stats
+    Engine.update = update
+    try:
+        original(config, sweep=sweep, **rest)
+    finally:
+        Engine.update = real
+
+if __name__ == "__main__":
+    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
+    sweep._trainable = counted
+    sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_of_the_driver_loses_at_most_one_epoch(checkpoint_dir: Path, digits: str, tmp_path: Path) -> None:
+    """Of one trial at a time; its steps are counted as they are made."""
+    epoch = 5  # 20 images, 4 a step
+    suite = SUITE.split("  ridge")[0]
+    suite += "  finetune: {shots: [2], learning_rates: [0.1], num_steps: [400], batch: 4}\n"
+    killed = Runner(checkpoint_dir, digits, tmp_path / "killed", suite=suite, program=STEPS)
+    steps = killed.folder / "steps"
+    steps.touch()
+    saved = 0
+    for number in (12, 9, 14):
+        before = steps.stat().st_size
+        process = killed.start(num_seeds=1, concurrent=1)
+        deadline = time.monotonic() + 300
+        while steps.stat().st_size < before + number:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        time.sleep(5)  # its worker notices, and whatever it still does counts
+        reached = saved + steps.stat().st_size - before
+        commits = list((killed.out / "work").glob("*/checkpoints/*/commit.json"))
+        saved = max(int(p.parent.name.removeprefix("step_")) for p in commits)
+        assert 0 <= reached - saved <= epoch and saved % epoch == 0 and saved >= epoch * (reached // epoch - 1)
+    assert saved >= 25
