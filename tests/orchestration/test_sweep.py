@@ -232,7 +232,7 @@ if __name__ == "__main__":
     checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
     sweep._trainable = freezing
     result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2, scheduler="none",
-                            resources=sweep.Resources(trial_limit_s=30.0))
+                            resources=sweep.Resources(trial_limit_s=60.0))
     print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
 """
 
@@ -243,10 +243,11 @@ def test_a_worker_that_is_stopped_is_ended_by_the_driver_and_the_sweep_goes_on(
 ) -> None:
     suite = SUITE.split("  ridge")[0] + "  finetune: {shots: [1], learning_rates: [0.1, 0.7], num_steps: [2]}\n"
     frozen = Runner(checkpoint_dir, digits, tmp_path / "frozen", suite=suite, program=FREEZES)
-    assert frozen.finish()[-1] == {"num_failed": 2, "num_run": 2 * (2 + 1)}
+    events = frozen.finish()
     failed = [e for e in Ledger(str(frozen.out)).entries() if e.status == "failed"]
-    assert {e.hyperparameters["learning_rate"] for e in failed} == {0.7}
-    assert all("not done after 30 s (--trial-limit)" in str(e.error) for e in failed)
+    assert [e.hyperparameters.get("learning_rate") for e in failed] == [0.7, 0.7], [e.error for e in failed]
+    assert all("not done after 60 s (--trial-limit)" in str(e.error) for e in failed)
+    assert events[-1] == {"num_failed": 2, "num_run": 2 * (2 + 1)}
 
 
 STEPS = """
@@ -256,22 +257,21 @@ original = sweep._trainable
 
 def counted(config, sweep, **rest):
     import time
-    from pipeline.engine import Engine
+    from pipeline.account import Account
     from transfer import trials
     trials.SAVE_SHARE = 100.0  # on a loaded machine too, an epoch is worth its save
-    real = Engine.update
+    real = Account.enter
     folder = os.path.dirname(sweep.out)
-    def update(self, *args, **kwargs):
-        stats = real(self, *args, **kwargs)
+    def enter(self, step, *args, **kwargs):
         with open(f"{folder}/steps", "a") as file:
-            file.write("x")
+            file.write(f"{step + 1}\\n")
         time.sleep(0.1)
-        return stats
-    Engine.update = update
+        return real(self, step, *args, **kwargs)
+    Account.enter = enter
     try:
         original(config, sweep=sweep, **rest)
     finally:
-        Engine.update = real
+        Account.enter = real
 
 if __name__ == "__main__":
     checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
@@ -291,17 +291,19 @@ def test_a_kill_of_the_driver_loses_at_most_one_epoch(checkpoint_dir: Path, digi
     steps.touch()
     saved = 0
     for number in (12, 9, 14):
-        before = steps.stat().st_size
+        before = len(steps.read_text().split())
         process = killed.start(num_seeds=1, concurrent=1)
         deadline = time.monotonic() + 300
-        while steps.stat().st_size < before + number:
+        while len(steps.read_text().split()) < before + number:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         time.sleep(5)  # its worker notices, and whatever it still does counts
-        reached = saved + steps.stat().st_size - before
+        made = [int(step) for step in steps.read_text().split()[before:]]
+        assert made[0] == saved + 1  # it went on from there
+        reached = made[-1]
         commits = list((killed.out / "work").glob("*/checkpoints/*/commit.json"))
         saved = max(int(p.parent.name.removeprefix("step_")) for p in commits)
-        assert 0 <= reached - saved <= epoch and saved % epoch == 0 and saved >= epoch * (reached // epoch - 1)
-    assert saved >= 25
+        assert 0 <= reached - saved <= epoch and saved % epoch == 0
+    assert saved >= 20

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from orchestration.launch.trial import run_ranks
-from tests.orchestration.sweep_runner import sweep_in
+from tests.orchestration.sweep_runner import SUITE, Runner, sweep_in
 from transfer import predictions
 from transfer.cells import Cell, Sweep, plan
 from transfer.halving import read_rung
@@ -130,6 +130,24 @@ def test_a_trial_that_the_scheduler_ends_and_one_at_its_rung_leave_no_process(
     assert first is not None and second is not None
     assert [r["step"] for r in first.history] == [r["step"] for r in second.history] == [2, 6]
     assert second.history[-1]["loss"] == pytest.approx(first.history[-1]["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_trials_of_two_processes_has_the_table_of_one(checkpoint: str, digits: str, tmp_path: Path) -> None:
+    suite = SUITE.split("  ridge")[0] + "  ridge: {shots: [1]}\n"
+    suite += "  finetune: {shots: [1], learning_rates: [0.1, 0.3], num_steps: [4]}\n"
+    found = []
+    for number in (1, 2):
+        resources = {"processes_per_trial": number}
+        runner = Runner(checkpoint, digits, tmp_path / str(number), suite=suite, resources=resources)
+        assert runner.finish(num_seeds=1, concurrent=1)[-1]["num_failed"] == 0
+        found.append(Ledger(str(runner.out)).read())
+    one, two = found
+    assert set(one) == set(two) and len(one) == 2 * 1 + 2 * (2 + 1)
+    for digest, entry in two.items():
+        assert entry.num_processes == (2 if entry.method == "finetune" else 1)
+        assert entry.value == pytest.approx(one[digest].value, abs=2 / entry.num_test), entry
+        assert entry.config_digest == one[digest].config_digest
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """When a trial's state is saved: once a pass, while that is cheap."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ def test_saves_take_their_share_of_the_time_and_no_more(epoch_s: float, save_s: 
             now_s[0] += save_s
             pace.saved()
             saves_at.append(now_s[0])
-    gaps = [b - a for a, b in zip(saves_at[1:], saves_at[2:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(saves_at[1:])]
     spent = save_s * (len(saves_at) - 1)
     assert spent <= SAVE_SHARE * now_s[0] + save_s
     # A kill costs a pass, or 20 times a save and the rest of the pass in which that time was reached.
