@@ -12,7 +12,6 @@ import logging
 import os
 import site
 import socket
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,11 +138,7 @@ def _workers_import_this_package() -> Iterator[None]:
     user stands in, who may have a `pipeline` of his own.
     """
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
-    with contextlib.ExitStack() as stack:
-        home = ROOT
-        if ROOT in installed:
-            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="normfree-empty-")))
-        stack.enter_context(contextlib.chdir(home))
+    with contextlib.chdir("/" if ROOT in installed else ROOT):
         yield
 
 

@@ -4,7 +4,7 @@
       the job                      ->   all of them: the same loop, the same global batch, the same order
       row (under ASHA)             <-   rank 0, which waits
       go on                        ->
-      done                         <-   rank 0: entry, predictions or rung are written
+      done                         <-   each; of rank 0: entry, predictions or rung are written
       what went wrong              <-   any rank
 
 A rank whose worker is gone ends: its socket closes, and Linux kills it, stopped or not. A rank that fails ends the trial, with
@@ -50,6 +50,7 @@ class _Rank:
     line: socket.socket
     unread: bytes = b""
     is_open: bool = True
+    is_done: bool = False
     error: str = ""
     users: bool = False
     """Its error is the user's to mend, and every rank meets the same."""
@@ -58,9 +59,13 @@ class _Rank:
 @dataclass
 class _Group:
     ranks: list[_Rank]
-    is_done: bool = False
     failed: list[_Rank] = field(default_factory=list)
     """In the order in which that was heard."""
+
+    @property
+    def is_done(self) -> bool:
+        """What the trial writes is written: the main rank's business."""
+        return self.ranks[0].is_done
 
 
 def run_ranks(sweep: Sweep, trial: Trial, report: Report, *, until: int, num_processes: int, has_gpus: bool) -> None:
@@ -123,7 +128,7 @@ def _listen(group: _Group, report: Report) -> None:
                     _take(group, heard, said, report)
                 if not heard.is_open:
                     selector.unregister(heard.line)
-                    if not heard.error and not group.is_done:
+                    if not heard.error and not heard.is_done:
                         group.failed.append(heard)
 
 
@@ -146,7 +151,7 @@ def _take(group: _Group, rank: _Rank, said: dict[str, Any], report: Report) -> N
         rank.error, rank.users = said["error"], said["users"]
         group.failed.append(rank)
     elif said.get("done"):
-        group.is_done = True
+        rank.is_done = True
 
 
 def _cause(group: _Group, work: str) -> str:

@@ -43,8 +43,7 @@ def main() -> int:
         users = isinstance(error, UserError)
         say(error=reason(error) if isinstance(error, Exception) else type(error).__name__, users=users)
         return 1
-    if os.environ["RANK"] == "0":
-        say(done=True)
+    say(done=True)
     return 0
 
 
