@@ -229,6 +229,13 @@ class Job:
         """Of the different samples of all ranks at these steps."""
         return tuple(key for step in steps for *_, key in self.data.keys(step, self.run.global_batch))
 
+    def diverged(self) -> UserError:
+        """What ends a run that may not go back."""
+        steps = self.trouble.steps
+        return UserError(
+            f"the updates of steps {steps[0]} to {steps[-1]} were not finite; lower optim.learning_rate or optim.clipping"
+        )
+
     def roll_back(self) -> Iterator[Record]:
         """Go back to the newest checkpoint that verifies; the data of the updates in trouble are left out from now on."""
         steps = self.trouble.steps

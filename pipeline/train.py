@@ -35,6 +35,7 @@ def train(
     on_scores: OnScores | None = None,
     leave_at: int = 0,
     may_save: Callable[[], bool] = lambda: True,
+    goes_back: bool = True,
 ) -> Iterator[Record]:
     """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
 
@@ -47,13 +48,15 @@ def train(
         leave_at: end after this step, evaluated and saved, with the run unfinished: the same call without it goes on. 0 = its
             end.
         may_save: asked on every rank where a save is due, and must say the same on all; False leaves that one out.
+        goes_back: to the newest checkpoint, from updates that are not finite; False ends the run there, so that its numbers do
+            not depend on which saves there were.
     """
     clock = Clock()
     with (
         StopSignal(grace_s=run.watchdog.grace_s) as stop,
         Watchdog(run.watchdog, clock=clock, stop=stop, out=out),
     ):
-        for record in _train(run, out, clock, stop, on_scores, leave_at, may_save):
+        for record in _train(run, out, clock, stop, on_scores, leave_at, may_save, goes_back):
             with clock("log"):
                 yield record
 
@@ -66,6 +69,7 @@ def _train(
     on_scores: OnScores | None,
     leave_at: int,
     may_save: Callable[[], bool],
+    goes_back: bool,
 ) -> Iterator[Record]:
     me = world.join()
     yield Phase(step=0, name="reading the data's manifest")
@@ -113,6 +117,8 @@ def _train(
             else:
                 yield job.skipped(stats)
                 if job.trouble.is_too_much:
+                    if not goes_back:
+                        raise job.diverged()
                     yield from job.roll_back()
                     batches = job.batches()
                     continue

@@ -158,7 +158,7 @@ def finetune_run(
         log_every_steps=max(1, num_steps // MAX_LOG_POINTS),
         save_final=False,
         keep_checkpoints=1,
-        # A rung is left with its checkpoint in place, and what a save costs is measured (`transfer.trials.SavePace`).
+        # A rung is left with its checkpoint in place, and what a save costs is measured (`transfer.trial_ranks.SavePace`).
         saving=SavingConfig(in_background=False),
     )
 

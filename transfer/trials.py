@@ -32,19 +32,15 @@ from transfer.finetune import at_resolution, finetune_run, num_processes
 from transfer.halving import Rung, read_rung, work_url, write_rung
 from transfer.ledger import Entry, Ledger, Trial
 from transfer.power import Power
-from transfer.protocols import HyperruleSettings, sha256
+from transfer.protocols import HyperruleSettings, Method, sha256
 from transfer.spaces import candidates, grace_steps
 from transfer.splits import TestSplit, open_test, read_selection, selection_url
 from transfer.tasks import Part, Task
+from transfer.trial_ranks import SavePace, used, whole
 
 Report = Callable[[dict[str, Any]], None]
 RunRanks = Callable[[Sweep, Trial, Report, int, int], None]
 """Runs a fine-tuning trial up to a rung (0 = its end) as a number of processes."""
-SAVE_SHARE = 0.05
-"""A trial's state is saved once a pass over its images, while saving takes no more than this share of its time: a kill costs it
-at most a pass, or, where passes are short, 20 times what a save takes."""
-FIRST_SAVE_S = 0.1
-"""What the first save of a trial is taken to cost; from then on it is measured."""
 
 
 def run_job(
@@ -248,9 +244,14 @@ def _device() -> str:
 def processes_of(sweep: Sweep, trial: Trial, wanted: int) -> int:
     """As how many processes a fine-tuning trial runs where `wanted` may: its global batch is shared equally."""
     task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
-    parts = task.parts(method.settings, trial.shots, trial.seed)
-    num_images = (parts.search if trial.kind == "search" else parts.final).num
+    num_images = _num_images(task, method, trial)
     return num_processes(source, task, method, num_images, trial.hyperparameters, wanted=wanted)
+
+
+def _num_images(task: Task, method: Method, trial: Trial) -> int:
+    """That the trial trains on."""
+    parts = task.parts(method.settings, trial.shots, trial.seed)
+    return (parts.search if trial.kind == "search" else parts.final).num
 
 
 def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> Entry | None:
@@ -268,7 +269,6 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     num_steps = int(trial.hyperparameters["num_steps"])
     test = _open(sweep, task, trial, me) if trial.kind == "final" else None
     live = sweep.scheduler == "asha" and trial.kind == "search"
-    eval_every = grace_steps(candidates(method, task, trial.shots)) if live else 0
     run = finetune_run(
         source,
         task,
@@ -278,17 +278,15 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         seed=trial.seed,
         hyperparameters=trial.hyperparameters,
         test=test,
-        eval_every=eval_every,
+        eval_every=grace_steps(candidates(method, task, trial.shots)) if live else 0,
     )
-    parts = task.parts(method.settings, trial.shots, trial.seed)
-    num_images = (parts.search if trial.kind == "search" else parts.final).num
-    epoch_steps = max(1, num_images * run.data.repeats // run.global_batch)
+    epoch_steps = max(1, _num_images(task, method, trial) * run.data.repeats // run.global_batch)
     if epoch_steps < num_steps:
         run = dataclasses.replace(run, save_every=Duration(epoch_steps, "steps"))
     seen, pace = _Seen(trial, me), SavePace(me)
     earlier = _earlier(sweep, trial, until)
     work = work_url(sweep.out, trial.digest)
-    records = train(run, work, on_scores=seen.take, leave_at=until, may_save=pace)
+    records = train(run, work, on_scores=seen.take, leave_at=until, may_save=pace, goes_back=False)
     with contextlib.closing(records):  # type: ignore[type-var]
         for record in records:
             if isinstance(record, Evaluation):
@@ -306,7 +304,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     first = seen.curve[0]["step"] if seen.curve else num_steps + 1
     rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
     seconds_s = time.perf_counter() - begin + (earlier.seconds_s if earlier else 0.0)
-    used = _used(memory, power, me)
+    spent = used(memory, power, me)
     if not me.is_main:
         return None
     if until:
@@ -331,7 +329,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         config=to_dict(run),
         config_digest=run.digest(),
         num_processes=me.size,
-        **used,
+        **spent,
     )
     Ledger(sweep.out).write(found)
     storage.remove_tree(work)
@@ -351,36 +349,6 @@ def _open(sweep: Sweep, task: Task, trial: Trial, me: World) -> TestSplit:
         raise found
     assert isinstance(found, TestSplit)
     return found
-
-
-def _used(memory: Memory, power: Power, me: World) -> dict[str, Any]:
-    """max_memory_bytes and watts over all processes: a GPU is one process's, the machine's processors are everybody's."""
-    said: list[Any] = world.gather(me, (memory.max_bytes(), power.watts()))
-    watts: dict[str, float] = dict(said[0][1])
-    if "gpu" in watts:
-        watts["gpu"] = sum(w.get("gpu", 0.0) for _, w in said)
-    return {"max_memory_bytes": max(b for b, _ in said), "watts": watts}
-
-
-class SavePace:
-    """Whether a save that is due is worth its time, agreed over all ranks: see `SAVE_SHARE`."""
-
-    def __init__(self, me: World, now: Callable[[], float] = time.perf_counter) -> None:
-        self._me, self._now = me, now
-        self._cost_s = FIRST_SAVE_S
-        self._since_s = now()
-        """The end of the last save, or the start."""
-        self._asked_s = self._since_s
-
-    def __call__(self) -> bool:
-        self._asked_s = self._now()
-        is_worth = self._cost_s <= SAVE_SHARE * (self._asked_s - self._since_s)
-        return bool(world.broadcast(self._me, is_worth))
-
-    def saved(self) -> None:
-        """The save that was allowed last is over."""
-        self._since_s = self._now()
-        self._cost_s = self._since_s - self._asked_s
 
 
 def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:
@@ -406,9 +374,7 @@ class _Seen:
         self.loss = float("nan")
 
     def take(self, scores: Scores) -> None:
-        """A collective: each rank has every R-th image, and all get the whole, in the order of the split."""
-        shares: list[Any] = world.gather(self._me, scores)
-        self.scores = _whole(shares)
+        self.scores = whole(scores, self._me)
 
     def row(self, record: Evaluation) -> dict[str, float]:
         """The evaluation as a row of the history; `accuracy` is what candidates are compared by."""
@@ -426,30 +392,12 @@ class _Seen:
         return row
 
 
-def _whole(shares: list[Scores]) -> Scores:
-    """Of a split whose rank r of R had the places r, r + R, ..."""
-
-    def interleaved(columns: list[np.ndarray]) -> np.ndarray:
-        out = np.empty((sum(map(len, columns)), *columns[0].shape[1:]), columns[0].dtype)
-        for rank, column in enumerate(columns):
-            out[rank :: len(columns)] = column
-        return out
-
-    return dataclasses.replace(
-        shares[0],
-        samples=interleaved([s.samples for s in shares]),
-        labels=interleaved([s.labels for s in shares]),
-        logits=interleaved([s.logits for s in shares]),
-    )
-
-
 def finetune_entry(
     sweep: Sweep, trial: Trial, curve: list[dict[str, float]], *, value: float | None, seconds_s: float, **facts: Any
 ) -> Entry:
     """The entry of a fine-tuning trial that got as far as the last row of `curve`, which may be short of its end."""
     task, method = sweep.task(trial.task), sweep.suite.method(trial.method)
-    parts = task.parts(method.settings, trial.shots, trial.seed)
-    num_train = (parts.search if trial.kind == "search" else parts.final).num
+    num_train = _num_images(task, method, trial)
     settings: Any = method.settings
     repeats = 1 if isinstance(settings, HyperruleSettings) else settings.repeats
     batch = min(settings.batch, num_train * repeats)

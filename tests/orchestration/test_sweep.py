@@ -258,8 +258,8 @@ original = sweep._trainable
 def counted(config, sweep, **rest):
     import time
     from pipeline.account import Account
-    from transfer import trials
-    trials.SAVE_SHARE = 100.0  # on a loaded machine too, an epoch is worth its save
+    from transfer import trial_ranks
+    trial_ranks.SAVE_SHARE = 100.0  # on a loaded machine too, an epoch is worth its save
     real = Account.enter
     folder = os.path.dirname(sweep.out)
     def enter(self, step, *args, **kwargs):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from transfer.trials import FIRST_SAVE_S, SAVE_SHARE, SavePace
+from transfer.trial_ranks import FIRST_SAVE_S, SAVE_SHARE, SavePace
 
 ALONE: Any = SimpleNamespace(size=1, is_main=True)
 
