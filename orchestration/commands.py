@@ -142,7 +142,10 @@ def _say_dataset(manifest: Manifest, url: str) -> None:
         _say(f"left out: {len(manifest.skipped)} images, listed in the manifest")
         _say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
     _say(f"made {url} (digest {manifest.digest[:12]})")
-    _say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(url)} --out RUN")
+    if "train" in manifest.splits:
+        _say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(url)} --out RUN")
+    else:
+        _say(f"next: normfree evaluate CHECKPOINT {shlex.quote(url)}")
 
 
 @contextlib.contextmanager
@@ -264,16 +267,24 @@ def pretrain(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from pipeline.backbone import load_backbone
     from pipeline.data.loader import DataConfig, EvalData
+    from pipeline.data.manifest import Manifest
+    from pipeline.evaluate import Scores
     from pipeline.evaluate import evaluate as measure
     from pipeline.world import join
+    from transfer import imagenet_labels
 
     loaded = load_backbone(args.checkpoint, args.weights)
-    data = EvalData(DataConfig(url=args.data, eval_split=args.split), loaded.augment)
-    if list(data.manifest.classes) != loaded.classes:
+    split = args.split or ("val" if "val" in Manifest.open(args.data).splits else "test")
+    data = EvalData(DataConfig(url=args.data, eval_split=split), loaded.augment)
+    if not imagenet_labels.is_same(data.manifest.classes, loaded.classes):
         raise UserError(
             f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
         )
-    world = join()
+    real_labels = args.real_labels or ""
+    beside = imagenet_labels.find_beside(data.manifest, split, real_labels=real_labels, v2="", data_root=".")
+    world, kept = join(), list[Scores]()
+    if real_labels and world.size > 1:
+        raise UserError("--real-labels needs all scores in one process; run normfree evaluate without torchrun")
     result = measure(
         loaded.model.to(world.device),
         data,
@@ -282,11 +293,16 @@ def evaluate(args: argparse.Namespace) -> int:
         batch_size=256,
         step=0,
         weights=args.weights,
+        on_scores=kept.append if real_labels else None,
     )
     assert result is not None  # nobody can give it up
+    real = ""
+    if real_labels:
+        found = imagenet_labels.real_top1(beside.real_url, args.data, split, kept[0].samples, kept[0].logits)
+        real = f"ReaL {found:.2%}, "
     _say(
-        f"{loaded.url} on {args.split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
-        f"loss {result.loss:.4f}, {result.num_samples} images"
+        f"{loaded.url} on {split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
+        f"{real}loss {result.loss:.4f}, {result.num_samples} images"
     )
     return 0
 

@@ -283,7 +283,7 @@ class _CellwiseAsha(FIFOScheduler):
 
     def _of(self, trial: Any) -> AsyncHyperBandScheduler | None:
         job = trial.config
-        if job["cell"] < 0 or job["trial"]["kind"] != "search":
+        if job["cell"] < 0 or job["trial"]["kind"] != "search" or self._cells[job["cell"]].space is not None:
             return None
         if job["cell"] not in self._asha:
             cell = self._cells[job["cell"]]

@@ -21,8 +21,10 @@ from orchestration.tracking_records import DatasetUsed
 from pipeline import storage
 from pipeline.errors import UserError
 from transfer.conductor import Budget
+from transfer.imagenet_labels import BESIDE
 from transfer.ledger import Ledger
 from transfer.report import load_entries, scorecard, write_report
+from transfer.scorecard import with_beside
 
 LINE_EVERY_S = 10.0
 INTERESTING = ("task", "method", "init", "shots", "seed", "kind", "backbone")
@@ -50,7 +52,8 @@ def transfer_run(args: argparse.Namespace) -> int:
     )
     paths = write_report(args.out, storage.join(args.out, "report"))
     for row in result.not_run:
-        print(f"not run: {row['task']} {row['method']} at {row['shots']} shots: {row['reason']}")
+        where = f" {row['method']} at {row['shots']} shots" if row["method"] else ""  # else the whole task
+        print(f"not run: {row['task']}{where}: {row['reason']}")
     listener.finish(result.num_failed, [Path(p) for p in paths.values() if storage.is_local(p)])
     if result.spent:
         print(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
@@ -116,6 +119,9 @@ class _Listener:
             self._line(f"selected hyper-parameters for {name}; its test split may be opened now")
         elif event["event"] == "decided":
             self._line(f"{event['cell']}: {event['kept']} of {event['of']} candidates go on from step {event['step']}")
+        elif event["event"] == "asked":
+            asked = f"trials {event['done'] + 1} to {event['done'] + event['num']} of {event['of']}"
+            self._line(f"{event['cell']}: {asked} asked for, from the results of {event['done']}")
         elif event["event"] == "budget":
             self._line(
                 f"the budget of {event['reason']} is spent: trials that run are seen through, no other is started"
@@ -190,10 +196,11 @@ class _Listener:
         entries = [asdict(entry) for entry in load_entries(self._args.out)]
         rows = scorecard(load_entries(self._args.out))
         metrics = sweep_summary.spread(entries)
-        for row in rows:
+        for row in with_beside(rows):
+            name = f"{row.task}/{row.method}/{row.shots}" + (f"/{row.metric}" if row.metric in BESIDE else "")
             for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
                 if value is not None:
-                    metrics[f"{row.task}/{row.method}/{row.shots}/{label}"] = value.mean
+                    metrics[f"{name}/{label}"] = value.mean
         info = Ledger(self._args.out).info()
         parameters: dict[str, Any] = {
             "suite": info.suite,

@@ -25,7 +25,7 @@ WHERE = struct.Struct("<Bq")
 class Clock:
     """`with clock("wait"):` charges the block to a phase; an inner block takes its time from the outer one.
 
-    The same switches are the run's signs of life, which the watchdog's thread reads: `phase`, `ticks`, `steps_done`.
+    The same switches are the run's signs of life, for the watchdog: `phase`, `ticks`, `steps_done`, `first_step`.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -35,6 +35,8 @@ class Clock:
         """Grows with each switch of phase and each `tick`, and stands still while nothing happens."""
         self.steps_done: Callable[[], int] = lambda: 0
         """The last finished step; the loop says how to find it."""
+        self.first_step = 0
+        """What `steps_done` was when the start was over: only a step beyond it shows that a step does not take long."""
         self.board: Any = None
         """Memory that each switch writes the phase and the step into, for whoever looks at a process that has frozen."""
         self.begin_s = self._since_s = self._mark_s = now()

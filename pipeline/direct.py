@@ -12,12 +12,11 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.faults import reach
-from pipeline.storage import TEMP_PREFIX
 
 ALIGN_BYTES = 4096
 PIECE_BYTES = 8 << 20
@@ -30,24 +29,9 @@ def write(path: Path, memory: memoryview, size_bytes: int, go_on: Callable[[], N
     `memory` is a multiple of ALIGN_BYTES long and starts at one. The file appears under its name when every byte of it
     is on disk. `go_on` is called between pieces and may raise to give up. Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        try:
-            digest = _write(descriptor, memory, size_bytes, go_on)
-        finally:
-            os.close(descriptor)
+    with storage.replacing(path) as file:
+        digest = _write(file.fileno(), memory, size_bytes, go_on)
         reach("file written")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name itself must survive a power cut
-    finally:
-        os.close(folder)
     return digest
 
 
@@ -63,7 +47,6 @@ def _write(descriptor: int, memory: memoryview, size_bytes: int, go_on: Callable
         digest.update(memory[start : min(start + PIECE_BYTES, size_bytes)])
         reach("file piece")
     os.ftruncate(descriptor, size_bytes)
-    os.fsync(descriptor)
     return digest.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """The files of a commit into preallocated local files: in parts, by several threads, each part noted once it is there.
 
 Parts on disk are believed only after the whole file's SHA-256. It is computed while others still fetch: whoever brings a part
-carries the hash of its file on over all parts that follow without a gap, and has them written to disk.
+carries the hash of its file on over all parts that follow without a gap. Nobody waits for the disk: what a power cut takes from
+a finished file is noticed when the checkpoint is loaded, which verifies it again, and it can be pulled once more.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from pipeline.writing import FULL
 PART_BYTES = 8 << 20
 NUM_AT_ONCE = 8
 """Parts on their way at a time; each thread keeps one in memory."""
-SYNC_PARTS = 8
-"""Parts after which a file is written to disk: what is left for its end is little."""
 JOURNAL = f"{storage.TEMP_PREFIX}pull.jsonl"
 MAX_HEADER_BYTES = 100 << 20  # what the safetensors library itself takes at most
 
@@ -210,7 +209,7 @@ class Download:
         version = file.version = file.version or ranges.version(file.url)
         if version.size_bytes != file.size_bytes:
             raise self._damaged(file, f"has {version.size_bytes} bytes, committed were {file.size_bytes}")
-        piece = buffer[: file.length(part)]
+        came = piece = buffer[: file.length(part)]
         ranges.read_into(file.url, part * PART_BYTES, piece, version)
         at, num_bytes = part * PART_BYTES, len(piece)
         while piece:
@@ -222,22 +221,25 @@ class Download:
             self.fetched_bytes += num_bytes
             self._there += num_bytes
             is_whole = all((file.number, p) in self._done for p in range(file.num_parts))
-        self._advance(file, at_end=is_whole)
+        self._advance(file, at_end=is_whole, came=(part, came))
 
-    def _advance(self, file: _File, *, at_end: bool) -> None:
-        """Carry the hash of the file on; at its end, judge it. One thread at a time: others do not wait, but at the end."""
+    def _advance(self, file: _File, *, at_end: bool, came: tuple[int, memoryview] | None = None) -> None:
+        """Carry the hash of the file on; at its end, judge it. One thread at a time: others do not wait, but at the end.
+
+        `came` is a part that is still in memory.
+        """
         if not file.lock.acquire(blocking=at_end):
             return
         try:
             while (file.number, file.num_hashed) in self._done:
-                start = file.num_hashed * PART_BYTES
-                file.hashing.update(os.pread(file.descriptor, file.length(file.num_hashed), start))
+                if came is not None and came[0] == file.num_hashed:
+                    data: bytes | memoryview = came[1]
+                else:
+                    data = os.pread(file.descriptor, file.length(file.num_hashed), file.num_hashed * PART_BYTES)
+                file.hashing.update(data)
                 file.num_hashed += 1
-                if not at_end and file.num_hashed % SYNC_PARTS == 0:
-                    os.fdatasync(file.descriptor)
             if not at_end:
                 return
-            os.fsync(file.descriptor)
             if file.hashing.hexdigest() != file.sha256:
                 self._wrong.append(file)
             elif not _is_safetensors(file.path):

@@ -43,7 +43,8 @@ class SavingConfig:
     max_wait_s: float = 60.0
     """A save that finds the one before still being written waits for it for this long, then is left out and counted."""
     staging: str = ""
-    """Local folder where files wait for their upload to an object store; "" = the system's temporary folder."""
+    """Local folder where files wait for their upload to a store that is not S3 (S3 takes them from memory); "" = the system's
+    temporary folder."""
     keep_every: Duration | None = None
     """Checkpoints at multiples of this stay, besides the newest `keep_checkpoints`."""
     keep_best: int = 0

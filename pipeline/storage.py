@@ -130,7 +130,7 @@ def open_read(url: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def write_bytes(url: str | os.PathLike[str], data: bytes) -> None:
     """Write the object so that readers see the old one, the new one, or nothing; never a part."""
     if is_local(url):
-        with _replacing(local_path(url)) as file:
+        with replacing(local_path(url)) as file:
             file.write(data)
         return
 
@@ -145,7 +145,7 @@ def write_bytes(url: str | os.PathLike[str], data: bytes) -> None:
 def put_file(local: str | os.PathLike[str], url: str | os.PathLike[str]) -> None:
     """Copy a finished local file to `url`, whole or not at all; the local file stays."""
     if is_local(url):
-        with _replacing(local_path(url)) as target, open(local, "rb") as source:
+        with replacing(local_path(url)) as target, open(local, "rb") as source:
             shutil.copyfileobj(source, target, COPY_BYTES)
         return
     size = os.stat(local).st_size
@@ -182,7 +182,7 @@ def download(url: str | os.PathLike[str], local: str | os.PathLike[str]) -> None
     if is_local(url):
         put_file(local_path(url), target)
         return
-    with _replacing(target) as file:
+    with replacing(target) as file:
         # get_file opens the path again; the name is only taken over once all of it is there.
         with_retries(url, lambda fs, path: fs.get_file(path, file.name))
 
@@ -320,7 +320,7 @@ def refuse_the_users_mistake(error: Exception, url: str) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file in the folder of `path` that becomes `path` if the block ends well, else is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"

@@ -77,6 +77,7 @@ def _train(
     yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")
+    clock.first_step = job.step
     stop.started()
     clock.take()
     with job.saver:

@@ -69,13 +69,13 @@ class Watchdog:
         self._mark: object = None
         self._idle_s = 0.0
         self._state = "start"
-        self._first_step: int | None = None
         self._heard: dict[int, Heard] = {rank: Heard(None, 0.0) for rank in range(self.size)}
         self._talked_s = time.monotonic()
         """When the store last answered."""
         self._store_lost = ""
         self._deadline_s: float | None = None
         """By then this process has left: somebody has named a rank."""
+        self._is_reporting_alone = False
 
     def __enter__(self) -> Watchdog:
         if self.size == 1:
@@ -126,8 +126,7 @@ class Watchdog:
     def _beat(self) -> Beat:
         step = self._clock.steps_done()
         if self._state == "start" and not self._stop.is_starting:
-            self._first_step = step if self._first_step is None else self._first_step
-            self._state = "run" if step != self._first_step else "start"
+            self._state = "run" if step != self._clock.first_step else "start"
         self._number += 1
         return Beat(
             rank=self.rank,
@@ -167,6 +166,8 @@ class Watchdog:
                 self._closed.wait(self._interval_s)
         except RuntimeError as error:  # torch's errors of stores are
             self._store_lost = " ".join(str(error).split())[:200] or type(error).__name__
+            if self._is_reporting_alone:  # the store ended with the frozen rank, which was asked for its stack
+                return
             if self._deadline_s is not None:
                 self._leave(EXIT_HANG)
             elif not self._closed.is_set() and self.rank == (0 if self._has_launcher else 1):
@@ -261,7 +262,7 @@ class Watchdog:
 
     def _accuse_alone(self, now_s: float) -> None:
         """The store is silent, or there is none: by what was heard last, one rank reports and every rank leaves."""
-        self._deadline_s = now_s + 2 * self._report_s
+        self._is_reporting_alone, self._deadline_s = True, now_s + 2 * self._report_s
         if self._heard[self.rank].beat is None:
             self._heard[self.rank] = Heard(self._beat(), 0.0)
         mine = Suspect(self.rank, False, f"has not moved for {self._idle_s:.0f} s")

@@ -67,12 +67,13 @@ def make_checkpoint() -> Callable[..., str]:
         url = folder / "run" / "checkpoints" / "step_00000007"
         url.mkdir(parents=True)
         resize = options.pop("eval_resize", "plain")
+        classes = options.pop("classes", CLASSES)
         evaluation = options.pop("evaluation", {"loss": 1.25, "top1": 0.5, "top5": 1.0})
         fragments, kinds = {}, ["weights", "ema"] if ema else ["weights"]
         with torch.random.fork_rng(devices=[]):
             for seed, kind in enumerate(kinds):
                 torch.manual_seed(seed)
-                model = nfnet.create_model(name, num_classes=len(CLASSES), **options)
+                model = nfnet.create_model(name, num_classes=len(classes), **options)
                 for key, value in model.state_dict().items():
                     if key.endswith(("gain", "bias")):
                         value.copy_(torch.randn_like(value) * 0.1 + (1.0 if key.endswith("gain") else 0.0))
@@ -96,7 +97,7 @@ def make_checkpoint() -> Callable[..., str]:
             "config": to_dict(run),
             "config_digest": run.digest(),
             "dataset": {"name": "animals", "url": "data/animals", "digest": "0123abcd"},
-            "classes": CLASSES,
+            "classes": classes,
             "evaluation": evaluation,
         }
         path = url / "part.safetensors"

@@ -25,6 +25,7 @@ HOMES = {
     "onnx": ("pipeline/export_onnx.py",),
     "onnxruntime": ("pipeline/export_onnx.py", "orchestration/served_model.py"),
     "ray": ("orchestration/sweep.py", "orchestration/cluster.py", "orchestration/trial_limit.py"),
+    "optuna": ("transfer/search.py",),
     "mlflow": (
         "orchestration/tracking.py",
         "orchestration/sweep_tracking.py",

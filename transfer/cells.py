@@ -3,7 +3,8 @@
     cell (task, method, backbone, init, shots) -> search on the held-out part -> selection record -> finals on the test
 
 A fine-tuning cell searches with a trial for each candidate, a probe with one trial for its whole grid. Where there is nothing to
-choose there is no search, and the record states the one setting.
+choose there is no search, and the record states the one setting. Where a model searches (`transfer.search`), a cell's candidates
+come in generations, and `with_points` adds them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 from pipeline.backbone import find_origin, make
 from pipeline.config import from_dict, to_dict
-from pipeline.data.cards import load_card
 from pipeline.errors import UserError
 from transfer.environment import code_revision
 from transfer.finetune import Source
@@ -23,9 +23,10 @@ from transfer.heads import grid
 from transfer.ledger import Entry, Ledger, Trial, entry
 from transfer.probes import rank_selected
 from transfer.protocols import PROBES, Method, Scheduler, sha256
-from transfer.spaces import REDUCTION, Point, candidates
+from transfer.search_space import Space
+from transfer.spaces import REDUCTION, Point, candidates, ranges
 from transfer.splits import Selection, selection_name, selection_url, write_selection
-from transfer.tasks import INITS, Init, Suite, Task, open_task, suite_of, task_protocol
+from transfer.tasks import INITS, Init, Suite, Task, not_prepared, open_task, suite_of, task_protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Sweep:
         return self.sources[0]
 
     def task(self, name: str) -> Task:
-        found = next(e for e in self.suite.tasks if load_card(e.card).name == name)
+        found = next(e for e in self.suite.tasks if e.name == name)
         return open_task(found, self.data_root)
 
     def source_of(self, trial: Trial) -> Source:
@@ -58,6 +59,9 @@ class Sweep:
             return {}
         if method.is_probe:
             return {"search": "all points of the grid"}
+        search = getattr(method.settings, "search", None)
+        if search is not None:
+            return {"search": search.sampler, "scheduler": "none"}
         return {"search": "grid", "scheduler": self.scheduler, "reduction": REDUCTION}
 
     def plain(self) -> dict[str, Any]:
@@ -165,6 +169,8 @@ class Cell:
     """Candidates; of a probe the points of its grid."""
     any_trial: Trial
     """Of this cell; finals differ from it by kind, seed and hyper-parameters."""
+    space: Space | None = None
+    """Where a model asks for the candidates: what it may ask for. `search` and `points` then hold those so far."""
 
     @property
     def is_probe(self) -> bool:
@@ -178,6 +184,16 @@ class Cell:
     def backbone(self) -> tuple[str, str]:
         """Equal for cells that share features: weights (empty from scratch), architecture."""
         return self.any_trial.checkpoint_digest, self.any_trial.backbone_digest
+
+    @property
+    def num_search(self) -> int:
+        """Search trials in all."""
+        return len(self.search) if self.space is None else self.space.search.num_trials
+
+    def with_points(self, points: Sequence[Point]) -> Cell:
+        """The cell with more candidates."""
+        more = tuple(dataclasses.replace(self.any_trial, hyperparameters=dict(p)) for p in points)
+        return dataclasses.replace(self, search=self.search + more, points=self.points + tuple(points))
 
     def finals(self, hyperparameters: dict[str, Any], num_seeds: int) -> list[Trial]:
         return [
@@ -216,11 +232,18 @@ def name_of(trial: Trial) -> str:
 
 
 def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot."""
+    """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot.
+
+    A task whose dataset is not prepared is one row, with method "" and no shots.
+    """
     cells: list[Cell] = []
     not_run: list[dict[str, Any]] = []
-    for name in sweep.suite.tasks:
-        task = open_task(name, sweep.data_root)
+    for stated in sweep.suite.tasks:
+        reason = not_prepared(stated, sweep.data_root)
+        if reason is not None:
+            not_run.append({"task": stated.name, "method": "", "shots": None, "reason": reason})
+            continue
+        task = open_task(stated, sweep.data_root)
         for method in sweep.suite.methods:
             for shots in method.settings.columns:
                 row = {"task": task.name, "method": method.name, "shots": shots}
@@ -242,11 +265,12 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
 
 
 def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, shots: int) -> Cell:
-    points = (
-        grid(method, task.parts(method.settings, shots, 0).search.num)
-        if method.is_probe
-        else candidates(method, task, shots)
-    )
+    space = ranges(method, task, shots)
+    points: Sequence[Point] = ()
+    if method.is_probe:
+        points = grid(method, task.parts(method.settings, shots, 0).search.num)
+    elif space is None:
+        points = candidates(method, task, shots)
     any_trial = Trial(
         kind="search",
         task=task.name,
@@ -261,14 +285,10 @@ def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, 
         data_digest=task.data_digest,
         metric=task.metric(method.settings),
     )
-    search: tuple[Trial, ...]
-    if len(points) == 1:
-        search = ()
-    elif not method.is_probe:
-        search = tuple(dataclasses.replace(any_trial, hyperparameters=dict(p)) for p in points)
-    else:
-        search = (any_trial,)
-    return Cell(task.name, method.name, method.kind, init, shots, search, tuple(points), any_trial)
+    cell = Cell(task.name, method.name, method.kind, init, shots, (), (), any_trial, space)
+    if len(points) > 1 and not method.is_probe:
+        return cell.with_points(points)
+    return dataclasses.replace(cell, points=tuple(points), search=(any_trial,) if len(points) > 1 else ())
 
 
 def choose(cell: Cell, ledger: Ledger) -> str | None:

@@ -1,7 +1,7 @@
 """Which trial of a sweep is next, and what follows from one that is over. Knows the ledger, and no scheduler.
 
-    probe jobs; search trials, rung by rung -> a cell's selection record, once its search is over -> its final trials, at the
-    queue's head
+    probe jobs; search trials, rung by rung, or generation by generation where a model asks for them
+    -> a cell's selection record, once its search is over -> its final trials, at the queue's head
 
 A job is a plain dict, so that it travels: `name`, `cell` (index of the cell; -1 for a probe job), and `probes` (indices of
 the cells that a probe job serves) or `trial` (fields of the Trial) and `until` (the rung to run to; 0 = its end).
@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import storage
 from transfer.cells import Cell, Sweep, choose, choose_by_rank
+from transfer.generations import asked, taken_up
 from transfer.halving import Rung, decide, decision_url, read_rung, work_url
 from transfer.ledger import Entry, Ledger, Trial
 from transfer.spaces import Bracket, brackets
@@ -45,13 +46,14 @@ class Conductor:
          and method so far, or None}
         {"event": "selected", "task", "method", "init", "shots", "url"}
         {"event": "decided", "cell", "step", "kept", "of"}
+        {"event": "asked", "cell", "num", "done", "of"}: so many trials by a model that knows of so many
         {"event": "budget", "reason"}
     """
 
     def __init__(
         self, sweep: Sweep, cells: list[Cell], tell: OnEvent, *, budget: Budget | None = None, limit_s: float = 0.0
     ) -> None:
-        self.sweep, self.cells, self.ledger = sweep, cells, Ledger(sweep.out)
+        self.sweep, self.cells, self.ledger = sweep, list(cells), Ledger(sweep.out)
         self.num_run = self.num_failed = self.done = self.total = 0
         self.budget, self.limit_s = budget or Budget(), limit_s
         self.spent = ""
@@ -70,11 +72,11 @@ class Conductor:
         self._queue_probes()
         for index, cell in enumerate(cells):
             if not cell.is_probe:
-                self.total += sweep.suite.num_seeds + len(cell.search)
-                if not cell.search and not self._is_selected(index):
+                self.total += sweep.suite.num_seeds + cell.num_search
+                if not cell.num_search and not self._is_selected(index):
                     cell.select(sweep.out, dict(cell.points[0]), [], "nothing was searched: the recipe has one point")
                 if self._release(index):
-                    self.done += len(cell.search)  # over, however each of them ended
+                    self.done += cell.num_search  # over, however each of them ended
                 else:
                     self._begin_search(index)
 
@@ -170,18 +172,46 @@ class Conductor:
 
     def _begin_search(self, index: int) -> None:
         cell = self.cells[index]
-        self._searching[index] = brackets(cell.points, self.sweep.scheduler)
         self._waiting[index] = set()
-        self._missing(list(cell.search))
+        if cell.space is not None:
+            self._searching[index] = []
+            self.cells[index], settled = taken_up(cell, self.ledger)
+            self._told |= settled
+            self._count(self.cells[index].search)
+        else:
+            self._searching[index] = brackets(cell.points, self.sweep.scheduler)
+            self._missing(list(cell.search))
         self._advance(index)
 
     def _advance(self, index: int) -> None:
         """Queue what a cell's search can do next; select when there is nothing left of it."""
+        if self.cells[index].space is not None:
+            self._advance_generation(index)
         for number, bracket in enumerate(self._searching[index]):
             self._advance_bracket(index, number, bracket)
         if not self._waiting[index]:
             del self._searching[index]
             self._search_over(index)
+
+    def _advance_generation(self, index: int) -> None:
+        """Run what has been asked for; once all of it is over, ask again."""
+        while True:
+            cell = self.cells[index]
+            self._run(index, [i for i, trial in enumerate(cell.search) if self._is_open(trial)], 0)
+            if self._waiting[index] or len(cell.search) >= cell.num_search:
+                return
+            self.cells[index] = asked(cell, self.ledger)
+            new = self.cells[index].search[len(cell.search) :]
+            self._tell(
+                {"event": "asked", "cell": cell.name, "num": len(new), "done": len(cell.search), "of": cell.num_search}
+            )
+            self._count(new)
+
+    def _count(self, trials: Sequence[Trial]) -> None:
+        """Candidates that a model asked for: those of an earlier start are done, and so is what it asks for twice."""
+        new = {t.digest: t for t in trials if t.digest not in self._told}
+        self.done += len(trials) - len(new)
+        self._missing(list(new.values()))
 
     def _advance_bracket(self, index: int, number: int, bracket: Bracket) -> None:
         cell, out = self.cells[index], self.sweep.out

@@ -20,6 +20,7 @@ from pipeline import storage
 from pipeline.data.manifest import Manifest
 from pipeline.errors import UserError
 from transfer import predictions
+from transfer.decisions import Played, play_again
 from transfer.ledger import Entry, Ledger
 from transfer.scorecard import cell_name, column_order, refuse_mixture
 from transfer.splits import Opening, openings
@@ -76,6 +77,11 @@ class Findings:
         return predictions.read(home.url, entry.digest) if entry.digest in home.predicted else None
 
     @functools.cached_property
+    def played(self) -> list[Played]:
+        """The decisions of each folder, played again."""
+        return [played(folder) for folder in self.folders]
+
+    @functools.cached_property
     def datasets(self) -> dict[str, Manifest | str]:
         """By task: the dataset that the trials were measured on, or why it cannot be read."""
         first = {cell.task: cell for cell in reversed(self.finals)}
@@ -96,6 +102,12 @@ class Findings:
         if found.digest != cell.data_digest:
             return f"the data at {url} are others now: digest {found.digest[:12]}, then {cell.data_digest[:12]}"
         return found
+
+
+def played(folder: Folder, cell: str = "") -> Played:
+    """`transfer.decisions.play_again` of a sweep's folder, or of one cell's decisions in it."""
+    methods = ((folder.sweep.get("plan") or {}).get("suite") or {}).get("methods") or {}
+    return play_again(folder.url, {e.digest: e for e in folder.entries}, methods, cell)
 
 
 def name_of_test_split(manifest: Manifest) -> str:
@@ -202,6 +214,7 @@ def _stated(folder: Folder, entry: Entry) -> dict[str, Any]:
     task = {
         "holdout_per_class": (tasks.get(entry.task) or {}).get("holdout_per_class"),
         "data": ", ".join(sorted(data)),
+        **{k: (tasks.get(entry.task) or {}).get(k) for k in ("real_labels", "v2")},
     }
     return method | task | {"scheduler": plan.get("scheduler")}
 

@@ -21,7 +21,7 @@ from pipeline.saver import SavingConfig
 from pipeline.update import OptimConfig
 from transfer.hyperrule import HyperRule, hyperrule
 from transfer.protocols import FinetuneSettings, HyperruleSettings, Method, sha256
-from transfer.spaces import image_area
+from transfer.spaces import at_point, image_area
 from transfer.splits import TestSplit, read_selection
 from transfer.tasks import Part, Task
 from transfer.vtab import TASKS
@@ -81,7 +81,9 @@ def finetune_augment(source: Source, task: Task, method: Method, num_images: int
             return _resized(augment, own, round(own * share), rule, flip)
         return _resized(augment, rule.crop_px, rule.resize_px if rule.random_crop else rule.crop_px, rule, flip)
     assert isinstance(settings, FinetuneSettings)
-    sizes = {}
+    sizes: dict[str, Any] = {}
+    if not settings.area_min:
+        return augment.crop_and_flip(crop="none", flip=False, eval_resize="plain")
     if settings.train_px:
         sizes = {"image_px": settings.train_px, "eval_px": augment.evaluation_px}
     return augment.crop_and_flip(crop="area", area_min=settings.area_min, area_max=1.0, flip=flip, **sizes)
@@ -120,13 +122,15 @@ def finetune_run(
     """The Run of one trial.
 
     Args:
-        hyperparameters: learning_rate and num_steps, a point of `transfer.spaces.candidates`.
+        hyperparameters: learning_rate and num_steps, a point of `transfer.spaces.candidates`; of a searched space also what
+            else of the recipe it searches.
         test: None for a search trial, which is scored on the held-out part of the train split; else permission to be scored on
             the test split (`transfer.splits.open_test`).
         eval_every: in steps; 0 = only at the end.
     Raises:
         ValueError: the record that the permission comes from chose other hyper-parameters.
     """
+    method = at_point(method, hyperparameters)
     parts = task.parts(method.settings, shots, seed)
     part = parts.search if test is None else parts.final
     num_images = part.num

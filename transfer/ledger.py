@@ -3,7 +3,7 @@
     <sweep>/sweep.json                 what the sweep is: suite, backbones, what is not run and why
     <sweep>/trials/<digest>.json       one finished trial; the digest is over everything that decides its result
     <sweep>/predictions/<digest>.npz   what a final trial said of each test image (`transfer.predictions`)
-    <sweep>/rungs/, decisions/         `transfer.halving`
+    <sweep>/rungs/, decisions/         `transfer.halving`, `transfer.search`
     <sweep>/selection/, openings/      `transfer.splits`
 
 An entry is written once, whole, when its trial is over. A trial with an "ok" entry is never run again; a failed one

@@ -37,7 +37,7 @@ def render(findings: Findings, rows: Sequence[Row], versus: Sequence[Versus] = (
         curves(rows, sources),
         overlaps(findings, clean or {}),
         mistakes(findings),
-        search_table(findings),
+        search_table(findings, sources),
         learning(findings, sources),
         failures(findings),
         costs(findings),

@@ -75,7 +75,7 @@ def _seeds(findings: Findings, entries: list[Entry]) -> str:
                 f"{e.num_test:,}",
                 hours(e.seconds_s),
                 memory(e.max_memory_bytes),
-                str(len(findings.home[e.digest].openings.get(e.digest, []))),
+                str(sum(o.what == "test" for o in findings.home[e.digest].openings.get(e.digest, []))),
                 f"<code>{esc(e.digest[:12])}</code>",
             ],
             numbers=set(range(1, 6 + len(names))),
@@ -122,10 +122,11 @@ def _lineage(findings: Findings, name: str, entries: list[Entry]) -> str:
     opened = [(o, e) for e in entries for o in home.openings.get(e.digest, [])]
     if opened:
         lines = "".join(
-            f"<li>seed {e.seed}: {_time(o.time_s)}, record <code>{o.selection_sha256[:16]}</code></li>"
+            f"<li>seed {e.seed}: {_time(o.time_s)}, record <code>{o.selection_sha256[:16]}</code>"
+            f"{'' if o.what == 'test' else f', {esc(o.what)}'}</li>"
             for o, e in opened
         )
-        again = len(opened) - len({e.digest for _, e in opened})
+        again = len(opened) - len({(o.what, e.digest) for o, e in opened})
         more = f", {again} of them by a trial that had opened it before" if again else ""
         folds += fold(f"the test split was opened {len(opened)} times{more}", f"<ul>{lines}</ul>")
     if first.config:
@@ -167,7 +168,7 @@ def _matrix(found: Confusion, names: Sequence[str]) -> str:
     body = ""
     for i, name in enumerate(names):
         cells = "".join(
-            f'<td class=n style="{_tint(i == j, share)}">{100 * share:.0f}</td>' if share >= 0.005 else "<td></td>"
+            f"<td {_tint(i == j, share)}>{100 * share:.0f}</td>" if share >= 0.005 else "<td></td>"
             for j, share in enumerate(shares[i])
         )
         body += f"<tr><td class=t>{esc(name)}</td><td class=n>{int(found.counts[i].sum() / found.num_seeds):,}</td>{cells}</tr>\n"
@@ -179,7 +180,8 @@ def _matrix(found: Confusion, names: Sequence[str]) -> str:
 
 
 def _tint(is_right: bool, share: float) -> str:
-    return f"background:color-mix(in srgb, var(--{'good' if is_right else 'bad'}) {60 * share:.0f}%, transparent)"
+    """Attributes of a cell; the page's style makes a colour of them."""
+    return f"class={'hit' if is_right else 'miss'} style=--s:{60 * share:.0f}"
 
 
 def _classes(found: Confusion, names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The curves of the report's page: a metric over images a class, and training losses over steps."""
+"""The curves of the report's page: a metric over images a class, training losses and held-out metrics over steps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from transfer.ledger import Entry
 from transfer.page_parts import esc, fold
 from transfer.protocols import PROBES
 from transfer.scorecard import Row, shots_order, shots_phrase
+
+Group = tuple[int, str, str]
+"""Number of images a class, task, method."""
 
 
 def curves(rows: Sequence[Row], sources: Sequence[str]) -> str:
@@ -37,23 +40,48 @@ def curves(rows: Sequence[Row], sources: Sequence[str]) -> str:
 
 
 def learning(findings: Findings, sources: Sequence[str]) -> str:
-    groups: dict[int, dict[tuple[str, str], list[Entry]]] = defaultdict(lambda: defaultdict(list))
-    for cell in findings.finals:
-        if cell.method_kind not in PROBES and len(cell.history) > 1:
-            groups[cell.shots][cell.task, cell.method].append(cell)
-    if not groups:
+    """Of each fine-tuning the training loss of its final trials, and the held-out metric of its search."""
+    finals: dict[Group, list[Entry]] = defaultdict(list)
+    searched: dict[Group, list[Entry]] = defaultdict(list)
+    for cell in findings.cells:
+        if cell.is_ok and cell.method_kind not in PROBES:
+            group = cell.shots, cell.task, cell.method
+            if cell.kind == "final" and len(cell.history) > 1:
+                finals[group].append(cell)
+            elif cell.kind == "search" and cell.history:
+                searched[group].append(cell)
+    # One evaluation of each candidate, all at one step, is no curve.
+    searched = {g: cells for g, cells in searched.items() if len({r["step"] for c in cells for r in c.history}) > 1}
+    numbers = {shots for shots, *_ in (*finals, *searched)}
+    if not numbers:
         return ""
-    first = min(groups, key=lambda s: (abs(shots_order(s) - plots.HEADLINE_SHOTS), s))
+    first = min(numbers, key=lambda s: (abs(shots_order(s) - plots.HEADLINE_SHOTS), s))
     out = ""
-    for shots in sorted(groups, key=lambda s: (s != first, shots_order(s))):
-        figures = "".join(
-            f"<figure><figcaption>{esc(cells[0].task_title)} <span>{esc(cells[0].method_title or cells[0].method)}, "
-            f"{esc(shots_phrase(shots))}</span></figcaption>{plots.learning(cells, sources)}</figure>"
-            for _, cells in sorted(groups[shots].items())
-        )
+    for shots in sorted(numbers, key=lambda s: (s != first, shots_order(s))):
+        figures = ""
+        for group in sorted({g for g in (*finals, *searched) if g[0] == shots}):
+            if group in finals:
+                figures += _figure(finals[group][0], "training loss", plots.learning(finals[group], sources))
+            if group in searched:
+                pairs = [(cell, _is_chosen(findings, cell)) for cell in searched[group]]
+                figures += _figure(searched[group][0], "search, held-out part", plots.held_out(pairs, sources))
         out += fold(esc(shots_phrase(shots)), f"<div class=plots>{figures}</div>", is_open=shots == first)
     note = "Training loss of the final trials, a line a seed, on a logarithmic scale."
+    if searched:
+        note += (
+            " Of the searches the metric on the held-out part of the training images, wherever it was measured: a line for each "
+            "candidate, strong for the one that was chosen; a line that ends early was stopped."
+        )
     return f"<h2>Learning curves of the fine-tunings</h2><p class=note>{note}</p>{key(sources)}{out}"
+
+
+def _figure(cell: Entry, what: str, plot: str) -> str:
+    said = f"{esc(cell.method_title or cell.method)}, {esc(shots_phrase(cell.shots))}: {what}"
+    return f"<figure><figcaption>{esc(cell.task_title)} <span>{said}</span></figcaption>{plot}</figure>"
+
+
+def _is_chosen(findings: Findings, cell: Entry) -> bool:
+    return findings.selection(cell).get("hyperparameters") == cell.hyperparameters
 
 
 def key(sources: Sequence[str]) -> str:

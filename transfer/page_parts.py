@@ -56,8 +56,22 @@ def memory(num_bytes: int) -> str:
 
 
 def pretty(value: Any) -> str:
-    """A record as indented JSON, escaped."""
-    return f"<pre>{esc(public(json.dumps(value, indent=1, default=str, ensure_ascii=False)))}</pre>"
+    """A record as JSON, a line for each field and each item of a list of records: pages hold hundreds of them."""
+    text = _json(value)
+    if isinstance(value, dict):
+        text = "{\n" + ",\n".join(f" {_json(str(key))}: {_field(item)}" for key, item in value.items()) + "\n}"
+    # Quotes stand for themselves between tags; as entities they were a third of a page.
+    return f"<pre>{html.escape(str(public(text)), quote=False)}</pre>"
+
+
+def _field(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(f"  {_json(item)}" for item in value) + "\n ]"
+    return _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def fold(summary: str, body: str, *, name: str = "", is_open: bool = False) -> str:

@@ -82,6 +82,8 @@ summary { cursor: pointer; color: var(--muted); font-size: 14px; padding: 4px 0;
 .cell ul { font-size: 14px; margin: 6px 0; }
 .matrix th.name { max-width: 64px; overflow: hidden; text-overflow: ellipsis; }
 .matrix th, .matrix td { padding: 4px 6px; font-size: 13px; }
+.hit, .miss { text-align: right; background: color-mix(in srgb, var(--of) calc(var(--s) * 1%), transparent); }
+.hit { --of: var(--good); } .miss { --of: var(--bad); }
 .classes { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 6px 18px; margin-top: 12px;
   font-size: 13px; }
 .class { position: relative; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;

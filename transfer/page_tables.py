@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from transfer import plots
 from transfer.comparison import Versus
 from transfer.findings import Findings
+from transfer.imagenet_labels import BESIDE
 from transfer.ledger import Entry
 from transfer.page_parts import esc, hours, link, memory, table, table_row, value_with_half
-from transfer.scorecard import Row, shots_text, start_of
+from transfer.scorecard import Row, shots_text, start_of, with_beside
 from transfer.statistics import Estimate, smallest_p
+from transfer.vtab_score import GROUPS, vtab_scores
 
 INTERVAL_NOTE = (
     "± is the half width of a 95 % Student-t interval of the mean over <i>n</i> seeds; the gain is paired by seed. “Wins” and "
@@ -27,10 +29,11 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
     if len(sources) < 2:
         return ""
     twins = list(dict.fromkeys(row.twin for row in rows if row.scratch))
-    lines: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        lines[row.column].append(row)
-    body, previous = "", None
+    lines: dict[tuple[str, str, int, str], list[Row]] = defaultdict(list)
+    for row in with_beside(rows):
+        lines[*row.column, row.metric if row.metric in BESIDE else ""].append(row)
+    previous: Row | None = None
+    body = ""
     usual = Counter(side.n for row in rows for side in (row.pretrained, row.scratch) if side).most_common(1)
     n = usual[0][0] if usual else 0
     numbers = set(range(2, 3 + len(sources) + len(twins)))
@@ -40,16 +43,16 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
         fresh = {row.twin: (row.scratch, row.scratch_cell) for row in group if row.scratch}
         body += table_row(
             [
-                esc(first.task_title) if first.task != previous else "",
+                _title(first, previous),
                 esc(first.method),
                 esc(shots_text(first.shots)),
                 *(_cell(own.get(source, (None, "")), n) for source in sources),
                 *(_cell(fresh.get(twin, (None, "")), n) for twin in twins),
             ],
             numbers=numbers,
-            style="first" if first.task != previous else "",
+            style="first" if previous is None or first.task != previous.task else "",
         )
-        previous = first.task
+        previous = first
     of = {row.twin: row.backbone for row in reversed(rows)}
     fresh_names = ["from scratch" if len(twins) < 2 else f"scratch, as {of[twin]}" for twin in twins]
     return (
@@ -58,6 +61,14 @@ def side_by_side(rows: Sequence[Row], sources: Sequence[str]) -> str:
         "All numbers of a line were measured by one protocol, on the same data.</p>"
         + f"<div class=narrow>{table(['task', 'method', 'shots', *sources, *fresh_names], body, numbers=numbers)}</div>"
     )
+
+
+def _title(row: Row, previous: Row | None) -> str:
+    """The task where it begins; what is measured besides by its name."""
+    if row.metric in BESIDE:
+        return f"<span class=half>{esc(plots.metric_title(row.metric))}</span>"
+    begins = previous is None or row.task != previous.task or previous.metric in BESIDE
+    return esc(row.task_title) if begins else ""
 
 
 def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
@@ -69,16 +80,17 @@ def _cell(found: tuple[Estimate | None, str], usual_n: int) -> str:
 
 def scorecard_table(rows: Sequence[Row]) -> str:
     several = len({row.backbone for row in rows}) > 1
-    body, previous = "", None
-    for row in rows:
-        new = row.task != previous
-        previous = row.task
+    previous: Row | None = None
+    body = ""
+    for row in with_beside(rows):
+        new, title = previous is None or row.task != previous.task, _title(row, previous)
+        previous = row
         failed = f' <span class="failed">{row.num_failed} failed</span>' if row.num_failed else ""
         style = row.verdict if row.verdict in ("wins", "loses") else "unclear"
         n = [side.n for side in (row.pretrained, row.scratch) if side]
         body += table_row(
             [
-                esc(row.task_title) if new else "",
+                title,
                 *([f"<span class=unclear>{esc(row.backbone)}</span>"] if several else []),
                 esc(row.method if several else row.method_title),
                 esc(shots_text(row.shots)),
@@ -100,7 +112,30 @@ def scorecard_table(rows: Sequence[Row]) -> str:
         "<h2>Scorecard</h2>"
         + table(head, body, numbers={i + several for i in range(2, 7)})
         + f"<p class='note below'>{INTERVAL_NOTE}{said}</p>"
+        + _vtab_table(rows)
     )
+
+
+def _vtab_table(rows: Sequence[Row]) -> str:
+    scores = vtab_scores(rows)
+    body = "".join(
+        table_row(
+            [
+                esc(one.start),
+                esc(one.method),
+                *(value_with_half(one.groups.get(group)) for group in GROUPS),
+                str(one.num_tasks),
+                str(one.groups["all"].n) if one.groups else "–",
+            ],
+            numbers=set(range(2, 8)),
+        )
+        for one in scores
+    )
+    if not body:
+        return ""
+    head = ["VTAB-1k score", "method", "all 19, %", *(f"{group}, %" for group in GROUPS[1:]), "tasks", "n"]
+    note = "The unweighted mean of top-1 over the 19 tasks and over each group; ± over seeds. A mean over fewer is not the score."
+    return f"{table(head, body, numbers=set(range(2, 8)))}<p class='note below'>{note}</p>"
 
 
 def comparison_table(versus: Sequence[Versus]) -> str:
@@ -168,8 +203,8 @@ def failures(findings: Findings) -> str:
         body = "".join(
             table_row(
                 [
-                    *map(esc, (i.get("task"), i.get("method"))),
-                    esc(shots_text(int(i.get("shots") or 0))),
+                    *map(esc, (i.get("task"), i.get("method") or "all")),
+                    esc(shots_text(int(i["shots"]))) if i.get("shots") is not None else "",
                     esc(i.get("reason")),
                 ],
                 numbers={2},

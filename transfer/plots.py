@@ -122,15 +122,94 @@ def learning(cells: Sequence[Entry], sources: Sequence[str]) -> str:
         color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=color, lw=1.3, alpha=0.8)
     if positive:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _log_axis(axes, "y")
     _dress(axes, MARKS, "step", "training loss")
     first = cells[0]
     return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
+
+
+def held_out(searched: Sequence[tuple[Entry, bool]], sources: Sequence[str]) -> str:
+    """The metric on the held-out part over steps, a line for each candidate of a search, and whether it was chosen.
+
+    Of one task, method and number of images a class. The chosen candidate of each start is drawn strong.
+    """
+    figure, axes = _figure(4.6, 2.7)
+    for cell, chosen in sorted(searched, key=lambda pair: (pair[1], pair[0].init != "scratch")):
+        color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
+        steps, values = [r["step"] for r in cell.history], [100 * r["accuracy"] for r in cell.history]
+        strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
+        axes.plot(steps, values, color=color, marker="o", **strong)
+    from matplotlib.ticker import MaxNLocator
+
+    first = searched[0][0]
+    axes.margins(y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _dress(axes, MARKS, "step", f"{metric_title(first.metric)}, %")
+    return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: held-out metric over steps")
+
+
+Tried = Sequence[tuple[dict[str, Any], float | None]]
+"""Hyper-parameters and score of candidates in the order of trying; None = failed."""
+
+
+def searched(starts: Sequence[tuple[str, Tried, dict[str, Any]]], axes: Sequence[tuple[str, float, float, str]]) -> str:
+    """Scores of a model's candidates in their order, with the best so far, and over each range on its own scale.
+
+    Args:
+        starts: (colour, candidates, hyper-parameters of the chosen one) of each.
+        axes: (name, low, high, "log" or "linear").
+    """
+    num_columns = min(4, 1 + len(axes))
+    num_rows = -(-(1 + len(axes)) // num_columns)
+    figure, _ = _figure(2.5 * num_columns, 2.2 * num_rows, empty=True)
+    for index, (name, low, high, scale) in enumerate(
+        [("trial", 0.5, 0.5 + max(len(t) for _, t, _ in starts), ""), *axes]
+    ):
+        plot = figure.add_subplot(num_rows, num_columns, index + 1)
+        for color, tried, chosen in starts:
+            places = [float(point[name]) if index else float(n) for n, (point, _) in enumerate(tried, 1)]
+            _draw_tried(plot, places, tried, chosen, MARKS[color], lines=not index)
+        if scale == "log":
+            _log_axis(plot, "x")
+        plot.set_xlim(*_with_margins(low, high, scale))
+        _dress(plot, MARKS, name.replace("_", " "), "" if index % num_columns else "held-out score, %")
+    return _svg(figure, f"Candidates of a search over {', '.join(name for name, *_ in axes)}")
+
+
+def _with_margins(low: float, high: float, scale: str) -> tuple[float, float]:
+    """A range with room for a ring at either end."""
+    if scale == "log":
+        return low / (high / low) ** 0.06, high * (high / low) ** 0.06
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def _draw_tried(
+    plot: Axes, places: Sequence[float], tried: Tried, chosen: dict[str, Any], color: str, *, lines: bool
+) -> None:
+    """Dots; a ring around the chosen one; crosses at the bottom for those that failed; `lines`: the best so far."""
+    good = [(x, 100 * score, point) for x, (point, score) in zip(places, tried, strict=True) if score is not None]
+    plot.scatter([x for x, *_ in good], [y for _, y, _ in good], s=12, color=color, alpha=0.6, linewidths=0)
+    if lines:
+        best = [max(y for _, y, _ in good[: n + 1]) for n in range(len(good))]
+        plot.step([x for x, *_ in good], best, where="post", color=color, lw=1.4)
+    rings = [(x, y) for x, y, point in good if point == chosen][:1]
+    plot.scatter(
+        [x for x, _ in rings], [y for _, y in rings], s=52, facecolors="none", edgecolors=color, linewidths=1.3
+    )
+    bad = [x for x, (_, score) in zip(places, tried, strict=True) if score is None]
+    plot.plot(bad, [0.03] * len(bad), "x", color=color, ms=4, transform=plot.get_xaxis_transform())
+
+
+def _log_axis(axes: Axes, which: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
+    wide = which == "x" and high > 30 * low  # digits of neighbours would meet
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
 
 
 def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:

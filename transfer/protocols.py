@@ -13,15 +13,15 @@ shots and the seed. Numbers with different protocol digests do not belong into o
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pipeline.config import to_dict
 from pipeline.errors import UserError
+from transfer.search_space import Search, parse_search
+from transfer.stated import nearest, number, whole
 
 Rule = Literal["few_shot", "vtab1k", "full"]
 Scheduler = Literal["halving", "hyperband", "asha", "none"]
@@ -102,9 +102,15 @@ class LogisticSettings(Settings):
     cs: tuple[float, ...] = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
 
 
+GRID = ("learning_rates", "num_steps", "epochs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(Settings):
-    """Fine-tuning of all layers with a new head (`transfer.finetune`); the space is learning_rates x schedule lengths."""
+    """Fine-tuning of all layers with a new head (`transfer.finetune`).
+
+    The space is a grid, learning_rates x schedule lengths, or else what `search` states.
+    """
 
     learning_rates: tuple[float, ...] = ()
     num_steps: tuple[int, ...] = ()
@@ -113,7 +119,7 @@ class FinetuneSettings(Settings):
     batch: int = 64
     """Images of an update, at most: a smaller support is one batch."""
     area_min: float = 0.5
-    """Smallest share of a training image that the random crop keeps."""
+    """Smallest share of a training image that the random crop keeps; 0 = the whole image, squeezed and not mirrored."""
     clipping: float = 0.02
     weight_decay: float = 0.0
     warmup_share: float = 0.1
@@ -128,11 +134,24 @@ class FinetuneSettings(Settings):
     """Repeated augmentation; passes over the images are cut by it, so that the cost stays."""
     train_px: int = 0
     """Side of the training input, where it differs from image_px."""
+    search: Search | None = None
+    """In place of the grid."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.learning_rates or bool(self.num_steps) == bool(self.epochs):
-            raise UserError("fine-tuning needs learning_rates, and either num_steps or epochs; set them")
+        if self.search is not None:
+            self._check_search(self.search)
+        elif not self.learning_rates or bool(self.num_steps) == bool(self.epochs):
+            raise UserError("fine-tuning needs learning_rates, and either num_steps or epochs; set them, or a search")
+
+    def _check_search(self, search: Search) -> None:
+        grid = [name for name in GRID if getattr(self, name)]
+        if grid:
+            raise UserError(f"a grid ({', '.join(grid)}) and a search are both stated; keep one of them")
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        twice = [name for name in search.searched if name not in GRID and getattr(self, name, None) != usual.get(name)]
+        if twice:
+            raise UserError(f"{', '.join(twice)} is stated and searched as well; leave it to the search, or out of it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +168,16 @@ class HyperruleSettings(Settings):
     """0 = the rule's; else warm-up and falls shrink with it, for tasks smaller than any the rule was made for."""
 
 
+# Brock et al. 2021, A.5, on ImageNet: 15,000 steps of 2,048. AGC's lambda is not stated there.
+_A5_PLAIN: dict[str, Any] = {
+    "learning_rates": (0.1,),
+    "batch": 2048,
+    "warmup_share": 1 / 3,
+    "ema_decay": 0.9999,
+    "area_min": 0.08,
+    "clipping": 0.01,
+}
+_A5 = _A5_PLAIN | {"weight_decay": 1e-5, "drop_rate": 0.25, "stochastic_depth": 0.1, "sam_rho": 0.05}
 METHOD_KINDS: dict[str, tuple[type[Settings], str, dict[str, Any]]] = {
     "ridge": (RidgeSettings, "ridge on frozen features", {}),
     "ridge_selected": (RidgeSelectedSettings, "ridge, penalty by mean rank over tasks", {}),
@@ -157,57 +186,17 @@ METHOD_KINDS: dict[str, tuple[type[Settings], str, dict[str, Any]]] = {
     "logistic": (LogisticSettings, "logistic regression", {}),
     "finetune": (FinetuneSettings, "fine-tuning", {}),
     "hyperrule": (HyperruleSettings, "fine-tuning by BiT-HyperRule", {}),
-    # Brock et al. 2021, A.5, on ImageNet: 15,000 steps of 2,048. AGC's lambda is not stated there.
-    "nfnet": (
-        FinetuneSettings,
-        "fine-tuning as NFNets (SAM, EMA, stochastic depth)",
-        {
-            "learning_rates": (0.1,),
-            "num_steps": (15_000,),
-            "batch": 2048,
-            "warmup_share": 1 / 3,
-            "weight_decay": 1e-5,
-            "drop_rate": 0.25,
-            "stochastic_depth": 0.1,
-            "sam_rho": 0.05,
-            "ema_decay": 0.9999,
-            "area_min": 0.08,
-            "clipping": 0.01,
-        },
-    ),
+    "nfnet": (FinetuneSettings, "fine-tuning as NFNets (SAM, EMA, stochastic depth)", _A5 | {"num_steps": (15_000,)}),
     "nfnet_plain": (
         FinetuneSettings,
         "fine-tuning as NFNets, no regularisation",
-        {
-            "learning_rates": (0.1,),
-            "num_steps": (15_000,),
-            "batch": 2048,
-            "warmup_share": 1 / 3,
-            "ema_decay": 0.9999,
-            "area_min": 0.08,
-            "clipping": 0.01,
-        },
+        _A5_PLAIN | {"num_steps": (15_000,)},
     ),
     # Smith et al. 2023 state epochs, SAM, stochastic depth, dropout, sizes and repeats; the other numbers are A.5's.
     "convnets_at_scale": (
         FinetuneSettings,
         "fine-tuning as ConvNets at scale (50 epochs, repeated augmentation)",
-        {
-            "learning_rates": (0.1,),
-            "epochs": (50.0,),
-            "batch": 2048,
-            "warmup_share": 1 / 3,
-            "weight_decay": 1e-5,
-            "drop_rate": 0.25,
-            "stochastic_depth": 0.1,
-            "sam_rho": 0.05,
-            "ema_decay": 0.9999,
-            "area_min": 0.08,
-            "clipping": 0.01,
-            "repeats": 4,
-            "train_px": 384,
-            "image_px": 480,
-        },
+        _A5 | {"epochs": (50.0,), "repeats": 4, "train_px": 384, "image_px": 480},
     ),
 }
 PROBES = ("ridge", "ridge_selected", "knn", "linear", "logistic")
@@ -242,10 +231,19 @@ class Method:
 
     def stated(self) -> dict[str, Any]:
         """Fields with something in them: what a suite's YAML may say."""
-        return {k: v for k, v in to_dict(self.settings).items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
+        return {k: v for k, v in _plain(self.settings).items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
 
     def plain(self) -> dict[str, Any]:
-        return {"name": self.name, "kind": self.kind, **to_dict(self.settings)}
+        return {"name": self.name, "kind": self.kind, **_plain(self.settings)}
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Settings in plain containers. A search that is not stated is not there: it came later, and must change no digest."""
+    found: dict[str, Any] = to_dict(settings)
+    search = getattr(settings, "search", None)
+    if search is not None:
+        return {**found, "search": search.plain()}
+    return {name: value for name, value in found.items() if name != "search"}
 
 
 def protocol(
@@ -257,15 +255,17 @@ def protocol(
     flip: bool,
     metric: str,
     search: dict[str, Any],
+    beside: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a number besides backbone, data bytes, shots and seed, in plain containers.
 
     Args:
         splits: names of the splits to fit and to test.
         search: how candidates are drawn and stopped; {} where there is nothing to search.
+        beside: further metrics of the final trials, and digests of what they are measured on.
     """
     hidden = ("shots", "title", "split", "metric")  # each number of shots is a column of its own
-    settings = {k: v for k, v in to_dict(method.settings).items() if k not in hidden}
+    settings = {k: v for k, v in _plain(method.settings).items() if k not in hidden}
     few = method.settings.split == "few_shot"
     return {
         "version": 2,
@@ -280,6 +280,7 @@ def protocol(
         "head": HEADS.get(method.kind, "linear, zero init"),
         "preprocessing": {"from": "the backbone", "flip": flip},
         "metric": metric,
+        **({"beside": beside} if beside else {}),
     }
 
 
@@ -320,6 +321,10 @@ def _settings(kind: str, content: dict[str, Any], where: str) -> Settings:
     for key in ("num_steps", "epochs"):  # a stated one takes the place of the recipe's
         if key in content and {"num_steps": "epochs", "epochs": "num_steps"}[key] not in content:
             values.pop({"num_steps": "epochs", "epochs": "num_steps"}[key], None)
+    if search := values.get("search"):  # and a search that of the recipe's own point
+        for key in (*GRID, *search.searched):
+            if key not in content:
+                values.pop(key, None)
     try:
         return cls(**values)
     except UserError as error:
@@ -327,6 +332,8 @@ def _settings(kind: str, content: dict[str, Any], where: str) -> Settings:
 
 
 def _value(kind: str, key: str, value: Any, where: str) -> Any:
+    if key == "search":
+        return parse_search(value, where)
     if kind.startswith("tuple"):
         if not isinstance(value, list) or not value or len(set(map(str, value))) != len(value):
             raise UserError(f"{where} is {value!r}; give a list of different numbers")
@@ -344,26 +351,3 @@ def _value(kind: str, key: str, value: Any, where: str) -> Any:
     if choices and value not in choices:
         raise UserError(f"{where} is {value!r}; {nearest(str(value), choices)}")
     return str(value)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
-
-
-def whole(value: Any, where: str, *, zero: bool = False) -> int:
-    if type(value) is not int or value < (0 if zero else 1):
-        raise UserError(f"{where} is {value!r}; set a whole number of {0 if zero else 1} or more")
-    return value
-
-
-def number(value: Any, where: str, *, zero: bool = False) -> float:
-    # YAML reads 1e-5 as text: only 1.0e-5 is a number to it.
-    try:
-        found = float(value) if not isinstance(value, bool) else -1.0
-    except (TypeError, ValueError):
-        found = -1.0
-    if not 0 <= found < float("inf") or (found == 0 and not zero):
-        raise UserError(f"{where} is {value!r}; set a positive number")
-    return found

@@ -16,7 +16,9 @@ from pipeline import storage
 from transfer.comparison import Versus, comparisons
 from transfer.contamination import cleaned, read_overlaps
 from transfer.findings import check_lineage, load_entries, load_findings
-from transfer.scorecard import Row, percent, scorecard, shots_text
+from transfer.imagenet_labels import BESIDE
+from transfer.scorecard import METRIC_TITLES, Row, percent, scorecard, shots_text, with_beside
+from transfer.vtab_score import vtab_scores
 
 __all__ = [
     "Row",
@@ -46,10 +48,11 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
         text = name in ("task", "backbone", "method", "")
         table.add_column(name, justify="left" if text else "right", no_wrap=name != "task")
     styles = {"wins": "green", "loses": "red"}
-    for row, previous in zip(rows, [None, *rows], strict=False):
+    lines = with_beside(rows)
+    for row, previous in zip(lines, [None, *lines], strict=False):
         failed = f", {row.num_failed} failed" if row.num_failed else ""
         table.add_row(
-            Text(row.task_title if previous is None or previous.task != row.task else ""),
+            Text(_first_word(row, previous)),
             *([row.backbone] if several else []),
             row.method,
             shots_text(row.shots),
@@ -64,6 +67,19 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
         console.width = LOG_WIDTH
     console.print(table)
     console.print("± half width of a 95 % Student-t interval over n seeds; the gain is paired by seed", style="dim")
+    for one in vtab_scores(rows):
+        if one.groups:
+            parts = ", ".join(f"{group} {percent(value)}" for group, value in one.groups.items() if group != "all")
+            said = f"{percent(one.groups['all'])} % over 19 tasks ({parts}), n = {one.groups['all'].n}"
+        else:
+            said = f"none: {one.num_tasks} of 19 tasks are there, and a mean over fewer is not the score"
+        console.print(f"VTAB-1k score of {one.start} by {one.method}: {said}")
+
+
+def _first_word(row: Row, previous: Row | None) -> str:
+    if row.metric in BESIDE:
+        return f"  {METRIC_TITLES[row.metric]}"
+    return row.task_title if previous is None or previous.task != row.task or previous.metric in BESIDE else ""
 
 
 def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> None:
@@ -93,13 +109,13 @@ def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> 
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The scorecard as CSV, all values as shares."""
+    """The scorecard as CSV, all values as shares; what a cell is measured by besides is a line of its own, with its metric."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     parts = [f"{side}_{end}" for side in ("pretrained", "scratch", "gain") for end in ("mean", "low", "high", "n")]
     head = ["task", "task_title", "method", "shots", "metric", *parts, "verdict", "num_failed", "protocol_digest"]
     writer.writerow([*head, "backbone", "pretrained_cell", "scratch_cell"])
-    for row in rows:
+    for row in with_beside(rows):
         estimates: list[Any] = []
         for side in (row.pretrained, row.scratch, row.gain):
             estimates += [side.mean, side.low, side.high, side.n] if side else ["", "", "", 0]
@@ -139,6 +155,8 @@ def write_report(
     if show:
         print_table(rows)
         print_comparisons(versus)
+        for line in (line for one in findings.played for line in (*one.wrong, *one.not_played)):
+            print(line)
     files: dict[str, Callable[[], bytes]] = {
         "csv": lambda: to_csv(rows).encode(),
         "html": lambda: render(findings, rows, versus, clean).encode(),

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.backbone import find_origin
 from pipeline.errors import UserError
 from transfer.cells import Cell, Sweep, plan, sweep_of
-from transfer.findings import Folder
+from transfer.findings import Folder, played
 from transfer.ledger import Entry
 from transfer.scorecard import cell_name
 from transfer.splits import read_selection, selection_url
@@ -36,7 +36,8 @@ class Rerun:
     tolerance: float
     """One test image: what rounding on another machine may turn around where seeds agree exactly."""
     differences: tuple[str, ...]
-    """What was not the same as recorded, in words; settings and code do not decide the verdict."""
+    """What was not the same as recorded, and decisions of its search that do not follow from their numbers, in words; they do
+    not decide the verdict."""
 
     @property
     def lands(self) -> bool:
@@ -78,7 +79,8 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
         found = _run(temporary, planned, entries, tell)
     again = estimate([float(e.value or 0.0) for e in found])
     assert again is not None
-    return Rerun(cell, recorded, again, 1 / max(1, first.num_test), _differences(entries, found))
+    differences = (*_differences(entries, found), *played(folder, cell).wrong)
+    return Rerun(cell, recorded, again, 1 / max(1, first.num_test), differences)
 
 
 def _entries(folder: Folder, name: str) -> list[Entry]:
@@ -95,8 +97,12 @@ def _entries(folder: Folder, name: str) -> list[Entry]:
 
 def _planned(sweep: Sweep, entry: Entry) -> Cell:
     """The cell as the sweep's plan gives it now. UserError if that is another measurement than the recorded one."""
-    found = next((cell for cell in plan(sweep)[0] if cell.name == cell_name(entry)), None)
+    cells, not_run = plan(sweep)
+    found = next((cell for cell in cells if cell.name == cell_name(entry)), None)
     if found is None:
+        for row in not_run:
+            if row["task"] == entry.task and not row["method"]:
+                raise UserError(f"{cell_name(entry)} cannot be run again: its task is {row['reason']}")
         raise UserError(f"the plan of {sweep.out} does not have {cell_name(entry)} any more; it was cut from the suite")
     trial = found.any_trial
     for what, now, then in (

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
+from transfer.imagenet_labels import BESIDE, REAL, V2
 from transfer.ledger import Entry
 from transfer.protocols import METHOD_KINDS, VTAB_IMAGES
 from transfer.splits import selection_name
@@ -24,6 +25,8 @@ METRIC_TITLES = {
     "auroc": "area under the ROC curve",
     "map11": "11-point mean average precision",
     "real": "ReaL accuracy",
+    REAL: "ReaL accuracy",
+    V2: "accuracy on ImageNet-V2",
 }
 METHODS = {kind: title for kind, (_, title, _) in METHOD_KINDS.items()}
 
@@ -54,6 +57,8 @@ class Row:
     """Names of the two cells; empty where there is none."""
     values: tuple[dict[int, float], dict[int, float]] = ({}, {})
     """By seed, of source and twin."""
+    beside: tuple[Row, ...] = ()
+    """The same cell by further metrics (`transfer.beside`); no verdict over tasks counts them."""
 
     @property
     def column(self) -> tuple[str, str, int]:
@@ -128,7 +133,19 @@ def _by_source(cells: list[Entry]) -> dict[str, list[Entry]]:
     }
 
 
+def with_beside(rows: Iterable[Row]) -> list[Row]:
+    """Each row, and behind it what the same trials were measured by besides."""
+    return [line for row in rows for line in (row, *row.beside)]
+
+
 def _row(cells: list[Entry], backbone: str) -> Row:
+    further = [name for name in BESIDE if any(name in cell.metrics for cell in cells)]
+    main, *beside = (_row_by(cells, backbone, name) for name in ("", *further))
+    return replace(main, beside=tuple(beside))
+
+
+def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
+    """By the trials' own metric, or by another one that they hold."""
     first = next((c for c in cells if c.init == "pretrained"), cells[0])
     good = [cell for cell in cells if cell.is_ok]
     digests = {str(c.checkpoint_digest) for c in good if c.init == "pretrained"}
@@ -148,7 +165,7 @@ def _row(cells: list[Entry], backbone: str) -> Row:
                 "remove the trial file that does not belong to this sweep"
             )
         assert cell.value is not None
-        side[cell.seed] = cell.value
+        side[cell.seed] = cell.metrics[name] if name else cell.value
         names[cell.init] = cell_name(cell)
     gain = paired(sides["pretrained"], sides["scratch"])
     return Row(
@@ -157,7 +174,7 @@ def _row(cells: list[Entry], backbone: str) -> Row:
         method=first.method,
         method_title=first.method_title or METHODS.get(first.method, first.method),
         shots=first.shots,
-        metric=first.metric,
+        metric=name or first.metric,
         pretrained=estimate(list(sides["pretrained"].values())),
         scratch=estimate(list(sides["scratch"].values())),
         gain=gain,

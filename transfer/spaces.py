@@ -8,10 +8,13 @@ would make pretraining look better than it is, so the space is one, and each ini
     hyperband    the points of a schedule length are dealt out to brackets that begin to decide later and later
     asha         Ray's asynchronous variant: quick, and dependent on which trial is first (`orchestration.sweep`)
     none         every point runs to its end
+
+That is for grids. A space of ranges is asked for points by a model (`transfer.search`), and each of these runs to its end.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from typing import Any
 
 from transfer.hyperrule import hyperrule
 from transfer.protocols import FinetuneSettings, HyperruleSettings, Method, Scheduler
+from transfer.search_space import Space, space_of
 from transfer.tasks import Task
 
 REDUCTION = 3
@@ -34,12 +38,35 @@ def candidates(method: Method, task: Task, shots: int) -> list[Point]:
     if isinstance(settings, HyperruleSettings):
         rule = hyperrule(num, image_area(task), variant=settings.variant)
         return [{"learning_rate": rule.learning_rate, "num_steps": settings.num_steps or rule.steps}]
-    assert isinstance(settings, FinetuneSettings)
-    batch = min(settings.batch, num * settings.repeats)
-    lengths = settings.num_steps or tuple(max(1, round(e * num / batch)) for e in settings.epochs)
+    assert isinstance(settings, FinetuneSettings) and settings.search is None
+    lengths = settings.num_steps or tuple(_steps(settings, num, e) for e in settings.epochs)
     middle = len(settings.learning_rates) / 2
     rates = sorted(settings.learning_rates, key=lambda r: abs(settings.learning_rates.index(r) + 0.5 - middle))
     return [{"learning_rate": r, "num_steps": s} for s in sorted(set(lengths), reverse=True) for r in rates]
+
+
+def _steps(settings: FinetuneSettings, num: int, epochs: float) -> int:
+    """Updates that so many passes over `num` images take."""
+    return max(1, round(epochs * num / min(settings.batch, num * settings.repeats)))
+
+
+def ranges(method: Method, task: Task, shots: int) -> Space | None:
+    """The space of a method that states a search in place of a grid, on a task; None for every other."""
+    settings = method.settings
+    if not isinstance(settings, FinetuneSettings) or settings.search is None:
+        return None
+    num = task.parts(settings, shots, 0).final.num
+    return space_of(settings.search, lambda epochs: _steps(settings, num, epochs))
+
+
+def at_point(method: Method, point: Mapping[str, Any]) -> Method:
+    """The recipe of one trial: what its search states, with the numbers of that point."""
+    settings = method.settings
+    if not isinstance(settings, FinetuneSettings) or settings.search is None:
+        return method
+    own = {k: v for k, v in point.items() if k not in ("learning_rate", "num_steps")}
+    grid: dict[str, Any] = {"learning_rates": (float(point["learning_rate"]),), "num_steps": (int(point["num_steps"]),)}
+    return dataclasses.replace(method, settings=dataclasses.replace(settings, search=None, **grid, **own))
 
 
 def image_area(task: Task) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import storage
@@ -56,6 +56,8 @@ class Opening:
     selection_url: str
     selection_sha256: str
     time_s: float
+    what: str = "test"
+    """Which images: the task's own test split, or another dataset that it is measured on as well."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,19 @@ def open_test(task: Task, url: str, *, trial: str) -> TestSplit:
     Raises:
         UserError: the record does not exist, or was written for another task or other data.
     """
+    _record(task, url, trial, task.data_digest, "test")
+    return TestSplit(task._test_split, url)
+
+
+def open_v2(task: Task, url: str, *, trial: str) -> tuple[Task, TestSplit]:
+    """ImageNet-V2, as a task whose test split is open, by the same rule as `open_test`; recorded as an opening of its own."""
+    beside = task.beside
+    _record(task, url, trial, beside.v2_digest, "ImageNet-V2")
+    other = replace(task, url=beside.v2_url, data_digest=beside.v2_digest, _test_split=beside.v2_split)
+    return other, TestSplit(beside.v2_split, url)
+
+
+def _record(task: Task, url: str, trial: str, data_digest: str, what: str) -> None:
     selection = read_selection(url)
     if (selection.task, selection.data_digest) != (task.name, task.data_digest):
         raise UserError(
@@ -124,17 +139,17 @@ def open_test(task: Task, url: str, *, trial: str) -> TestSplit:
     now_s = time.time()
     opening = Opening(
         task=task.name,
-        data_digest=task.data_digest,
+        data_digest=data_digest,
         trial=trial,
         protocol_digest=selection.protocol_digest,
         selection_url=url,
         selection_sha256=hashlib.sha256(storage.read_bytes(url)).hexdigest(),
         time_s=now_s,
+        what=what,
     )
     folder = storage.join(url.rsplit("/", 2)[0], "openings")
     place = storage.join(folder, f"{trial}-{time.time_ns()}.json")
     storage.write_bytes(place, (json.dumps(asdict(opening), indent=1) + "\n").encode())
-    return TestSplit(task._test_split, url)
 
 
 def openings(sweep: str) -> list[Opening]:

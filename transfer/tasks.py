@@ -12,21 +12,22 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import storage
+from pipeline.data import manifest
 from pipeline.data.cards import Card, load_card
 from pipeline.data.manifest import Manifest
 from pipeline.data.subset import Subset
 from pipeline.errors import UserError
+from transfer.imagenet_labels import Beside, find_beside
 from transfer.protocols import (
     ALL_IMAGES,
     VTAB_IMAGES,
     Method,
     Settings,
-    nearest,
     parse_methods,
     protocol,
     sha256,
-    whole,
 )
+from transfer.stated import nearest, whole
 
 Init = Literal["pretrained", "scratch"]
 INITS: tuple[Init, ...] = ("pretrained", "scratch")
@@ -37,6 +38,20 @@ METRIC = "top1"
 class TaskEntry:
     card: str
     holdout_per_class: int
+    real_labels: str = ""
+    """ReaL's label file, for ImageNet (`transfer.imagenet_labels`); under the data root where it is not absolute."""
+    v2: str = ""
+    """The prepared ImageNet-V2, likewise."""
+
+    @property
+    def name(self) -> str:
+        """The card's, which a path may lead to."""
+        return load_card(self.card).name
+
+    def plain(self) -> dict[str, Any]:
+        """As a suite's YAML holds it; what is not stated is left out, so that digests of suites stay."""
+        beside = {k: v for k, v in (("real_labels", self.real_labels), ("v2", self.v2)) if v}
+        return {"card": self.card, "holdout_per_class": self.holdout_per_class, **beside}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +66,7 @@ class Suite:
 
     def digest(self) -> str:
         """SHA-256 over what is measured; the number of seeds is left out, because a sweep may be extended by seeds."""
-        tasks = [{"card": t.card, "holdout_per_class": t.holdout_per_class} for t in self.tasks]
+        tasks = [t.plain() for t in self.tasks]
         return sha256({"name": self.name, "tasks": tasks, "methods": [m.plain() for m in self.methods]})
 
     def plain(self) -> dict[str, Any]:
@@ -60,7 +75,7 @@ class Suite:
             "name": self.name,
             "title": self.title,
             "num_seeds": self.num_seeds,
-            "tasks": [{"card": t.card, "holdout_per_class": t.holdout_per_class} for t in self.tasks],
+            "tasks": [t.plain() for t in self.tasks],
             "methods": {m.name: {"kind": m.kind, **m.stated()} for m in self.methods},
         }
 
@@ -110,6 +125,8 @@ class Task:
     val_split: str = ""
     """An official split to choose on, where the test split is another one."""
     num_val: int = 0
+    beside: Beside = field(default_factory=Beside)
+    """What its final trials are measured by besides its own test split."""
 
     @property
     def name(self) -> str:
@@ -165,25 +182,35 @@ class Task:
         )
 
 
+def not_prepared(entry: TaskEntry, data_root: str) -> str | None:
+    """Why there is nothing to measure yet, and what makes it; None where the dataset is there."""
+    url = storage.join(data_root, entry.name)
+    if storage.exists(storage.join(url, manifest.NAME)):
+        return None
+    source = "" if load_card(entry.card).kind == "embedded" else " --source SOURCE"
+    return f"not prepared; prepare it with: normfree data prepare {entry.card}{source} --out {url}"
+
+
 def open_task(entry: TaskEntry, data_root: str) -> Task:
     """The dataset `data_root`/<card> as a task. UserError if it is not prepared or lacks a split."""
     card = load_card(entry.card)
-    manifest = Manifest.open(storage.join(data_root, card.name))
-    test = "test" if "test" in manifest.splits else "val"
+    found = Manifest.open(storage.join(data_root, card.name))
+    test = "test" if "test" in found.splits else "val"
     for split in (Task.train_split, test):
-        if split not in manifest.splits:
-            raise UserError(f"{manifest.url} has no split {split!r}; a task needs one to fit and one to test")
-    val = "val" if test == "test" and "val" in manifest.splits else ""
+        if split not in found.splits:
+            raise UserError(f"{found.url} has no split {split!r}; a task needs one to fit and one to test")
+    val = "val" if test == "test" and "val" in found.splits else ""
     return Task(
         card=card,
-        url=manifest.url,
-        data_digest=manifest.digest,
-        num_classes=len(manifest.classes),
+        url=found.url,
+        data_digest=found.digest,
+        num_classes=len(found.classes),
         holdout_per_class=entry.holdout_per_class,
-        train_labels=manifest.split(Task.train_split).label,
+        train_labels=found.split(Task.train_split).label,
         _test_split=test,
         val_split=val,
-        num_val=manifest.split(val).num_samples if val else 0,
+        num_val=found.split(val).num_samples if val else 0,
+        beside=find_beside(found, test, real_labels=entry.real_labels, v2=entry.v2, data_root=data_root),
     )
 
 
@@ -197,6 +224,7 @@ def task_protocol(task: Task, method: Method, search: dict[str, Any]) -> dict[st
         flip=task.card.flip,
         metric=task.metric(method.settings),
         search=search,
+        beside=task.beside.digests(),
     )
 
 
@@ -249,12 +277,13 @@ def suite_of(content: Any, where: str) -> Suite:
     entries = []
     for task in content["tasks"]:
         if isinstance(task, dict):
-            task = _check_keys(task, f"{where}: tasks", {"card"}, {"holdout_per_class"})
+            task = _check_keys(task, f"{where}: tasks", {"card"}, {"holdout_per_class", "real_labels", "v2"})
         else:
             task = {"card": str(task)}
         card = load_card(str(task["card"]))  # unknown names are refused now, with the nearest ones
         own = whole(task.get("holdout_per_class", holdout), f"{where}: holdout_per_class of {card.name}")
-        entries.append(TaskEntry(card=str(task["card"]), holdout_per_class=own))
+        beside = {k: str(task[k]) for k in ("real_labels", "v2") if task.get(k)}
+        entries.append(TaskEntry(card=str(task["card"]), holdout_per_class=own, **beside))
     return Suite(
         name=str(content["name"]),
         title=str(content.get("title", content["name"])),

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate import Scores
 from pipeline.records import Evaluation, Saved, SaveFailed, Step, Stopped
 from pipeline.world import World
-from transfer import heads, metrics, predictions
+from transfer import beside, heads, metrics, predictions
 from transfer.cells import Cell, Sweep, choose_point, name_of, plan
 from transfer.environment import Memory
 from transfer.features import Backbone, features, from_scratch, pretrained
@@ -211,10 +211,15 @@ def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, n
     )
     scores = next(scorer(test))
     numbers = predictions.all_metrics(scores, test_labels, [trial.metric])
+
+    def score_other(other: Task, open_there: TestSplit) -> tuple[np.ndarray, np.ndarray]:
+        found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, test=open_there)
+        return next(scorer(found)), labels
+
+    places = np.arange(len(test_labels))
+    numbers |= beside.numbers(task, opened, trial=trial.digest, samples=places, scores=scores, score=score_other)
     config = {"method": method.plain(), "augment": to_dict(augment), "part": to_dict(part), "data": task.url}
-    predictions.write(
-        sweep.out, trial.digest, np.arange(len(test_labels)), scores, test_labels, kind=heads.scores_are(method)
-    )
+    predictions.write(sweep.out, trial.digest, places, scores, test_labels, kind=heads.scores_are(method))
     found = sweep.entry(
         trial,
         value=numbers[trial.metric],
@@ -268,7 +273,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
     num_steps = int(trial.hyperparameters["num_steps"])
     test = _open(sweep, task, trial, me) if trial.kind == "final" else None
-    live = sweep.scheduler == "asha" and trial.kind == "search"
+    live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
     run = finetune_run(
         source,
         task,
@@ -281,8 +286,11 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         eval_every=grace_steps(candidates(method, task, trial.shots)) if live else 0,
     )
     epoch_steps = max(1, _num_images(task, method, trial) * run.data.repeats // run.global_batch)
-    if epoch_steps < num_steps:
-        run = dataclasses.replace(run, save_every=Duration(epoch_steps, "steps"))
+    run = dataclasses.replace(
+        run,
+        save_every=Duration(epoch_steps, "steps") if epoch_steps < num_steps else None,
+        save_final=test is not None and bool(task.beside.v2_url),  # the network is needed once more
+    )
     seen, pace = _Seen(trial, me), SavePace(me)
     earlier = _earlier(sweep, trial, until)
     work = work_url(sweep.out, trial.digest)
@@ -318,6 +326,15 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     if trial.kind == "final":
         s = seen.scores
         predictions.write(sweep.out, trial.digest, s.samples, s.logits, s.labels)
+        assert test is not None
+        seen.numbers |= beside.numbers(
+            task,
+            test,
+            trial=trial.digest,
+            samples=s.samples,
+            scores=s.logits,
+            score=lambda other, opened: beside.scores_of(work, run, other, opened),
+        )
     found = finetune_entry(
         sweep,
         trial,

@@ -60,6 +60,11 @@ class Card:
         """The split that results are on: `test`, or `val` where that is the source's only other one."""
         return "test" if "test" in self.splits else "val"
 
+    @property
+    def tests_only(self) -> bool:
+        """Whether nothing of it is to train on: a new test of classes that another set teaches."""
+        return bool(self.splits) and "train" not in self.splits
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "splits": dict(self.splits)}  # the read-only view cannot be sent to a worker
 
@@ -169,4 +174,6 @@ def _problem(card: Card) -> str | None:
     for split, num in card.splits.items():
         if split not in SPLIT_NAMES or type(num) is not int or num < 1:
             return f"split '{split}: {num}' must be one of {', '.join(SPLIT_NAMES)} with a count above 0"
+    if card.tests_only and not card.indexed:
+        return "splits without train need indexed: nothing else says which classes there are"
     return None

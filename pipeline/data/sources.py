@@ -114,7 +114,7 @@ def _check_classes(card: Card, opened: Source, source: str | None) -> tuple[str,
     by_split: dict[str, set[str]] = {}
     for entry in opened.entries:
         by_split.setdefault(entry.split, set()).add(entry.class_name)
-    if "train" not in by_split:
+    if "train" not in by_split and not card.tests_only:
         raise UserError(f"{where} has no train split, only {_names(opened.entries)}: add a folder train/<class>/")
     known = set(card.classes if card.indexed and card.classes else opened.classes or by_split["train"])
     place = f"the card {card.name}" if card.indexed else "train"
@@ -181,7 +181,7 @@ def _open_tree(card: Card, source: str, spool: Path | None) -> tuple[list[Entry]
         raise UserError(
             f"the source {source} has an empty folder ({printable(empty[0])}): add its images, or remove it"
         )
-    entries, note = _arrange(files, source)
+    entries, note = _arrange(files, source, card.test_split if card.tests_only else "train")
     # As an archive that was added to is unpacked: the later file of a name replaces the earlier one.
     last = {(entry.split, entry.class_name, entry.key, entry.extension): entry for entry in entries}
     if len(last) < len(entries):
@@ -190,8 +190,11 @@ def _open_tree(card: Card, source: str, spool: Path | None) -> tuple[list[Entry]
     return list(last.values()), note
 
 
-def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]:
-    """Files -> entries by their place in the tree; files that are no images, and hidden ones, are left out."""
+def _arrange(files: Sequence[FoundFile], source: str, alone: str = "train") -> tuple[list[Entry], str]:
+    """Files -> entries by their place in the tree; files that are no images, and hidden ones, are left out.
+
+    Without split folders every image belongs to the split `alone`.
+    """
     images = [(name.split("/"), size, locator) for name, size, locator in files if _is_image(name)]
     if not images:
         raise UserError(f"the source {source} has no images: {len(files)} files, none ends with .jpg, .png or the like")
@@ -211,7 +214,7 @@ def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]
     _refuse_bare_classes(files, images, depth, has_splits, source)
     entries = []
     for parts, size, locator in images:
-        split, inside = (_SPLIT_FOLDERS[parts[0].lower()], parts[1:]) if has_splits else ("train", parts)
+        split, inside = (_SPLIT_FOLDERS[parts[0].lower()], parts[1:]) if has_splits else (alone, parts)
         if len(inside) < 2:
             raise UserError(
                 f"{source} has an image outside the class folders ({'/'.join(parts)}): <split>/<class>/<file> is needed"
@@ -219,7 +222,11 @@ def _arrange(files: Sequence[FoundFile], source: str) -> tuple[list[Entry], str]
         key, _, extension = "/".join(inside[1:]).rpartition(".")
         entries.append(Entry(split, printable(inside[0]), key, extension.lower(), locator, size))
     num_other = len(files) - len(images)
-    notes = [] if has_splits else ["the source has no split folders, so every image is train unless val_share is given"]
+    notes = (
+        []
+        if has_splits or alone != "train"
+        else ["the source has no split folders, so every image is train unless val_share is given"]
+    )
     notes += [f"{num_other} files that are hidden or no images were left out"] if num_other else []
     return entries, "; ".join(notes)
 

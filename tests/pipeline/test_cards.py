@@ -16,7 +16,9 @@ def test_every_card(name):
     assert card.name == name
     assert "/work" not in (datasets_dir() / f"{name}.yaml").read_text()
     assert card.classes is None or list(card.classes) == sorted(card.classes, key=int if card.indexed else str)
-    if card.num_classes is not None:
+    if card.tests_only:
+        assert card.splits.keys() == {"test"} and card.indexed
+    elif card.num_classes is not None:
         assert set(card.splits) in ({"train", "val"}, {"train", "test"}, {"train", "val", "test"})
         assert card.splits["train"] >= card.num_classes and card.test_split in card.splits
 
@@ -33,7 +35,7 @@ def test_the_sets_that_must_be_there():
         "pneumoniamnist",
         "mnist",
     }
-    embedded_and_whole = {"imagenet", "cifar10_full", "cifar100_full", "digits", "glyphs", "images"}
+    embedded_and_whole = {"imagenet", "cifar10_full", "cifar100_full", "digits", "glyphs", "images", "imagenet_v2"}
     vtab = {name for name in list_cards() if name.startswith("vtab_")}
     assert len(vtab) == 19 and real | embedded_and_whole | vtab | set(STANDARD) == set(list_cards())
 
@@ -83,6 +85,7 @@ def test_unknown_name_gets_the_nearest():
         ({"metric": "f1"}, "metric 'f1'"),
         ({"num_classes": 1}, "num_classes 1"),
         ({"splits": {"dev": 3}}, "split 'dev"),
+        ({"splits": {"test": 3}}, "without train need indexed"),
         ({"classes": ["a", "a"]}, "different names"),
         ({"member": "x"}, "member"),
         ({"licence": None}, "must be text"),

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.clock import Clock
+from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
 from pipeline.hang import Beat, Heard, WatchdogConfig, judge
-from pipeline.watchdog import EXIT_HANG
+from pipeline.stop import StopSignal
+from pipeline.watchdog import EXIT_HANG, Watchdog
 
 _spec = importlib.util.spec_from_file_location("watched", Path(__file__).parent / "watched.py")
 assert _spec and _spec.loader
@@ -87,6 +90,17 @@ def test_a_rank_that_never_spoke_is_named_when_the_start_has_taken_too_long() ->
     assert silent_for(700) == [] and silent_for(800) == [1]
 
 
+def test_steps_done_before_the_first_beat_count_so_a_freeze_after_them_is_judged_as_one_in_a_step() -> None:
+    clock, stop = Clock(), StopSignal()
+    watchdog = Watchdog(CONFIG, clock=clock, stop=stop, out="nowhere")
+    clock.first_step, clock.steps_done = 5, lambda: 5
+    assert watchdog._beat().state == "start"
+    stop.started()
+    assert watchdog._beat().state == "start"  # the first step may take long
+    clock.steps_done = lambda: 7
+    assert Watchdog(CONFIG, clock=clock, stop=stop, out="nowhere")._beat().state == "run"
+
+
 def test_a_limit_below_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"watchdog\.limit_s is -1"):
         WatchdogConfig(limit_s=-1)
@@ -137,7 +151,8 @@ def test_a_rank_that_freezes_or_stands_still_is_left_and_named(digits: str, tmp_
 @pytest.mark.parametrize("at", AT)
 def test_each_rank_may_freeze_anywhere(at: str, digits: str, tmp_path: Path) -> None:
     wanted = [(rank, do) for rank in (0, 1, 2) for do in ("freeze", "stall") if (at, do) != ("file piece", "stall")]
-    run = watched.make_run(digits, global_batch=24)
+    # Sharded, or ranks other than 0 have no file to write.
+    run = watched.make_run(digits, global_batch=24, engine=EngineConfig(parity_check=False, zero_stage=1))
     found = watched.runs(run, tmp_path, [case(rank, at, do, ranks=3) for rank, do in wanted])
     for result, (rank, do) in zip(found, wanted, strict=True):
         check(result, rank, at, do)

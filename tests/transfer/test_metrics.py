@@ -1,12 +1,9 @@
 """Metrics against scikit-learn, by hand where it has none, and at their corners: ties, absent classes, wrong input."""
 
-import json
-
 import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from transfer.imagenet_labels import load_real, load_v2_classes, real_sets, v2_label
 from transfer.metrics import compute, recalls
 
 
@@ -116,46 +113,3 @@ def test_real_counts_any_right_label_and_leaves_out_images_without() -> None:
 def test_what_cannot_be_measured_is_refused(name, scores, labels, message) -> None:
     with pytest.raises(UserError, match=message):
         compute(name, scores, labels)
-
-
-def test_real_json_goes_by_the_number_in_the_file_name(tmp_path) -> None:
-    path = tmp_path / "real.json"
-    path.write_text(json.dumps([[i % 1000] if i % 3 else [] for i in range(50_000)]))
-    real = load_real(path)
-    names = ["val/n01440764/ILSVRC2012_val_00000002.JPEG", "ILSVRC2012_val_00050000", "ILSVRC2012_val_00000001.JPEG"]
-    assert real_sets(real, names) == [(1,), (999,), ()]
-    for wrong in ("ILSVRC2012_val_00050001.JPEG", "ILSVRC2012_val_00000000.JPEG", "n01440764_10026.JPEG"):
-        with pytest.raises(UserError, match="ReaL has labels for"):
-            real_sets(real, [wrong])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "cannot read"),
-        ("[", "not JSON"),
-        ("[[1], [2]]", "a list of 2"),
-        ("{}", "a dict"),
-        (json.dumps([[0]] * 49_999 + [[1000]]), "image 50000"),
-    ],
-)
-def test_files_that_are_not_real_json_are_refused_in_one_sentence(tmp_path, content, message) -> None:
-    path = tmp_path / "real.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        load_real(path)
-
-
-def test_v2_folders_are_numbers_and_not_text(tmp_path) -> None:
-    assert [v2_label(f"imagenetv2/{c}/x.jpeg") for c in (0, 10, 999)] == [0, 10, 999]
-    for wrong in ("imagenetv2/01/x.jpeg", "imagenetv2/1000/x.jpeg", "n01440764/x.jpeg"):
-        with pytest.raises(UserError, match="folder 0 to 999"):
-            v2_label(wrong)
-    path = tmp_path / "class_info.json"
-    rows = [{"cid": c, "wnid": f"n{c + 1_000_000:08d}", "synset": []} for c in range(1000)]
-    path.write_text(json.dumps(rows[::-1]))
-    assert load_v2_classes(path)[10] == "n01000010"
-    path.write_text(json.dumps([{**r, "cid": (r["cid"] + 1) % 1000} for r in rows]))
-    with pytest.raises(UserError, match="sorted wnids"):
-        load_v2_classes(path)

@@ -1,5 +1,6 @@
 """The page of real sweeps: links that lead somewhere, nothing from outside, numbers that lead to their records."""
 
+import html
 import html.parser
 import json
 import re
@@ -16,6 +17,7 @@ from transfer.findings import check_lineage, load_findings
 from transfer.ledger import Entry
 from transfer.mistakes import confusion, worst_mistakes
 from transfer.page import check_links
+from transfer.page_parts import pretty
 from transfer.page_search import main_effects, whole_candidates
 from transfer.report import write_report
 from transfer.scorecard import scorecard
@@ -59,6 +61,30 @@ def test_a_link_that_leads_nowhere_is_no_page(page: str) -> None:
     for broken in (page.replace('id="cell-', 'id="no-', 1), page.replace("<h2>", '<a href="other.html"><h2>', 1)):
         with pytest.raises(RuntimeError, match="links of the page"):
             check_links(broken)
+
+
+def test_a_record_is_whole_json_with_a_line_for_each_candidate_and_harmless() -> None:
+    evil = {"c": 0.1, "</pre><script>alert('1')</script>": "\"&'"}
+    record = {"task": "x", "hyperparameters": {"c": 0.1}, "none": [], "numbers": [1, 2], "candidates": [evil, {"c": 1}]}
+    shown = pretty(record)
+    assert json.loads(html.unescape(shown.removeprefix("<pre>").removesuffix("</pre>"))) == record
+    assert len(shown.splitlines()) == 2 + len(record) + 2 + 1  # braces, fields, candidates, their bracket
+    assert "<script" not in shown and shown.count("</pre>") == 1 and "&quot;" not in shown
+    assert "secret" not in pretty({"url": "s3://user:secret@bucket/x"})
+
+
+def test_each_selection_record_is_on_the_page_as_it_was_written(page: str, digits_sweep: Path) -> None:
+    shown = [json.loads(html.unescape(text)) for text in re.findall(r"<pre>(\{.*?)</pre>", page, re.DOTALL)]
+    records = [json.loads(path.read_text()) for path in (digits_sweep / "selection").iterdir()]
+    assert len(records) == 6 and all(record in shown for record in records)
+
+
+def test_confusions_are_tinted_by_the_style_and_a_short_variable(page: str) -> None:
+    style, rest = page.split("</style>", 1)
+    assert "color-mix(in srgb, var(--of) calc(var(--s) * 1%), transparent)" in style and "color-mix" not in rest
+    shares = re.findall(r"<td class=(hit|miss) style=--s:(\d+)>(\d+)</td>", rest)
+    assert {kind for kind, *_ in shares} == {"hit", "miss"}
+    assert all(abs(int(tint) - 0.6 * int(share)) <= 0.8 for _, tint, share in shares)
 
 
 def test_each_number_leads_to_its_records(page: str, digits_sweep: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import UserError
 from transfer.ledger import Entry
+from transfer.page_curves import learning
 from transfer.report import load_entries, load_findings, print_table, scorecard, write_report
 
 TASKS = {"cifar10": "CIFAR-10", "flowers": "Flowers", "signdigits": "Sign digits"}
@@ -102,7 +103,10 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
         command="normfree transfer s3://ada:secret@bucket/runs/c100 --suite small_images",
         hardware={"cpu": "2 cores", "gpu": None},
         num_seeds=num_seeds,
-        not_run=[{"task": "flowers", "shots": 100, "method": "ridge", "reason": f"a class has only 80 images {EVIL}"}],
+        not_run=[
+            {"task": "flowers", "shots": 100, "method": "ridge", "reason": f"a class has only 80 images {EVIL}"},
+            {"task": "pets", "shots": None, "method": "", "reason": "not prepared; prepare it with: normfree ..."},
+        ],
     )
 
 
@@ -185,9 +189,34 @@ def test_the_page_stands_alone_and_escapes_what_comes_from_data(report: dict[str
         "Pretraining wins 3 of 6 comparisons at 5 images a class, and loses 2",
         "prefers-color-scheme",
         "Failed trials",
+        "<td class=t>pets</td><td>all</td><td class=n></td><td>not prepared; prepare it with",
     ):
         assert fact in page
     assert "var(--pretrained)" in page and "#010204" not in page
+
+
+def test_searches_are_drawn_over_steps_where_they_were_measured_at_several(tmp_path: Path) -> None:
+    def searched(rate: float, init: str, *accuracies: float) -> dict[str, Any]:
+        history = [{"step": 10 * i, "time_s": 1.0, "loss": 1.0, "accuracy": a} for i, a in enumerate(accuracies, 1)]
+        settings = {"learning_rate": rate, "num_steps": 30}
+        common = {"method": "finetune", "kind": "search", "init": init, "hyperparameters": settings, "history": history}
+        return trial(**common, value=accuracies[-1], selection=f"cifar10-finetune-{init}-5", seed=int(100 * rate))
+
+    finals = [trial(method="finetune", init=i, selection=f"cifar10-finetune-{i}-5") for i in ("pretrained", "scratch")]
+    lines = [searched(rate, init, 0.2, 0.4, 0.5) for rate in (0.1, 0.3) for init in ("pretrained", "scratch")]
+    folder = write_ledger(tmp_path, [*finals, *lines])
+    for init in ("pretrained", "scratch"):
+        record = {"hyperparameters": {"learning_rate": 0.3, "num_steps": 30}, "candidates": []}
+        (folder / "selection" / f"cifar10-finetune-{init}-5.json").write_text(json.dumps(record))
+    drawn = learning(load_findings(folder), ["pretrained"])
+    assert drawn.count("<svg") == 1 and "top-1 accuracy, %" in drawn and "search, held-out part" in drawn
+    thick = re.findall(r"stroke: var\(--(\w+)\); stroke-width: 1.8", drawn)
+    thin = re.findall(r"stroke: var\(--(\w+)\); stroke-opacity: 0.4; stroke-linecap", drawn)
+    assert sorted(thin) == ["pretrained", "scratch"]
+    assert sorted(thick) == ["pretrained", "scratch"]
+    # One evaluation at the end of each is no curve.
+    short = [searched(r, "scratch", 0.2) for r in (0.1, 0.3)]
+    assert learning(load_findings(write_ledger(tmp_path / "short", [*finals, *short])), ["pretrained"]) == ""
 
 
 def test_the_page_and_the_table_say_the_same_as_the_csv(report: dict[str, Path]) -> None:

@@ -6,7 +6,12 @@ import pytest
 
 from pipeline.data.cards import load_card
 from pipeline.errors import UserError
+from transfer.page_tables import scorecard_table
+from transfer.protocols import VTAB_IMAGES
+from transfer.report import print_table
+from transfer.scorecard import Row
 from transfer.vtab import TASKS, ReferenceRun, clevr_distance, dsprites_orientation, kitti_distance, score, write_list
+from transfer.vtab_score import vtab_scores
 
 # Classes, train, val, test: num_classes and expected_num_samples of google-research/task_adaptation, data/*_test.py.
 OFFICIAL = {
@@ -146,3 +151,39 @@ def test_the_score_is_the_mean_over_tasks_and_not_over_groups() -> None:
     del accuracies["vtab_svhn"]
     with pytest.raises(UserError, match="vtab_svhn is missing"):
         score(accuracies)
+
+
+def test_a_scorecard_has_the_score_of_each_seed_and_none_while_tasks_are_missing(tmp_path, capsys) -> None:
+    # 0.7, 0.8, 0.5 a group, plus a hundredth a seed: the score moves by that, and its interval is of the seeds.
+    level = {"natural": 0.7, "specialized": 0.8, "structured": 0.5}
+    rows = [
+        Row(
+            task=name,
+            task_title=name,
+            method="hyperrule",
+            shots=VTAB_IMAGES,
+            metric="top1",
+            pretrained=None,
+            scratch=None,
+            gain=None,
+            verdict="wins",
+            num_failed=0,
+            protocol_digest="p",
+            backbone="f0",
+            values=({seed: level[task.group] + seed / 100 for seed in range(3)}, {0: 0.25}),
+        )
+        for name, task in TASKS.items()
+    ]
+    ours, scratch = vtab_scores(rows)
+    assert (ours.start, scratch.start) == ("f0", "from scratch, as f0")
+    mean = ours.groups["all"]
+    assert mean.mean == pytest.approx((7 * 0.7 + 4 * 0.8 + 8 * 0.5) / 19 + 0.01) and mean.n == 3
+    assert mean.half_width == pytest.approx(0.01 / 3**0.5 * 4.302653, rel=1e-5)  # Student's t, 2 degrees of freedom
+    assert scratch.groups["structured"].mean == 0.25 and scratch.groups["all"].half_width is None
+    print_table(rows)
+    assert "VTAB-1k score of f0 by hyperrule: 64.7 ± 2.5 % over 19 tasks (natural 71.0" in capsys.readouterr().out
+    assert "64.7" in scorecard_table(rows)
+    fewer = vtab_scores(rows[1:])
+    assert [(one.groups, one.num_tasks) for one in fewer] == [({}, 18), ({}, 18)]
+    print_table(rows[1:])
+    assert "18 of 19 tasks are there" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""The arguments of `normfree`, by what its commands are for; what they do is `orchestration.commands`."""
