@@ -11,10 +11,7 @@ down; under `asha` by Tune while they run, which is quicker and depends on which
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import json
-import logging
 import os
 import platform
 import shlex
@@ -22,16 +19,18 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from orchestration.cluster import Layout, Resources, check_nodes, layout, num_cores, running_ray
+from orchestration.launch.trial import run_ranks
+from orchestration.trial_limit import Overdue, Watch
 from pipeline import retention, storage
 from pipeline.backbone import absolute
 from pipeline.checkpoint import COMMIT
@@ -41,10 +40,11 @@ from transfer.cells import Cell, Sweep, distinct, open_source, plan
 from transfer.conductor import Budget, Conductor, Job, OnEvent
 from transfer.environment import code_revision
 from transfer.halving import read_asha, write_asha
-from transfer.ledger import Ledger, SweepInfo
+from transfer.ledger import Ledger, SweepInfo, Trial
 from transfer.protocols import Scheduler
 from transfer.spaces import ASHA_REDUCTION, grace_steps
 from transfer.tasks import load_suite
+from transfer.trials import Report
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -57,20 +57,6 @@ ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "10",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """Where trials run, and what each may take. Decides no number."""
-
-    max_concurrent: int | None = None
-    """Trials at a time; None = one a core of this machine, on a cluster as many as fit."""
-    gpus_per_trial: float | None = None
-    """None = the GPUs of this machine, shared by the trials at a time."""
-    ray_address: str | None = None
-    """Of a cluster that runs; None = a Ray of our own on this machine, which ends with the sweep."""
-    trial_limit_s: float = 0.0
-    """A trial that is not done by then is ended, and is a failed one; 0 = no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +111,7 @@ def transfer(
     resources = replace(
         resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
     )
+    shape = layout(resources)
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
     sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
@@ -136,7 +123,7 @@ def transfer(
     conductor = Conductor(sweep, cells, tell, budget=budget, limit_s=resources.trial_limit_s)
     if conductor.has_work:
         tell({"event": "phase", "name": "starting Ray"})
-        _run_all(sweep, conductor, resources, tell)
+        _run_all(sweep, conductor, resources, shape, tell)
     return SweepResult(
         out=sweep.out,
         num_trials=conductor.done,
@@ -179,10 +166,6 @@ def _absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
     import torch
 
@@ -190,7 +173,7 @@ def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     hardware = (
-        f"{_num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
+        f"{num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
     )
     Ledger(sweep.out).claim(
         SweepInfo(
@@ -222,68 +205,31 @@ def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
     )
 
 
-def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, tell: OnEvent) -> None:
+def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: Layout, tell: OnEvent) -> None:
     """One Tune experiment over the conductor's jobs, on a Ray of our own that ends with it, or on a stated cluster."""
     os.environ.update(ENVIRONMENT)
-    concurrent = resources.max_concurrent or (0 if resources.ray_address else _num_cores())
-    with tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path, _ray(resources, concurrent):
+    limit_s = resources.trial_limit_s
+    with (
+        tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path,
+        running_ray(resources.ray_address, shape),
+    ):
+        if resources.ray_address:
+            tell({"event": "phase", "name": "asking the cluster's nodes"})
+            check_nodes(sweep)
         tell({"event": "phase", "name": "running trials"})
-        trainable = tune.with_parameters(_trainable, sweep=sweep, limit_s=resources.trial_limit_s)
+        trainable = tune.with_parameters(_trainable, sweep=sweep, limit_s=limit_s, shape=shape)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1.0, "gpu": _gpus_per_trial(resources, concurrent)}),
+            tune.with_resources(trainable, {"cpu": float(shape.num_processes), "gpu": shape.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=_Queue(conductor),
                 scheduler=_CellwiseAsha(sweep, conductor.cells) if sweep.scheduler == "asha" else FIFOScheduler(),
                 num_samples=-1,
-                max_concurrent_trials=concurrent or None,
+                max_concurrent_trials=shape.num_concurrent or None,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0),
+            run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0, callbacks=[Overdue(limit_s)]),
         )
         tuner.fit()
-
-
-def _gpus_per_trial(resources: Resources, concurrent: int) -> float:
-    """A share of a GPU, or one: trials are small, they share devices, and the number at a time is what limits them."""
-    import torch
-
-    wanted = resources.gpus_per_trial
-    if wanted is None:
-        num_gpus = torch.cuda.device_count()
-        return min(1.0, num_gpus / max(concurrent, 1)) if num_gpus else 0.0
-    if not 0 <= wanted <= 1:
-        raise UserError(
-            f"--gpus-per-trial is {wanted:g}; a trial is one process on one GPU or a share of it: set 0 to 1, and raise "
-            "--max-concurrent to use several GPUs"
-        )
-    return wanted
-
-
-@contextlib.contextmanager
-def _ray(resources: Resources, num_cpus: int) -> Iterator[None]:
-    """A Ray of this process's own, never one that happens to run on the machine; or the cluster that was named."""
-    if ray.is_initialized():
-        raise UserError("Ray runs in this process already; call transfer from a process of its own")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if resources.ray_address:
-        os.environ.pop("RAY_ADDRESS", None)
-        try:
-            ray.init(address=resources.ray_address, **quiet)
-        except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"no Ray cluster answers at --ray-address {resources.ray_address}: {first}") from None
-    else:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=256 << 20,  # configurations travel, images do not
-            **quiet,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class _Queue(Searcher):
@@ -390,7 +336,7 @@ def replay_asha(scheduler: AsyncHyperBandScheduler, events: Sequence[dict[str, A
     return verdicts
 
 
-def _trainable(config: Job, sweep: Sweep, limit_s: float) -> None:
+def _trainable(config: Job, sweep: Sweep, limit_s: float, shape: Layout) -> None:
     """One job, in a worker process that earlier jobs may have used."""
     _isolate()
     import torch
@@ -398,37 +344,15 @@ def _trainable(config: Job, sweep: Sweep, limit_s: float) -> None:
     from transfer.trials import run_job
 
     torch.set_num_threads(1)  # a trial is one core; more threads than cores make all of them slow
-    watch = _Watch(limit_s)
+
+    def ranks(sweep: Sweep, trial: Trial, report: Report, until: int, number: int) -> None:
+        run_ranks(sweep, trial, report, until=until, num_processes=number, has_gpus=shape.gpus > 0)
+
+    watch = Watch(limit_s)
     try:
-        run_job(sweep, config, watch.reporting(tune.report))
+        run_job(sweep, config, watch.reporting(tune.report), max_processes=shape.num_processes, run_ranks=ranks)
     finally:
         watch.off()
-
-
-class _Watch:
-    """Ends this process if a trial takes too long, wherever it hangs: the clock is C's, and asks Python for nothing."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._on()
-
-    def _on(self) -> None:
-        if self._limit_s:
-            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=2)
-
-    def off(self) -> None:
-        if self._limit_s:
-            faulthandler.cancel_dump_traceback_later()
-
-    def reporting(self, report: Any) -> Any:
-        """`report`, with the clock set back for the job's next trial when one is over."""
-
-        def tell(row: dict[str, Any]) -> None:
-            if "digest" in row:
-                self._on()
-            report(row)
-
-        return tell
 
 
 def _isolate() -> None:

@@ -10,7 +10,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from orchestration.sweep import Resources, transfer
+from orchestration.cluster import Resources
+from orchestration.sweep import transfer
 from orchestration.sweep_records import SweepRecords
 from pipeline import storage
 from pipeline.errors import UserError
@@ -34,6 +35,7 @@ def transfer_run(args: argparse.Namespace) -> int:
         resources=Resources(
             max_concurrent=args.max_concurrent,
             gpus_per_trial=args.gpus_per_trial,
+            processes_per_trial=args.processes_per_trial,
             ray_address=args.ray_address,
             trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
         ),

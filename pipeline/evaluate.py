@@ -98,6 +98,8 @@ def evaluate(
     if count != data.num_samples:
         raise RuntimeError(f"evaluated {count:.0f} samples of {data.num_samples}; the split was not covered once")
     if on_scores is not None:
+        if not kept:  # more ranks than images
+            kept = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, logits.shape[1]), np.float32))]
         on_scores(Scores(step, data.split, *(np.concatenate(column) for column in zip(*kept, strict=True))))
     return Evaluation(
         step=step,

@@ -229,6 +229,13 @@ class Job:
         """Of the different samples of all ranks at these steps."""
         return tuple(key for step in steps for *_, key in self.data.keys(step, self.run.global_batch))
 
+    def diverged(self) -> UserError:
+        """What ends a run that may not go back."""
+        steps = self.trouble.steps
+        return UserError(
+            f"the updates of steps {steps[0]} to {steps[-1]} were not finite; lower optim.learning_rate or optim.clipping"
+        )
+
     def roll_back(self) -> Iterator[Record]:
         """Go back to the newest checkpoint that verifies; the data of the updates in trouble are left out from now on."""
         steps = self.trouble.steps
@@ -363,6 +370,25 @@ class Job:
         if self.saver.newest_step < self.step:
             yield from self.save(final=True)
         yield self.stopped("a stop signal (SIGTERM or SIGINT)")
+        self.engine.close()
+
+    def leave_saved(self) -> Iterator[Record]:
+        """The caller wants no more than these steps for now: they are evaluated and saved, and the run can go on from there.
+
+        One that was killed after that save comes here at once, and is told the same numbers.
+        """
+        if self.eval_data is not None:
+            yield from self.evaluate()
+            if self.must_leave:
+                yield from self.leave_stopped()
+                return
+        yield from self.saver.settle()
+        if self.saver.newest_step < self.step:
+            yield from self.save(final=True)
+            if self.saver.newest_step < self.step:
+                raise UserError(
+                    f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again"
+                )
         self.engine.close()
 
     def stopped(self, reason: str) -> Stopped:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -28,25 +28,49 @@ from pipeline.stop import StopSignal
 from pipeline.watchdog import Watchdog
 
 
-def train(run: Run, out: str, *, on_scores: OnScores | None = None) -> Iterator[Record]:
+def train(
+    run: Run,
+    out: str,
+    *,
+    on_scores: OnScores | None = None,
+    leave_at: int = 0,
+    may_save: Callable[[], bool] = lambda: True,
+    goes_back: bool = True,
+) -> Iterator[Record]:
     """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
 
     Every rank iterates it; records are equal on all ranks but for times, and but for what becomes of saves (`Saved`,
     `SaveFailed`, `SaveSkipped`), which the main rank alone yields, as soon as it knows. `on_scores` is called on every rank
     with what each evaluation's numbers are computed from, before they are yielded. Raises UserError for what the user
     can mend.
+
+    Args:
+        leave_at: end after this step, evaluated and saved, with the run unfinished: the same call without it goes on. 0 = its
+            end.
+        may_save: asked on every rank where a save is due, and must say the same on all; False leaves that one out.
+        goes_back: to the newest checkpoint, from updates that are not finite; False ends the run there, so that its numbers do
+            not depend on which saves there were.
     """
     clock = Clock()
     with (
         StopSignal(grace_s=run.watchdog.grace_s) as stop,
         Watchdog(run.watchdog, clock=clock, stop=stop, out=out),
     ):
-        for record in _train(run, out, clock, stop, on_scores):
+        for record in _train(run, out, clock, stop, on_scores, leave_at, may_save, goes_back):
             with clock("log"):
                 yield record
 
 
-def _train(run: Run, out: str, clock: Clock, stop: StopSignal, on_scores: OnScores | None) -> Iterator[Record]:
+def _train(
+    run: Run,
+    out: str,
+    clock: Clock,
+    stop: StopSignal,
+    on_scores: OnScores | None,
+    leave_at: int,
+    may_save: Callable[[], bool],
+    goes_back: bool,
+) -> Iterator[Record]:
     me = world.join()
     yield Phase(step=0, name="reading the data's manifest")
     job = Job(run, out, me, clock, stop, on_scores)
@@ -58,6 +82,9 @@ def _train(run: Run, out: str, clock: Clock, stop: StopSignal, on_scores: OnScor
     clock.take()
     with job.saver:
         while job.step < job.total_steps:
+            if job.step == leave_at > 0:
+                yield from job.leave_saved()
+                return
             rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen: list[Batch] = []
             for micro in range(job.accumulation):
@@ -91,6 +118,8 @@ def _train(run: Run, out: str, clock: Clock, stop: StopSignal, on_scores: OnScor
             else:
                 yield job.skipped(stats)
                 if job.trouble.is_too_much:
+                    if not goes_back:
+                        raise job.diverged()
                     yield from job.roll_back()
                     batches = job.batches()
                     continue
@@ -100,12 +129,12 @@ def _train(run: Run, out: str, clock: Clock, stop: StopSignal, on_scores: OnScor
             if stats.stop_requested and job.step < job.total_steps:
                 yield from job.leave_stopped()
                 return
-            if job.due(job.eval_steps) and job.step < job.total_steps:
+            if job.due(job.eval_steps) and job.step < job.total_steps and job.step != leave_at:
                 yield from job.evaluate()
                 if job.must_leave:
                     yield from job.leave_stopped()
                     return
-            if job.due(job.save_steps) and job.step < job.total_steps:
+            if job.due(job.save_steps) and job.step < job.total_steps and job.step != leave_at and may_save():
                 yield from job.save()
     if job.eval_data is not None:
         yield from job.evaluate()

@@ -24,7 +24,7 @@ HOMES = {
     "timm": ("pipeline/peers.py", "orchestration/inspection.py", "pipeline/export_timm.py"),
     "onnx": ("pipeline/export_onnx.py",),
     "onnxruntime": ("pipeline/export_onnx.py", "orchestration/served_model.py"),
-    "ray": ("orchestration/sweep.py",),
+    "ray": ("orchestration/sweep.py", "orchestration/cluster.py", "orchestration/trial_limit.py"),
     "optuna": ("transfer/search.py",),
     "mlflow": (
         "orchestration/tracking.py",

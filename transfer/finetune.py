@@ -118,7 +118,6 @@ def finetune_run(
     hyperparameters: Mapping[str, Any],
     test: TestSplit | None,
     eval_every: int = 0,
-    save_every: int = 0,
 ) -> Run:
     """The Run of one trial.
 
@@ -127,7 +126,7 @@ def finetune_run(
             else of the recipe it searches.
         test: None for a search trial, which is scored on the held-out part of the train split; else permission to be scored on
             the test split (`transfer.splits.open_test`).
-        eval_every, save_every: in steps; 0 = only at the end, never.
+        eval_every: in steps; 0 = only at the end.
     Raises:
         ValueError: the record that the permission comes from chose other hyper-parameters.
     """
@@ -142,8 +141,7 @@ def finetune_run(
     recipe = _recipe(method, task, num_images, hyperparameters)
     num_steps = int(hyperparameters["num_steps"])
     augment = finetune_augment(source, task, method, num_images)
-    batch = min(recipe.batch, num_images * recipe.repeats)
-    batch = max(batch // _multiple(augment, recipe), 1) * _multiple(augment, recipe)
+    batch, _ = _batch(recipe, augment, num_images)
     options = {**source.backbone_options(), "head_init": "zero"}
     options |= {k: v for k in REGULARISATION[:2] if (v := getattr(recipe, k))}
     return Run(
@@ -161,11 +159,10 @@ def finetune_run(
         global_batch=batch,
         duration=Duration(num_steps, "steps"),
         eval_every=Duration(eval_every, "steps") if eval_every else None,
-        save_every=Duration(save_every, "steps") if save_every else None,
         log_every_steps=max(1, num_steps // MAX_LOG_POINTS),
         save_final=False,
         keep_checkpoints=1,
-        # A rung is left with its checkpoint in place, and a trial's is small.
+        # A rung is left with its checkpoint in place, and what a save costs is measured (`transfer.trial_ranks.SavePace`).
         saving=SavingConfig(in_background=False),
     )
 
@@ -216,6 +213,23 @@ def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any
         sam_rho=settings.sam_rho,
     )
     return _Recipe(settings.batch, settings.repeats, settings.drop_rate, settings.stochastic_depth, optim)
+
+
+def num_processes(
+    source: Source, task: Task, method: Method, num_images: int, hyperparameters: Mapping[str, Any], *, wanted: int
+) -> int:
+    """As how many processes a trial runs where `wanted` may: as many of them as its global batch can be shared by."""
+    augment = finetune_augment(source, task, method, num_images)
+    batch, multiple = _batch(_recipe(method, task, num_images, hyperparameters), augment, num_images)
+    shares = batch // multiple
+    return next(n for n in range(min(wanted, shares), 0, -1) if shares % n == 0)
+
+
+def _batch(recipe: _Recipe, augment: AugmentConfig, num_images: int) -> tuple[int, int]:
+    """(samples an update, what they and each process's share of them are a multiple of)."""
+    multiple = _multiple(augment, recipe)
+    batch = min(recipe.batch, num_images * recipe.repeats)
+    return max(batch // multiple, 1) * multiple, multiple
 
 
 def _multiple(augment: AugmentConfig, recipe: _Recipe) -> int:

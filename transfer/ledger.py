@@ -105,9 +105,11 @@ class Entry:
     """What it takes to run the trial again: the loop's Run, or a probe's settings."""
     config_digest: str = ""
     max_memory_bytes: int = 0
-    """Largest use of the device's memory, or without one of the process's own."""
+    """Largest use of the device's memory, or without one of the process's own; of several processes that of the largest."""
     watts: dict[str, float] = field(default_factory=dict)
     """Mean power of the device's parts while it ran (`transfer.power`); {} where that is not measured."""
+    num_processes: int = 1
+    """That it ran as. Not part of what decides its result."""
     code_revision: str = ""
 
     @property

@@ -15,42 +15,54 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import storage, world
 from pipeline.config import to_dict
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.subset import select
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.evaluate import Scores
-from pipeline.records import Evaluation, Saved, Step
+from pipeline.records import Evaluation, Saved, SaveFailed, Step, Stopped
+from pipeline.world import World
 from transfer import beside, heads, metrics, predictions
 from transfer.cells import Cell, Sweep, choose_point, name_of, plan
 from transfer.environment import Memory
 from transfer.features import Backbone, features, from_scratch, pretrained
-from transfer.finetune import at_resolution, finetune_run
+from transfer.finetune import at_resolution, finetune_run, num_processes
 from transfer.halving import Rung, read_rung, work_url, write_rung
 from transfer.ledger import Entry, Ledger, Trial
 from transfer.power import Power
-from transfer.protocols import HyperruleSettings, sha256
+from transfer.protocols import HyperruleSettings, Method, sha256
 from transfer.spaces import candidates, grace_steps
 from transfer.splits import TestSplit, open_test, read_selection, selection_url
 from transfer.tasks import Part, Task
+from transfer.trial_ranks import SavePace, used, whole
 
 Report = Callable[[dict[str, Any]], None]
-MIN_SAVE_STEPS = 200
-"""A trial's state is saved once a pass over its images, and where that is shorter, after as many steps."""
+RunRanks = Callable[[Sweep, Trial, Report, int, int], None]
+"""Runs a fine-tuning trial up to a rung (0 = its end) as a number of processes."""
 
 
-def run_job(sweep: Sweep, job: dict[str, Any], report: Report) -> None:
-    """A job of `transfer.conductor`. An exception becomes the failed entry of the trials that it ends."""
+def run_job(
+    sweep: Sweep, job: dict[str, Any], report: Report, *, max_processes: int = 1, run_ranks: RunRanks | None = None
+) -> None:
+    """A job of `transfer.conductor`. An exception becomes the failed entry of the trials that it ends.
+
+    Args:
+        max_processes: of a fine-tuning trial; `run_ranks` runs it where it is more than one and its batch can be shared.
+    """
     ledger = Ledger(sweep.out)
     if job["cell"] >= 0:
-        trial = Trial(**job["trial"])
+        trial, until, ranks = Trial(**job["trial"]), int(job.get("until", 0)), 1
         try:
-            run_finetune(sweep, trial, report, until=int(job.get("until", 0)))
+            ranks = processes_of(sweep, trial, max_processes) if run_ranks else 1
+            if run_ranks and ranks > 1:
+                run_ranks(sweep, trial, report, until, ranks)
+            else:
+                run_finetune(sweep, trial, report, until=until)
         except Exception as error:
             if ledger.find(trial.digest) is None:
-                ledger.write(sweep.failed(trial, reason(error)))
+                ledger.write(dataclasses.replace(sweep.failed(trial, reason(error)), num_processes=ranks))
         report({"digest": trial.digest})
         return
     planned, _ = plan(sweep)
@@ -234,24 +246,34 @@ def _device() -> str:
 # --- fine-tuning ------------------------------------------------------------------------------------------------------
 
 
+def processes_of(sweep: Sweep, trial: Trial, wanted: int) -> int:
+    """As how many processes a fine-tuning trial runs where `wanted` may: its global batch is shared equally."""
+    task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
+    num_images = _num_images(task, method, trial)
+    return num_processes(source, task, method, num_images, trial.hyperparameters, wanted=wanted)
+
+
+def _num_images(task: Task, method: Method, trial: Trial) -> int:
+    """That the trial trains on."""
+    parts = task.parts(method.settings, trial.shots, trial.seed)
+    return (parts.search if trial.kind == "search" else parts.final).num
+
+
 def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> Entry | None:
     """One fine-tuning trial, its entry written to the ledger; or its part up to the rung `until`, and None.
 
     Under ASHA `report` gets every evaluation but the last, and may raise to end the trial early; nothing is written then. A
-    trial that was begun before, and killed or left at a rung, goes on from its own newest checkpoint.
+    trial that was begun before, and killed or left at a rung, goes on from its own newest checkpoint. Where it runs as several
+    processes each of them calls this; the main one alone opens the test split, reports and writes.
     """
     from pipeline.train import train
 
     begin, memory, power = time.perf_counter(), Memory(), Power()
+    me = world.join()
     task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
     num_steps = int(trial.hyperparameters["num_steps"])
-    test = None
-    if trial.kind == "final":
-        test = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
+    test = _open(sweep, task, trial, me) if trial.kind == "final" else None
     live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
-    eval_every = until
-    if live:
-        eval_every = grace_steps(candidates(method, task, trial.shots))
     run = finetune_run(
         source,
         task,
@@ -261,36 +283,38 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         seed=trial.seed,
         hyperparameters=trial.hyperparameters,
         test=test,
-        eval_every=eval_every,
-        save_every=until,
+        eval_every=grace_steps(candidates(method, task, trial.shots)) if live else 0,
     )
-    per_epoch = task.parts(method.settings, trial.shots, 0).final.num * run.data.repeats / run.global_batch
-    if not until:
-        every = max(round(per_epoch), MIN_SAVE_STEPS)
-        run = dataclasses.replace(
-            run,
-            save_every=Duration(every, "steps") if every < num_steps else None,
-            save_final=test is not None and bool(task.beside.v2_url),  # the network is needed once more
-        )
-    seen = _Seen(trial)
+    epoch_steps = max(1, _num_images(task, method, trial) * run.data.repeats // run.global_batch)
+    run = dataclasses.replace(
+        run,
+        save_every=Duration(epoch_steps, "steps") if epoch_steps < num_steps else None,
+        save_final=test is not None and bool(task.beside.v2_url),  # the network is needed once more
+    )
+    seen, pace = _Seen(trial, me), SavePace(me)
     earlier = _earlier(sweep, trial, until)
     work = work_url(sweep.out, trial.digest)
-    records = train(run, work, on_scores=seen.take)
+    records = train(run, work, on_scores=seen.take, leave_at=until, may_save=pace, goes_back=False)
     with contextlib.closing(records):  # type: ignore[type-var]
         for record in records:
             if isinstance(record, Evaluation):
                 row = seen.row(record)
-                if live and record.step < num_steps:
+                if live and record.step < num_steps and me.is_main:
                     report(row)
             elif isinstance(record, Step) and trial.kind == "final":
                 seen.curve.append(
                     {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": record.accuracy}
                 )
-            elif isinstance(record, Saved) and until and record.step >= until:
-                break
+            elif isinstance(record, Saved | SaveFailed):
+                pace.saved()
+            elif isinstance(record, Stopped):
+                raise UserError(f"{record.reason}; the same command again goes on from there")
     first = seen.curve[0]["step"] if seen.curve else num_steps + 1
     rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
     seconds_s = time.perf_counter() - begin + (earlier.seconds_s if earlier else 0.0)
+    spent = used(memory, power, me)
+    if not me.is_main:
+        return None
     if until:
         assert seen.value is not None
         write_rung(
@@ -321,11 +345,26 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         metrics=seen.numbers if trial.kind == "final" else {},
         config=to_dict(run),
         config_digest=run.digest(),
-        max_memory_bytes=memory.max_bytes(),
-        watts=power.watts(),
+        num_processes=me.size,
+        **spent,
     )
     Ledger(sweep.out).write(found)
     storage.remove_tree(work)
+    return found
+
+
+def _open(sweep: Sweep, task: Task, trial: Trial, me: World) -> TestSplit:
+    """The permission to read the test split, opened once, by the main rank."""
+    found: object = None
+    if me.is_main:
+        try:
+            found = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
+        except UserError as error:
+            found = error
+    found = world.broadcast(me, found)
+    if isinstance(found, UserError):
+        raise found
+    assert isinstance(found, TestSplit)
     return found
 
 
@@ -343,8 +382,8 @@ def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:
 class _Seen:
     """What a trial's evaluations said."""
 
-    def __init__(self, trial: Trial) -> None:
-        self._trial = trial
+    def __init__(self, trial: Trial, me: World) -> None:
+        self._trial, self._me = trial, me
         self.curve: list[dict[str, float]] = []
         self.scores: Scores | None = None
         self.numbers: dict[str, float] = {}
@@ -352,7 +391,7 @@ class _Seen:
         self.loss = float("nan")
 
     def take(self, scores: Scores) -> None:
-        self.scores = scores
+        self.scores = whole(scores, self._me)
 
     def row(self, record: Evaluation) -> dict[str, float]:
         """The evaluation as a row of the history; `accuracy` is what candidates are compared by."""
@@ -375,8 +414,7 @@ def finetune_entry(
 ) -> Entry:
     """The entry of a fine-tuning trial that got as far as the last row of `curve`, which may be short of its end."""
     task, method = sweep.task(trial.task), sweep.suite.method(trial.method)
-    parts = task.parts(method.settings, trial.shots, trial.seed)
-    num_train = (parts.search if trial.kind == "search" else parts.final).num
+    num_train = _num_images(task, method, trial)
     settings: Any = method.settings
     repeats = 1 if isinstance(settings, HyperruleSettings) else settings.repeats
     batch = min(settings.batch, num_train * repeats)

@@ -55,7 +55,10 @@ def _transfer(commands: Any) -> None:
         "--gpus-per-trial",
         type=float,
         metavar="X",
-        help="share of a GPU, 0 to 1 (default: all GPUs over the trials at a time)",
+        help="share of a GPU, 0 to 1, or whole GPUs: as many processes a trial (default: all GPUs over the trials at a time)",
+    )
+    p.add_argument(
+        "--processes-per-trial", type=int, metavar="N", help="of fine-tuning trials, a core or GPU each (default: 1)"
     )
     p.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a cluster, host:port; default: a Ray of its own on this machine"

@@ -54,18 +54,13 @@ def supervise(
     """
     from torch.distributed import TCPStore
 
-    # The store through which the ranks find and watch each other outlives each of them here. The variable's name is
-    # that of torch's own launcher, and means that nobody need host another.
+    # The store through which the ranks find and watch each other outlives each of them here.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
         **os.environ,
         **(environment or {}),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes))),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
+        **rank_variables(store.port, num_processes),
     }
     asked: list[int] = []
 
@@ -83,6 +78,18 @@ def supervise(
             rank.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def rank_variables(port: int, num_processes: int) -> dict[str, str]:
+    """What all ranks of one machine find each other by, at a store on `port`; RANK and LOCAL_RANK are each one's own."""
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        # The name is that of torch's own launcher, and means that nobody need host another store.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+    }
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: float) -> list[int]:

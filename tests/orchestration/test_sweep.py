@@ -5,11 +5,8 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,35 +23,12 @@ from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.train import train
 from pipeline.update import OptimConfig
+from tests.orchestration.sweep_runner import SUITE, Runner
 from transfer.cells import plan, sweep_of
 from transfer.ledger import Ledger
 from transfer.splits import openings, read_selection
 
-SUITE = """
-name: small
-tasks: [{card: digits, holdout_per_class: 2}]
-num_seeds: 2
-methods:
-  ridge: {shots: [1, 200]}
-  knn: {shots: [1], ks: [1, 2]}
-  finetune: {shots: [1], learning_rates: [0.1, 0.3, 1.0e+30], num_steps: [6]}
-"""
 NUM_TRIALS = 2 * 2 + 2 * (1 + 2) + 2 * (3 + 2)
-
-PROGRAM = """
-import json, sys
-from orchestration.sweep import transfer
-def tell(event):
-    event.get("entry", {}).pop("history", None)
-    print(json.dumps(event), flush=True)
-if __name__ == "__main__":
-    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
-    result = transfer(
-        checkpoint, suite, out, data_root=root, num_seeds=int(seeds), max_concurrent=int(concurrent), on_event=tell
-    )
-    print(json.dumps({"event": "result", "num_run": result.num_run, "num_failed": result.num_failed,
-                      "num_trials": result.num_trials, "not_run": result.not_run}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -80,47 +54,6 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     list(train(run, str(folder / "run")))
     return folder / "run"
-
-
-class Runner:
-    """Sweeps in processes of their own, with temporary files of their own."""
-
-    def __init__(
-        self, checkpoint_dir: Path, digits: str, folder: Path, *, suite: str = SUITE, program: str = PROGRAM
-    ) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder, self.out = folder, folder / "sweep"
-        (folder / "suite.yaml").write_text(suite)
-        (folder / "tmp").mkdir()
-        (folder / "program.py").write_text(program)
-        root = Path(digits).parent
-        self._arguments = [str(checkpoint_dir), str(folder / "suite.yaml"), str(self.out), str(root)]
-
-    def start(self, num_seeds: int = 2, concurrent: int = 2) -> subprocess.Popen[str]:
-        # Ray's sockets need a short path; everything else shows what it leaves behind.
-        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp"), "RAY_TMPDIR": "/tmp", "WORLD_SIZE": "7"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        command = [sys.executable, str(self.folder / "program.py"), *self._arguments]
-        command += [str(num_seeds), str(concurrent)]
-        return subprocess.Popen(
-            command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def finish(self, num_seeds: int = 2, concurrent: int = 2) -> list[dict[str, Any]]:
-        process = self.start(num_seeds, concurrent)
-        out, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err[-3000:]
-        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-
-    def table(self) -> dict[str, Any]:
-        """What must not depend on how the sweep went."""
-        rows = {}
-        for e in Ledger(str(self.out)).entries():
-            rows[e.digest] = (e.kind, e.method, e.value, e.stopped_at, e.status, e.metrics, e.grid, e.hyperparameters)
-        return rows
-
-    def files(self) -> dict[str, int]:
-        return {p.name: p.stat().st_mtime_ns for p in (self.out / "trials").glob("*.json")}
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +175,7 @@ import ctypes, json, os, signal, sys
 import orchestration.sweep as sweep
 original = sweep._trainable
 
-def faulty(config, sweep, limit_s):
+def faulty(config, sweep, **rest):
     import transfer.trials as trials
     real = trials.run_finetune
     def run(sweep, trial, report, **rest):
@@ -256,7 +189,7 @@ def faulty(config, sweep, limit_s):
         return real(sweep, trial, report, **rest)
     trials.run_finetune = run
     try:
-        original(config, sweep=sweep, limit_s=limit_s)
+        original(config, sweep=sweep, **rest)
     finally:
         trials.run_finetune = real
 
@@ -283,3 +216,94 @@ def test_a_trial_that_hangs_dies_or_wants_too_much_memory_is_one_red_row(
     assert "MemoryError" in str(failed[0.9].error)
     finals = [e for e in Ledger(str(faulty.out)).entries() if e.kind == "final"]
     assert len(finals) == 2 and all(e.is_ok and e.hyperparameters["learning_rate"] == 0.1 for e in finals)
+
+
+FREEZES = """
+import json, os, signal, sys
+import orchestration.sweep as sweep
+original = sweep._trainable
+
+def freezing(config, sweep, **rest):
+    if config["trial"]["hyperparameters"]["learning_rate"] == 0.7:
+        os.kill(os.getpid(), signal.SIGSTOP)  # its own clock stands still too
+    original(config, sweep=sweep, **rest)
+
+if __name__ == "__main__":
+    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
+    sweep._trainable = freezing
+    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2, scheduler="none",
+                            resources=sweep.Resources(trial_limit_s=60.0))
+    print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_is_ended_by_the_driver_and_the_sweep_goes_on(
+    checkpoint_dir: Path, digits: str, tmp_path: Path
+) -> None:
+    suite = SUITE.split("  ridge")[0] + "  finetune: {shots: [1], learning_rates: [0.1, 0.7], num_steps: [2]}\n"
+    frozen = Runner(checkpoint_dir, digits, tmp_path / "frozen", suite=suite, program=FREEZES)
+    events = frozen.finish()
+    failed = [e for e in Ledger(str(frozen.out)).entries() if e.status == "failed"]
+    assert [e.hyperparameters.get("learning_rate") for e in failed] == [0.7, 0.7], [e.error for e in failed]
+    assert all("not done after 60 s (--trial-limit)" in str(e.error) for e in failed)
+    assert events[-1] == {"num_failed": 2, "num_run": 2 * (2 + 1)}
+
+
+STEPS = """
+import os, sys
+import orchestration.sweep as sweep
+original = sweep._trainable
+
+def counted(config, sweep, **rest):
+    import time
+    from pipeline.account import Account
+    from transfer import trial_ranks
+    trial_ranks.SAVE_SHARE = 100.0  # on a loaded machine too, an epoch is worth its save
+    real = Account.enter
+    folder = os.path.dirname(sweep.out)
+    def enter(self, step, *args, **kwargs):
+        with open(f"{folder}/steps", "a") as file:
+            file.write(f"{step + 1}\\n")
+        time.sleep(0.1)
+        return real(self, step, *args, **kwargs)
+    Account.enter = enter
+    try:
+        original(config, sweep=sweep, **rest)
+    finally:
+        Account.enter = real
+
+if __name__ == "__main__":
+    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
+    sweep._trainable = counted
+    sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_of_the_driver_loses_at_most_one_epoch(checkpoint_dir: Path, digits: str, tmp_path: Path) -> None:
+    """Of one trial at a time; its steps are counted as they are made."""
+    epoch = 5  # 20 images, 4 a step
+    suite = SUITE.split("  ridge")[0]
+    suite += "  finetune: {shots: [2], learning_rates: [0.1], num_steps: [400], batch: 4}\n"
+    killed = Runner(checkpoint_dir, digits, tmp_path / "killed", suite=suite, program=STEPS)
+    steps = killed.folder / "steps"
+    steps.touch()
+    saved = 0
+    for number in (12, 9, 14):
+        before = len(steps.read_text().split())
+        process = killed.start(num_seeds=1, concurrent=1)
+        deadline = time.monotonic() + 300
+        while len(steps.read_text().split()) < before + number:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        time.sleep(5)  # its worker notices, and whatever it still does counts
+        made = [int(step) for step in steps.read_text().split()[before:]]
+        assert made[0] == saved + 1  # it went on from there
+        reached = made[-1]
+        commits = list((killed.out / "work").glob("*/checkpoints/*/commit.json"))
+        saved = max(int(p.parent.name.removeprefix("step_")) for p in commits)
+        assert 0 <= reached - saved <= epoch and saved % epoch == 0
+    assert saved >= 20

@@ -209,3 +209,19 @@ def test_the_papers_recipes_reach_the_run(sweep: Sweep) -> None:
     assert (runs[2].augment.image_px, runs[2].augment.evaluation_px, runs[2].data.repeats) == (384, 480, 4)
     # 50 passes in all, copies included: 1,100 images in batches of 2,048.
     assert runs[2].global_batch == 2048 and runs[2].duration.value == round(50 * 1100 / 2048)
+
+
+def test_a_trial_that_diverges_fails_alike_with_and_without_a_checkpoint_to_go_back_to(sweep: Sweep) -> None:
+    cell = next(c for c in plan(dataclasses.replace(sweep, scheduler="halving"))[0] if c.init == "scratch")
+    points = {"learning_rate": 1e30, "num_steps": 9}
+    errors = []
+    for name, until in (("with", 1), ("without", 0)):
+        own = dataclasses.replace(sweep, out=f"{sweep.out}/{name}", scheduler="halving")
+        trial = dataclasses.replace(cell.search[0], hyperparameters=points)
+        if until:
+            run_finetune(own, trial, lambda row: None, until=until)
+            assert list(Path(own.out).glob("work/*/checkpoints/*/commit.json"))
+        with pytest.raises(UserError, match="were not finite") as raised:
+            run_finetune(own, trial, lambda row: None)
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]

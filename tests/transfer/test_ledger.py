@@ -39,7 +39,7 @@ FIELDS = {
     *("num_test", "hyperparameters", "history", "seconds_s", "images_seen", "protocol_digest", "checkpoint_url"),
     *("checkpoint_digest", "data_digest", "status", "error", "backbone_digest", "metrics", "backbone", "model"),
     *("method_kind", "method_title", "selection", "stopped_at", "grid", "config", "config_digest", "max_memory_bytes"),
-    *("watts", "code_revision"),
+    *("watts", "num_processes", "code_revision"),
 }
 
 
