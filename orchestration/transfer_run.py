@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -149,7 +150,8 @@ class _Listener:
 
     def _records(self) -> SweepRecords:
         if self._found is None:
-            self._found = SweepRecords(self._args.out, self._args.tracking_uri)
+            uri = self._args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+            self._found = SweepRecords(self._args.out, uri)
         return self._found
 
     def finish(self) -> None:

@@ -68,7 +68,9 @@ def _pretrain(commands: Any) -> None:
     p.add_argument("--list", action="store_true", help="print the recipes, one a line, and stop")
     p.add_argument("--out", metavar="URL", help="run folder: checkpoints, records, configuration")
     p.add_argument("--num-processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
-    p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: SQLite in the run folder")
+    p.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
+    )
     p.add_argument("--show", action="store_true", help="print the recipe's header and resolved configuration, and stop")
     p.epilog = (
         p.epilog or ""

@@ -63,7 +63,9 @@ def _transfer(commands: Any) -> None:
     p.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a cluster, host:port; default: a Ray of its own on this machine"
     )
-    p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: SQLite in the sweep folder")
+    p.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the sweep folder"
+    )
 
 
 def _report(commands: Any) -> None:

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,3 +157,16 @@ def test_the_same_seed_draws_the_same_picture(tmp_path: Path, capsys: pytest.Cap
 def test_show_prints_the_resolved_run(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run("pretrain nfnet_tiny_glyphs --show --optim.learning_rate 0.125", capsys)
     assert code == 0 and "learning_rate: 0.125" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [([], "http://night:5000"), (["--tracking-uri", "http://mine:5000"], "http://mine:5000")]
+)
+def test_a_run_goes_to_the_tracker_that_the_environment_names_as_every_other_command_does(
+    given: list[str], used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("orchestration.launch.local.pretrain", lambda run, out, **named: seen.append(named) or 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://night:5000")
+    assert main(["pretrain", "nfnet_tiny_glyphs", "--out", str(tmp_path / "run"), *given]) == 0
+    assert seen[0]["tracking_uri"] == used
