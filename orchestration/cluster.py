@@ -12,7 +12,7 @@ import logging
 import os
 import site
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.backbone import find_origin
-from pipeline.data.cards import load_card
 from pipeline.errors import UserError
-from transfer.cells import Sweep
+from transfer.cells import Cell, Sweep
 from transfer.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,13 +202,13 @@ class Facts:
     """Digest of each task's data."""
 
 
-def check_nodes(sweep: Sweep) -> None:
+def check_nodes(sweep: Sweep, cells: Sequence[Cell]) -> None:
     """Ask every node of the cluster, at once, for what trials will need there: afterwards each has fetched the weights.
 
     Raises:
         UserError: a node has another code than this, or does not see the sweep's folder, a dataset or the weights.
     """
-    facts = Facts(code_digest(), Ledger(sweep.out).info().started_s, _data_of(sweep))
+    facts = Facts(code_digest(), Ledger(sweep.out).info().started_s, data_of(cells))
     asked = []
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU"):
@@ -226,9 +225,9 @@ def check_nodes(sweep: Sweep) -> None:
             raise UserError(f"node {name} of the cluster cannot run this sweep: {problem}")
 
 
-def _data_of(sweep: Sweep) -> dict[str, str]:
-    names = [load_card(entry.card).name for entry in sweep.suite.tasks]
-    return {name: sweep.task(name).data_digest for name in names}
+def data_of(cells: Sequence[Cell]) -> dict[str, str]:
+    """Of the tasks that have cells: a suite may name others, which are not prepared anywhere."""
+    return {cell.task: cell.any_trial.data_digest for cell in cells}
 
 
 def node_problem(sweep: Sweep, driver: Facts) -> str:

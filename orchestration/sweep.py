@@ -215,7 +215,7 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
     ):
         if resources.ray_address:
             tell({"event": "phase", "name": "asking the cluster's nodes"})
-            check_nodes(sweep)
+            check_nodes(sweep, conductor.cells)
         tell({"event": "phase", "name": "running trials"})
         trainable = tune.with_parameters(_trainable, sweep=sweep, limit_s=limit_s, shape=shape)
         tuner = tune.Tuner(

@@ -23,7 +23,9 @@ from pipeline.errors import UserError
 from tests.fault_proxy import fault_proxy
 from tests.orchestration.sweep_runner import SUITE, Runner, sweep_in
 from tests.s3_server import BUCKET, find_server, s3_server
+from transfer.cells import plan
 from transfer.ledger import Ledger
+from transfer.tasks import TaskEntry
 
 SMALLEST = (
     SUITE.split("  ridge")[0]
@@ -110,12 +112,12 @@ def test_a_sweep_on_a_cluster_gives_the_table_of_one_on_a_ray_of_our_own(
 
 
 def test_a_cluster_that_does_not_answer_is_refused() -> None:
-    plan = Layout(num_concurrent=0, num_processes=1, gpus=0.0)
+    shape = Layout(num_concurrent=0, num_processes=1, gpus=0.0)
     for address, why in (
         ("127.0.0.1:1", "no Ray cluster answers at --ray-address 127.0.0.1:1: "),
         ("ray://a:1", "host:port"),
     ):
-        with pytest.raises(UserError, match=why), running_ray(address, plan):
+        with pytest.raises(UserError, match=why), running_ray(address, shape):
             pass
     assert not ray.is_initialized()
 
@@ -134,7 +136,10 @@ def test_a_node_is_refused_for_other_code_another_folder_other_data_or_other_wei
     make_checkpoint: Callable[..., str], digits: str, tmp_path: Path
 ) -> None:
     sweep = sweep_in(tmp_path / "sweep", digits, make_checkpoint(tmp_path, px=16))
-    facts = cluster.Facts(cluster.code_digest(), Ledger(sweep.out).info().started_s, cluster._data_of(sweep))
+    unprepared = TaskEntry(card="pets", holdout_per_class=2)
+    sweep = replace(sweep, suite=replace(sweep.suite, tasks=(*sweep.suite.tasks, unprepared)))
+    data = cluster.data_of(plan(sweep)[0])  # no node needs what nobody has
+    facts = cluster.Facts(cluster.code_digest(), Ledger(sweep.out).info().started_s, data)
     assert node_problem(sweep, facts) == ""
     unseen = replace(sweep, sources=(replace(sweep.source, checkpoint_url=str(tmp_path / "nowhere")),))
     assert "no checkpoint" in node_problem(unseen, facts)
