@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -58,8 +57,8 @@ def team(stores: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFa
             time.sleep(0.2)
         yield found[1], said
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
+        server.terminate()  # where tests run in the background SIGINT is ignored
+        server.wait(120)
 
 
 def test_a_run_goes_through_the_team_server_into_database_and_bucket_and_no_secret_is_written(
