@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestration.signal_plot import quiet
 from orchestration.spool import read
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ KINDS = ("signal", "training")
 MAX_PARAMETERS = 300_000_000
 """Larger networks are not built a second time beside a training; `normfree inspect MODEL --signal` draws those."""
 NUM_IMAGES, MAX_POINTS = 4, 2000
-INK, MUTED, RULE = "#22252a", "#6b7079", "#dfe1e5"
+INK, MUTED = "#22252a", "#6b7079"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 STYLES = ("-", "--", "-.", ":")
 
@@ -168,12 +169,7 @@ def _lines(axes: Axes, steps: list[dict[str, Any]], series: dict[str, Any], titl
         axes.legend(frameon=False, fontsize=8, ncols=2, labelcolor=INK)
     axes.set_title(title, fontsize=10.5, color=INK, loc="left")
     axes.set_xlabel("step", fontsize=9, color=MUTED)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
-    axes.grid(axis="y", color=RULE, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, colors=MUTED, labelsize=9)
+    quiet(axes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

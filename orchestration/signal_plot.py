@@ -139,6 +139,11 @@ def _stages(axes: Axes, signal: SignalPropagation) -> None:
     axes.set_xlim(-0.8, last + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     axes.set_xlabel("block (0: stem)", fontsize=9, color=MUTED)
+    quiet(axes)
+
+
+def quiet(axes: Axes) -> None:
+    """Rules for the eye along the values, and nothing else beside the curves."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)

@@ -263,6 +263,10 @@ class Watchdog:
     def _accuse_alone(self, now_s: float) -> None:
         """The store is silent, or there is none: by what was heard last, one rank reports and every rank leaves."""
         self._is_reporting_alone, self._deadline_s = True, now_s + 2 * self._report_s
+        # This is the thread that holds others to the deadline: somebody must hold it, whatever it meets (a full disk).
+        deadline = threading.Timer(2 * self._report_s, self._leave, (EXIT_HANG,))
+        deadline.daemon = True
+        deadline.start()
         if self._heard[self.rank].beat is None:
             self._heard[self.rank] = Heard(self._beat(), 0.0)
         mine = Suspect(self.rank, False, f"has not moved for {self._idle_s:.0f} s")

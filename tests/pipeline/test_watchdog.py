@@ -2,12 +2,15 @@
 
 import dataclasses
 import importlib.util
+import queue
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import hang_report
 from pipeline.clock import Clock
 from pipeline.engine import EngineConfig
 from pipeline.errors import UserError
@@ -99,6 +102,18 @@ def test_steps_done_before_the_first_beat_count_so_a_freeze_after_them_is_judged
     assert watchdog._beat().state == "start"  # the first step may take long
     clock.steps_done = lambda: 7
     assert Watchdog(CONFIG, clock=clock, stop=stop, out="nowhere")._beat().state == "run"
+
+
+def test_a_rank_that_reports_alone_leaves_though_its_report_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(hang_report, "write", full)
+    left = queue.SimpleQueue[int]()
+    watchdog = Watchdog(WatchdogConfig(limit_s=1.0), clock=Clock(), stop=StopSignal(), out="nowhere", leave=left.put)
+    with pytest.raises(OSError, match="No space"):
+        watchdog._accuse_alone(time.monotonic())
+    assert left.get(timeout=60) == EXIT_HANG
 
 
 def test_a_limit_below_nothing_is_refused() -> None:
