@@ -19,9 +19,9 @@ import torch
 
 import nfnet
 from benchmarks.turns import hardware
-from pipeline.engine import Engine, EngineConfig
-from pipeline.update import OptimConfig
-from pipeline.world import join, leave
+from pipeline.distributed import join, leave
+from pipeline.engine.engine import Engine, EngineConfig
+from pipeline.engine.optim_config import OptimConfig
 
 LIMIT_BYTES, PIXELS, BATCH, STEPS = 24e9, 64, 2, 2
 

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 import nfnet
-from pipeline import checkpoint
-from pipeline.direct import ALIGN_BYTES, PIECE_BYTES
+from pipeline.checkpoint import commit, load
+from pipeline.checkpoint.direct_io import ALIGN_BYTES, PIECE_BYTES
+from pipeline.checkpoint.part_writer import NUM_WRITERS
+from pipeline.checkpoint.retention import Policy
+from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.snapshot import FILE_BYTES
+from pipeline.distributed import World
 from pipeline.records import Saved
-from pipeline.retention import Policy
-from pipeline.saver import Saver, SavingConfig
-from pipeline.snapshot import FILE_BYTES
-from pipeline.world import World
-from pipeline.writing import NUM_WRITERS
 
 ROUNDS, MAX_STALL, MIN_SHARE = 3, 1.2, 0.7
 
@@ -75,7 +75,7 @@ def _measure(
         assert isinstance(saved, Saved), saved
         writes.append(saved.seconds_s - saved.stalled_s)
     begin = time.perf_counter()
-    checkpoint.verify(checkpoint.read_commit(saved.url), str(folder / "cache"))
+    load.verify(commit.read_commit(saved.url), str(folder / "cache"))
     print(f"verified       {time.perf_counter() - begin:.2f} s")
     return stalls, copies, writes, disks
 

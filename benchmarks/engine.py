@@ -18,20 +18,20 @@ import torch
 import torch.distributed as dist
 
 import nfnet
-import nfnet.agc as agc
+import nfnet.optim.agc as agc
 from benchmarks.turns import hardware
-from nfnet.groups import assign
-from pipeline.deepspeed_setup import EngineConfig
-from pipeline.engine import Engine
-from pipeline.update import OptimConfig
-from pipeline.world import World, join, leave
+from nfnet.optim.param_groups import assign
+from pipeline.distributed import World, join, leave
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.engine.optim_config import OptimConfig
 
 NUM_RANKS, MICRO_BATCH, PIXELS, ROUNDS = 2, 16, 64, 9
 TARGET = 0.02
 
 
 def collect(engine: Engine, clipped: set[str]) -> None:
-    """Whole gradients by the library's public functions, clipped as `nfnet.agc` does, and written back."""
+    """Whole gradients by the library's public functions, clipped as `nfnet.optim.agc` does, and written back."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, safe_set_full_grad
 
     for name, parameter in engine.network.named_parameters():

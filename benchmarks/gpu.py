@@ -18,7 +18,7 @@ import torch
 import nfnet
 from benchmarks.step import bare_convolutions
 from benchmarks.turns import race
-from nfnet.count import multiply_adds
+from nfnet.analysis.flops import multiply_adds
 
 BATCH, PX = 128, 192
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -126,8 +126,8 @@ def update() -> None:
     from timm.utils import ModelEmaV3
     from timm.utils.agc import adaptive_clip_grad
 
-    from nfnet.groups import param_groups
-    from nfnet.optim import SGD
+    from nfnet.optim.param_groups import param_groups
+    from nfnet.optim.sgd import SGD
 
     ours, theirs = nfnet.create_model("nfnet_f0").cuda(), timm.create_model("dm_nfnet_f0").cuda()
     for model in (ours, theirs):

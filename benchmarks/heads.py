@@ -17,7 +17,7 @@ import torch
 
 import nfnet
 from benchmarks.turns import hardware
-from transfer.linear import fit_linear
+from transfer.probes.linear import fit_linear
 
 NUM_HEADS, BATCH, EPOCHS, LIMIT = 100, 128, 10, 1.5
 STEPS = 12

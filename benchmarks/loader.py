@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from benchmarks.turns import hardware
-from pipeline.data import jpeg
-from pipeline.data.augment import AugmentConfig, nfnet_augment
-from pipeline.data.cards import load_card
-from pipeline.data.loader import DataConfig, TrainData
-from pipeline.data.prepare import prepare
-from pipeline.world import World
+from pipeline.data.augment.augment_config import AugmentConfig, nfnet_augment
+from pipeline.data.images import turbojpeg
+from pipeline.data.loading.datasets import DataConfig, TrainData
+from pipeline.data.prepare.prepare import prepare
+from pipeline.data.sources.cards import load_card
+from pipeline.distributed import World
 
 PX, BATCH, CLASSES = 224, 32, 101
 SETS = {"caltech101": 2512, "clothing": 600}
@@ -184,9 +184,9 @@ def _bare(decode: Callable[[bytes], object]) -> Work:
 
 
 def _whole(data: bytes) -> object:
-    header = jpeg.read_header(data)
+    header = turbojpeg.read_header(data)
     assert header is not None
-    return jpeg.decode_box(data, header, (0, 0, header.width, header.height))
+    return turbojpeg.decode_box(data, header, (0, 0, header.width, header.height))
 
 
 def _contenders() -> Iterator[tuple[str, Work]]:
@@ -200,7 +200,7 @@ def _contenders() -> Iterator[tuple[str, Work]]:
         import simplejpeg
 
         yield "bare decoding, simplejpeg", _bare(lambda data: simplejpeg.decode_jpeg(data))
-    if jpeg.library():
+    if turbojpeg.library():
         yield "bare decoding, the library we use", _bare(_whole)
 
 
@@ -248,7 +248,9 @@ def main(turns: int = 15) -> None:
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folders = _shards(Path(temporary))
-            print(f"partial decoding by {jpeg.library() or 'nothing: no TurboJPEG 3 library here'}  [{hardware()}]")
+            print(
+                f"partial decoding by {turbojpeg.library() or 'nothing: no TurboJPEG 3 library here'}  [{hardware()}]"
+            )
             _print(_turns(folders, turns))
     finally:
         os.sched_setaffinity(0, cores)

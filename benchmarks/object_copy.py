@@ -23,11 +23,11 @@ import torch
 
 from benchmarks.stream import _server
 from benchmarks.turns import race
-from pipeline import storage
-from pipeline.checkpoint import COMMIT
-from pipeline.pull import pull
-from pipeline.snapshot import Image
-from pipeline.writing import write_part
+from pipeline.checkpoint.commit import COMMIT
+from pipeline.checkpoint.part_writer import write_part
+from pipeline.checkpoint.pull import pull
+from pipeline.checkpoint.snapshot import Image
+from pipeline.storage import objects
 
 TARGET = 0.8
 NAME = "fragments-00000-of-00001.safetensors"
@@ -71,7 +71,7 @@ def _race(scratch: Path, size_mb: int, rounds: int) -> None:
 
     def ours_up() -> None:
         part = write_part(url, [image], rank=0, size=1, staging="", give_up=threading.Event())
-        storage.write_bytes(storage.join(url, COMMIT), _commit(part))
+        objects.write_bytes(objects.join(url, COMMIT), _commit(part))
 
     def ours_down() -> None:
         shutil.rmtree(pulled, ignore_errors=True)
@@ -99,7 +99,7 @@ def _race(scratch: Path, size_mb: int, rounds: int) -> None:
 def _limits(path: Path, memory: torch.Tensor) -> None:
     """What bounds every copy on this machine: hashing, and writing a file with fsync."""
     begin = time.perf_counter()
-    storage.sha256_file(path)
+    objects.sha256_file(path)
     hashed = time.perf_counter()
     with path.with_name("written").open("wb") as file:
         file.write(memory.numpy().data)

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.turns import hardware
-from pipeline import storage
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.bench import bare_read, measure
-from pipeline.data.cards import load_card
-from pipeline.data.loader import DataConfig
-from pipeline.data.prepare import prepare
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.benchmark import bare_read, measure
+from pipeline.data.loading.datasets import DataConfig
+from pipeline.data.prepare.prepare import prepare
+from pipeline.data.sources.cards import load_card
+from pipeline.storage import objects
 
 PX, BATCH, SECONDS, ROUNDS = 224, 32, 4.0, 3
 
@@ -39,7 +39,7 @@ def main() -> None:
         local, remote = str(Path(scratch) / "data-set"), "s3://bucket/data-set"
         prepare(load_card(card), local, source=source, max_bad_share=0.5)
         for path in Path(local).iterdir():
-            storage.put_file(path, storage.join(remote, path.name))
+            objects.put_file(path, objects.join(remote, path.name))
         configs = {
             "disk": DataConfig(url=local),
             "S3": DataConfig(url=remote, cache_gb=0.0),

@@ -35,9 +35,9 @@ import json, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from transfer.cells import Sweep, open_source, plan
-from transfer.tasks import load_suite
-from transfer.trials import run_finetune
+from transfer.sweep.cells import Sweep, open_source, plan
+from transfer.protocol.tasks import load_suite
+from transfer.sweep.trials import run_finetune
 checkpoint, suite, out, root = sys.argv[1:]
 begin = time.perf_counter()
 sweep = Sweep(out=out, data_root=root, sources=(open_source(checkpoint),), suite=load_suite(suite))
@@ -50,7 +50,7 @@ print(json.dumps({"seconds_s": time.perf_counter() - begin}))
 
 SWEEP = """
 import json, sys
-from orchestration.sweep import transfer
+from orchestration.tune.ray_tune import transfer
 checkpoint, suite, out, root = sys.argv[1:]
 result = transfer(checkpoint, suite, out, data_root=root, max_concurrent=1)
 print(json.dumps({"seconds_s": result.seconds_s, "num_failed": result.num_failed, "num_run": result.num_run}))
@@ -65,8 +65,8 @@ def main() -> None:
 
 def _sweep() -> None:
     import nfnet
-    from pipeline.data.cards import load_card
-    from pipeline.data.prepare import prepare
+    from pipeline.data.prepare.prepare import prepare
+    from pipeline.data.sources.cards import load_card
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -101,7 +101,7 @@ def _run(program: str, words: list[Path]) -> dict[str, float]:
 def _heads() -> None:
     import torch
 
-    from transfer.linear import fit_linear, scores_of
+    from transfer.probes.linear import fit_linear, scores_of
 
     torch.set_num_threads(1)
     rng = np.random.Generator(np.random.PCG64(0))

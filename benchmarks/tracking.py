@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.turns import hardware
-from orchestration.spool import Spool
-from orchestration.tracking import start_uploader
+from orchestration.spool.spool import Spool
+from orchestration.tracking.mlflow_client import start_uploader
 from pipeline.records import Record
 from tests.mlflow_server import mlflow_server
 

@@ -9,8 +9,8 @@ from timm.utils.agc import adaptive_clip_grad
 
 import nfnet
 from benchmarks.turns import race
-from nfnet.groups import param_groups
-from nfnet.optim import SGD
+from nfnet.optim.param_groups import param_groups
+from nfnet.optim.sgd import SGD
 
 
 def _fill(model: torch.nn.Module) -> None:

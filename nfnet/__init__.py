@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from nfnet.agc import ClipCounts, adaptive_clip_grad_
+from nfnet.analysis.signal_propagation import SignalPropagation, signal_propagation
+from nfnet.analysis.signal_theory import predict
+from nfnet.analysis.summary import Summary, summarise
 from nfnet.block import Conventions
-from nfnet.fitting import LoadReport
 from nfnet.model import NFNet
-from nfnet.prediction import predict
-from nfnet.sam import SamReport, sam_backward
-from nfnet.signal import SignalPropagation, signal_propagation
-from nfnet.summary import Summary, summarise
-from nfnet.timm_weights import from_timm, timm_options, to_timm
+from nfnet.optim.agc import ClipCounts, adaptive_clip_grad_
+from nfnet.optim.sam import SamReport, sam_backward
 from nfnet.variants import VARIANTS, adjust, get_variant
-from nfnet.weight_files import load_published, read_description, save_weights
+from nfnet.weights.files import load_published, read_description, save_weights
+from nfnet.weights.state_dict import LoadReport
+from nfnet.weights.timm import from_timm, timm_options, to_timm
 
 __all__ = [
     "ClipCounts",

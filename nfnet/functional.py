@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from nfnet.kernels import choice, native, plain
+from nfnet.kernels import cpu, dispatch, reference
 
 FEW_PIXELS = 256
 """Up to here a 1x1 convolution on the CPU is a matrix product: oneDNN's weight gradient takes three times as long."""
@@ -44,7 +44,7 @@ def ws_conv2d(
     if kind != "meta" and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
         x, bias = x.to(half), bias.to(half)
-    fused = choice.for_weight(weight, gain, x.dtype) if x.dtype == bias.dtype else None
+    fused = dispatch.for_weight(weight, gain, x.dtype) if x.dtype == bias.dtype else None
     if fused is not None:
         out: torch.Tensor = _WSConv2d.apply(x, weight, gain, bias, stride, padding, groups, floor, added_eps, fused)
         return out
@@ -147,7 +147,7 @@ def _image(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def scaled_activation(x: torch.Tensor, name: str, function: Any, factor: float, before: float = 1.0) -> torch.Tensor:
     """function(x * before) * factor; `name` says which function that is."""
-    fused = choice.for_activation(x, name)
+    fused = dispatch.for_activation(x, name)
     if fused is not None:
         out: torch.Tensor = _ScaledActivation.apply(x, name, factor, before, fused)
         return out
@@ -167,14 +167,14 @@ class _ScaledActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            again = plain.scaled_activation(x, ctx.name, ctx.factor, ctx.before)
+            again = reference.scaled_activation(x, ctx.name, ctx.factor, ctx.before)
             return *_differentiable(again, (x,), grad, ctx.needs_input_grad), *[None] * 4
         return ctx.fused.scaled_activation_backward(grad, x, ctx.name, ctx.factor, ctx.before), *[None] * 4
 
 
 def scaled_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
     """shortcut + x * coefficient: images (N, C, H, W), coefficient broadcast from (N or 1, C or 1, 1, 1) or (1,)."""
-    if native.can_add(shortcut, x, coefficient):
+    if cpu.can_add(shortcut, x, coefficient):
         out: torch.Tensor = _ScaledAdd.apply(shortcut, x, coefficient)
         return out
     return torch.addcmul(shortcut, x, coefficient.to(x.dtype))
@@ -184,11 +184,11 @@ class _ScaledAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, coefficient)
-        return native.scaled_add(shortcut, x, coefficient)
+        return cpu.scaled_add(shortcut, x, coefficient)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, coefficient = ctx.saved_tensors
         if torch.is_grad_enabled():
             return grad, *_differentiable(x * coefficient, (x, coefficient), grad, ctx.needs_input_grad[1:])
-        return grad, *native.scaled_add_backward(grad, x, coefficient)
+        return grad, *cpu.scaled_add_backward(grad, x, coefficient)

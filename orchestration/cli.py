@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from orchestration.arguments.data import data_commands
-from orchestration.arguments.parser import EXIT_USER, Parser
-from orchestration.arguments.records import records_commands
-from orchestration.arguments.training import training_commands
-from orchestration.arguments.transfer import transfer_commands
-from orchestration.arguments.using import using_commands
+from orchestration.commands.data import data_commands
+from orchestration.commands.inspect import inspect_commands
+from orchestration.commands.models import model_commands
+from orchestration.commands.parser import EXIT_USER, Parser
+from orchestration.commands.records import records_commands
+from orchestration.commands.train import train_commands
+from orchestration.commands.transfer import transfer_commands
 
 EXIT_OURS = 1
 
@@ -25,7 +26,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for declare in (data_commands, training_commands, transfer_commands, records_commands, using_commands):
+    for declare in (
+        data_commands,
+        inspect_commands,
+        train_commands,
+        transfer_commands,
+        records_commands,
+        model_commands,
+    ):
         declare(commands)
     return parser
 
@@ -51,7 +59,7 @@ def _dotted(rest: Sequence[str]) -> dict[str, str]:
 
 def _refuse_secrets(args: argparse.Namespace, rest: Sequence[str]) -> None:
     """Before anything is written: what is given here reaches records, reports and trackers."""
-    from pipeline.redact import refuse_secrets, refuse_secrets_of_a_tracker
+    from pipeline.secrets import refuse_secrets, refuse_secrets_of_a_tracker
 
     values = [value for name, value in vars(args).items() if name != "tracking_uri"]
     refuse_secrets(values, "the command")
@@ -69,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             raise UserError(f"unknown argument {rest[0]!r}; see 'normfree {args.command} --help'")
         args.fields = _dotted(rest)
-        from orchestration import commands
-
-        return int(getattr(commands, args.handler)(args))
+        return int(args.handler(args))
     except KeyboardInterrupt:
         print("normfree: interrupted", file=sys.stderr)
         return 130
@@ -82,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         from pipeline.errors import UserError
-        from pipeline.redact import public
+        from pipeline.secrets import public
 
         if isinstance(error, UserError):
             print(f"normfree: {public(str(error))}", file=sys.stderr)
@@ -96,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> None:
     """The command `normfree`: `main` in a process of its own."""
-    from pipeline.ending import end
+    from pipeline.supervision.process_exit import end
 
     end(main())
 

@@ -1,4 +1,4 @@
-"""What a run says about itself: plain values, yielded by `pipeline.train.train`, read by whoever cares.
+"""What a run says about itself: plain values, yielded by `pipeline.training.train.train`, read by whoever cares.
 
 The console, the tracker's spool and the sweep are readers; the loop knows none of them. Every record turns into one flat
 JSON object (`as_dict`) whose `kind` names its class and whose `time_s` is the Unix time of its creation, so that a spool
@@ -101,7 +101,7 @@ class Step(Record):
     transfer_s: float = 0.0
     """handing it to the device;"""
     compute_s: float = 0.0
-    """forward, backward, agreement over the ranks, update (see `pipeline.clock` for what a GPU moves here);"""
+    """forward, backward, agreement over the ranks, update (see `pipeline.supervision.phase_clock` for what a GPU moves here);"""
     save_s: float = 0.0
     log_s: float = 0.0
     """whoever reads these records;"""

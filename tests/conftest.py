@@ -24,8 +24,8 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of the embedded set `digits`, prepared in several small shards."""
-    from pipeline.data.cards import load_card
-    from pipeline.data.prepare import prepare
+    from pipeline.data.prepare.prepare import prepare
+    from pipeline.data.sources.cards import load_card
 
     url = str(tmp_path_factory.mktemp("digits") / "digits")
     prepare(load_card("digits"), url, shard_bytes=1 << 19)
@@ -56,13 +56,15 @@ def make_checkpoint() -> Callable[..., str]:
         from safetensors.torch import save_file
 
         import nfnet
-        from pipeline import checkpoint, storage
-        from pipeline.backbone import ModelConfig
-        from pipeline.config import Run, to_dict
-        from pipeline.data.augment import AugmentConfig
-        from pipeline.data.loader import DataConfig
+        from pipeline.checkpoint import commit
+        from pipeline.configuration import to_dict
+        from pipeline.data.augment.augment_config import AugmentConfig
+        from pipeline.data.loading.datasets import DataConfig
         from pipeline.duration import Duration
-        from pipeline.update import OptimConfig
+        from pipeline.engine.optim_config import OptimConfig
+        from pipeline.models.backbone import ModelConfig
+        from pipeline.storage import objects
+        from pipeline.training.run import Run
 
         url = folder / "run" / "checkpoints" / "step_00000007"
         url.mkdir(parents=True)
@@ -101,7 +103,7 @@ def make_checkpoint() -> Callable[..., str]:
             "evaluation": evaluation,
         }
         path = url / "part.safetensors"
-        files = [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}]
-        return checkpoint.write_commit(str(url), step=7, kinds=kinds, files=files, facts=facts).url
+        files = [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": objects.sha256_file(path)}]
+        return commit.write_commit(str(url), step=7, kinds=kinds, files=files, facts=facts).url
 
     return make

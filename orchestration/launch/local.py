@@ -14,12 +14,12 @@ import time
 from types import FrameType
 from typing import Any
 
-from orchestration.launch.worker import EXIT_OURS, TRACKING_URI, run_worker
-from pipeline import storage
-from pipeline.config import Run, dump_yaml
+from orchestration.run.worker import EXIT_OURS, TRACKING_URI, run_worker
 from pipeline.errors import UserError
-from pipeline.stop import EXIT_REQUEUE, SIGNALS
-from pipeline.watchdog import EXIT_HANG
+from pipeline.storage import objects
+from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS
+from pipeline.supervision.watchdog import EXIT_HANG
+from pipeline.training.run import Run, dump_yaml
 
 POLL_S = 0.1
 LINGER_S = 15.0
@@ -36,9 +36,9 @@ def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     if num_processes == 1:
         return run_worker(run, out, tracking_uri=tracking_uri, debug=debug)
-    requested = storage.join(out, "requested.yaml")
-    storage.write_bytes(requested, dump_yaml(run).encode())
-    arguments = ["-m", "orchestration.launch.worker", requested, out]
+    requested = objects.join(out, "requested.yaml")
+    objects.write_bytes(requested, dump_yaml(run).encode())
+    arguments = ["-m", "orchestration.run.worker", requested, out]
     arguments += ["--debug"] if debug else []
     # By the environment: a URI may hold a password, and command lines are for everybody to read.
     extra = {TRACKING_URI: tracking_uri or ""}

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 
-from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.recipes import finetune, imagenet, large_scale, nf_regnet, nf_resnet, tiny
 from pipeline.recipes.recipe import Recipe
 from pipeline.recipes.twins import SUFFIX, twin
+from pipeline.training.run import Run
 
 PAPERS: dict[str, Recipe] = {
     **imagenet.RECIPES,

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nfnet.variants import get_variant
-from pipeline.backbone import ModelConfig
-from pipeline.config import Run
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.loader import DataConfig
-from pipeline.deepspeed_setup import EngineConfig
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
 from pipeline.recipes.recipe import IMAGENET, Recipe
-from pipeline.update import OptimConfig
+from pipeline.training.run import Run
 
 GLOBAL_BATCH = 2048
 

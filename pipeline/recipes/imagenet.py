@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from nfnet.schedule import linear_scaling
+from nfnet.optim.schedule import linear_scaling
 from nfnet.variants import get_variant
-from pipeline.backbone import ModelConfig
-from pipeline.config import Run
-from pipeline.data.augment import nfnet_augment
-from pipeline.data.loader import DataConfig
-from pipeline.deepspeed_setup import EngineConfig
+from pipeline.data.augment.augment_config import nfnet_augment
+from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
 from pipeline.recipes.recipe import IMAGENET, PREPARE_IMAGENET, Recipe, core_hours
-from pipeline.update import OptimConfig
+from pipeline.training.run import Run
 
 GLOBAL_BATCH, EPOCHS = 4096, 360
 SAM_RHO = {5: 0.05, 6: 0.05}

@@ -8,15 +8,15 @@ that they name), AGC as on ImageNet, no averaged weights.
 
 from __future__ import annotations
 
-from nfnet.schedule import linear_scaling
-from pipeline.backbone import ModelConfig
-from pipeline.config import Run
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.loader import DataConfig
-from pipeline.deepspeed_setup import EngineConfig
+from nfnet.optim.schedule import linear_scaling
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
 from pipeline.recipes.recipe import JFT_4B, JFT_300M, Recipe
-from pipeline.update import OptimConfig
+from pipeline.training.run import Run
 
 GLOBAL_BATCH = 4096
 WARMUP = Duration(5000, "steps")

@@ -6,16 +6,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from nfnet.schedule import linear_scaling
-from pipeline.backbone import ModelConfig
-from pipeline.config import Run
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.loader import DataConfig
-from pipeline.deepspeed_setup import EngineConfig
+from nfnet.optim.schedule import linear_scaling
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
 from pipeline.recipes.finetune import nfnet_f4_plus_imagenet_finetune, without_regularisation
 from pipeline.recipes.recipe import JFT_300M, PREPARE_IMAGENET, Recipe
-from pipeline.update import OptimConfig
+from pipeline.training.run import Run
 
 GLOBAL_BATCH = 1024
 CROP_AND_FLIP = AugmentConfig(image_px=224, eval_px=224, crop="area", flip=True, eval_resize="aspect")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.config import Run
+from pipeline.training.run import Run
 
 IMAGENET, JFT_300M, JFT_4B = 1_281_167, 300_000_000, 4_000_000_000
 """Training images that durations in epochs were stated for; the JFT sets as the papers round them."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.backbone import ModelConfig
-from pipeline.config import Run
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.loader import DataConfig
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
 from pipeline.recipes.recipe import Recipe
-from pipeline.update import OptimConfig
+from pipeline.training.run import Run
 
 
 def nfnet_tiny_glyphs() -> Run:

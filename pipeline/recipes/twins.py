@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import partial
 
 from nfnet.variants import get_variant
-from pipeline.config import Run
-from pipeline.data.augment import AugmentConfig
+from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.duration import Duration
 from pipeline.recipes.recipe import Recipe
+from pipeline.training.run import Run
 
 SUFFIX = "_tiny"
 STEPS, BATCH, MICRO_BATCH, PX = 20, 16, 8, 16

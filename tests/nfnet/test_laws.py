@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import nfnet
-from nfnet import groups
-from nfnet.agc import adaptive_clip_grad_, adaptive_clip_grad_reference_
 from nfnet.layers import WSConv2d, avg_pool_same, same_padding
-from nfnet.losses import label_smoothing_cross_entropy
-from nfnet.optim import SGD
-from nfnet.schedule import learning_rate, linear_scaling
+from nfnet.optim import param_groups
+from nfnet.optim.agc import adaptive_clip_grad_, adaptive_clip_grad_reference_
+from nfnet.optim.losses import label_smoothing_cross_entropy
+from nfnet.optim.schedule import learning_rate, linear_scaling
+from nfnet.optim.sgd import SGD
 
 
 def tiny(**options: object) -> nfnet.NFNet:
@@ -111,7 +111,7 @@ def test_each_parameter_matches_exactly_one_rule(name: str) -> None:
     with torch.device("meta"):
         model = nfnet.create_model(name)
     parameters = dict(model.named_parameters())
-    rules = groups.assign(parameters.items())
+    rules = param_groups.assign(parameters.items())
     assert set(rules) == set(parameters)
     assert [n for n, r in rules.items() if not r.clip] == ["head.weight"]
     assert all(r.decay == (parameters[n].dim() > 1) for n, r in rules.items())
@@ -167,8 +167,10 @@ def test_clipping_without_gradients_is_an_error() -> None:
 @pytest.mark.parametrize("foreach", [True, False])
 def test_the_update_equals_torch_sgd_with_nesterov_and_a_plain_average(foreach: bool) -> None:
     ours, theirs = tiny(), tiny()
-    a = SGD(groups.param_groups(ours, lr=0.1, weight_decay=1e-3), lr=0.1, ema_decay=0.9, foreach=foreach)
-    b = torch.optim.SGD(groups.param_groups(theirs, lr=0.1, weight_decay=1e-3), lr=0.1, momentum=0.9, nesterov=True)
+    a = SGD(param_groups.param_groups(ours, lr=0.1, weight_decay=1e-3), lr=0.1, ema_decay=0.9, foreach=foreach)
+    b = torch.optim.SGD(
+        param_groups.param_groups(theirs, lr=0.1, weight_decay=1e-3), lr=0.1, momentum=0.9, nesterov=True
+    )
     average = [p.detach().clone() for p in theirs.parameters()]
     for t in range(5):
         for model, optimizer in ((ours, a), (theirs, b)):

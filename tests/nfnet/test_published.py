@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import nfnet
-from nfnet.agc import adaptive_clip_grad_
-from nfnet.count import count_parameters, multiply_adds
-from nfnet.losses import label_smoothing_cross_entropy
+from nfnet.analysis.flops import count_parameters, multiply_adds
+from nfnet.optim.agc import adaptive_clip_grad_
+from nfnet.optim.losses import label_smoothing_cross_entropy
 from nfnet.variants import get_variant
-from nfnet.weights import from_haiku, haiku_names
+from nfnet.weights.haiku import from_haiku, haiku_names
 
 GOLDEN = Path(__file__).parent / "golden"
 DATA = json.loads((GOLDEN / "nfnet_f0_64px.json").read_text())

@@ -22,8 +22,8 @@ from typing import Any
 
 import aiohttp
 
-from orchestration import heartbeat
-from orchestration.tracking import connect
+from orchestration.tracking import heartbeat
+from orchestration.tracking.mlflow_client import connect
 from tests.orchestration.pages import QUIET, find_browser
 
 # What a person clicks once: pages about training instead of chat bots.

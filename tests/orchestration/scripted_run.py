@@ -6,8 +6,8 @@ python scripted_run.py OUT URI FIRST LAST PAUSE_S: 10 points a step; steps after
 import sys
 import time
 
-from orchestration.readers import Readers
-from pipeline.config import to_dict
+from orchestration.run.record_readers import Readers
+from pipeline.configuration import to_dict
 from pipeline.recipes import get
 from pipeline.records import Finished, Started, Step
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transfer.cells import Sweep, open_source
-from transfer.ledger import Ledger, SweepInfo
-from transfer.protocols import FinetuneSettings, Method
-from transfer.tasks import Suite, TaskEntry
+from transfer.protocol.methods import FinetuneSettings, Method
+from transfer.protocol.tasks import Suite, TaskEntry
+from transfer.sweep.cells import Sweep, open_source
+from transfer.sweep.ledger import Ledger, SweepInfo
 
 ROOT = Path(__file__).parents[2]
 SUITE = """
@@ -25,8 +25,8 @@ methods:
 
 PROGRAM = """
 import json, pathlib, sys
-from orchestration.cluster import Resources
-from orchestration.sweep import transfer
+from orchestration.tune.ray_cluster import Resources
+from orchestration.tune.ray_tune import transfer
 def tell(event):
     event.get("entry", {}).pop("history", None)
     print(json.dumps(event), flush=True)
@@ -54,7 +54,7 @@ class Runner:
         resources: dict[str, Any] | None = None,
         variables: dict[str, str] | None = None,
     ) -> None:
-        """`resources`: fields of `orchestration.cluster.Resources`; `variables`: of the environment."""
+        """`resources`: fields of `orchestration.tune.ray_cluster.Resources`; `variables`: of the environment."""
         folder.mkdir(exist_ok=True)
         self.folder, self.out = folder, folder / "sweep"
         (folder / "suite.yaml").write_text(suite)

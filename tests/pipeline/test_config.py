@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from pipeline import recipes
-from pipeline.config import Run, dump_yaml, from_dict, load_yaml, override, to_dict
+from pipeline.configuration import from_dict, to_dict
 from pipeline.duration import Duration
 from pipeline.errors import UserError
+from pipeline.training.run import Run, dump_yaml, load_yaml, override
 
 RUN = recipes.get("nfnet_tiny_glyphs")
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint
-from pipeline.backbone import ModelConfig
-from pipeline.config import Run, dump_yaml
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.loader import DataConfig
+from pipeline.checkpoint import commit as checkpoint
+from pipeline.checkpoint import load
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
-from pipeline.engine import EngineConfig
-from pipeline.hang import WatchdogConfig
-from pipeline.update import OptimConfig
+from pipeline.engine.engine import EngineConfig
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
+from pipeline.supervision.hang_detection import WatchdogConfig
+from pipeline.training.run import Run, dump_yaml
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 20.0
@@ -62,6 +63,6 @@ def runs(run: Run, folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, 
 
 
 def state(folder: Path) -> tuple[dict[str, torch.Tensor], checkpoint.Commit]:
-    commit = checkpoint.resolve(str(folder / "run"), str(folder / "cache"))
-    whole = checkpoint.load_state(commit, str(folder / "cache"))
+    commit = load.resolve(str(folder / "run"), str(folder / "cache"))
+    whole = load.load_state(commit, str(folder / "cache"))
     return {f"{k}/{n}": t for k, tensors in whole.items() for n, t in tensors.items()}, commit

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import storage
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.decode import decode_image
-from pipeline.data.manifest import Manifest
-from transfer import features, rerun, trials
-from transfer.cells import Sweep, plan
-from transfer.finetune import Source
-from transfer.ledger import Ledger, SweepInfo
-from transfer.protocols import KnnSettings, Method, RidgeSettings
-from transfer.tasks import Suite, Task, TaskEntry
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.format.manifest import Manifest
+from pipeline.data.images.decode import decode_image
+from pipeline.storage import objects
+from transfer.probes import features
+from transfer.protocol.methods import KnnSettings, Method, RidgeSettings
+from transfer.protocol.tasks import Suite, Task, TaskEntry
+from transfer.results import rerun
+from transfer.sweep import trials
+from transfer.sweep.cells import Sweep, plan
+from transfer.sweep.finetune import Source
+from transfer.sweep.ledger import Ledger, SweepInfo
 
 WEIGHTS = "c" * 64
 
@@ -26,7 +28,7 @@ WEIGHTS = "c" * 64
 def _pixels(task: Task, split: str) -> tuple[np.ndarray, np.ndarray]:
     manifest = Manifest.open(task.url)
     index = manifest.split(split)
-    whole = [storage.read_bytes(storage.join(task.url, shard.name)) for shard in index.shards]
+    whole = [objects.read_bytes(objects.join(task.url, shard.name)) for shard in index.shards]
     places = zip(index.shard.tolist(), index.offset.tolist(), index.size.tolist(), strict=True)
     images = [decode_image(whole[shard][start : start + size])[:, :, 0].ravel() for shard, start, size in places]
     return np.stack(images).astype(np.float32), index.label.astype(np.int64)

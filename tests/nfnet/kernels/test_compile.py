@@ -15,9 +15,13 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402 - after the skip
 from triton.runtime.driver import driver  # noqa: E402
 
-from nfnet.kernels import gpu, plain, update_programs  # noqa: E402
+from nfnet.kernels import (  # noqa: E402
+    reference,
+    triton_layers,
+    triton_update_kernels,
+)
 
-if not isinstance(update_programs.update, triton.JITFunction):
+if not isinstance(triton_update_kernels.update, triton.JITFunction):
     pytest.skip("Triton's interpreter is switched on: nothing can be compiled", allow_module_level=True)
 
 
@@ -58,17 +62,17 @@ def check(built: list[tuple[str, Any]], names: list[str], *, wide: bool = True) 
 def test_standardisation_compiles(built: list[tuple[str, Any]], shape: tuple[int, ...], wide: bool) -> None:
     weight, gain = torch.zeros(shape), torch.ones(shape[0], 1, 1, 1)
     for dtype, eps in ((torch.float32, None), (torch.bfloat16, 1e-5), (torch.float16, None)):
-        found = gpu.standardise(weight, gain, 1e-4, eps, out_dtype=dtype, memory_format=torch.channels_last)
-        gpu.standardise_backward(found.out, weight, gain, *found[1:])
+        found = triton_layers.standardise(weight, gain, 1e-4, eps, out_dtype=dtype, memory_format=torch.channels_last)
+        triton_layers.standardise_backward(found.out, weight, gain, *found[1:])
         check(built, ["standardise", "standardise_backward"], wide=wide)
 
 
-@pytest.mark.parametrize("name", plain.ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activations_compile(built: list[tuple[str, Any]], name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):  # fp16 differs from bf16 in two conversions
         x = torch.zeros(2, 64, 4, 4, dtype=dtype).to(memory_format=torch.channels_last)
-        gpu.scaled_activation(x, name, 1.7)
-        gpu.scaled_activation_backward(x, x, name, 1.7, 0.9)
+        triton_layers.scaled_activation(x, name, 1.7)
+        triton_layers.scaled_activation_backward(x, x, name, 1.7, 0.9)
         check(built, ["forward", "backward"])
 
 
@@ -81,14 +85,14 @@ RATES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "eps": 1e-3, "keep": 
 def test_clip_and_update_compiles(built: list[tuple[str, Any]], dtype: torch.dtype) -> None:
     params, momenta, averages = ([torch.zeros(s) for s in SHAPES] for _ in range(3))
     grads = [p.to(dtype) for p in params]
-    gpu.clip_and_update_(params, grads, momenta, averages, **RATES, clipping=0.01)
+    triton_layers.clip_and_update_(params, grads, momenta, averages, **RATES, clipping=0.01)
     # Tables hide addresses from the compiler: without the hints in them every thread would load four bytes.
     check(built, ["unit_norms"] * 2 + ["factors"] + ["update"] * 2)
-    gpu.update_(params, grads, momenta, [], **RATES, clipping=None)
+    triton_layers.update_(params, grads, momenta, [], **RATES, clipping=None)
     check(built, ["update"] * 2)
 
 
 def test_unaligned_tensors_are_read_element_by_element(built: list[tuple[str, Any]]) -> None:
     params, grads = ([torch.zeros(1 + 4 * 1536)[1:].view(4, 1536)] for _ in range(2))
-    gpu.unit_norms(params, grads)
+    triton_layers.unit_norms(params, grads)
     check(built, ["unit_norms"], wide=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nfnet
-from nfnet.kernels import gpu, plain
+from nfnet.kernels import reference, triton_layers
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 RATES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "clipping": 0.01, "eps": 1e-3, "keep": 0.999}
@@ -32,17 +32,19 @@ def test_the_host_never_waits(no_waiting: None) -> None:
     lists = f0()
     weight = torch.randn(64, 128, 3, 3, device="cuda")
     for _ in range(2):
-        gpu.clip_and_update_(*lists, **RATES)
-        found = gpu.standardise(weight, weight[:, 0, 0, 0].contiguous(), out_dtype=torch.bfloat16)
-        gpu.standardise_backward(found.out, weight, found.mean, *found[1:])
-        gpu.scaled_activation_backward(gpu.scaled_activation(weight, "gelu", 1.7), weight, "gelu", 1.7)
+        triton_layers.clip_and_update_(*lists, **RATES)
+        found = triton_layers.standardise(weight, weight[:, 0, 0, 0].contiguous(), out_dtype=torch.bfloat16)
+        triton_layers.standardise_backward(found.out, weight, found.mean, *found[1:])
+        triton_layers.scaled_activation_backward(
+            triton_layers.scaled_activation(weight, "gelu", 1.7), weight, "gelu", 1.7
+        )
 
 
 def test_all_of_f0_is_updated_as_its_twin() -> None:
     ours = f0()
     twins = [[t.clone() for t in tensors] for tensors in ours]
-    counts = [[int(c) for c in gpu.clip_and_update_(*ours, **RATES)]]
-    counts.append([int(c) for c in plain.clip_and_update_(*twins, **RATES)])
+    counts = [[int(c) for c in triton_layers.clip_and_update_(*ours, **RATES)]]
+    counts.append([int(c) for c in reference.clip_and_update_(*twins, **RATES)])
     # A norm that lies on its bound to the last digit may fall on either side.
     assert abs(counts[0][0] - counts[1][0]) <= 3 and counts[0][1:] == counts[1][1:]
     for a, b in zip(ours, twins, strict=True):
@@ -54,7 +56,7 @@ def test_updating_twice_is_the_same_bit_for_bit() -> None:
     start = f0()
     for _ in range(2):
         lists = [[t.clone() for t in tensors] for tensors in start]
-        gpu.clip_and_update_(*lists, **RATES)
+        triton_layers.clip_and_update_(*lists, **RATES)
         results.append(lists)
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -1,25 +1,25 @@
-"""The twins against what they stand for: autograd of the formula, nfnet.agc and nfnet.optim."""
+"""The twins against what they stand for: autograd of the formula, nfnet.optim.agc and nfnet.optim.sgd."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from nfnet.agc import adaptive_clip_grad_
-from nfnet.kernels import plain
+from nfnet.kernels import reference
 from nfnet.layers import Standardisation, WSConv2d
-from nfnet.optim import SGD
+from nfnet.optim.agc import adaptive_clip_grad_
+from nfnet.optim.sgd import SGD
 
 
 class Standardise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, gain, floor, eps):
-        found = plain.standardise(weight, gain, floor, eps)
+        found = reference.standardise(weight, gain, floor, eps)
         ctx.save_for_backward(weight, gain, found.mean, found.rstd, found.floored)
         return found.out
 
     @staticmethod
     def backward(ctx, grad):
-        return *plain.standardise_backward(grad, *ctx.saved_tensors), None, None
+        return *reference.standardise_backward(grad, *ctx.saved_tensors), None, None
 
 
 @pytest.mark.parametrize("floor, eps", [(1e-4, None), (1e-4, 1e-2), (1e9, None)], ids=["variance", "eps", "floored"])
@@ -41,27 +41,27 @@ def test_standardising_is_the_convolutions_own_with_its_gradients(
     grad = torch.randn(8, 6, 3, 3)
     out = conv.standardised_weight()
     expected = torch.autograd.grad(out, (conv.weight, conv.gain), grad)
-    found = plain.standardise(conv.weight, conv.gain, conv.FLOOR, eps)
+    found = reference.standardise(conv.weight, conv.gain, conv.FLOOR, eps)
     torch.testing.assert_close(found.out, out)
     assert found.out.stride() == conv.weight.stride()
     assert found.floored.tolist() == [eps is None] + [False] * 7
-    grads = plain.standardise_backward(grad, conv.weight, conv.gain, *found[1:])
+    grads = reference.standardise_backward(grad, conv.weight, conv.gain, *found[1:])
     for ours, theirs in zip(grads, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("before", [1.0, 0.7])
-@pytest.mark.parametrize("name", plain.ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activations_are_torchs_with_their_gradients(name: str, before: float) -> None:
     function = {"gelu": lambda x: F.gelu(x, approximate="tanh"), "gelu_erf": F.gelu, "silu": F.silu, "relu": F.relu}[
         name
     ]
     x = torch.linspace(-30, 30, 1001, dtype=torch.float64, requires_grad=True)
     expected = function(x * before) * 1.7
-    torch.testing.assert_close(plain.scaled_activation(x, name, 1.7, before), expected)
+    torch.testing.assert_close(reference.scaled_activation(x, name, 1.7, before), expected)
     grad = torch.randn(1001, dtype=torch.float64)
     (theirs,) = torch.autograd.grad(expected, x, grad)
-    torch.testing.assert_close(plain.scaled_activation_backward(grad, x.detach(), name, 1.7, before), theirs)
+    torch.testing.assert_close(reference.scaled_activation_backward(grad, x.detach(), name, 1.7, before), theirs)
 
 
 def _network() -> list[tuple[str, torch.nn.Parameter]]:
@@ -82,7 +82,7 @@ def test_the_update_is_clipping_then_sgd(average: bool) -> None:
         for _, p in named:
             p.grad = torch.randn_like(p) * 0.02
         grads = [p.grad.clone() for _, p in named]  # type: ignore[union-attr]
-        counts = plain.clip_and_update_(
+        counts = reference.clip_and_update_(
             ours,
             grads,
             momenta,
@@ -111,7 +111,7 @@ def test_one_infinite_gradient_changes_nothing_and_is_counted() -> None:
     grads[3][2, 1] = float("inf")
     momenta, averages = [torch.ones_like(p) for p in params], [torch.ones_like(p) for p in params]
     before = [t.clone() for t in (*params, *momenta, *averages)]
-    counts = plain.clip_and_update_(
+    counts = reference.clip_and_update_(
         params, grads, momenta, averages, lr=0.1, momentum=0.9, weight_decay=0.1, clipping=0.01, eps=1e-3, keep=0.9
     )
     torch.testing.assert_close([*params, *momenta, *averages], before, rtol=0, atol=0)

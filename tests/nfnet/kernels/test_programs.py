@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from nfnet.kernels import gpu, plain
+from nfnet.kernels import reference, triton_layers
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -47,69 +47,74 @@ def test_standardisation(
     weight, gain = weight_and_gain(shape, layout)
     # Half the output types with each layout: types and layouts are independent in the program.
     out_dtype = torch.bfloat16 if layout == written else torch.float16 if eps else torch.float32
-    ours = gpu.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
-    twin = plain.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
+    ours = triton_layers.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
+    twin = reference.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
     close(ours.out, twin.out, atol=1e-5)
     for a, b in zip(ours[1:3], twin[1:3], strict=True):
         close(a, b)
     assert ours.floored.tolist() == twin.floored.tolist() == [eps is None] + [False] * (shape[0] - 1)
     grad = torch.randn(shape, device=DEVICE).to(out_dtype, memory_format=written)
-    results = gpu.standardise_backward(grad, weight, gain, *ours[1:])
-    for a, b in zip(results, plain.standardise_backward(grad, weight, gain, *twin[1:]), strict=True):
+    results = triton_layers.standardise_backward(grad, weight, gain, *ours[1:])
+    for a, b in zip(results, reference.standardise_backward(grad, weight, gain, *twin[1:]), strict=True):
         close(a, b, rtol=2e-4, atol=2e-4 * float(b.abs().max()))
 
 
 def test_standardisation_takes_a_gradient_of_any_strides() -> None:
     weight, gain = weight_and_gain((4, 6, 3, 3), torch.contiguous_format)
-    found = gpu.standardise(weight, gain)
+    found = triton_layers.standardise(weight, gain)
     for grad in (torch.ones((), device=DEVICE).expand(4, 6, 3, 3), torch.randn(4, 6, 6, 3, device=DEVICE)[:, :, ::2]):
-        ours = gpu.standardise_backward(grad, weight, gain, *found[1:])
-        for a, b in zip(ours, plain.standardise_backward(grad, weight, gain, *found[1:]), strict=True):
+        ours = triton_layers.standardise_backward(grad, weight, gain, *found[1:])
+        for a, b in zip(ours, reference.standardise_backward(grad, weight, gain, *found[1:]), strict=True):
             close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_a_gradient_that_is_given_away_becomes_the_result() -> None:
     weight, gain = weight_and_gain((4, 300, 3, 3), torch.channels_last)
-    found = gpu.standardise(weight, gain)
+    found = triton_layers.standardise(weight, gain)
     grad = torch.randn_like(weight)
-    expected = gpu.standardise_backward(grad, weight, gain, *found[1:])
-    ours = gpu.standardise_backward(grad, weight, gain, *found[1:], in_place=True)
+    expected = triton_layers.standardise_backward(grad, weight, gain, *found[1:])
+    ours = triton_layers.standardise_backward(grad, weight, gain, *found[1:], in_place=True)
     assert ours[0] is grad
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
     turned = torch.randn(weight.shape, device=DEVICE)
-    assert gpu.standardise_backward(turned, weight, gain, *found[1:], in_place=True)[0] is not turned
+    assert triton_layers.standardise_backward(turned, weight, gain, *found[1:], in_place=True)[0] is not turned
 
 
 def test_a_weight_with_gaps_is_refused() -> None:
     with pytest.raises(ValueError, match="contiguous or channels-last"):
-        gpu.standardise(torch.randn(4, 6, 3, 6, device=DEVICE)[..., ::2], torch.ones(4, device=DEVICE))
+        triton_layers.standardise(torch.randn(4, 6, 3, 6, device=DEVICE)[..., ::2], torch.ones(4, device=DEVICE))
 
 
 def test_float64_is_refused_and_not_rounded() -> None:
     with pytest.raises(ValueError, match="float64"):
-        gpu.scaled_activation(torch.randn(4, dtype=torch.float64, device=DEVICE), "relu", 1.0)
+        triton_layers.scaled_activation(torch.randn(4, dtype=torch.float64, device=DEVICE), "relu", 1.0)
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("name", plain.ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activations(name: str, dtype: torch.dtype) -> None:
     x = (torch.randn(2, 5, 9, 13) * 4).to(DEVICE, dtype, memory_format=torch.channels_last)
     x[0, 0, 0, :4] = torch.tensor([-80.0, 80.0, 0.0, 1e-3])
     grad = torch.randn(x.shape, device=DEVICE).to(dtype)  # in the other layout
     for before, factor in ((1.0, 1.7), (0.8, 0.3)):
-        close(gpu.scaled_activation(x, name, factor, before), plain.scaled_activation(x, name, factor, before))
-        ours = gpu.scaled_activation_backward(grad, x, name, factor, before)
-        close(ours, plain.scaled_activation_backward(grad, x, name, factor, before))
+        close(
+            triton_layers.scaled_activation(x, name, factor, before),
+            reference.scaled_activation(x, name, factor, before),
+        )
+        ours = triton_layers.scaled_activation_backward(grad, x, name, factor, before)
+        close(ours, reference.scaled_activation_backward(grad, x, name, factor, before))
 
 
-@pytest.mark.parametrize("name", plain.ACTIVATIONS)
+@pytest.mark.parametrize("name", reference.ACTIVATIONS)
 def test_activations_pass_nan_on_and_take_what_has_gaps_or_nothing(name: str) -> None:
-    assert gpu.scaled_activation(torch.full((3,), float("nan"), device=DEVICE), name, 1.0).isnan().all()
+    assert triton_layers.scaled_activation(torch.full((3,), float("nan"), device=DEVICE), name, 1.0).isnan().all()
     sliced = torch.randn(6, 7, device=DEVICE)[::2, ::3]
-    torch.testing.assert_close(gpu.scaled_activation(sliced, name, 1.5), plain.scaled_activation(sliced, name, 1.5))
-    assert gpu.scaled_activation(torch.empty(0, 3, device=DEVICE), name, 1.0).shape == (0, 3)
+    torch.testing.assert_close(
+        triton_layers.scaled_activation(sliced, name, 1.5), reference.scaled_activation(sliced, name, 1.5)
+    )
+    assert triton_layers.scaled_activation(torch.empty(0, 3, device=DEVICE), name, 1.0).shape == (0, 3)
     with pytest.raises(ValueError, match="no fused activation"):
-        gpu.scaled_activation(sliced, "swoosh", 1.0)
+        triton_layers.scaled_activation(sliced, "swoosh", 1.0)
 
 
 SHAPES = [(7, 5, 3, 3), (40, 27), (3, 600), (33,), (1,), (), (2, 8, 1, 1), (20000,), (18, 130, 3, 3)]
@@ -141,7 +146,7 @@ SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "eps": 1e-3, "keep
 )
 def test_the_update(layout: torch.memory_format, dtype: torch.dtype, clipping: float | None, average: bool) -> None:
     results = []
-    for kernels in (gpu, plain):
+    for kernels in (triton_layers, reference):
         params, grads, momenta, averages = group(layout, dtype)
         lists = (params, grads, momenta, averages if average else [])
         counts = []
@@ -159,7 +164,7 @@ def test_the_update(layout: torch.memory_format, dtype: torch.dtype, clipping: f
 def test_an_update_counts_as_a_write_in_place() -> None:
     params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
     before = [t._version for t in (*params, *momenta, *averages)]
-    gpu.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    triton_layers.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
     after = [t._version for t in (*params, *momenta, *averages)]
     assert all(a > b for a, b in zip(after, before, strict=True))
 
@@ -168,7 +173,7 @@ def test_unit_norms_and_gradients_in_another_layout() -> None:
     params, grads, _, _ = group(torch.contiguous_format, torch.float32)
     turned = [g.to(memory_format=torch.channels_last) if g.dim() == 4 else g for g in grads]
     for given in (grads, turned):
-        for a, b in zip(gpu.unit_norms(params, given), plain.unit_norms(params, given), strict=True):
+        for a, b in zip(triton_layers.unit_norms(params, given), reference.unit_norms(params, given), strict=True):
             close(a, b)
 
 
@@ -179,38 +184,38 @@ def test_one_bad_gradient_changes_no_group(poison: float) -> None:
     bad[1][3][5] = poison
     everything = [t for lists in (good, bad) for tensors in lists for t in tensors]
     before = [t.clone() for t in everything]
-    norms = [gpu.unit_norms(g[0], g[1]) for g in (good, bad)]
+    norms = [triton_layers.unit_norms(g[0], g[1]) for g in (good, bad)]
     assert [int(n.num_nonfinite) for n in norms] == [0, 2]
-    finite = gpu.all_finite(norms)
+    finite = triton_layers.all_finite(norms)
     for lists, found in zip((good, bad), norms, strict=True):
-        assert int(gpu.update_(*lists, **SETTINGS, clipping=0.01, norms=found, finite=finite)) == 0
-        assert int(gpu.update_(*lists, **SETTINGS, clipping=None, finite=finite)) == 0
+        assert int(triton_layers.update_(*lists, **SETTINGS, clipping=0.01, norms=found, finite=finite)) == 0
+        assert int(triton_layers.update_(*lists, **SETTINGS, clipping=None, finite=finite)) == 0
     torch.testing.assert_close(everything, before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_new_addresses_are_seen() -> None:
     """Gradients allocated anew after a cached table: the old memory must not be read."""
     params, grads, _, _ = group(torch.contiguous_format, torch.float32)
-    gpu.unit_norms(params, grads)
+    triton_layers.unit_norms(params, grads)
     moved = [g.clone() * 3 for g in grads]
     for g in grads:
         g.fill_(float("nan"))
-    found = gpu.unit_norms(params, moved)
-    close(found.gradient_squares, plain.unit_norms(params, moved).gradient_squares)
+    found = triton_layers.unit_norms(params, moved)
+    close(found.gradient_squares, reference.unit_norms(params, moved).gradient_squares)
     assert int(found.num_nonfinite) == 0
 
 
 def test_tensors_that_moved_or_changed_their_layout_are_seen() -> None:
     """The same Parameter objects over other memory, as model.to(memory_format=...) leaves them."""
     params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
-    gpu.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    triton_layers.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
     for lists in (params, momenta, averages):
         for t in lists:
             if t.dim() == 4:
                 t.data = t.data.to(memory_format=torch.channels_last)
     twins = [[t.clone() for t in lists] for lists in (params, grads, momenta, averages)]
-    ours = gpu.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
-    assert [int(c) for c in ours] == [int(c) for c in plain.clip_and_update_(*twins, **SETTINGS, clipping=0.01)]
+    ours = triton_layers.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
+    assert [int(c) for c in ours] == [int(c) for c in reference.clip_and_update_(*twins, **SETTINGS, clipping=0.01)]
     for a, b in zip(params, twins[0], strict=True):
         close(a, b, rtol=1e-5)
 
@@ -223,8 +228,8 @@ def test_unaligned_tensors_are_read_right() -> None:
         views = [v.view(t.shape) for v, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
         torch._foreach_copy_(views, tensors)
         lists.append(views)
-    gpu.clip_and_update_(*lists, **SETTINGS, clipping=0.01)
-    plain.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
+    triton_layers.clip_and_update_(*lists, **SETTINGS, clipping=0.01)
+    reference.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
     for a, b in zip(lists[0], params, strict=True):
         close(a, b, rtol=1e-5)
 
@@ -247,10 +252,10 @@ def test_what_the_tables_cannot_express_is_refused(spoil: object, sentence: str)
     lists = group(torch.contiguous_format, torch.float32)
     spoil(*lists)  # type: ignore[operator]
     with pytest.raises(ValueError, match=sentence):
-        gpu.update_(*lists, **SETTINGS, clipping=None)
+        triton_layers.update_(*lists, **SETTINGS, clipping=None)
 
 
 def test_clipping_without_norms_is_refused() -> None:
-    for kernels in (gpu, plain):
+    for kernels in (triton_layers, reference):
         with pytest.raises(ValueError, match="needs the units' norms"):
             kernels.update_(*group(torch.contiguous_format, torch.float32), **SETTINGS, clipping=0.01)

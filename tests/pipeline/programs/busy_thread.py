@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from pipeline.ending import end
+from pipeline.supervision.process_exit import end
 
 
 def work() -> None:

@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 import nfnet
 from nfnet.variants import Variant
-from pipeline import deepspeed_setup
-from pipeline.data.augment import AugmentConfig
-from pipeline.deepspeed_setup import EngineConfig
-from pipeline.ending import end
-from pipeline.engine import Engine
-from pipeline.evaluate import evaluate
-from pipeline.update import OptimConfig
-from pipeline.world import World, join, leave
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.distributed import World, join, leave
+from pipeline.engine import deepspeed_engine
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.supervision.process_exit import end
+from pipeline.training.evaluate import evaluate
 
 GLOBAL_BATCH, STEPS = 8, 10
 SMALL = Variant(
@@ -37,7 +37,7 @@ SMALL = Variant(
 )
 """Odd widths: partitions cut through units, at any number of ranks."""
 
-library_config = deepspeed_setup.deepspeed_config
+library_config = deepspeed_engine.deepspeed_config
 
 
 def nothing_stays_gathered(*args: Any, **options: Any) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def restored(me: World, engine: Engine, options: dict[str, Any]) -> dict[str, An
 def main() -> None:
     out, cases = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    deepspeed_setup.deepspeed_config = nothing_stays_gathered
+    deepspeed_engine.deepspeed_config = nothing_stays_gathered
     me = join()
     outcomes = {name: case(me, options) for name, options in cases.items()}
     if me.is_main:

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline import deepspeed_setup
-from pipeline.world import World, join, leave
+from pipeline.distributed import World, join, leave
+from pipeline.engine import deepspeed_engine
 
 
 def prepare() -> None:
     """Import what every rank needs, once; one thread, since others would not live on in a fork."""
     torch.set_num_threads(1)
-    deepspeed_setup._import_library()
+    deepspeed_engine._import_library()
 
 
 def start(size: int, work: Callable[[World], None], log: Path | None = None) -> list[int]:

@@ -18,18 +18,18 @@ from typing import Any
 import forked
 import torch
 
-from pipeline import checkpoint
-from pipeline.backbone import ModelConfig
-from pipeline.config import Run
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.batches import Batch
-from pipeline.data.loader import DataConfig, TrainData
+from pipeline.checkpoint import load
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.batches import Batch
+from pipeline.data.loading.datasets import DataConfig, TrainData
+from pipeline.distributed import World
 from pipeline.duration import Duration
-from pipeline.engine import EngineConfig
+from pipeline.engine.engine import EngineConfig
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
 from pipeline.records import Step
-from pipeline.train import train
-from pipeline.update import OptimConfig
-from pipeline.world import World
+from pipeline.training.run import Run
+from pipeline.training.train import train
 
 RANKS, STEPS, GLOBAL_BATCH, KILLS_A_RUN = 2, 20, 16, 2
 EXACT = ("loss", "accuracy", "learning_rate", "clipped_share", "gradient_norm", "samples")
@@ -103,8 +103,8 @@ def seen(folder: Path) -> tuple[dict[str, Any], list[str], bool]:
 
 
 def state(folder: Path) -> tuple[dict[str, torch.Tensor], int]:
-    commit = checkpoint.resolve(str(folder / "run"), str(folder / "cache"))
-    whole = checkpoint.load_state(commit, str(folder / "cache"))
+    commit = load.resolve(str(folder / "run"), str(folder / "cache"))
+    whole = load.load_state(commit, str(folder / "cache"))
     return {f"{k}/{n}": t for k, tensors in whole.items() for n, t in tensors.items()}, commit.step
 
 

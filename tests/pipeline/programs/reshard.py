@@ -14,13 +14,14 @@ import engine_steps as steps  # beside this file, whose folder is the program's
 import forked
 import torch
 
-from pipeline import checkpoint, deepspeed_setup
-from pipeline.engine import Engine, EngineConfig
+from pipeline.checkpoint import load as load_module
+from pipeline.checkpoint.retention import Policy
+from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.distributed import World
+from pipeline.engine import deepspeed_engine
+from pipeline.engine.engine import Engine, EngineConfig
+from pipeline.engine.optim_config import OptimConfig
 from pipeline.records import Saved
-from pipeline.retention import Policy
-from pipeline.saver import Saver, SavingConfig
-from pipeline.update import OptimConfig
-from pipeline.world import World
 
 GLOBAL_BATCH, STEPS = 24, 3  # divides over 1, 2, 3, 4 and 8 ranks
 FACTS: dict[str, Any] = {"samples": STEPS * GLOBAL_BATCH, "num_updates": STEPS, "config": {}, "config_digest": ""}
@@ -68,11 +69,11 @@ def save(me: World, folder: Path, stage: int) -> None:
 def load(me: World, folder: Path, stages: list[int]) -> None:
     """For each stage: what the ranks hold after loading, against what was held; and after one more step."""
     truth = torch.load(folder / "held.pt")
-    commit = checkpoint.resolve(str(folder), str(folder / f"cache{me.rank}"))
+    commit = load_module.resolve(str(folder), str(folder / f"cache{me.rank}"))
     found = {}
     for stage in stages:
         engine = make(me, stage)
-        engine.restore(checkpoint.load_state(commit, str(folder / "cache")), commit.num_updates)
+        engine.restore(load_module.load_state(commit, str(folder / "cache")), commit.num_updates)
         held = steps.state_of(engine)
         train(me, engine, STEPS)
         then = steps.state_of(engine)
@@ -97,7 +98,7 @@ def in_ranks(size: int, work: Callable[[World], None]) -> None:
 def main() -> None:
     saved_ranks, saved_stage, sizes, stages = (json.loads(word) for word in sys.argv[1:5])
     forked.prepare()
-    deepspeed_setup.deepspeed_config = steps.nothing_stays_gathered
+    deepspeed_engine.deepspeed_config = steps.nothing_stays_gathered
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         in_ranks(saved_ranks, lambda me: save(me, folder, saved_stage))

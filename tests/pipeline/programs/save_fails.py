@@ -7,11 +7,11 @@ import sys
 
 import torch
 
-from pipeline import faults
-from pipeline.ending import end
-from pipeline.retention import Policy
-from pipeline.saver import Saver, SavingConfig
-from pipeline.world import join, leave
+from pipeline.checkpoint.retention import Policy
+from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.distributed import join, leave
+from pipeline.supervision import fault_points
+from pipeline.supervision.process_exit import end
 
 NUMEL = 1000
 FACTS = {"samples": 0, "num_updates": 0, "shapes": {"a": [2 * NUMEL]}, "config": {}, "config_digest": ""}
@@ -28,7 +28,7 @@ def main() -> None:
     facts = {**FACTS, "dataset": {}, "classes": [], "evaluation": {}}
     newest, records = [me.rank], []
     for step in (1, 2, 3):
-        faults.hook = full if step == 2 and me.rank == 1 else None
+        fault_points.hook = full if step == 2 and me.rank == 1 else None
         part = {f"weights/a@{me.rank * NUMEL}": torch.full((NUMEL,), float(step))}
         records += saver.save(step=step, fragments=part, facts=facts, final=True)
         newest.append(saver.newest_step)

@@ -16,13 +16,14 @@ import fsspec.config
 import torch
 import torch.distributed as dist
 
-from pipeline import checkpoint, direct, faults, retention, snapshot
-from pipeline.retention import Policy
-from pipeline.saver import Saver, SavingConfig
-from pipeline.world import World
+from pipeline.checkpoint import direct_io, load, retention, snapshot
+from pipeline.checkpoint.retention import Policy
+from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.distributed import World
+from pipeline.supervision import fault_points
 
 RANKS, NUMEL = 2, 3000
-snapshot.FILE_BYTES, direct.PIECE_BYTES = 4 * NUMEL, 8192  # several files a rank, several pieces a file
+snapshot.FILE_BYTES, direct_io.PIECE_BYTES = 4 * NUMEL, 8192  # several files a rank, several pieces a file
 fsspec.config.conf["local"] = {"auto_mkdir": True}  # as a store has no folders
 SHAPES = {name: [RANKS * NUMEL] for name in ("a", "b")}
 FACTS: dict[str, Any] = {
@@ -78,7 +79,7 @@ def arm(point: str, call: int) -> None:
         reach(f"named {str(target).rsplit('/', 1)[-1].split('-')[0]}")
         replace(source, target)
 
-    faults.hook, os.replace = reach, replacing
+    fault_points.hook, os.replace = reach, replacing
 
 
 def case(folder: Path, point: str, call: int, victim: int) -> dict[str, Any]:
@@ -100,14 +101,14 @@ def case(folder: Path, point: str, call: int, victim: int) -> dict[str, Any]:
             os.kill(other, signal.SIGKILL)
         time.sleep(0.01)
     cache = str(folder / "cache")
-    found, passed = checkpoint.newest(place(folder, point), cache)
+    found, passed = load.newest(place(folder, point), cache)
     step = found.step if found else None
-    state = checkpoint.load_state(found, cache)["weights"] if found else {}
+    state = load.load_state(found, cache)["weights"] if found else {}
     whole = torch.arange(RANKS * NUMEL) * (step or 0)
     with saver(place(folder, point), 0, size=1) as again:  # the next attempt reaches the same step, on one rank
         everything = {f"weights/{n}@0": (torch.arange(RANKS * NUMEL) * 3).float() for n in SHAPES}
         again.save(step=3, fragments=everything, facts=FACTS, final=True)
-    then, passed_then = checkpoint.newest(place(folder, point), cache)
+    then, passed_then = load.newest(place(folder, point), cache)
     return {
         "case": [point, call, victim],
         "was_killed": was_killed,

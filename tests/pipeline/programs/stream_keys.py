@@ -5,9 +5,9 @@ import sys
 
 import torch
 
-from pipeline.data.augment import AugmentConfig
-from pipeline.data.loader import DataConfig, TrainData
-from pipeline.world import World
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.datasets import DataConfig, TrainData
+from pipeline.distributed import World
 
 
 def main() -> None:

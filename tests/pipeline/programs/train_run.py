@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-import pipeline.train
-from pipeline.config import load_yaml
-from pipeline.data.loader import Batch, TrainData
-from pipeline.ending import end
+import pipeline.training.train
+from pipeline.data.loading.datasets import Batch, TrainData
+from pipeline.distributed import leave
 from pipeline.errors import UserError
 from pipeline.records import Record
-from pipeline.train import train
-from pipeline.world import leave
+from pipeline.supervision.process_exit import end
+from pipeline.training.run import load_yaml
+from pipeline.training.train import train
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 
 def poison(numbers: set[int]) -> None:
     """Micro-batches with one of these samples, by their numbers in the run, become NaN on the device."""
-    batches, plain = TrainData.batches, pipeline.train.normalise
+    batches, plain = TrainData.batches, pipeline.training.train.normalise
 
     def watched(self: TrainData, **kwargs: Any) -> Iterator[Batch]:
         for batch in batches(self, **kwargs):
@@ -52,7 +52,7 @@ def poison(numbers: set[int]) -> None:
     def normalise(images: torch.Tensor, *rest: Any) -> torch.Tensor:
         return plain(images, *rest) * (float("nan") if images.is_poisoned else 1.0)
 
-    TrainData.batches, pipeline.train.normalise = watched, normalise  # type: ignore[method-assign, assignment]
+    TrainData.batches, pipeline.training.train.normalise = watched, normalise  # type: ignore[method-assign, assignment]
 
 
 def _read(record: Record, rank: int, log: str, options: dict[str, Any]) -> None:

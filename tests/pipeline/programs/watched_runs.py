@@ -16,11 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline import deepspeed_setup, evaluate, faults, job
-from pipeline.config import load_yaml
-from pipeline.data import batches
-from pipeline.train import train
-from pipeline.world import leave
+from pipeline.data.loading import batches
+from pipeline.distributed import leave
+from pipeline.engine import deepspeed_engine
+from pipeline.supervision import fault_points
+from pipeline.training import evaluate, trainer
+from pipeline.training.run import load_yaml
+from pipeline.training.train import train
 
 ENOUGH_S = 300.0  # a starved machine counts standing still more slowly
 """The others have long left by then, or never will; collectives give up after 600 s."""
@@ -61,7 +63,7 @@ def arm(event: dict[str, Any], folder: Path) -> None:
 
     match event["at"]:
         case "forward":
-            before(deepspeed_setup.Objective, "forward", lambda *a: len(a) == 3)
+            before(deepspeed_engine.Objective, "forward", lambda *a: len(a) == 3)
         case "loader":
             before(batches.BatchStream, "_batch", lambda stream, _: stream._pixels._seed is not None)
         case "evaluation data":
@@ -69,11 +71,11 @@ def arm(event: dict[str, Any], folder: Path) -> None:
         case "evaluation":
             before(evaluate, "_numbers")
         case "start":
-            before(job, "build_model")
+            before(trainer, "build_model")
         case "record":
             pass
         case point:
-            faults.hook = lambda passed: reached() if passed == point else None
+            fault_points.hook = lambda passed: reached() if passed == point else None
 
 
 def rank_main(case: dict[str, Any], rank: int) -> int:
@@ -159,7 +161,7 @@ def run_case(case: dict[str, Any], number: int) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    deepspeed_setup._import_library()
+    deepspeed_engine._import_library()
     for number, case in enumerate(json.loads(sys.argv[1])):
         print(json.dumps(run_case(case, number)), flush=True)
 

@@ -1,0 +1,1 @@
+"""From gradients to new weights: parameter groups, clipping, the update, schedules, losses."""

@@ -1,0 +1,144 @@
+"""Weights in files: published ones of any kind in, our own in and out. What a file is, its first bytes and names tell."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from nfnet.model import NFNet
+from nfnet.weights.haiku import load_haiku, unflattened
+from nfnet.weights.npz import read_npz
+from nfnet.weights.safe_pickle import read_pickle
+from nfnet.weights.state_dict import LoadReport, load_entries
+from nfnet.weights.timm import from_timm, is_timm
+
+_LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+"""torch.save before its zip format: a pickle that begins with this number."""
+FORMAT = "normfree-1"
+
+
+def load_published(model: NFNet, path: str | Path, *, which: str | None = None) -> LoadReport:
+    """Load a file of weights; its values go into the model's own parameters, on their device and in their precision.
+
+    - DeepMind's released networks (F0_haiku.npz, ...: pickles in spite of their name) and checkpoints of their training
+      code; arrays saved with numpy.savez under "module/name";
+    - timm's state dicts, .safetensors, .bin or .pth;
+    - what `save_weights` wrote.
+
+    No code in the file is run: pickles yield arrays and plain containers or are refused (`nfnet.weights.safe_pickle`), torch's
+    own files are read with weights_only. A head of another size keeps the model's fresh weights, and the report says so.
+
+    Args:
+        which: entry of a checkpoint with several sets of parameters, such as "params"; default: the averaged ones.
+    Raises:
+        ValueError: no such file, a damaged or refused one, or one of another network: the first differing entries, both
+            shapes and what to change. The model is as it was.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; give the path of a file of weights")
+    content = _read(path)
+    if isinstance(content, dict) and is_timm(content):
+        return from_timm(model, content, str(path))
+    if isinstance(content, dict) and any(isinstance(k, str) and k.startswith("blocks.") for k in content):
+        return load_entries(model, content, str(path))
+    return load_haiku(model, content, str(path), which=which)
+
+
+def save_weights(model: NFNet, path: str | Path) -> None:
+    """Write the weights as safetensors, with what `load_model` needs to build the network again.
+
+    Raises:
+        ValueError: the network was not made by `create_model`, so that its options are not known.
+    """
+    if model.options is None:
+        raise ValueError("the network was not made by nfnet.create_model, so its options cannot be saved; use that")
+    description = {
+        "format": FORMAT,
+        "name": model.variant.name,
+        "num_classes": str(model.num_classes),
+        "options": json.dumps(model.options, sort_keys=True),
+    }
+    save_tensors(model.state_dict(), path, description)
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors; readers such as timm want to be told that they are torch's."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt", **(metadata or {})})
+
+
+def read_description(path: str | Path) -> tuple[str, int, dict[str, Any]]:
+    """Name, number of classes and options of the network whose weights `save_weights` wrote. Raises ValueError."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+        if found.get("format") == FORMAT:
+            return found["name"], int(found["num_classes"]), dict(json.loads(found["options"]))
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a file of nfnet.save_weights: {error}; save it again") from None
+    raise ValueError(
+        f"{path} does not say which network it is of; create that and call nfnet.load_published(model, path)"
+    )
+
+
+def _read(path: Path) -> Any:
+    """Containers and tensors, whatever the format."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(16)
+        file.seek(0)
+        if start[:4] == b"PK\x03\x04":
+            return _read_zip(file, path)
+        if start.startswith(_LEGACY_TORCH):
+            return _read_torch(path)
+        # safetensors: the length of the header, then the header, a JSON object.
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
+            return _read_safetensors(path)
+        if not start:
+            raise ValueError(f"{path} is empty; fetch it again")
+        return read_pickle(file, str(path))
+
+
+def _read_zip(file: IO[bytes], path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception as error:  # a damaged archive can fail in any way
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from None
+    if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
+        return _read_torch(path)
+    file.seek(0)
+    return unflattened(read_npz(file, str(path)))
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is refused, nothing of it was run: torch found more than weights in it ({first}); "
+            "if you trust the file, save its state dict alone, best as safetensors, where it was made"
+        ) from None
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from None
+
+
+def _read_safetensors(path: Path) -> Any:
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again") from None

@@ -1,0 +1,136 @@
+"""`normfree pretrain` and `normfree evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from orchestration.commands.output import say
+from orchestration.commands.parser import add
+from pipeline.errors import UserError
+
+
+def train_commands(commands: Any) -> None:
+    _pretrain(commands)
+    _evaluate(commands)
+
+
+def _pretrain(commands: Any) -> None:
+    p = add(
+        commands,
+        "pretrain",
+        pretrain,
+        "train a recipe; the same command again resumes",
+        [
+            "normfree pretrain nfnet_tiny_glyphs --data.url data/glyphs --out runs/glyphs",
+            "normfree pretrain nfnet_tiny_cifar100 --data.url data/cifar100 --out runs/c100 --num-processes 2",
+            "normfree pretrain run.yaml --out runs/mine --optim.learning_rate 0.2 --duration '30 epochs'",
+            "normfree pretrain nfnet_f0_imagenet --show",
+            "normfree pretrain --list",
+        ],
+    )
+    p.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.yaml")
+    p.add_argument("--list", action="store_true", help="print the recipes, one a line, and stop")
+    p.add_argument("--out", metavar="URL", help="run folder: checkpoints, records, configuration")
+    p.add_argument("--num-processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
+    p.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
+    )
+    p.add_argument("--show", action="store_true", help="print the recipe's header and resolved configuration, and stop")
+    p.epilog = (
+        p.epilog or ""
+    ) + "\n\nAny field of the configuration is an option by its path: --optim.weight_decay 1e-5"
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    from orchestration.launch.local import pretrain as launch
+    from pipeline import recipes
+    from pipeline.storage import objects
+    from pipeline.training.run import dump_yaml, load_yaml, override
+
+    if args.list:
+        say(*recipes.listing())
+        return 0
+    if args.recipe is None:
+        raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
+    header = ""
+    if args.recipe.endswith((".yaml", ".yml")):
+        if not objects.exists(args.recipe):
+            raise UserError(f"no file {args.recipe}; give the path of a Run in YAML, or a recipe's name")
+        run = load_yaml(objects.read_bytes(args.recipe).decode(), args.recipe)
+    else:
+        recipe = recipes.find(args.recipe)
+        run, header = recipe.make(), "".join(f"# {line}".rstrip() + "\n" for line in recipe.header.splitlines())
+    run = override(run, args.fields)
+    if args.show:
+        say(header + dump_yaml(run))
+        return 0
+    if not args.out:
+        raise UserError("no run folder: set --out to where checkpoints and records go")
+    if args.num_processes < 1:
+        raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
+    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
+
+
+def _evaluate(commands: Any) -> None:
+    p = add(
+        commands,
+        "evaluate",
+        evaluate,
+        "accuracy of a checkpoint on a prepared dataset with the same classes",
+        [
+            "normfree evaluate runs/c100 data/cifar100",
+            "normfree evaluate runs/f0 data/imagenet --real-labels real.json",
+            "normfree evaluate nfnet_f0@F0_haiku.npz data/imagenet_v2",
+        ],
+    )
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder (its newest one)")
+    p.add_argument("data", metavar="URL", help="a prepared dataset")
+    p.add_argument("--split", help="default val, or test where there is none")
+    p.add_argument("--weights", choices=["evaluated", "ema", "raw"], default="evaluated")
+    p.add_argument("--real-labels", metavar="FILE", help="ReaL's real.json, for ImageNet's validation images")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from pipeline.data.format.manifest import Manifest
+    from pipeline.data.loading.datasets import DataConfig, EvalData
+    from pipeline.distributed import join
+    from pipeline.models.backbone import load_backbone
+    from pipeline.training.evaluate import Scores
+    from pipeline.training.evaluate import evaluate as measure
+    from transfer.protocol import imagenet_labels
+
+    loaded = load_backbone(args.checkpoint, args.weights)
+    split = args.split or ("val" if "val" in Manifest.open(args.data).splits else "test")
+    data = EvalData(DataConfig(url=args.data, eval_split=split), loaded.augment)
+    if not imagenet_labels.is_same(data.manifest.classes, loaded.classes):
+        raise UserError(
+            f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
+        )
+    real_labels = args.real_labels or ""
+    beside = imagenet_labels.find_beside(data.manifest, split, real_labels=real_labels, v2="", data_root=".")
+    world, kept = join(), list[Scores]()
+    if real_labels and world.size > 1:
+        raise UserError("--real-labels needs all scores in one process; run normfree evaluate without torchrun")
+    result = measure(
+        loaded.model.to(world.device),
+        data,
+        loaded.augment,
+        world=world,
+        batch_size=256,
+        step=0,
+        weights=args.weights,
+        on_scores=kept.append if real_labels else None,
+    )
+    assert result is not None  # nobody can give it up
+    real = ""
+    if real_labels:
+        found = imagenet_labels.real_top1(beside.real_url, args.data, split, kept[0].samples, kept[0].logits)
+        real = f"ReaL {found:.2%}, "
+    say(
+        f"{loaded.url} on {split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
+        f"{real}loss {result.loss:.4f}, {result.num_samples} images"
+    )
+    return 0

@@ -1,0 +1,220 @@
+"""`normfree transfer` and `normfree report`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from orchestration.commands.output import say
+from orchestration.commands.parser import add
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from transfer.sweep.scheduler import Budget
+
+
+def transfer_commands(commands: Any) -> None:
+    _transfer(commands)
+    _report(commands)
+
+
+def _transfer(commands: Any) -> None:
+    p = add(
+        commands,
+        "transfer",
+        transfer,
+        "few-shot and fine-tuning trials on a suite of tasks, against from scratch",
+        [
+            "normfree transfer runs/glyphs --suite demo --data-root data --out sweeps/demo",
+            "normfree transfer s3://bucket/runs/c100 --suite small_images --data-root data --out sweeps/c100 --seeds 5",
+            "normfree transfer ours=runs/c100 runs/convnext 'timm:convnext_atto@atto.safetensors' --suite small_images "
+            "--data-root data --out sweeps/compared",
+            "normfree transfer nfnet_f0@F0_haiku.npz --suite my.yaml --data-root data --out sweeps/f0 --budget '2 hours'",
+        ],
+    )
+    p.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="+",
+        help="a checkpoint or run folder; NAME@FILE, one of our networks and a file of published weights; timm:NAME[@FILE], "
+        "timm's own weights or a local file's. Several stand in one table, each with its from-scratch twin; LABEL=CHECKPOINT "
+        "names one",
+    )
+    p.add_argument("--suite", required=True, metavar="SUITE", help="name of a suite or path of its YAML")
+    p.add_argument("--data-root", required=True, metavar="URL", help="holds one prepared dataset a task: ROOT/<card>")
+    p.add_argument("--out", required=True, metavar="URL", help="sweep folder; the same command again resumes")
+    p.add_argument("--seeds", type=int, help="supports drawn for each cell (default: the suite's)")
+    p.add_argument(
+        "--scheduler",
+        choices=["halving", "hyperband", "asha", "none"],
+        default="halving",
+        help="which candidates of a search go on: halving and hyperband decide from what is written down, so any two sweeps "
+        "select the same; asha is quicker and depends on which trial is first; none stops nobody. A method that states a "
+        "search (ranges, in its suite) runs each trial to its end under all of them (default %(default)s)",
+    )
+    p.add_argument(
+        "--budget", metavar="TEXT", help="for this call: '100 trials', '1e6 images', '2 hours', or several with commas"
+    )
+    p.add_argument("--trial-limit", metavar="TIME", help="a trial that takes longer is a failed one, as '30 minutes'")
+    p.add_argument("--max-concurrent", type=int, metavar="N", help="trials at a time (default: one a core)")
+    p.add_argument(
+        "--gpus-per-trial",
+        type=float,
+        metavar="X",
+        help="share of a GPU, 0 to 1, or whole GPUs: as many processes a trial (default: all GPUs over the trials at a time)",
+    )
+    p.add_argument(
+        "--processes-per-trial", type=int, metavar="N", help="of fine-tuning trials, a core or GPU each (default: 1)"
+    )
+    p.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a cluster, host:port; default: a Ray of its own on this machine"
+    )
+    p.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the sweep folder"
+    )
+
+
+def transfer(args: argparse.Namespace) -> int:
+    """Exit code: 0 all trials have a result, 1 some failed (they are listed, and run again by the same command)."""
+    from orchestration.tune.ray_cluster import Resources
+    from orchestration.tune.ray_tune import transfer as run_sweep
+    from orchestration.tune.sweep_listener import SweepListener
+    from pipeline.storage import objects
+    from transfer.report.write_report import write_report
+
+    listener = SweepListener(args)
+    result = run_sweep(
+        args.checkpoint,
+        args.suite,
+        args.out,
+        data_root=args.data_root,
+        num_seeds=args.seeds,
+        scheduler=args.scheduler,
+        budget=parse_budget(args.budget),
+        resources=Resources(
+            max_concurrent=args.max_concurrent,
+            gpus_per_trial=args.gpus_per_trial,
+            processes_per_trial=args.processes_per_trial,
+            ray_address=args.ray_address,
+            trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
+        ),
+        on_event=listener.hear,
+    )
+    paths = write_report(args.out, objects.join(args.out, "report"))
+    for row in result.not_run:
+        where = f" {row['method']} at {row['shots']} shots" if row["method"] else ""  # else the whole task
+        print(f"not run: {row['task']}{where}: {row['reason']}")
+    listener.finish()
+    if result.spent:
+        print(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
+    print(f"made {args.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
+    print(*(f"{kind}: {path}" for kind, path in paths.items()), sep="\n")
+    print(f"next: open {paths['html']}, or: normfree ui {_tracking_words(args)}")
+    return 1 if result.num_failed else 0
+
+
+SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+
+
+def parse_time_s(text: str, where: str) -> float:
+    """Seconds, from "90 seconds", "30 minutes", "2 hours" or "1 day"."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(second|minute|hour|day)s?\s*", text)
+    try:
+        found = float(match[1]) * SECONDS[match[2]] if match else 0.0
+    except ValueError:
+        found = 0.0
+    if not found > 0:
+        raise UserError(f"{where} is {text!r}; write a number and a unit, as '30 minutes' or '2 hours'")
+    return found
+
+
+def parse_budget(text: str | None) -> Budget:
+    """From "100 trials", "1e6 images", "2 hours" (or another time); several with commas between."""
+    from transfer.sweep.scheduler import Budget
+
+    budget = Budget()
+    for word in (text or "").split(",") if text else []:
+        match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(trial|image)s?\s*", word)
+        try:
+            number = int(float(match[1])) if match else 0
+        except (ValueError, OverflowError):
+            number = 0
+        if match and number > 0:
+            budget = replace(budget, **{f"{match[2]}s": number})
+        elif re.search(r"(second|minute|hour|day)s?\s*$", word):
+            budget = replace(budget, seconds_s=parse_time_s(word, "--budget"))
+        else:
+            raise UserError(
+                f"--budget is {text!r}; write a number and trials, images or hours, as '2 hours' or '100 trials'"
+            )
+    return budget
+
+
+def _tracking_words(args: argparse.Namespace) -> str:
+    return f"--tracking-uri {shlex.quote(args.tracking_uri)}" if args.tracking_uri else shlex.quote(args.out)
+
+
+def _report(commands: Any) -> None:
+    p = add(
+        commands,
+        "report",
+        report,
+        "scorecard of sweeps: table, CSV, HTML page, picture; or one cell of it, run again",
+        [
+            "normfree report sweeps/demo",
+            "normfree report sweeps/c100 sweeps/timm --out docs/results/c100 --overlap cifar10=overlap.csv",
+            "normfree report sweeps/demo --rerun digits-ridge-pretrained-5",
+        ],
+    )
+    p.add_argument("sweep", metavar="URL", nargs="+", help="sweep folders; several stand side by side")
+    p.add_argument("--out", metavar="DIR", help="default: the first sweep folder's report/")
+    p.add_argument(
+        "--overlap",
+        action="append",
+        default=[],
+        metavar="[TASK=]FILE",
+        help="what 'data overlap UPSTREAM TASK --out FILE' wrote: scores with and without these images; again for each task",
+    )
+    p.add_argument("--data-root", metavar="DIR", help="where the datasets lie now; default: where the sweep read them")
+    p.add_argument(
+        "--rerun",
+        metavar="CELL",
+        help="run this cell's trials again; exit 0 if the mean lands in the recorded interval, else 1",
+    )
+
+
+def report(args: argparse.Namespace) -> int:
+    from pipeline.storage import objects
+    from transfer.report.write_report import write_report
+
+    if args.rerun:
+        return _rerun(args)
+    out = args.out or objects.join(args.sweep[0], "report")
+    paths = write_report(args.sweep, out, overlaps=args.overlap, data_root=args.data_root or "")
+    say(*(f"{kind}: {path}" for kind, path in paths.items()))
+    return 0
+
+
+def _rerun(args: argparse.Namespace) -> int:
+    """Exit code: 0 the new mean lies in the recorded interval, 1 it does not."""
+    from transfer.results.rerun import rerun
+    from transfer.results.sweep_results import load_findings
+
+    if len(args.sweep) > 1:
+        raise UserError(
+            f"--rerun {args.rerun} wants one sweep folder, not {len(args.sweep)}; name the one that has the cell"
+        )
+    (folder,) = load_findings(args.sweep[0]).folders
+    found = rerun(folder, args.rerun, data_root=args.data_root or "", tell=say)
+    say(*found.differences)
+    recorded, again = found.recorded, found.again
+    assert recorded.low is not None and recorded.high is not None
+    say(
+        f"{found.cell}: {again.mean:.4f} now; recorded {recorded.mean:.4f}, interval {recorded.low:.4f} to "
+        f"{recorded.high:.4f} over {recorded.n} seeds",
+        "it lands in the recorded interval" if found.lands else "it does NOT land in the recorded interval",
+    )
+    return 0 if found.lands else 1

@@ -1,0 +1,1 @@
+"""MLflow's model registry and the models that are registered there."""

@@ -1,0 +1,1 @@
+"""What stands around a training loop in a process: the readers of its records."""

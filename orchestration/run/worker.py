@@ -1,0 +1,75 @@
+"""One training process: iterates the loop, and on rank 0 shows, spools and tracks what it yields."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.records import Finished, Stopped
+from pipeline.storage import objects
+from pipeline.supervision.process_exit import end
+from pipeline.supervision.stop_signals import EXIT_REQUEUE
+from pipeline.training.run import Run, load_yaml
+
+EXIT_OURS, EXIT_USER = 1, 2
+TRACKING_URI = "NORMFREE_TRACKING_URI"
+"""The variable by which the launcher tells its ranks where the records go; empty or unset: SQLite in the run folder."""
+
+
+def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
+    """This process's rank of the run, from start to exit code."""
+    from orchestration.run.record_readers import NodeReader, Readers
+    from pipeline.distributed import leave
+    from pipeline.training.train import train
+
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    readers: Any = Readers(run, out, tracking_uri) if is_main else None
+    node = NodeReader(out) if not is_main and os.environ.get("LOCAL_RANK") == "0" else None
+    last = None
+    try:
+        for last in train(run, out):
+            if readers:
+                readers.read(last)
+            if node:
+                node.read(last)
+    except UserError as error:
+        if debug:
+            raise
+        leave()
+        if readers:  # every rank meets the same mistake; one says so
+            readers.close(failed=str(error))
+            print(f"normfree: {error}", file=sys.stderr)
+        return EXIT_USER
+    except BaseException as error:
+        if readers:
+            readers.close(failed=f"{type(error).__name__}: {error}")
+        if debug or not isinstance(error, Exception):
+            raise
+        print(
+            f"normfree: rank {os.environ.get('RANK', '0')} failed: {type(error).__name__}: {error} (--debug shows where)",
+            file=sys.stderr,
+        )
+        return EXIT_OURS
+    leave()
+    if readers:
+        readers.close(failed=None)
+    if isinstance(last, Stopped):
+        return EXIT_REQUEUE
+    return 0 if isinstance(last, Finished) else EXIT_OURS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="one rank of a run (started by 'normfree pretrain --num-processes N')")
+    parser.add_argument("requested")
+    parser.add_argument("out")
+    parser.add_argument("--debug", action="store_true")
+    args = parser.parse_args()
+    run = load_yaml(objects.read_bytes(args.requested).decode(), args.requested)
+    return run_worker(run, args.out, tracking_uri=os.environ.get(TRACKING_URI) or None, debug=args.debug)
+
+
+if __name__ == "__main__":
+    end(main())

@@ -1,0 +1,1 @@
+"""MLflow's server over runs and sweeps, for one person or a team."""

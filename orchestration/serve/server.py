@@ -1,0 +1,147 @@
+"""`normfree ui`: MLflow's pages over a run's or sweep's records, on this machine only unless asked otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+
+from orchestration.serve.import_records import records_of
+from orchestration.tracking.heartbeat import keep_sweeping
+from orchestration.tracking.mlflow_client import connect, resolve_uri, sqlite_file
+from orchestration.tracking.translate import public
+from pipeline.errors import UserError
+from pipeline.storage import objects
+
+START_S = 180.0  # a first start makes the tables
+STOP_S = 10.0
+REFRESH_S = 300.0  # as often as a run in an object store adds to its records there
+
+
+def serve_folder(url: str, host: str = "127.0.0.1", port: int = 5000) -> int:
+    """As `serve`, over the records of a run or sweep folder; what one in an object store adds is brought as it comes."""
+    uri = records_of(url)
+    refresh = None if objects.is_local(url) else partial(records_of, url)
+    return serve(uri, host, port, refresh=refresh)
+
+
+def serve(
+    tracking_uri: str, host: str = "127.0.0.1", port: int = 5000, *, refresh: Callable[[], object] | None = None
+) -> int:
+    """Serves until Ctrl-C and returns the exit status; a server's own URI is only printed, for it has pages already.
+
+    `refresh` is called every REFRESH_S meanwhile. UserError for a SQLite file that does not exist (MLflow would make an
+    empty one and show nothing), for a folder, and for a port in use. Port 0 takes a free one.
+    """
+    if tracking_uri.startswith(("http://", "https://")):
+        print(f"MLflow is there already: {public(tracking_uri)}")
+        return 0
+    uri = resolve_uri(tracking_uri, ".")
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise UserError(
+            f"no MLflow records at {file}; give the folder of a run or sweep that has started, or its URI; where it told "
+            "another tracker, 'normfree track import FOLDER' makes them from what the folder holds"
+        )
+    port = free_port(host, port)
+    return run_server(
+        command(host, port),
+        _environment(uri),
+        cwd=str(file.parent) if file else None,
+        host=host,
+        port=port,
+        shown=uri,
+        refresh=refresh,
+    )
+
+
+def run_server(
+    words: list[str],
+    environment: dict[str, str],
+    *,
+    cwd: str | None,
+    host: str,
+    port: int,
+    shown: str,
+    refresh: Callable[[], object] | None = None,
+) -> int:
+    """An MLflow server until Ctrl-C or its own end. `shown` is the store behind it, where silent runs are looked after."""
+    # A group of its own, because MLflow's server has children that do not end with it.
+    process = subprocess.Popen(words, env=environment, cwd=cwd, start_new_session=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end = threading.Event()
+    try:
+        _wait(process, host, port)
+        # Where nobody trains any more nobody else could say that the last run died with its machine.
+        threading.Thread(target=keep_sweeping, args=(lambda: connect(shown), end), daemon=True).start()
+        if refresh is not None:
+            threading.Thread(target=_keep_refreshing, args=(refresh, end), daemon=True).start()
+        print(f"MLflow shows {public(shown)} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        end.set()
+        signal.signal(signal.SIGTERM, before)
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Its end may take long on a busy machine when all requests are long answered; nobody should wait for that."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+
+
+def _keep_refreshing(refresh: Callable[[], object], end: threading.Event) -> None:
+    while not end.wait(REFRESH_S):
+        with contextlib.suppress(Exception):  # a store that is away is asked again
+            refresh()
+
+
+def command(host: str, port: int) -> list[str]:
+    """One worker is enough for one person, and starts in a quarter of the time of four."""
+    return [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+
+
+def _environment(uri: str) -> dict[str, str]:
+    # The URI goes by the environment: it may hold a password, and command lines are for everybody to read.
+    return os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def free_port(host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from None
+        return int(probe.getsockname()[1])
+
+
+def _wait(process: subprocess.Popen[bytes], host: str, port: int) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise RuntimeError(f"mlflow server ended with status {process.returncode} before it answered")
+        try:
+            urllib.request.urlopen(f"http://{host}:{port}/health", timeout=1.0).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"mlflow server did not answer on {host}:{port} within {START_S:.0f} s")

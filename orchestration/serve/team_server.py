@@ -1,0 +1,115 @@
+"""`normfree ui --team`: MLflow for a group. PostgreSQL holds the records, a bucket the files, and everybody has a password.
+
+    trainers ---- http, basic auth ----> mlflow server ----> PostgreSQL (records, users)
+                                              '------------> bucket (files: pictures, recipes, scorecards)
+
+Files pass through the server, so trainers need no credentials for its bucket; they are small. Checkpoints never do: runs
+hold their URLs and digests. What is secret comes from the environment and stays there: PGPASSWORD (or ~/.pgpass) for the
+database, AWS_ACCESS_KEY_ID and its kind for the bucket, MLFLOW_AUTH_ADMIN_PASSWORD for the first user. Who trains sets
+MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. TLS is the business of the proxy in front.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from orchestration.serve.server import free_port, run_server
+from orchestration.tracking.translate import cause, public
+from pipeline.errors import UserError
+from pipeline.storage import objects
+
+ADMIN_PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
+SHORTEST_PASSWORD = 12
+ANSWER_S = 15
+NEEDS = {"psycopg2": "psycopg2-binary", "boto3": "boto3", "flask_wtf": "Flask-WTF"}
+SETTINGS = """[mlflow]
+default_permission = READ
+database_uri = {database}
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
+
+def serve_team(
+    backend: str | None,
+    artifacts: str | None,
+    *,
+    host: str,
+    port: int,
+    allowed_hosts: str | None = None,
+    workers: int = 4,
+) -> int:
+    """Serves until Ctrl-C and returns the exit status. UserError for what is missing or does not answer, before it starts.
+
+    Args:
+        backend: postgresql://USER@HOST/DATABASE, without a password.
+        artifacts: a folder in a bucket; any fsspec URL that MLflow takes too.
+        allowed_hosts: names with commas between that browsers may use for this server, against DNS rebinding.
+    """
+    backend, artifacts = _checked(backend, artifacts)
+    port = free_port(host, port)
+    with tempfile.TemporaryDirectory(prefix="normfree-team-") as folder:
+        settings = Path(folder) / "basic_auth.ini"  # a folder that only we can read
+        settings.write_text(SETTINGS.format(database=backend.replace("%", "%%")))
+        words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", host]
+        words += ["--port", str(port), "--workers", str(workers)]
+        words += ["--artifacts-destination", artifacts]
+        words += ["--allowed-hosts", allowed_hosts] if allowed_hosts else []
+        return run_server(words, _environment(backend, settings), cwd=folder, host=host, port=port, shown=backend)
+
+
+def _checked(backend: str | None, artifacts: str | None) -> tuple[str, str]:
+    missing = [package for module, package in NEEDS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"--team needs {', '.join(missing)}; pip install 'normfree[team]'")
+    if not backend or not re.match(r"postgresql(\+psycopg2)?://", backend):
+        raise UserError(
+            f"--team keeps records in PostgreSQL, and --tracking-uri is {public(backend) if backend else 'not given'}; "
+            "write --tracking-uri postgresql://USER@HOST/DATABASE"
+        )
+    if re.match(r"[^:]+://[^/@]*:[^/@]*@", backend):
+        raise UserError(
+            f"the password of {public(backend)} stands on the command line for everybody to read; leave it out of "
+            "--tracking-uri and set PGPASSWORD"
+        )
+    if not artifacts or objects.is_local(artifacts):
+        raise UserError("--team keeps files in a bucket; write --artifacts s3://BUCKET/FOLDER")
+    password = os.environ.get(ADMIN_PASSWORD, "")
+    if len(password) < SHORTEST_PASSWORD:
+        raise UserError(
+            f"{ADMIN_PASSWORD} is {'too short' if password else 'not set'}; it is the password of the user admin: export "
+            f"{SHORTEST_PASSWORD} characters or more"
+        )
+    # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, earlier ones for psycopg2: we say which.
+    backend = re.sub(r"^postgresql://", "postgresql+psycopg2://", backend)
+    objects.exists(objects.join(artifacts, "any"))  # a bucket or credentials that are wrong are a UserError there
+    _refuse_a_dead_database(backend)
+    return backend, artifacts.rstrip("/")
+
+
+def _refuse_a_dead_database(backend: str) -> None:
+    """By the driver itself: MLflow tries a wrong password for minutes."""
+    import psycopg2
+
+    try:
+        psycopg2.connect(backend.replace("+psycopg2", "", 1), connect_timeout=ANSWER_S).close()
+    except psycopg2.Error as error:
+        raise UserError(f"cannot use {public(backend)} ({cause(error)}); check address, user and PGPASSWORD") from None
+
+
+def _environment(backend: str, settings: Path) -> dict[str, str]:
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": backend,
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
+    }
+    environment.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32))  # of forms; one for all workers
+    return environment

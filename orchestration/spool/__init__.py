@@ -1,0 +1,1 @@
+"""Records on disk until a tracker has them, and the measurements of a machine."""

@@ -1,0 +1,137 @@
+"""A run whose folder is in an object store: its spool grows on local disk, and follows there in parts.
+
+An object cannot be appended to, so each part `<run>/spool/<file>/<first byte>` holds the whole lines that were added since
+the part before, and is never written again. Another machine that goes on with the run, or imports it, puts them together.
+What the server has acknowledged (`tracking.json`) is copied before the lines are: it may then lag behind them, which
+costs asking the server, and never run ahead of them, which would lose lines.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage import objects
+
+FOLDER = "spool"
+STATE = "tracking.json"
+OURS = "/./"
+"""In a server's name there: it is a file in this machine's folder of the run (`orchestration.tracking.uploader`)."""
+FIRST_PUSH_S, PUSH_EVERY_S, LAST_PUSH_S = 10.0, 300.0, 30.0  # 2,000 parts a week
+PART_BYTES = 64 << 20
+
+
+class Mirror:
+    """Copies spools of the local folder `run_dir` to the run folder `url` while it is entered, on a thread of its own.
+
+    `own` are the files that this machine writes; with `bring_others` those of other machines come the other way.
+    Never raises: the local file is the record, and a store that is away is asked again later.
+    """
+
+    def __init__(self, run_dir: Path, url: str, *, own: tuple[str, ...], bring_others: bool = False) -> None:
+        self.run_dir, self.url = run_dir, url
+        self._own, self._bring_others = own, bring_others
+        self.trouble: str | None = None
+        """Why the last push failed; the next one begins where it ended."""
+        self._sent: dict[str, int] | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Mirror:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """A last push, which is given LAST_PUSH_S."""
+        self._end.set()
+        self._thread.join(LAST_PUSH_S)
+
+    def _run(self) -> None:
+        is_last = self._end.wait(FIRST_PUSH_S)
+        while True:
+            try:
+                self.push()
+                self.trouble = None
+            except Exception as error:
+                self.trouble, self._sent = f"{type(error).__name__}: {error}", None
+            if is_last:
+                return
+            is_last = self._end.wait(PUSH_EVERY_S)
+
+    def push(self) -> None:
+        if self._sent is None:
+            self._sent = {name: _length(parts) for name, parts in _parts(self.url).items()}
+        state = self.run_dir / STATE
+        if state.exists():
+            objects.write_bytes(objects.join(self.url, FOLDER, STATE), state.read_bytes())
+        for name in self._own:
+            if (self.run_dir / name).exists():
+                self._push_file(self.run_dir / name, self._sent)
+        if self._bring_others:
+            pull(self.url, self.run_dir, leave=self._own)
+
+    def _push_file(self, path: Path, sent: dict[str, int]) -> None:
+        with path.open("rb") as file:
+            while True:
+                first = sent.get(path.name, 0)
+                file.seek(first)
+                data = file.read(PART_BYTES)
+                whole = data[: data.rfind(b"\n") + 1]
+                if not whole:
+                    return
+                last = first + len(whole)
+                objects.write_bytes(objects.join(self.url, FOLDER, path.name, f"{first:015}-{last:015}"), whole)
+                sent[path.name] = last
+
+
+def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
+    """Brings the spools of the run folder `url` into `run_dir`, but for `leave`; True if that changed anything.
+
+    A local spool that begins with all that the mirror holds is the newer one, and stays. One that has gone another way
+    (this machine was cut off while another went on with the run) is put aside as `<name>.<time>.aside`.
+    """
+    changed = False
+    for name, parts in sorted(_parts(url).items()):
+        local = run_dir / name
+        if name in leave or (local.exists() and local.stat().st_size == _length(parts)):
+            continue
+        data = b"".join(objects.read_bytes(part) for _, _, part in parts)
+        mine = local.read_bytes() if local.exists() else b""
+        if mine.startswith(data):
+            continue
+        if mine and not data.startswith(mine):
+            local.rename(local.with_name(f"{name}.{int(time.time())}.aside"))
+        objects.write_bytes(local, data)
+        changed = True
+    state = objects.join(url, FOLDER, STATE)
+    if changed and not leave and objects.exists(state):
+        _merge_state(run_dir / STATE, json.loads(objects.read_bytes(state)))
+    return changed
+
+
+def _merge_state(path: Path, theirs: dict[str, Any]) -> None:
+    """Their account of what the servers have, but for what only we can know: servers that we alone used, our own SQLite."""
+    mine = json.loads(path.read_text()) if path.exists() else {}
+    known = {server: state for server, state in theirs.items() if server not in mine or OURS not in server}
+    objects.write_bytes(path, json.dumps({**mine, **known}, indent=1).encode())
+
+
+def _parts(url: str) -> dict[str, list[tuple[int, int, str]]]:
+    """File -> its parts (first byte, byte after the last, URL), each beginning where the one before ends."""
+    prefix = objects.join(url, FOLDER)
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for part in objects.list_urls(prefix):
+        file, _, span = part.removeprefix(prefix).strip("/").partition("/")
+        first, dash, last = span.partition("-")
+        if dash and first.isdecimal() and last.isdecimal():
+            parts = found.setdefault(file, [])
+            if int(first) == _length(parts):
+                parts.append((int(first), int(last), part))
+    return found
+
+
+def _length(parts: list[tuple[int, int, str]]) -> int:
+    return parts[-1][1] if parts else 0

@@ -1,0 +1,183 @@
+"""What a node does while it trains: processor, memory, disk, network, and those GPUs only that the job was given.
+
+One process a node (`start_sampler`), beside the trainer and not in it, appends lines to a spool of its own,
+`<run>/system-<node>.jsonl`; the uploader of the run takes them all along, so a run of many nodes shows each under
+`system/<node>/`. Steps are counted on over restarts. On nodes whose run folder is in an object store, the spool is
+mirrored there (`orchestration.spool.mirror`), and the first node's uploader brings it back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestration.spool.mirror import Mirror
+from orchestration.spool.process_lock import only_one, started_at
+from orchestration.spool.spool import is_torn
+
+SAMPLE_EVERY_S = 15.0
+GPU_FIELDS = {
+    "utilization.gpu": "utilisation_percent",
+    "memory.used": "memory_used_mib",
+    "memory.total": "memory_total_mib",
+    "power.draw": "power_w",
+    "temperature.gpu": "temperature_c",
+}
+GPU_S = 10.0
+
+
+class Sampler:
+    """One node's readings. `disk` is a path on the volume to watch; rates are since the reading before."""
+
+    def __init__(self, disk: str | os.PathLike[str]) -> None:
+        self._disk = os.fspath(disk)
+        self._before: tuple[float, dict[str, float]] | None = None
+        _psutil().cpu_percent(interval=None)  # the first answer has nothing to compare with
+
+    def sample(self) -> dict[str, float]:
+        psutil = _psutil()
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(self._disk)
+        values = {
+            "cpu_percent": psutil.cpu_percent(interval=None),
+            "memory_used_mib": (memory.total - memory.available) / 2**20,
+            "memory_percent": memory.percent,
+            "disk_used_percent": disk.percent,
+            "disk_free_gib": disk.free / 2**30,
+        }
+        return values | self._rates(psutil) | gpus()
+
+    def _rates(self, psutil: Any) -> dict[str, float]:
+        network, disk, now = psutil.net_io_counters(), psutil.disk_io_counters(), time.monotonic()
+        total = {"network_received": network.bytes_recv, "network_sent": network.bytes_sent} if network else {}
+        total |= {"disk_read": disk.read_bytes, "disk_written": disk.write_bytes} if disk else {}
+        before, self._before = self._before, (now, total)
+        if before is None or now <= before[0]:
+            return {}
+        return {f"{k}_mb_per_s": (v - before[1].get(k, v)) / 1e6 / (now - before[0]) for k, v in total.items()}
+
+
+def visible_gpus() -> str | None:
+    """What to ask nvidia-smi about: the devices of this job; None for all of them, "" for none.
+
+    CUDA_VISIBLE_DEVICES holds indices or UUIDs (also beginnings of them), and ends at the first that is neither.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    mine: list[str] = []
+    for word in (word.strip() for word in given.split(",")):
+        if not re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", word):
+            break
+        mine.append(word)
+    return ",".join(mine)
+
+
+def gpus() -> dict[str, float]:
+    """`gpu<i>_<reading>`, i counted among the job's devices; {} where there is no NVIDIA driver or it does not answer."""
+    asked = visible_gpus()
+    if asked == "":
+        return {}
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    command += [f"--id={asked}"] if asked else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GPU_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    if done.returncode != 0:
+        return {}
+    found = {}
+    for number, row in enumerate(csv.reader(done.stdout.splitlines(), skipinitialspace=True)):
+        for name, text in zip(GPU_FIELDS.values(), row, strict=False):
+            try:
+                found[f"gpu{number}_{name}"] = float(text)
+            except ValueError:  # "[N/A]": this device does not tell
+                continue
+    return found
+
+
+def node_name() -> str:
+    """Of this machine: NORMFREE_NODE, else its host name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", os.environ.get("NORMFREE_NODE") or socket.gethostname())
+
+
+def spool_name(node: str) -> str:
+    return f"system-{node}.jsonl"
+
+
+def start_sampler(run_dir: str | os.PathLike[str], mirror: str | None = None) -> subprocess.Popen[bytes]:
+    """The process that writes this node's spool into `run_dir` for as long as this process lives.
+
+    With `mirror`, a run folder in an object store, it also copies it there: for nodes that have no uploader.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    command = [
+        sys.executable,
+        "-m",
+        "orchestration.spool.system_metrics",
+        os.fspath(run_dir),
+        "--watch-pid",
+        str(os.getpid()),
+    ]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def follow(run_dir: Path, node: str, pid: int, *, every_s: float = SAMPLE_EVERY_S) -> None:
+    """Samples while the process `pid` lives. One sampler a node and run folder, however many are started."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path, since = run_dir / spool_name(node), started_at(pid)
+
+    def alive() -> bool:
+        return since is not None and started_at(pid) == since
+
+    with only_one(path.with_suffix(".lock"), alive, wait_s=0.0) as mine:
+        if not mine:
+            return
+        if is_torn(path):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+        step = sum(1 for _ in path.open("rb")) if path.exists() else 0
+        sampler = Sampler(run_dir)
+        while alive():
+            step += 1
+            line = {"kind": "System", "node": node, "step": step, "time_s": time.time(), "values": sampler.sample()}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            next_s = time.monotonic() + every_s
+            while time.monotonic() < next_s and alive():
+                time.sleep(min(1.0, every_s))
+
+
+def _psutil() -> Any:
+    import psutil
+
+    return psutil
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m orchestration.spool.system_metrics", description=__doc__)
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--watch-pid", type=int, required=True, metavar="PID")
+    parser.add_argument("--mirror", metavar="URL")
+    parser.add_argument("--every-s", type=float, default=SAMPLE_EVERY_S)
+    args = parser.parse_args(arguments)
+    os.nice(10)
+    run_dir, node = Path(args.run_dir), node_name()
+    with Mirror(run_dir, args.mirror, own=(spool_name(node),)) if args.mirror else contextlib.nullcontext():
+        follow(run_dir, node, args.watch_pid, every_s=args.every_s)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The translation of records to MLflow, and their upload."""

@@ -1,0 +1,383 @@
+"""The loop of the uploader: follow the spool, send what is new, keep account of it, say at the end how the run ended.
+
+See `orchestration.tracking.mlflow_client` for what it promises. Imports no MLflow itself: that module is the seam to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shlex
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestration.figures.run_figures import Pictures
+from orchestration.spool.mirror import Mirror
+from orchestration.spool.process_lock import only_one, started_at
+from orchestration.spool.spool import Follower, Line
+from orchestration.spool.system_metrics import node_name, spool_name
+from orchestration.tracking import heartbeat
+from orchestration.tracking.mlflow_client import (
+    DRAIN_S,
+    connect,
+    experiment_id,
+    high_water,
+    hurry,
+    resolve_uri,
+    send,
+    send_datasets,
+    write_json,
+)
+from orchestration.tracking.translate import Ending, Point, Translator, Upload, cause
+from pipeline.secrets import public
+
+MAX_WAIT_S = 15.0
+MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk
+PICTURES_S = 300.0  # for the last pictures, where nobody waits for a command to end
+MAIN, BESIDE = "records.jsonl", "system-*.jsonl"
+TOKEN_TAG = "normfree.run"
+EXIT_NOT_UPLOADED = 3
+
+
+@dataclass
+class _Source:
+    """One file of lines: the run's own, or what a node says about itself."""
+
+    name: str
+    follower: Follower
+    translator: Translator = field(default_factory=Translator)
+
+
+class Uploader:
+    """Sends the spool of `run_dir` until the run is over and all of it is there.
+
+    `watch_pid` None means that the run is over and somebody imports its spool: then there is no haste as long as the
+    server takes what it gets. With a process to watch, `drain_s` seconds after its end the uploader gives up.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        tracking_uri: str | None = None,
+        *,
+        experiment: str | None = None,
+        run_name: str | None = None,
+        watch_pid: int | None = None,
+        drain_s: float = DRAIN_S,
+        poll_s: float = 0.5,
+        batch_lines: int = 60,
+        mirror: str | None = None,
+    ) -> None:
+        self.run_dir = Path(run_dir).resolve()
+        self.uri = resolve_uri(tracking_uri, run_dir)
+        self.drain_s, self.poll_s, self.batch_lines = drain_s, poll_s, batch_lines
+        self._watch_pid, self._watch_since = watch_pid, started_at(watch_pid)
+        self._names = experiment, run_name
+        self._client: Any = None
+        self._size = batch_lines
+        """Lines of a batch: half as many after each failure, for a server may be slow rather than away."""
+        self._num_single = 0
+        """Lines that go one by one, because the server refuses one of them."""
+        self._marks: dict[str, int] = {}
+        """The last step of each metric on the server when we connected: we may have sent it without hearing of it."""
+        self._next_heartbeat = 0.0
+        self._sweeper, self._next_look = heartbeat.Sweeper(), time.monotonic() + heartbeat.LOOK_EVERY_S
+        own = MAIN, spool_name(node_name())
+        self._mirror = Mirror(self.run_dir, mirror, own=own, bring_others=True) if mirror else None
+        self._pictures = Pictures(self.run_dir)
+        self._num_refused = 0
+        self.num_sent = 0
+        """Records that the server took from this uploader."""
+        self.status = "RUNNING"
+        self._is_told = False
+        """The server knows all records and how the run ended."""
+        self._trouble = "the server was not reached"
+
+    def run(self) -> int:
+        """0 when all is uploaded, 3 when it is not and the time for it is over."""
+        # The uploader of an earlier attempt may still be draining, and two of them would double points.
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        lock = only_one(self.run_dir / "tracking.lock", self._alive, wait_s=self.drain_s, poll_s=self.poll_s)
+        with lock as mine:
+            if not mine:
+                self._trouble = "another uploader still works on this folder"
+            self._load()
+            if mine:
+                self._save()  # even if no server is ever reached: a later import knows the names
+            if not mine:
+                return self._report()
+            with self._mirror or contextlib.nullcontext():
+                return self._loop()
+
+    def _loop(self) -> int:
+        wait_s, next_try, deadline = 0.0, 0.0, float("inf")
+        while True:
+            alive = self._alive()  # before the poll, so that the last words of a process now gone are read
+            self._poll()
+            over = not alive or (self._is_caught_up and self._translator.ending is not None)
+            now = time.monotonic()
+            if over and deadline == float("inf"):
+                deadline, next_try = now + self.drain_s, now
+                if self._watch_pid is not None:
+                    hurry(self.drain_s / 6)
+            if now >= next_try:
+                try:
+                    if self._work(over):
+                        wait_s = 0.0
+                        if over and self._watch_pid is None:
+                            deadline = time.monotonic() + self.drain_s
+                        if time.monotonic() < deadline:
+                            continue
+                    elif over:
+                        return self._report()
+                except Exception as error:
+                    self._stumble(error)
+                    wait_s = min(max(0.5, 2 * wait_s), MAX_WAIT_S, self.drain_s / 4)
+                    next_try = time.monotonic() + wait_s
+            if time.monotonic() >= deadline:
+                return self._report()
+            time.sleep(self.poll_s)
+
+    def _work(self, over: bool) -> bool:
+        """One batch to the server; False if none is left, and then the run's ending has been told if it is `over`."""
+        if self._client is None:
+            self._open(over)
+        if time.monotonic() >= self._next_heartbeat:
+            # If this machine dies, nobody is left here to say so; others see that this stands still.
+            heartbeat.beat(self._client, self._state["run_id"], revive=not over)
+            self._next_heartbeat = time.monotonic() + heartbeat.BEAT_EVERY_S
+        self._look_after_others()
+        if not self._pending:
+            if over and self._is_caught_up:
+                self._conclude()
+            return over and not self._is_caught_up
+        size = 1 if self._num_single else self._size
+        batch = [self._pending[i] for i in range(min(size, len(self._pending)))]
+        self._send([upload for _, _, upload in batch])
+        for source, number, _ in batch:
+            self._pending.popleft()
+            self.num_sent += 1
+            self._acknowledge(source, number + 1)
+        self._num_single, self._size = max(0, self._num_single - 1), min(self.batch_lines, 2 * self._size)
+        self._save()
+        return True
+
+    def _look_after_others(self) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + heartbeat.jittered(heartbeat.LOOK_EVERY_S)
+        try:
+            self._sweeper.look(self._client, [self._experiment_id], spare=self._state["run_id"])
+        except Exception as error:  # a server that lets us write our own run only, for one: no reason to stop with ours
+            self._log(f"looking after other runs: {cause(error)}\n")
+
+    def _send(self, uploads: list[Upload]) -> None:
+        whole = Upload()
+        for upload in uploads:
+            whole.merge(upload)
+        run_id = self._state["run_id"]
+        whole.points = [p for p in whole.points if self._is_new(p)]
+        try:
+            send(self._client, run_id, whole)
+            send_datasets(self._client, run_id, whole.datasets)
+        except Exception as error:
+            if getattr(error, "error_code", "") not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+                raise
+            # The server will never take this. Find the line that it minds, and let the others through.
+            if len(uploads) > 1:
+                self._num_single = len(uploads)
+                raise
+            self._num_refused += 1
+            self._log(traceback.format_exc())
+            return
+        if whole.config is not None:
+            self._send_config(whole.config)
+            self._pictures.begin()
+        self._send_artifacts(self._pictures.take(), "pictures")
+
+    def _is_new(self, point: Point) -> bool:
+        return point.step > self._marks.get(point.key, -1)
+
+    def _send_config(self, config: dict[str, Any]) -> None:
+        """The resolved configuration as an artifact. Artifacts have a store of their own, which may fail alone."""
+        file = self.run_dir / "run.yaml"
+        if not file.exists():
+            file = self.run_dir / "run.json"
+            write_json(file, config)
+        self._send_artifacts([file])
+
+    def _send_artifacts(self, files: Sequence[Path], folder: str | None = None) -> None:
+        for file in files:
+            try:
+                self._client.log_artifact(self._state["run_id"], str(file), folder)
+            except Exception as error:
+                self._log(traceback.format_exc())
+                send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
+
+    def _open(self, over: bool) -> None:
+        """Connect, and find the run on the server or make it. Safe to be killed in at any place."""
+        client = connect(self.uri)
+        run = None
+        experiment = self._experiment_id = experiment_id(client, self.uri, self._state["experiment"])
+        if self._state["run_id"] is None:
+            # A run that was made just before we were killed carries our token, which was on disk before.
+            self._save()
+            mark = f"tags.`{TOKEN_TAG}` = '{self._state['token']}'"
+            run = next(iter(client.search_runs([experiment], mark, max_results=1)), None)
+            run = run or client.create_run(
+                experiment,
+                start_time=self._translator.begin_ms,
+                tags={TOKEN_TAG: self._state["token"], **heartbeat.beat_now()},
+                run_name=self._state["run_name"],
+            )
+            self._state["run_id"] = run.info.run_id
+            self._save()
+        else:
+            try:
+                run = client.get_run(self._state["run_id"])
+            except Exception as error:
+                if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                    # The server answers and has lost the run (a new database): tell it everything again.
+                    self._state.update(run_id=None, acknowledged=0, beside={})
+                    self._save()
+                    self._rewind()
+                raise
+        if run.info.lifecycle_stage != "active":
+            raise RuntimeError(f"its run was deleted in MLflow; restore it there, or remove {self._state_file}")
+        self._marks = high_water(client, run.info.run_id)
+        self._next_heartbeat = 0.0  # the first sign also takes back how an earlier attempt ended
+        self._client = client
+
+    def _conclude(self) -> None:
+        gone = "the process is gone without a last word: killed, or its machine failed"
+        if self._watch_pid is None:  # we know nothing but what is written
+            gone = "its records end without a last word: killed, or it goes on elsewhere and has told no more yet"
+        ending = self._translator.ending or Ending("KILLED", gone)
+        run_id = self._state["run_id"]
+        send(self._client, run_id, Upload(tags={"status.cause": ending.cause}))
+        # A spool that is sent later ended when its last line was written; a process that is gone, just now.
+        end_ms = self._translator.end_ms if self._watch_pid is None or self._translator.ending else None
+        self._client.set_terminated(run_id, status=ending.status, end_time=end_ms)
+        self._is_told, self.status = True, f"{ending.status} ({ending.cause})"
+        self._send_artifacts(
+            self._pictures.last(wait_s=PICTURES_S if self._watch_pid is None else self.drain_s), "pictures"
+        )
+
+    @property
+    def num_known(self) -> int:
+        """Records that the server has acknowledged, from any uploader of this folder."""
+        return sum(self._acknowledged(source.name) for source in self._sources)
+
+    @property
+    def run_id(self) -> str | None:
+        return self._state["run_id"]
+
+    @property
+    def experiment(self) -> str:
+        return str(self._state["experiment"])
+
+    def _poll(self) -> None:
+        """Takes in what has been written, all of it or as much as fits: then `_is_caught_up` is False."""
+        if len(self._pending) >= MAX_PENDING:
+            self._is_caught_up = False
+            return
+        beside = {source.name for source in self._sources}
+        for path in sorted(self.run_dir.glob(BESIDE)):
+            if path.name not in beside:
+                self._sources.append(_Source(path.name, Follower(path)))
+        self._is_caught_up = True
+        for source in self._sources:
+            lines: list[Line] = []
+            while self._is_caught_up and (lines := source.follower.poll()):
+                self._is_caught_up = len(self._pending) < MAX_PENDING
+                for line in lines:
+                    upload = source.translator.translate(line.value)
+                    if line.number >= self._acknowledged(source.name):
+                        self._pending.append((source.name, line.number, upload))
+
+    def _rewind(self) -> None:
+        main = _Source(MAIN, Follower(self.run_dir / MAIN))
+        self._sources, self._translator = [main], main.translator
+        self._pending: deque[tuple[str, int, Upload]] = deque()
+        self._is_caught_up = False
+
+    def _acknowledged(self, source: str) -> int:
+        return int(self._state["acknowledged"] if source == MAIN else self._state["beside"].get(source, 0))
+
+    def _acknowledge(self, source: str, number: int) -> None:
+        if source == MAIN:
+            self._state["acknowledged"] = number
+        else:
+            self._state["beside"][source] = number
+
+    def _load(self) -> None:
+        self._state_file = self.run_dir / "tracking.json"
+        self._states = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
+        # By the server's public name, with "." for the run folder, which may be moved: a spool can go to many servers.
+        target = public(self.uri).replace(str(self.run_dir), ".")
+        fresh = {"run_id": None, "token": self._token(), "acknowledged": 0}
+        self._state: dict[str, Any] = self._states.setdefault(target, fresh)
+        self._state.setdefault("beside", {})
+        # The run has one name, wherever its spool is sent.
+        known = [self._state, *self._states.values()]
+        for key, given, default in zip(
+            ("experiment", "run_name"), self._names, ("normfree", self.run_dir.name), strict=True
+        ):
+            self._state[key] = given or next((state[key] for state in known if state.get(key)), default)
+        self._rewind()
+
+    def _token(self) -> str:
+        """By which the run is known on a server: of its first line, so that two machines that import it mean one run."""
+        with contextlib.suppress(OSError), (self.run_dir / MAIN).open("rb") as file:
+            if (line := file.readline()).endswith(b"\n"):
+                return hashlib.sha256(line).hexdigest()[:16]
+        return secrets.token_hex(8)
+
+    def _save(self) -> None:
+        write_json(self._state_file, self._states)
+
+    def _stumble(self, error: Exception) -> None:
+        self._client, self._size = None, max(1, self._size // 2)
+        if self._trouble != cause(error):  # once: a server may be away for weeks
+            self._trouble = cause(error)
+            self._log(traceback.format_exc())
+
+    def _log(self, text: str) -> None:
+        with contextlib.suppress(OSError), (self.run_dir / "tracking.log").open("a") as file:
+            file.write(public(text))
+
+    def _report(self) -> int:
+        num_left = len(self._pending) + sum(_count_rest(source.follower) for source in self._sources)
+        num_all = num_left + self.num_known
+        where = public(self.uri)
+        if self._num_refused:
+            log = self.run_dir / "tracking.log"
+            print(f"tracking: {where} refused {self._num_refused} records; see {log}", file=sys.stderr)
+        if self._is_told:
+            return 0
+        print(
+            f"tracking: {num_left} of {num_all} records are not in MLflow at {where} ({self._trouble}); they "
+            f"are kept in {self.run_dir}/{MAIN}, and this sends them later: normfree track import "
+            f"{shlex.quote(str(self.run_dir))} --tracking-uri {shlex.quote(where)}",
+            file=sys.stderr,
+        )
+        return EXIT_NOT_UPLOADED
+
+    def _alive(self) -> bool:
+        return self._watch_pid is not None and started_at(self._watch_pid) == self._watch_since is not None
+
+
+def _count_rest(follower: Follower) -> int:
+    num = 0
+    while lines := follower.poll():
+        num += len(lines)
+    return num

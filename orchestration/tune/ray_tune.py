@@ -1,0 +1,364 @@
+"""A transfer sweep as Ray Tune trials: probe jobs, searches, and final trials, in one experiment.
+
+    what is next: `transfer.sweep.scheduler`; where and when it runs: Tune; what has been run: `transfer.sweep.ledger`
+
+One experiment for all of it, because each one costs seconds of imports in every worker: Tune asks a searcher what to
+run next, and the searcher is our queue, which releases a cell's final trials when its search is over. Tune's own
+storage is a temporary folder; nothing is ever restored from it. A driver that is killed starts again from the ledger, and
+trials go on from their own checkpoints. Which candidates of a search go on is decided by the conductor, from what is written
+down; under `asha` by Tune while they run, which is quicker and depends on which of them is first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from orchestration.tune.ray_cluster import Layout, Resources, check_nodes, layout, num_cores, running_ray
+from orchestration.tune.trial_group import run_ranks
+from orchestration.tune.trial_limit import Overdue, Watch
+from pipeline.checkpoint import retention
+from pipeline.checkpoint.commit import COMMIT
+from pipeline.errors import UserError
+from pipeline.models.backbone import absolute
+from pipeline.provenance import code_revision
+from pipeline.secrets import public
+from pipeline.storage import objects
+from transfer.protocol.methods import Scheduler
+from transfer.protocol.tasks import load_suite
+from transfer.search.grids import ASHA_REDUCTION, grace_steps
+from transfer.search.successive_halving import read_asha, write_asha
+from transfer.sweep.cells import Cell, Sweep, distinct, open_source, plan
+from transfer.sweep.ledger import Ledger, SweepInfo, Trial
+from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
+from transfer.sweep.trials import Report
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep; the same command goes on
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "10",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    out: str
+    num_trials: int
+    """In the ledger now, of those that this sweep asks for."""
+    num_run: int
+    """By this call."""
+    num_failed: int
+    not_run: list[dict[str, Any]]
+    seconds_s: float
+    spent: str = ""
+    """The budget that ended it before everything was done."""
+
+
+def transfer(
+    checkpoint: str | Sequence[str],
+    suite: str,
+    out: str,
+    *,
+    data_root: str,
+    num_seeds: int | None = None,
+    max_concurrent: int | None = None,
+    scheduler: Scheduler = "halving",
+    budget: Budget | None = None,
+    resources: Resources | None = None,
+    on_event: OnEvent | None = None,
+) -> SweepResult:
+    """Measure backbones on a suite, or go on with a sweep that was interrupted, or extend one by seeds or backbones.
+
+    Args:
+        checkpoint: one or several of what `pipeline.models.backbone` takes: checkpoint or run folder, path or URL; NAME@FILE;
+            timm:NAME[@FILE]. LABEL=... before it gives it another name in reports.
+        suite: name of a suite, or path of its YAML.
+        out: sweep folder; the ledger and everything else that `transfer.report.write_report` reads.
+        data_root: holds one prepared dataset a task, `<data_root>/<card>`.
+        num_seeds: supports drawn for each cell; default the suite's.
+        max_concurrent: trials at a time, each on one core; in place of `resources.max_concurrent`.
+        scheduler: how candidates of a search are stopped (`transfer.search.grids`).
+        budget: what this call may spend.
+        on_event: told of every phase ({"event": "phase", "name"}) and of what `Conductor` tells, in this process.
+    Raises:
+        UserError: anything that is wrong before the first trial. A trial that fails is an entry, not an error.
+    """
+    begin = time.perf_counter()
+    tell = on_event or (lambda event: None)
+    tell({"event": "phase", "name": "reading checkpoint and tasks"})
+    found = load_suite(suite)
+    found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
+    resources = resources or Resources()
+    resources = replace(
+        resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
+    )
+    shape = layout(resources)
+    words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
+    sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
+    sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
+    cells, not_run = plan(sweep)
+    if not cells:
+        raise UserError(f"the suite {found.name} has nothing that these datasets can give: {not_run[0]['reason']}")
+    _claim(sweep, not_run)
+    _pin(sweep, tell)
+    conductor = Conductor(sweep, cells, tell, budget=budget, limit_s=resources.trial_limit_s)
+    if conductor.has_work:
+        tell({"event": "phase", "name": "starting Ray"})
+        _run_all(sweep, conductor, resources, shape, tell)
+    return SweepResult(
+        out=sweep.out,
+        num_trials=conductor.done,
+        num_run=conductor.num_run,
+        num_failed=conductor.num_failed,
+        not_run=not_run,
+        seconds_s=time.perf_counter() - begin,
+        spent=conductor.spent,
+    )
+
+
+def _labelled(word: str) -> tuple[str, str]:
+    """("a name", URL) of "a name=URL"; a place may hold = too, so what stands before it must be free of / and @."""
+    name, equals, url = word.partition("=")
+    if equals and url and not set("/@:") & set(name):
+        return name, url
+    return "", word
+
+
+def _pin(sweep: Sweep, tell: OnEvent) -> None:
+    """The sweep refers to these checkpoints from now on: their run's retention leaves them alone."""
+    for source in sweep.sources:
+        if not objects.exists(objects.join(source.checkpoint_url, COMMIT)):
+            continue  # a file
+        try:
+            retention.pin(source.checkpoint_url, f"a transfer sweep refers to it: {sweep.out}")
+        except OSError as error:
+            why = f"{source.checkpoint_url} could not be pinned ({error}); its run may delete it as an old one"
+            tell({"event": "phase", "name": why})
+
+
+def _at_least_one(value: int | None, name: str) -> int | None:
+    if value is not None and value < 1:
+        raise UserError(f"{name} is {value}; set it to 1 or more")
+    return value
+
+
+def _absolute(url: str) -> str:
+    """Workers have another working directory."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
+    import torch
+
+    suite = sweep.suite
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    hardware = (
+        f"{num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
+    )
+    Ledger(sweep.out).claim(
+        SweepInfo(
+            suite=suite.name,
+            suite_digest=suite.digest(),
+            checkpoint_url=sweep.source.checkpoint_url,
+            checkpoint_digest=sweep.source.digest,
+            model=sweep.source.model,
+            started_s=time.time(),
+            command=public(shlex.join(sys.argv)),
+            hardware=hardware,
+            num_seeds=suite.num_seeds,
+            not_run=not_run,
+            sources=[
+                {
+                    "name": s.name,
+                    "url": s.checkpoint_url,
+                    "digest": s.digest,
+                    "model": s.model,
+                    "options": s.options,
+                    "classes": s.classes,
+                }
+                for s in sweep.sources
+            ],
+            scheduler=sweep.scheduler,
+            code_revision=code_revision(),
+            plan=sweep.plain(),
+        )
+    )
+
+
+def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: Layout, tell: OnEvent) -> None:
+    """One Tune experiment over the conductor's jobs, on a Ray of our own that ends with it, or on a stated cluster."""
+    os.environ.update(ENVIRONMENT)
+    limit_s = resources.trial_limit_s
+    with (
+        tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path,
+        running_ray(resources.ray_address, shape),
+    ):
+        if resources.ray_address:
+            tell({"event": "phase", "name": "asking the cluster's nodes"})
+            check_nodes(sweep, conductor.cells)
+        tell({"event": "phase", "name": "running trials"})
+        trainable = tune.with_parameters(_trainable, sweep=sweep, limit_s=limit_s, shape=shape)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": float(shape.num_processes), "gpu": shape.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=_Queue(conductor),
+                scheduler=_CellwiseAsha(sweep, conductor.cells) if sweep.scheduler == "asha" else FIFOScheduler(),
+                num_samples=-1,
+                max_concurrent_trials=shape.num_concurrent or None,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0, callbacks=[Overdue(limit_s)]),
+        )
+        tuner.fit()
+
+
+class _Queue(Searcher):
+    """The conductor as Tune's searcher."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__(metric="accuracy", mode="max")
+        self._conductor = conductor
+        self._jobs: dict[str, Job] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        job = self._conductor.next_job(trial_id)
+        if job is None:
+            # A search that is over may release final trials, so the end is the end only when nothing runs any more.
+            return None if self._jobs else Searcher.FINISHED
+        self._jobs[trial_id] = job
+        return job
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._conductor.reported(trial_id, self._jobs[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        job = self._jobs.pop(trial_id)
+        if result is not None and not error:
+            self._conductor.reported(trial_id, job, result)
+        self._conductor.ended(trial_id, job, crashed=error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its searcher to disk; ours is the ledger
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise RuntimeError("a sweep goes on from its ledger, not from Tune's memory")
+
+
+class _CellwiseAsha(FIFOScheduler):
+    """ASHA among the search trials of one cell; everything else runs to its end.
+
+    Ray's is the asynchronous stopping variant: what is stopped depends on which trial reaches a rung first. What it is told
+    and what it says is written down in its order; a driver that starts again tells it the same first, so its verdicts go on
+    from where they were, and anybody can play them again.
+    """
+
+    def __init__(self, sweep: Sweep, cells: Sequence[Cell]) -> None:
+        super().__init__()
+        self._sweep, self._cells = sweep, cells
+        self._asha: dict[int, AsyncHyperBandScheduler] = {}
+        self._events: dict[int, list[dict[str, Any]]] = {}
+
+    def _of(self, trial: Any) -> AsyncHyperBandScheduler | None:
+        job = trial.config
+        if job["cell"] < 0 or job["trial"]["kind"] != "search" or self._cells[job["cell"]].space is not None:
+            return None
+        if job["cell"] not in self._asha:
+            cell = self._cells[job["cell"]]
+            self._asha[job["cell"]] = asha(cell)
+            self._events[job["cell"]] = read_asha(self._sweep.out, cell.name)
+            replay_asha(self._asha[job["cell"]], self._events[job["cell"]])
+        return self._asha[job["cell"]]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        asha = self._of(trial)
+        if asha is not None:
+            asha.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        asha = self._of(trial)
+        if asha is None or "accuracy" not in result:
+            return str(FIFOScheduler.CONTINUE)
+        verdict = str(asha.on_trial_result(tune_controller, trial, result))
+        job = trial.config
+        event = {"trial": job["trial"], "step": result["step"], "accuracy": result["accuracy"]}
+        events = self._events[job["cell"]]
+        events.append({**event, "verdict": verdict, "time_s": time.time()})
+        write_asha(self._sweep.out, self._cells[job["cell"]].name, events)
+        return verdict
+
+
+def asha(cell: Cell) -> AsyncHyperBandScheduler:
+    """Ray's ASHA with this house's settings, for one cell."""
+    return AsyncHyperBandScheduler(
+        time_attr="step",
+        metric="accuracy",
+        mode="max",
+        max_t=max(int(p["num_steps"]) for p in cell.points) + 1,  # an end is not a rung: nobody is stopped there
+        grace_period=grace_steps(cell.points),
+        reduction_factor=ASHA_REDUCTION,
+    )
+
+
+def replay_asha(scheduler: AsyncHyperBandScheduler, events: Sequence[dict[str, Any]]) -> list[str]:
+    """Tell a fresh ASHA what an earlier one was told, in that order; its verdicts."""
+    known: dict[str, Any] = {}
+    verdicts = []
+    for event in events:
+        key = json.dumps(event["trial"], sort_keys=True)
+        if key not in known:
+            known[key] = SimpleNamespace(trial_id=f"earlier-{len(known)}", config={}, last_result={})
+            scheduler.on_trial_add(None, known[key])
+        result = {"step": event["step"], "accuracy": event["accuracy"]}
+        verdicts.append(str(scheduler.on_trial_result(None, known[key], result)))
+    return verdicts
+
+
+def _trainable(config: Job, sweep: Sweep, limit_s: float, shape: Layout) -> None:
+    """One job, in a worker process that earlier jobs may have used."""
+    _isolate()
+    import torch
+
+    from transfer.sweep.trials import run_job
+
+    torch.set_num_threads(1)  # a trial is one core; more threads than cores make all of them slow
+
+    def ranks(sweep: Sweep, trial: Trial, report: Report, until: int, number: int) -> None:
+        run_ranks(sweep, trial, report, until=until, num_processes=number, has_gpus=shape.gpus > 0)
+
+    watch = Watch(limit_s)
+    try:
+        run_job(sweep, config, watch.reporting(tune.report), max_processes=shape.num_processes, run_ranks=ranks)
+    finally:
+        watch.off()
+
+
+def _isolate() -> None:
+    """A world of one process with a port of its own, whatever the driver's launcher had set."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -1,0 +1,80 @@
+"""One process of a fine-tuning trial that runs as several (`orchestration.tune.trial_group` starts and hears it)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.supervision.process_exit import end
+
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
+
+
+def main() -> int:
+    line = socket.socket(fileno=int(sys.argv[1]))
+    reader = line.makefile("rb")
+    job = json.loads(reader.readline())
+    _die_with(int(job["parent"]))
+    answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_hear, args=(reader, answers), name="worker", daemon=True).start()
+
+    def say(**words: Any) -> None:
+        line.sendall(json.dumps(words).encode() + b"\n")
+
+    def report(row: dict[str, Any]) -> None:
+        say(row=row)
+        answers.get()  # the driver may want the trial ended here
+
+    try:
+        _run(job, report)
+    except BaseException as error:
+        from transfer.sweep.trials import reason
+
+        users = isinstance(error, UserError)
+        say(error=reason(error) if isinstance(error, Exception) else type(error).__name__, users=users)
+        return 1
+    say(done=True)
+    return 0
+
+
+def _run(job: dict[str, Any], report: Any) -> None:
+    import torch
+
+    from pipeline.distributed import leave
+    from transfer.sweep.cells import sweep_of
+    from transfer.sweep.ledger import Trial
+    from transfer.sweep.trials import run_finetune
+
+    torch.set_num_threads(1)  # a process is one core
+    run_finetune(sweep_of(job["out"]), Trial(**job["trial"]), report, until=int(job["until"]))
+    leave()
+
+
+def _hear(reader: Any, answers: queue.SimpleQueue[bytes]) -> None:
+    """Until the worker is gone: then nobody wants this process."""
+    with contextlib.suppress(OSError):
+        for answer in reader:
+            answers.put(answer)
+    os._exit(1)
+
+
+def _die_with(parent: int) -> None:
+    """Linux kills this process when the worker's ends, even if it is stopped and hears nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    end(main())

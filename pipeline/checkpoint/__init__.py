@@ -1,0 +1,1 @@
+"""Checkpoints: written commit last, verified when read, retained, pulled."""

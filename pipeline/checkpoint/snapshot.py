@@ -1,0 +1,101 @@
+"""A rank's state copied into host memory, laid out byte for byte as the files that it becomes.
+
+The copy is all that a training step waits for. The memory is taken once (page-locked where a GPU copies into it) and used
+for every save; writing goes from it straight to disk. A file is safetensors, written by hand because the library would want
+the tensors a second time; its header is padded so that the data begin at a page, which direct writing needs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.checkpoint.direct_io import ALIGN_BYTES
+
+FILE_BYTES = 512 << 20
+"""A rank's fragments are spread over files of about this size, which are hashed and written beside each other."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file in memory."""
+
+    name: str
+    kinds: tuple[str, ...]
+    memory: torch.Tensor
+    """uint8; starts at a page and is whole pages long."""
+    size_bytes: int
+
+
+class HostMemory:
+    """The buffer that holds one snapshot. Not to be taken again before the former one is on disk."""
+
+    def __init__(self, *, pin: bool) -> None:
+        self._pin = pin
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def reserve(self, num_bytes: int) -> None:
+        """Room for files of `num_bytes` in all, touched, so that the first copy is as fast as the others."""
+        if self._buffer.numel() < num_bytes:
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
+            raw = torch.empty(num_bytes + ALIGN_BYTES, dtype=torch.uint8, pin_memory=self._pin)
+            skip = -raw.data_ptr() % ALIGN_BYTES
+            self._buffer = raw[skip : skip + num_bytes].zero_()
+
+    def take(self, fragments: dict[str, torch.Tensor], stem: str) -> list[Image]:
+        """Copies `fragments` ("kind/name@start" -> tensor on any device) and waits for the copy; fp32."""
+        groups = _groups(fragments)
+        headers = [_header({k: fragments[k].numel() for k in keys}) for keys in groups]
+        sizes = [len(h) + 4 * sum(fragments[k].numel() for k in g) for h, g in zip(headers, groups, strict=True)]
+        rooms = [_whole_pages(s) for s in sizes]
+        self.reserve(sum(rooms))
+        images, begin = [], 0
+        for number, (keys, header, size, room) in enumerate(zip(groups, headers, sizes, rooms, strict=True)):
+            memory = self._buffer[begin : begin + room]
+            memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+            data = memory[len(header) : size].view(torch.float32)
+            offset = 0
+            for key in keys:
+                tensor = fragments[key].detach().reshape(-1)
+                data[offset : offset + tensor.numel()].copy_(tensor, non_blocking=True)
+                offset += tensor.numel()
+            memory[size:].zero_()
+            name = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}.{number:03d}.safetensors"
+            images.append(Image(name, tuple(sorted({k.split("/", 1)[0] for k in keys})), memory, size))
+            begin += room
+        if self._pin:
+            torch.cuda.synchronize()
+        return images
+
+
+def room_bytes(num_bytes: int) -> int:
+    """Bytes of host memory for fragments of `num_bytes` in all, headers included, generously."""
+    return _whole_pages(num_bytes + (num_bytes >> 8) + (1 << 20))
+
+
+def _groups(fragments: dict[str, torch.Tensor]) -> list[list[str]]:
+    groups: list[list[str]] = []
+    filled = FILE_BYTES
+    for key, tensor in fragments.items():
+        if filled + 4 * tensor.numel() > FILE_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(key)
+        filled += 4 * tensor.numel()
+    return groups
+
+
+def _header(numels: dict[str, int]) -> bytes:
+    entries, offset = {}, 0
+    for key, numel in numels.items():
+        entries[key] = {"dtype": "F32", "shape": [numel], "data_offsets": [offset, offset + 4 * numel]}
+        offset += 4 * numel
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    length = _whole_pages(8 + len(text)) - 8
+    return length.to_bytes(8, "little") + text.ljust(length)  # the format allows spaces at the end
+
+
+def _whole_pages(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGN_BYTES) * ALIGN_BYTES

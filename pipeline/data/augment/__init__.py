@@ -1,0 +1,1 @@
+"""Augmentation, a pure function of seeds and images."""

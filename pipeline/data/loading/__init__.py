@@ -1,0 +1,1 @@
+"""From positions in the order to batches of pixels."""

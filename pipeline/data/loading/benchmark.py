@@ -1,0 +1,92 @@
+"""How fast a dataset gives batches, where the time goes, and what reading alone would give."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.data_config import DataConfig
+from pipeline.data.loading.datasets import TrainData
+from pipeline.data.loading.prefetch import Place, ReadAhead
+from pipeline.distributed import World
+
+WARM_UP_S = 1.0
+"""Measured from here on: the first second belongs to starting processes and connections."""
+_STEPS = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What was measured with one number of loader processes; images and encoded bytes."""
+
+    num_workers: int
+    images_per_s: float
+    mb_per_s: float
+    first_batch_s: float = 0.0
+    wait_share: float = 0.0
+    """Of the time, waiting for a batch (all of it, where nothing else is done)."""
+    read_share: float = 0.0
+    """Of the loader processes' time, waiting for bytes."""
+    decode_share: float = 0.0
+    """Of the loader processes' time, making pixels."""
+
+
+def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, batch: int, seconds: float) -> Rate:
+    """Training batches as a run gets them, for `seconds` after the first second."""
+    data = TrainData(dataclasses.replace(config, num_workers=num_workers), augment, seed=0)
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    begin = time.perf_counter()
+    stream = data.batches(steps=range(_STEPS), global_batch=batch, micro_batch=batch, world=world)
+    images = num_bytes = 0
+    first_batch_s = wait_s = read_s = decode_s = 0.0
+    mark = None
+    while mark is None or time.perf_counter() - mark < seconds:
+        asked = time.perf_counter()
+        found = next(stream)
+        now = time.perf_counter()
+        first_batch_s = first_batch_s or now - begin
+        if mark is None:
+            mark = now if now - begin >= WARM_UP_S else None
+            continue
+        images, num_bytes, wait_s = images + len(found.labels), num_bytes + found.num_bytes, wait_s + now - asked
+        read_s, decode_s = read_s + found.read_s, decode_s + found.decode_s
+    spent_s = time.perf_counter() - mark
+    return Rate(
+        num_workers=num_workers,
+        images_per_s=images / spent_s,
+        mb_per_s=num_bytes / spent_s / 1e6,
+        first_batch_s=first_batch_s,
+        wait_share=wait_s / spent_s,
+        read_share=read_s / spent_s / max(num_workers, 1),
+        decode_share=decode_s / spent_s / max(num_workers, 1),
+    )
+
+
+def bare_read(config: DataConfig, *, seconds: float) -> Rate:
+    """The same samples in the same order, read and proven and thrown away."""
+    data = TrainData(config, AugmentConfig(), seed=0)
+    draws = (zip(*(a.tolist() for a in data.draw(step, 64)), strict=True) for step in range(_STEPS))
+    ahead = ReadAhead(
+        data.sources.readers,
+        ([Place(*p) for p in draw] for draw in draws),
+        budget_bytes=int(config.read_ahead_mb * 1e6),
+        num_threads=config.read_threads,
+    )
+    begin = time.perf_counter()
+    images = num_bytes = 0
+    mark = None
+    for reading in ahead:
+        now = time.perf_counter()
+        if mark is None:
+            mark = now if now - begin >= WARM_UP_S else None
+            continue
+        images += len(reading.contents)
+        num_bytes += sum(len(c) for c in reading.contents if isinstance(c, bytes))
+        if now - mark >= seconds:
+            break
+    spent_s = time.perf_counter() - (mark or begin)
+    return Rate(num_workers=0, images_per_s=images / spent_s, mb_per_s=num_bytes / spent_s / 1e6)

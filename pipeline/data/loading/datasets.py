@@ -1,0 +1,237 @@
+"""Batches of datasets: training batches in the order of `pipeline.data.sampling.order`, evaluation batches each sample once.
+
+    manifests -> pools of samples -> Mixture of Orders -> draws (source, sample, view) -> read ahead -> pixels -> uint8 batch
+
+What is drawn at a step is computed, not remembered, so the whole state of the data is one integer, the samples consumed.
+Loader processes are functions of that integer too: their number changes nothing but speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.format.manifest import Manifest, SplitIndex
+from pipeline.data.loading.batches import Batch, BatchStream, Loss, Pixels, Sources, load
+from pipeline.data.loading.data_config import DataConfig
+from pipeline.data.loading.prefetch import Place
+from pipeline.data.loading.shard_reader import ShardFault, ShardReader
+from pipeline.data.sampling.mixture import Mixture
+from pipeline.data.sampling.order import Order, cut_blocks, rank_share
+from pipeline.data.sampling.subset import Subset, select
+from pipeline.distributed import World
+from pipeline.errors import UserError
+from pipeline.storage import objects
+from pipeline.storage.block_cache import BlockCache
+
+__all__ = ["Batch", "DataConfig", "EvalData", "Loss", "TrainData"]
+
+
+class TrainData:
+    """The training datasets of a run: their size, and their micro-batches from any step on."""
+
+    def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int) -> None:
+        self.config = config
+        self._augment, self._seed = augment, seed
+        stated = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
+        self.manifest = stated[0][2]
+        united = _united(config.train_split, stated)
+        urls, weights = [u for u, *_ in united], [w for _, w, *_ in united]
+        self.manifests, self.indices = [m for *_, m, _ in united], [i for *_, i in united]
+        splits = config.train_split.split("+") * len(stated)
+        self.names = [
+            f"{m.url} ({s})" if "+" in config.train_split else m.url
+            for m, s in zip(self.manifests, splits, strict=True)
+        ]
+        """Of the sources, in accounts."""
+        self.index = self.indices[0]
+        self.pools = [_pool(index, config.subset) for index in self.indices]
+        self.pool = self.pools[0]
+        readers = [_reader(config, index, url) for index, url in zip(self.indices, urls, strict=True)]
+        self.faults = [fault for reader in readers for fault in reader.find_versions()]
+        self.classes = _union(self.manifests)
+        self.sources = _sources(readers, self.manifests, self.classes)
+        orders = [
+            Order(
+                cut_blocks(index.shard[pool], index.offset[pool], config.block_bytes),
+                seed if source == 0 else seed + (source << 32),
+                config.mix_blocks,
+            )
+            for source, (index, pool) in enumerate(zip(self.indices, self.pools, strict=True))
+        ]
+        self.mixture = Mixture(orders, weights)
+        self.lost_allowed = config.lost_allowed(self.num_samples)
+        _refuse_faults(self.faults, self.lost_allowed)
+
+    @property
+    def num_samples(self) -> int:
+        """Different samples of all sources together."""
+        return self.mixture.num_samples
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Positions of an epoch: each sample `repeats` times."""
+        return self.num_samples * self.config.repeats
+
+    @property
+    def digest(self) -> str:
+        """Of the data as a whole: the manifest's where there is one source."""
+        return "+".join(dict.fromkeys(manifest.digest for manifest in self.manifests))
+
+    def draw(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(sources, samples, views) of the run's step, each (global_batch,) int64; samples by the source's index.
+
+        With repeats the batch's different samples come one after another, then all of them again, so that copies lie in
+        different micro-batches. `view // repeats` is the epoch of the source.
+        """
+        repeats, distinct = self.config.repeats, self.distinct(global_batch)
+        sources, epochs, samples = self.mixture.positions(self.config.data_step(step) * distinct, distinct)
+        for source, pool in enumerate(self.pools):
+            mine = sources == source
+            samples[mine] = pool[samples[mine]]
+        views = np.concatenate([epochs * repeats + copy for copy in range(repeats)])
+        return np.tile(sources, repeats), np.tile(samples, repeats), views
+
+    def distinct(self, global_batch: int) -> int:
+        """Different samples in a global batch."""
+        if global_batch % self.config.repeats:
+            raise UserError(
+                f"global_batch {global_batch} does not hold whole samples of {self.config.repeats} copies each; "
+                f"set it to a multiple of data.repeats"
+            )
+        return global_batch // self.config.repeats
+
+    def keys(self, step: int, global_batch: int) -> list[tuple[int, int, str, str]]:
+        """(source, epoch, shard, key) of each different sample of a step."""
+        distinct = self.distinct(global_batch)
+        places = [Place(*p) for p in zip(*(a[:distinct].tolist() for a in self.draw(step, global_batch)), strict=True)]
+        return [(p.source, p.view // self.config.repeats, self.sources.shard(p), self.sources.key(p)) for p in places]
+
+    def key(self, number: int) -> str:
+        """Key of a sample by its number in `Batch.samples`."""
+        source = int(np.searchsorted(self.sources.firsts, number, side="right")) - 1
+        return str(self.indices[source].keys[number - self.sources.firsts[source]])
+
+    def batches(self, *, steps: range, global_batch: int, micro_batch: int, world: World) -> Iterator[Batch]:
+        """This rank's micro-batches: `global_batch / (micro_batch * world.size)` of them for each step."""
+        self._augment.check_micro_batch(micro_batch)
+        draws = _Draws(self, steps, global_batch, micro_batch, world.rank, world.size)
+        stream = BatchStream(
+            draws,
+            self.sources,
+            Pixels(self._augment, self._seed),
+            repeats=self.config.repeats,
+            budget_bytes=int(self.config.read_ahead_mb * 1e6),
+            num_threads=self.config.read_threads,
+        )
+        return load(stream, self.config.num_workers, pin=world.device.type == "cuda")
+
+
+class _Draws:
+    """What one rank draws, micro-batch by micro-batch, from a step of the run on."""
+
+    def __init__(
+        self, data: TrainData, steps: range, global_batch: int, micro_batch: int, rank: int, size: int
+    ) -> None:
+        self._data, self._steps, self._global_batch = data, steps, global_batch
+        self._share = {"rank": rank, "num_ranks": size, "micro_batch": micro_batch}
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for step in self._steps:
+            shares = [rank_share(a, **self._share) for a in self._data.draw(step, self._global_batch)]
+            yield from zip(*shares, strict=True)
+
+
+class EvalData:
+    """A split in evaluation form: each sample once, unshuffled, nothing dropped."""
+
+    def __init__(
+        self, config: DataConfig, augment: AugmentConfig, *, split: str | None = None, subset: Subset | None = None
+    ) -> None:
+        self.manifest = Manifest.open(config.url)
+        self._config, self._augment = config, augment
+        self.split = split or config.eval_split or "val"
+        self.index = self.manifest.split(self.split)
+        self.pool = _pool(self.index, subset or config.eval_subset if split is None else subset)
+        reader = _reader(config, self.index, config.url)
+        _refuse_faults(reader.find_versions(), 0)
+        self._sources = _sources([reader], [self.manifest], list(self.manifest.classes))
+        self._pixels = Pixels(augment, None)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.pool)
+
+    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1, pin: bool = False) -> Iterator[Batch]:
+        """Batches of at most `batch_size`; rank r of R takes the samples r, r + R, ... of the split.
+
+        Raises:
+            UserError: a sample cannot be read. A number over a part of a split would be a wrong number.
+        """
+        mine = self.pool[rank::num_ranks]
+        parts = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+        draws = [(np.zeros_like(part), part, np.zeros_like(part)) for part in parts]
+        stream = BatchStream(
+            draws,
+            self._sources,
+            self._pixels,
+            repeats=1,
+            budget_bytes=int(self._config.read_ahead_mb * 1e6),
+            num_threads=self._config.read_threads,
+        )
+        for batch in load(stream, self._config.num_workers, pin=pin):
+            if batch.lost:
+                loss = batch.lost[0]
+                raise UserError(
+                    f"sample {loss.key} of {objects.join(self._config.url, loss.shard)} cannot be evaluated: "
+                    f"{loss.reason}; restore the shard, or prepare the dataset again"
+                )
+            yield batch
+
+
+def _united(split: str, stated: Sequence[tuple[str, float, Manifest]]) -> list[tuple[str, float, Manifest, SplitIndex]]:
+    """Sources, one for each split of each dataset; a dataset's weight is shared by the sizes of its splits, so that each of
+    its images comes as often as any other."""
+    found = []
+    for url, weight, manifest in stated:
+        indices = [manifest.split(name) for name in split.split("+")]
+        num = sum(index.num_samples for index in indices)
+        found += [(url, weight * (index.num_samples / num), manifest, index) for index in indices]
+    return found
+
+
+def _reader(config: DataConfig, index: SplitIndex, url: str) -> ShardReader:
+    cache = None
+    if not objects.is_local(url) and config.cache_gb > 0:
+        cache = BlockCache(config.shard_cache(), int(config.cache_gb * 1e9))
+    return ShardReader(index, url, config.block_bytes, cache)
+
+
+def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: list[str]) -> Sources:
+    number = {name: i for i, name in enumerate(classes)}
+    maps = [np.array([number[name] for name in manifest.classes]) for manifest in manifests]
+    counts = [reader.index.num_samples for reader in readers]
+    return Sources(readers, maps, [sum(counts[:i]) for i in range(len(counts))])
+
+
+def _union(manifests: list[Manifest]) -> list[str]:
+    """Class names of all sources, the first one's first."""
+    return list(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
+
+
+def _pool(index: SplitIndex, subset: Subset | None) -> np.ndarray:
+    return np.arange(index.num_samples) if subset is None else select(index.label, subset)
+
+
+def _refuse_faults(faults: list[ShardFault], allowed: int) -> None:
+    """A missing or cut shard that would cost more than the budget stops the run before step 0."""
+    lost = sum(fault.num_samples for fault in faults)
+    if lost > allowed:
+        worst = max(faults, key=lambda fault: fault.num_samples)
+        more = f" (and {len(faults) - 1} more shards are not as they should be)" if len(faults) > 1 else ""
+        raise UserError(
+            f"shard {worst.reason}{more}: {lost} samples are lost with that, and {allowed} an epoch are allowed; "
+            "restore it, prepare the dataset again, or raise data.max_lost_share"
+        )

@@ -1,0 +1,237 @@
+"""The ledger: what became of every sample of every epoch, and the plan that says so before the first step.
+
+    manifest = used + skipped + dropped + excluded          (different samples)
+    positions = used + repeated + those of left-out updates   (images that the network saw)
+
+It is computed from the order, which is what the loader reads by, plus what was lost on the way. The number of images that
+the ranks counted as seen is held against it at every step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.data.images import turbojpeg
+from pipeline.data.loading.batches import Loss
+from pipeline.data.loading.datasets import TrainData
+from pipeline.storage import objects
+
+NAME = "ledger.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample that one step should have used and did not."""
+
+    step: int
+    shard: str
+    key: str
+    reason: str
+    filled_with: str = ""
+
+
+Entries = dict[tuple[int, int], list[Entry]]
+"""By source and epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One pass over one source. Numbers of different samples, but for `repeated`."""
+
+    source: str
+    epoch: int
+    manifest: int
+    used: int
+    skipped: int
+    """Unreadable, in an update that was left out, or in a range that data.skip_steps names; see `entries`."""
+    dropped: int
+    """Not reached: the run ends before, or has not come there yet."""
+    excluded: int
+    """Not in the subset that the run trains on."""
+    repeated: int
+    """Images beyond the first of a sample: copies of repeated augmentation, and fillers of lost places."""
+    entries: tuple[Entry, ...]
+
+
+class Ledger:
+    """The account of a run, equal on all ranks."""
+
+    def __init__(self, data: TrainData, *, global_batch: int, total_steps: int) -> None:
+        self._data, self._global_batch, self._total_steps = data, global_batch, total_steps
+        self._distinct = data.distinct(global_batch)
+        self._entries: Entries = defaultdict(list)
+        self._closed: dict[int, int] = {}
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def lost(self, step: int, losses: Iterable[Loss]) -> None:
+        for loss in losses:
+            entry = Entry(step, loss.shard, loss.key, loss.reason, loss.filled_with)
+            self._entries[loss.source, loss.epoch].append(entry)
+
+    def left_out(self, step: int, reason: str) -> None:
+        """No sample of this step's update was used."""
+        for source, epoch, shard, key in self._data.keys(step, self._global_batch):
+            self._entries[source, epoch].append(Entry(step, shard, key, reason))
+
+    def lost_since_epoch_began(self, step: int) -> int:
+        """Samples lost in the epoch in which a step begins: what the loss budget speaks of."""
+        first = self._epoch(step) * self._data.num_samples
+        return sum(
+            1
+            for entries in self._entries.values()
+            for e in entries
+            if e.filled_with and self._data.config.data_step(e.step) * self._distinct >= first
+        )
+
+    def _epoch(self, step: int) -> int:
+        return self._data.config.data_step(step) * self._distinct // self._data.num_samples
+
+    def epochs(self, step: int) -> float:
+        """Passes over the data after `step` steps, what was skipped by name included."""
+        reach = self._data.config.data_step(step - 1) + 1 if step else 0
+        return reach * self._distinct / self._data.num_samples
+
+    # --- what it comes to ---------------------------------------------------------------------------------------------
+
+    def covered(self, source: int, step: int) -> int:
+        """Samples of a source that the first `step` steps drew or skipped by name."""
+        reach = self._data.config.data_step(step - 1) + 1 if step else 0
+        return self._data.mixture.consumed(source, reach * self._distinct)
+
+    def page(self, source: int, epoch: int, step: int) -> Page:
+        """The account of a pass after `step` steps."""
+        data = self._data
+        pool, manifest = len(data.pools[source]), data.indices[source].num_samples
+        covered = min(max(self.covered(source, step) - epoch * pool, 0), pool)
+        entries = self._entries.get((source, epoch), [])
+        by_name = self._skipped_by_name(source, epoch, step)
+        left_out = {(e.shard, e.key) for e in entries}
+        skipped = len(left_out) + by_name
+        used = covered - skipped
+        if used < 0 or skipped > covered:
+            raise RuntimeError(f"the ledger of epoch {epoch} does not add up: {skipped} skipped of {covered}")
+        return Page(
+            source=data.names[source],
+            epoch=epoch,
+            manifest=manifest,
+            used=used,
+            skipped=skipped,
+            dropped=pool - covered,
+            excluded=manifest - pool,
+            repeated=used * (data.config.repeats - 1) + sum(1 for e in entries if e.filled_with),
+            entries=tuple(entries),
+        )
+
+    def _skipped_by_name(self, source: int, epoch: int, step: int) -> int:
+        """Samples of a pass in the ranges of data.skip_steps that lie before `step`."""
+        pool, total = len(self._data.pools[source]), 0
+        reach = self._data.config.data_step(step - 1) + 1 if step else 0
+        for first, end in self._data.config.skipped_ranges():
+            bounds = [
+                min(max(self._data.mixture.consumed(source, s * self._distinct) - epoch * pool, 0), pool)
+                for s in (min(first, reach), min(end, reach))
+            ]
+            total += bounds[1] - bounds[0]
+        return total
+
+    def pages(self, step: int) -> list[Page]:
+        """All passes that the first `step` steps have begun, source by source."""
+        found = []
+        for source, pool in enumerate(self._data.pools):
+            for epoch in range(-(-self.covered(source, step) // len(pool))):
+                found.append(self.page(source, epoch, step))
+        return found
+
+    def closed(self, step: int) -> list[Page]:
+        """The passes with losses that ended since the last call: those that a reader must hear of."""
+        found = []
+        for source, pool in enumerate(self._data.pools):
+            whole = self.covered(source, step) // len(pool)
+            for epoch in range(self._closed.get(source, 0), whole):
+                if self._entries.get((source, epoch)):
+                    found.append(self.page(source, epoch, step))
+            self._closed[source] = whole
+        return found
+
+    # --- on disk ------------------------------------------------------------------------------------------------------
+
+    def to_json(self, step: int) -> bytes:
+        """The content of `ledger.json`; passes with equal numbers and nothing lost share a line."""
+        content = {"format": "normfree-ledger", "step": step, "pages": list(_merged(self.pages(step)))}
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    def read(self, folder: str, step: int) -> Entries:
+        """What a run that goes on at `step` lost before; later entries will happen again, or will not."""
+        try:
+            content = json.loads(objects.read_bytes(objects.join(folder, NAME)))
+        except FileNotFoundError:
+            return {}
+        number = {name: i for i, name in enumerate(self._data.names)}
+        found: Entries = defaultdict(list)
+        for page in content["pages"]:
+            for entry in page["entries"]:
+                if entry["step"] < step:
+                    found[number[page["source"]], page["epochs"][0]].append(Entry(**entry))
+        return dict(found)
+
+    def restore(self, entries: Entries, step: int) -> None:
+        """Go on from `step` with what was lost before it."""
+        self._entries = defaultdict(list, entries)
+        self._closed = {source: self.covered(source, step) // len(pool) for source, pool in enumerate(self._data.pools)}
+
+    def rewind(self, step: int) -> None:
+        kept = {page: [e for e in entries if e.step < step] for page, entries in self._entries.items()}
+        self.restore({page: entries for page, entries in kept.items() if entries}, step)
+
+
+def _merged(pages: Sequence[Page]) -> Iterable[dict[str, Any]]:
+    run: dict[str, Any] | None = None
+    for page in pages:
+        facts = asdict(page)
+        epoch = facts.pop("epoch")
+        if run is not None and not page.entries and {**facts, "epochs": run["epochs"]} == run:
+            run["epochs"] = [run["epochs"][0], epoch]
+            continue
+        if run is not None:
+            yield run
+        run = {"epochs": [epoch, epoch], **facts, "entries": list(facts["entries"])}
+        facts["entries"] = run["entries"]
+    if run is not None:
+        yield run
+
+
+def plan(data: TrainData, *, global_batch: int, total_steps: int) -> tuple[str, ...]:
+    """What will become of the samples, in sentences, before the first step."""
+    config, ledger = data.config, Ledger(data, global_batch=global_batch, total_steps=total_steps)
+    lines = []
+    for source, (name, pool) in enumerate(zip(data.names, data.pools, strict=True)):
+        covered = ledger.covered(source, total_steps)
+        last = ledger.page(source, max(-(-covered // len(pool)) - 1, 0), total_steps)
+        text = f"{name}: {len(pool):,} of {last.manifest:,} images, {covered / len(pool):.2f} passes"
+        if len(data.names) > 1:
+            share = data.mixture.consumed(source, 10_000) / 10_000
+            text += f", {share:.1%} of each batch"
+        text += f"; {last.excluded:,} are not in the subset" if last.excluded else ""
+        text += f"; {last.dropped:,} of the last pass are dropped, because the run ends before" if last.dropped else ""
+        lines.append(text)
+    if config.repeats > 1:
+        lines.append(
+            f"each image comes {config.repeats} times in its batch: {data.distinct(global_batch)} different ones of "
+            f"{global_batch}, {data.num_samples * (config.repeats - 1):,} repeated an epoch"
+        )
+    for first, end in config.skipped_ranges():
+        lines.append(
+            f"the data of steps {first} to {end - 1} are skipped, {(end - first) * global_batch:,} images, as asked"
+        )
+    lines.append(
+        f"{data.lost_allowed:,} unreadable images an epoch are allowed; each is replaced by another of its batch"
+    )
+    lines += [f"shard {fault.reason}; {fault.num_samples} images are lost with that" for fault in data.faults]
+    if turbojpeg.library() is None:
+        lines.append("there is no TurboJPEG 3 library: JPEGs are decoded whole, slower; pip install turbojpeg")
+    return tuple(lines)

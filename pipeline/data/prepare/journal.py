@@ -1,0 +1,119 @@
+"""The journal of a preparation: one small object a finished shard, in the output itself.
+
+A record is written after its shard is there for good (on a disk: synced), whole or not at all, so that whoever is killed
+at any moment, and whichever machine goes on, no finished shard is written again. All of it goes when the manifest is
+there.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.format.index import Shard
+from pipeline.data.format.manifest import Skipped
+from pipeline.storage import objects
+
+FOLDER = "PREPARING"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished shard: what is in it, and what was left out of it."""
+
+    plan: str
+    """Digest of what decides the content; another one means that the record is of another preparation."""
+    split: str
+    shard: Shard
+    """`num_samples` may be 0: then there is no such object."""
+    keys: tuple[str, ...]
+    offset: np.ndarray
+    size: np.ndarray
+    label: np.ndarray
+    phash: np.ndarray
+    crc32: np.ndarray
+    skipped: tuple[Skipped, ...]
+    label_texts: tuple[str, ...] = ()
+    """Of an adopted tar, whose class numbers are known only when all tars are: the labels as they stand there."""
+
+    @property
+    def num_planned(self) -> int:
+        return len(self.keys) + len(self.skipped)
+
+    def to_json(self) -> bytes:
+        content = {
+            "plan": self.plan,
+            "split": self.split,
+            "shard": vars(self.shard),
+            "keys": list(self.keys),
+            **{name: getattr(self, name).tolist() for name in _ARRAYS},
+            "skipped": [vars(entry) for entry in self.skipped],
+            "label_texts": list(self.label_texts),
+        }
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+_ARRAYS: dict[str, type] = {
+    "offset": np.int64,
+    "size": np.int32,
+    "label": np.int32,
+    "phash": np.uint64,
+    "crc32": np.uint32,
+}
+
+
+def write_record(out: str, record: Record) -> None:
+    objects.write_bytes(_url(out, record.shard.name), record.to_json())
+
+
+def read_records(out: str, plans: dict[str, str]) -> dict[str, Record]:
+    """The records by shard name that are of this preparation (`plans`: digest by shard name) and whose shard is there."""
+    listed = {url.rpartition("/")[2]: url for url in objects.list_urls(objects.join(out, FOLDER), suffix=".json")}
+    found: dict[str, Record] = {}
+    for name, plan in plans.items():
+        url = listed.get(_file_name(name))
+        record = _parse(objects.read_bytes(url)) if url else None
+        if record is not None and record.plan == plan and _has_shard(out, record.shard):
+            found[name] = record
+    return found
+
+
+def remove_records(out: str) -> None:
+    """Take the whole journal away."""
+    objects.remove_tree(objects.join(out, FOLDER))
+
+
+def _has_shard(out: str, shard: Shard) -> bool:
+    if not shard.num_samples:
+        return True
+    try:
+        return objects.size_bytes(objects.join(out, shard.name)) == shard.size_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _parse(data: bytes) -> Record | None:
+    """None for a record that is damaged or of another version: its shard is written again."""
+    try:
+        content: dict[str, Any] = json.loads(data)
+        arrays: dict[str, Any] = {name: np.array(content[name], dtype=kind) for name, kind in _ARRAYS.items()}
+        return Record(
+            plan=content["plan"],
+            split=content["split"],
+            shard=Shard(**content["shard"]),
+            keys=tuple(content["keys"]),
+            skipped=tuple(Skipped(**entry) for entry in content["skipped"]),
+            label_texts=tuple(content["label_texts"]),
+            **arrays,
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _file_name(shard: str) -> str:
+    return shard.replace("/", "%2F") + ".json"
+
+
+def _url(out: str, shard: str) -> str:
+    return objects.join(out, FOLDER, _file_name(shard))

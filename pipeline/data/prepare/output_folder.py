@@ -1,0 +1,167 @@
+"""The place that a dataset is written to: whose it is, what an interrupted run left there, where files are staged."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.format.manifest import NAME, Manifest
+from pipeline.data.prepare import journal
+from pipeline.data.sources.cards import Card
+from pipeline.errors import UserError
+from pipeline.storage import objects
+
+MARK = f"{journal.FOLDER}.json"
+"""In a place without manifest: a preparation is under way there, or was interrupted."""
+STAGING = ".staging"
+_OURS = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.arrow|\.keys\.parquet)")
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Local folders of a preparation; neither is there before it is needed."""
+
+    work: Path
+    """Of this process: unfinished shards."""
+    spool: Path
+    """What cannot be read in place, as large as the source; kept for the next run when this one is interrupted."""
+
+
+def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest | None:
+    """The dataset that is at `out` if it is the one asked for; None if `out` is free; else UserError."""
+    if objects.is_local(out) and objects.local_path(out).is_file():
+        raise UserError(f"the output {out} is a file: give a folder")
+    if objects.exists(objects.join(out, NAME)):
+        found = Manifest.open(out)
+        if found.name != card.name:
+            raise UserError(f"{out} holds another dataset ('{found.name}'): choose another --out, or remove it first")
+        differing = [f"{key} {found.recipe.get(key)}" for key in recipe if found.recipe.get(key) != recipe[key]]
+        if differing:
+            raise UserError(
+                f"{out} holds '{card.name}' prepared otherwise ({', '.join(differing)}): "
+                "choose another --out, or remove it first"
+            )
+        if objects.exists(objects.join(out, MARK)):  # killed after the manifest was there
+            release(out)
+        return found
+    mark = objects.join(out, MARK)
+    if objects.exists(mark):
+        name = json.loads(objects.read_bytes(mark))["card"]
+        if name != card.name:
+            raise UserError(f"{out} holds an unfinished '{name}': finish or remove it, or choose another --out")
+    else:
+        strangers = [url for url in objects.list_urls(out) if f"/{STAGING}/" not in url]
+        if strangers:
+            raise UserError(
+                f"{out} holds other files (such as {os.path.basename(strangers[0])}): choose an empty --out"
+            )
+    return None
+
+
+def claim(out: str, card: Card, recipe: dict[str, Any]) -> None:
+    """Mark `out` as ours.
+
+    What an interrupted run left is not removed: its finished shards are kept, and another process may be at the same
+    work, where equal recipes write equal bytes.
+    """
+    objects.write_bytes(objects.join(out, MARK), json.dumps({"card": card.name, "recipe": recipe}).encode())
+
+
+def release(out: str) -> None:
+    """Take the mark of an unfinished preparation, its journal and what killed writers left away."""
+    journal.remove_records(out)
+    if objects.is_local(out):
+        for left in objects.local_path(out).glob(f"{objects.TEMP_PREFIX}*"):
+            if not _is_alive(left.name.removeprefix(objects.TEMP_PREFIX).partition("-")[0]):
+                left.unlink(missing_ok=True)
+    objects.remove(objects.join(out, MARK))
+
+
+def remove_written(out: str, *, keep: Collection[str]) -> None:
+    """Remove what preparations with other options wrote: all but the names in `keep`; only before there is a manifest."""
+    if not objects.exists(objects.join(out, MARK)) or objects.exists(objects.join(out, NAME)):
+        return
+    root = str(objects.local_path(out)) if objects.is_local(out) else out
+    for url in objects.list_urls(out):
+        name = url.rpartition("/")[2]
+        if url == objects.join(root, name) and _OURS.fullmatch(name) and name not in keep:
+            objects.remove(url)
+
+
+def publish(path: Path, url: str) -> None:
+    """Move a finished local file to `url`: whole or not at all, and on a disk for good."""
+    if not objects.is_local(url):
+        objects.put_file(path, url)
+        path.unlink()
+        return
+    target = objects.local_path(url)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(path, target)  # the staging folder of a local output is on its disk
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def staging(out: str) -> Iterator[Staging]:
+    """Folders on the disk of a local `out`, else in the user's cache; gone afterwards, but the spool stays on a failure."""
+    local = objects.is_local(out)
+    root = objects.local_path(out) / STAGING if local else _cache() / hashlib.sha256(out.encode()).hexdigest()[:16]
+    was_there = root.parent.exists()
+    host = socket.gethostname()
+    for left in root.glob(f"work-{host}-*"):
+        if not _is_alive(left.name.rpartition("-")[2]):
+            shutil.rmtree(left, ignore_errors=True)
+    folders = Staging(root / f"work-{host}-{os.getpid()}", root / "spool")
+    try:
+        yield folders
+    except UserError:
+        _clear(root, folders, was_there)
+        raise
+    except BaseException:
+        shutil.rmtree(folders.work, ignore_errors=True)
+        raise
+    _clear(root, folders, was_there)
+
+
+@contextlib.contextmanager
+def full_disk_is_said(out: str) -> Iterator[None]:
+    """A disk that is full in the block becomes one sentence; what is finished stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"no space left for {out} or its staging folder ({os.strerror(error.errno)}): free some, "
+            "and run the same command again; finished shards are kept"
+        ) from error
+
+
+def _clear(root: Path, folders: Staging, was_there: bool) -> None:
+    shutil.rmtree(folders.work, ignore_errors=True)
+    if not any(root.glob("work-*")):  # another process reads the spool
+        shutil.rmtree(root, ignore_errors=True)
+    if not was_there:
+        with contextlib.suppress(OSError):
+            root.parent.rmdir()
+
+
+def _cache() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "normfree" / "staging"
+
+
+def _is_alive(pid: str) -> bool:
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()

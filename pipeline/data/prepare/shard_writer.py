@@ -1,0 +1,118 @@
+"""One planned shard: read, check, perhaps re-encode, write, publish, record. Runs in worker processes."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.data.format.index import Shard
+from pipeline.data.format.manifest import Skipped
+from pipeline.data.format.shards import ShardSample, write_shard
+from pipeline.data.format.tars import printable
+from pipeline.data.images.decode import DecodeError, decode_image
+from pipeline.data.images.perceptual_hash import perceptual_hash
+from pipeline.data.prepare.journal import Record, write_record
+from pipeline.data.prepare.output_folder import full_disk_is_said, publish
+from pipeline.data.prepare.reencode import Reencode
+from pipeline.data.prepare.shard_plan import PlannedShard
+from pipeline.data.sources.entry import Entry, Reader, Unreadable
+from pipeline.storage import objects
+
+MAX_IMAGE_BYTES = 512 << 20
+"""Files above this are left out unread: no image, or an attack."""
+_MAGIC = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
+_KNOWN = frozenset({"jpg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
+
+
+class _Taken(NamedTuple):
+    """A sample that is written; `place` in the plan."""
+
+    place: int
+    size: int
+    phash: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Writes planned shards to `out`; what is sent to a worker process."""
+
+    reader: Reader
+    out: str
+    work: Path
+    """Local folder for the unfinished tar."""
+    reencode: Reencode
+
+    def __call__(self, planned: PlannedShard) -> Record:
+        """The record of a shard that is now there; OSError or UserError where reading or writing fails."""
+        with full_disk_is_said(self.out):
+            self.work.mkdir(parents=True, exist_ok=True)
+            taken: list[_Taken] = []
+            skipped: list[Skipped] = []
+            path = self.work / planned.name
+            written = write_shard(self._samples(planned, taken, skipped), path)
+            if taken:
+                publish(path, objects.join(self.out, planned.name))
+            else:
+                path.unlink()
+            record = Record(
+                planned.digest(str(self.reencode.to_recipe())),
+                planned.split,
+                Shard(planned.name, written.size_bytes, written.sha256, len(taken)),
+                tuple(planned.keys[t.place] for t in taken),
+                np.array(written.offsets, np.int64),
+                np.array([t.size for t in taken], np.int32),
+                np.array([planned.labels[t.place] for t in taken], np.int32),
+                np.array([t.phash for t in taken], np.uint64),
+                np.array([t.crc32 for t in taken], np.uint32),
+                tuple(skipped),
+            )
+            write_record(self.out, record)
+            return record
+
+    def mean_bytes(self, entries: Sequence[Entry]) -> float:
+        """Mean size of the given images as they would be written, in bytes; of those that can be."""
+        sizes = []
+        for entry, data in zip(entries, self.reader.read(entries), strict=True):
+            found = self._usable(entry, data)
+            if not isinstance(found, str):
+                sizes.append(len(found[0]))
+        return sum(sizes) / len(sizes) if sizes else 1.0
+
+    def _samples(self, planned: PlannedShard, taken: list[_Taken], skipped: list[Skipped]) -> Iterator[ShardSample]:
+        readable = [entry for entry in planned.entries if entry.size <= MAX_IMAGE_BYTES]
+        contents = self.reader.read(readable)
+        for place, entry in enumerate(planned.entries):
+            data: bytes | Unreadable = Unreadable(f"{entry.size} bytes, more than the {MAX_IMAGE_BYTES} allowed")
+            if entry.size <= MAX_IMAGE_BYTES:
+                data = next(contents)
+            found = self._usable(entry, data)
+            if isinstance(found, str):
+                skipped.append(Skipped(entry.split, printable(entry.raw_name), found))
+                continue
+            content, extension, pixels = found
+            taken.append(_Taken(place, len(content), perceptual_hash(pixels), zlib.crc32(content)))
+            yield ShardSample(planned.keys[place], planned.labels[place], content, extension)
+
+    def _usable(self, entry: Entry, data: bytes | Unreadable) -> tuple[bytes, str, np.ndarray] | str:
+        """(bytes, extension, pixels) as they are written, or the reason why not."""
+        if isinstance(data, Unreadable):
+            return str(data)
+        try:
+            pixels = decode_image(data)
+        except DecodeError as error:
+            return str(error)
+        return self.reencode.apply(data, _extension(entry.extension, data), pixels)
+
+
+def _extension(stated: str, data: bytes) -> str:
+    """`jpg` for `jpeg`; where the name says nothing, what the first bytes say."""
+    stated = "jpg" if stated == "jpeg" else stated
+    if stated in _KNOWN:
+        return stated
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), "img")

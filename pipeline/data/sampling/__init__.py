@@ -1,0 +1,1 @@
+"""The order of samples: which sample stands at which position."""

@@ -1,0 +1,71 @@
+"""Parts of a split: few images of each class or all of them, and a part held out to choose hyper-parameters on.
+
+Law: for one split, every support set (any seed, any number of shots) is disjoint from the held-out part, and the support
+for fewer shots is contained in the support for more shots with the same seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipeline.data.sampling.order import permutation
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    per_class: int
+    """Images of each class in the support (ignored for the held-out part); 0 = all that are not held out."""
+    seed: int = 0
+    """Draws the support; the held-out part does not depend on it."""
+    holdout_per_class: int = 0
+    part: Literal["support", "holdout"] = "support"
+    holdout_share: float = 0.0
+    """Of each class, rounded, at least one image; in place of holdout_per_class."""
+    listed: tuple[int, ...] = ()
+    """These samples, by their place in the split's index, and nothing else: a published list."""
+
+    def __post_init__(self) -> None:
+        if self.per_class < 0 or self.holdout_per_class < 0 or not 0 <= self.holdout_share < 1:
+            raise UserError(
+                f"a subset of {self.per_class} images a class with {self.holdout_per_class} or a share of "
+                f"{self.holdout_share} held out cannot be; give numbers of 0 or more and a share below 1"
+            )
+
+
+def select(labels: np.ndarray, subset: Subset) -> np.ndarray:
+    """Sorted sample indices (int64) of the subset.
+
+    Args:
+        labels: (num_samples,) class of each sample of the split.
+    Raises:
+        UserError: a class has fewer images than the held-out part and the support need together.
+    """
+    if subset.listed:
+        listed = np.sort(np.asarray(subset.listed, np.int64))
+        if listed[0] < 0 or listed[-1] >= len(labels) or len(np.unique(listed)) != len(listed):
+            raise UserError(f"a list of {len(listed)} samples does not fit a split of {len(labels)}; prepare it again")
+        return listed
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        num_held = subset.holdout_per_class
+        if subset.holdout_share:
+            num_held = max(1, round(len(members) * subset.holdout_share))
+        needed = num_held + (max(subset.per_class, 1) if subset.part == "support" else 0)
+        if len(members) < needed:
+            raise UserError(
+                f"class {int(label)} has {len(members)} images, but {subset.per_class} shots and "
+                f"{num_held} held out need {needed}; ask for fewer shots or hold out fewer"
+            )
+        members = members[permutation(len(members), 0x40, int(label))]
+        held_out, rest = members[:num_held], members[num_held:]
+        if subset.part == "holdout":
+            chosen.append(held_out)
+        else:
+            drawn = rest[permutation(len(rest), 0x41, subset.seed, int(label))]
+            chosen.append(drawn[: subset.per_class] if subset.per_class else drawn)
+    return np.sort(np.concatenate(chosen)).astype(np.int64)

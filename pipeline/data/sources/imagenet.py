@@ -1,0 +1,146 @@
+"""ImageNet (ILSVRC-2012) as it is distributed: a tar of class tars, a tar of validation images, and their labels.
+
+The source is the folder (or prefix) of the files as downloaded:
+
+    ILSVRC2012_img_train.tar     1,000 tars <wnid>.tar
+    ILSVRC2012_img_val.tar       50,000 images without classes
+    the labels of validation, one of
+        ILSVRC2012_devkit_t12.tar.gz           read in place: numbers, and the table from number to wnid
+        LOC_val_solution.csv                   Kaggle's: ImageId,PredictionString
+        *synset_labels.txt or val_labels.txt   one wnid a line in the order of the images, or `<image> <wnid>` a line
+
+The two tars may also be there unpacked, as `train/` (class folders or class tars) and `val/`.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.sources.archives import FoundFile, list_files, list_tar
+from pipeline.data.sources.entry import Entry
+from pipeline.errors import UserError
+from pipeline.storage import objects
+
+TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+LABEL_FILES = (
+    "LOC_val_solution.csv",
+    "imagenet_2012_validation_synset_labels.txt",
+    "ILSVRC2012_validation_synset_labels.txt",
+    "val_labels.txt",
+)
+_WNID = re.compile(r"n\d{8}")
+
+
+def is_distributed(source: str) -> bool:
+    """Whether the files of ILSVRC-2012, as distributed, lie at `source`."""
+    has_val = objects.exists(objects.join(source, VAL))
+    return objects.exists(objects.join(source, TRAIN)) or (has_val and objects.exists(objects.join(source, "train")))
+
+
+def open_distributed(source: str) -> tuple[list[Entry], str]:
+    """The entries of train and, where its images are there, val; and a note.
+
+    Raises:
+        UserError: an inner tar that is damaged or not named by a wnid, or validation images without their labels.
+    """
+    entries = [
+        Entry("train", wnid, _stem(file.name), "jpeg", file.locator, file.size) for wnid, file in _train_files(source)
+    ]
+    images = _images(source, VAL, "val")
+    if not images:
+        return entries, f"no {VAL}: there is no val split"
+    labels, where = _val_labels(source, [_stem(file.name) for file in images])
+    entries += [
+        Entry("val", labels[_stem(file.name)], _stem(file.name), "jpeg", file.locator, file.size) for file in images
+    ]
+    return entries, f"validation labels are from {where}"
+
+
+def _images(source: str, archive: str, folder: str) -> list[FoundFile]:
+    found = list_files(objects.join(source, archive)) or list_files(objects.join(source, folder)) or []
+    return sorted((file for file in found if file.name.lower().endswith((".jpeg", ".jpg"))), key=lambda file: file.name)
+
+
+def _train_files(source: str) -> list[tuple[str, FoundFile]]:
+    archive = objects.join(source, TRAIN)
+    outer = list_files(archive) or list_files(objects.join(source, "train")) or []
+    found: list[tuple[str, FoundFile]] = []
+    for file in outer:
+        folder, _, base = file.name.rpartition("/")
+        wnid = base[:-4] if base.endswith(".tar") else folder.rpartition("/")[2]
+        if not _WNID.fullmatch(wnid):
+            raise UserError(
+                f"{source}: train has {file.name}, which is in no class folder or class tar called n########"
+            )
+        if not base.endswith(".tar"):
+            found.append((wnid, file))
+            continue
+        inner = list_tar(file.locator[0], *file.locator[1:])
+        if not inner:
+            raise UserError(f"{source}: the class tar {file.name} in train is empty: fetch {TRAIN} again")
+        found += [(wnid, image) for image in inner]
+    if not found:
+        raise UserError(f"{source} has no training images: {TRAIN} or train/ is missing or empty")
+    return found
+
+
+def _val_labels(source: str, stems: Sequence[str]) -> tuple[dict[str, str], str]:
+    """wnid of each image, and the file that says so."""
+    for name in LABEL_FILES:
+        where = objects.join(source, name)
+        if objects.exists(where):
+            return _label_file(objects.read_bytes(where).decode("utf-8", "replace"), stems, where), name
+    devkit = objects.join(source, DEVKIT)
+    if objects.exists(devkit):
+        return _devkit_labels(objects.read_bytes(devkit), stems, devkit), DEVKIT
+    raise UserError(
+        f"{source} has validation images but not their labels: put {DEVKIT} there, or one of {', '.join(LABEL_FILES)}"
+    )
+
+
+def _label_file(text: str, stems: Sequence[str], where: str) -> dict[str, str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("ImageId")]
+    rows = [re.split(r"[,\s]+", line) for line in lines]
+    if all(len(row) == 1 for row in rows):
+        if len(rows) != len(stems):
+            raise UserError(f"{where} has {len(rows)} labels for {len(stems)} validation images: they must be as many")
+        labels = dict(zip(sorted(stems), (row[0] for row in rows), strict=True))
+    else:
+        labels = {_stem(row[0]): row[1] for row in rows if len(row) > 1}
+    odd = sorted({wnid for wnid in labels.values() if not _WNID.fullmatch(wnid)})
+    missing = sorted(set(stems) - set(labels))
+    if odd or missing:
+        raise UserError(
+            f"{where} " + (f"has a label '{odd[0]}' that is no wnid (n########)" if odd else f"lacks {missing[0]}")
+        )
+    return labels
+
+
+def _devkit_labels(data: bytes, stems: Sequence[str], where: str) -> dict[str, str]:
+    """Ground truth by the devkit: line i is the number of image i, and meta.mat says which wnid has that number."""
+    from scipy.io import loadmat
+
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
+            members = {Path(member.name).name: member for member in tar if member.isreg()}
+            truth, meta = (
+                _content(tar, members[name]) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
+            )
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True, struct_as_record=True)["synsets"]
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        rows = [wnids[int(line)] for line in truth.decode().split()]
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"the devkit {where} is damaged or another one than of ILSVRC-2012 ({error})") from error
+    return _label_file("\n".join(rows), stems, where)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    opened: Any = tar.extractfile(member)
+    return bytes(opened.read())
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[0] or name.rpartition("/")[2]

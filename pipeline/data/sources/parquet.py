@@ -1,0 +1,198 @@
+"""Parquet with image bytes, as Hugging Face writes it: a column of {bytes, path} or of bytes, and a column of labels.
+
+Reading one image out of a parquet file costs the whole group of rows around it, so the bytes are copied once, in the
+order of the files, into one spool file on the local disk; writing in shuffled order reads from there.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.sources.archives import is_folder
+from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
+from pipeline.data.sources.entry import Entry
+from pipeline.errors import UserError
+from pipeline.storage import objects
+
+_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
+_LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
+
+
+def is_parquet(source: str) -> bool:
+    """Whether `source` is a parquet file, or a folder with parquet files, there or one level below, and no images beside."""
+    if source.lower().endswith(".parquet"):
+        return True
+    if not objects.is_local(source):
+        return bool(objects.list_urls(source, suffix=".parquet")) if is_folder(source) else False
+    root = objects.local_path(source)
+    if not root.is_dir():
+        return False
+    folders = {path.parent for pattern in ("*.parquet", "*/*.parquet") for path in root.glob(pattern)}
+    return bool(folders) and not any(
+        path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") for folder in folders for path in folder.iterdir()
+    )
+
+
+def open_parquet(
+    source: str, spool: Path | None, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Entry], tuple[str, ...], str]:
+    """Entries that lie in the spool, the class names in label order (empty: not stated), and a note.
+
+    Rows without a label are left out and counted in the note; the split is the first word of the file's name, or the
+    folder's name, where that is train, val(idation) or test, else train.
+
+    Raises:
+        UserError: no parquet at `source`, damaged, or without one column of images and one of labels.
+    """
+    if spool is None:
+        raise ValueError(f"a spool folder is needed to read {source}")
+    urls = [source] if source.lower().endswith(".parquet") else objects.list_urls(source, suffix=".parquet")
+    if not urls or not objects.exists(urls[0]):
+        raise UserError(f"there is no parquet file at {source}")
+    path, offsets, sizes = _spooled(urls, source, spool, progress)
+    entries: list[Entry] = []
+    classes: tuple[str, ...] = ()
+    row = num_unlabelled = 0
+    for url in urls:
+        with _open(url) as file:
+            image, label = _columns(file.schema_arrow, url)
+            names = _class_names(file.schema_arrow, label)
+            classes = classes or names
+            if names != classes:
+                raise UserError(f"{url} has other class names than the files before it: prepare them apart")
+            split = _split_of(url)
+            stem = url.rpartition("/")[2].removesuffix(".parquet")
+            for number, (value, name) in enumerate(_label_rows(file, image, label, url)):
+                if value is None or value == -1 or value == "":
+                    num_unlabelled += 1
+                else:
+                    class_name = classes[value] if classes and isinstance(value, int) else str(value)
+                    key, _, extension = (name or "").rpartition(".")
+                    key = key or f"{stem}-{number:07d}"
+                    locator = (path, int(offsets[row]), int(sizes[row]))
+                    entries.append(Entry(split, class_name, key, extension.lower() or "img", locator, locator[2]))
+                row += 1
+    if not entries:
+        raise UserError(f"{source} has no labelled image ({num_unlabelled} rows without label)")
+    return entries, classes, f"{num_unlabelled} rows without a label were left out" if num_unlabelled else ""
+
+
+def _open(url: str) -> Any:
+    """A context manager: the parquet file of a URL."""
+    import contextlib
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Any]:
+        with objects.open_read(url) as stream:
+            try:
+                yield pq.ParquetFile(stream)
+            except pa.ArrowException as error:
+                raise UserError(f"{url} is no readable parquet, or is cut short ({error}): fetch it again") from error
+
+    return opened()
+
+
+def _columns(schema: Any, url: str) -> tuple[str, str]:
+    """Names of the columns of images and of labels."""
+    import pyarrow.types as types
+
+    def binary(kind: Any) -> bool:
+        if types.is_struct(kind):
+            return any(field.name == "bytes" and binary(field.type) for field in kind)
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    images = [field.name for field in schema if binary(field.type)]
+    labels = [field.name for field in schema if not binary(field.type) and not types.is_nested(field.type)]
+    image = _one(images, _IMAGE_NAMES, "image bytes (binary, or a struct with bytes)", schema, url)
+    return image, _one([name for name in labels if name in _LABEL_NAMES] or labels, _LABEL_NAMES, "labels", schema, url)
+
+
+def _one(found: Sequence[str], known: Sequence[str], what: str, schema: Any, url: str) -> str:
+    preferred = [name for name in known if name in found]
+    if len(found) == 1 or preferred:
+        return preferred[0] if preferred else found[0]
+    raise UserError(
+        f"{url} has {len(found) or 'no'} columns that may hold {what} (of {', '.join(schema.names)}): "
+        f"name the right one {known[0]}"
+    )
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+    """Names that Hugging Face's metadata gives the numbers of the label column; empty where it does not."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return tuple(str(name).replace("/", "_") for name in features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _split_of(url: str) -> str:
+    folder, _, name = url.rpartition("/")
+    for word in (name.partition("-")[0].partition(".")[0], folder.rpartition("/")[2]):
+        if word.lower() in SPLIT_WORDS:
+            return SPLIT_WORDS[word.lower()]
+    return "train"
+
+
+def _label_rows(file: Any, image: str, label: str, url: str) -> Iterator[tuple[Any, str | None]]:
+    """(label, path of the image inside its struct) of each row; no image bytes are read."""
+    has_path = image + ".path" in {file.schema.column(i).path for i in range(len(file.schema))}
+    for batch in file.iter_batches(columns=[label, image + ".path"] if has_path else [label], use_threads=False):
+        labels = batch.column(label).to_pylist()
+        paths = (
+            [entry and entry.get("path") for entry in batch.column(image).to_pylist()]
+            if has_path
+            else [None] * len(labels)
+        )
+        yield from zip(labels, paths, strict=True)
+
+
+def _spooled(
+    urls: Sequence[str], source: str, spool: Path, progress: Callable[[int, int], None] | None
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """The spool file with the image bytes of all rows, and where each row lies in it; made once."""
+    stamp = json.dumps([source, [(url, objects.size_bytes(url)) for url in urls]])
+    path = spool / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.images"
+    places = path.with_suffix(".npy")
+    if not places.exists():  # written last
+        spool.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        sizes: list[int] = []
+        try:
+            with part.open("wb") as target:
+                for number, url in enumerate(urls):
+                    sizes += _copy_images(url, target)
+                    if progress is not None:
+                        progress(number + 1, len(urls))
+            part.replace(path)
+            with part.open("wb") as target:
+                np.save(target, np.array(sizes, dtype=np.int64))
+            part.replace(places)
+        finally:
+            part.unlink(missing_ok=True)
+    sizes_found = np.load(places)
+    return str(path), np.cumsum(sizes_found) - sizes_found, sizes_found
+
+
+def _copy_images(url: str, target: Any) -> Iterator[int]:
+    with _open(url) as file:
+        image, _ = _columns(file.schema_arrow, url)
+        nested = [
+            file.schema.column(i).path
+            for i in range(len(file.schema))
+            if file.schema.column(i).path == f"{image}.bytes"
+        ]
+        # Small batches: a row of a photograph may be a megabyte.
+        for batch in file.iter_batches(batch_size=64, columns=nested or [image], use_threads=False):
+            for value in batch.column(image):
+                data = (value["bytes"] if nested else value).as_py() or b""
+                target.write(data)
+                yield len(data)

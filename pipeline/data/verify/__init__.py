@@ -1,0 +1,1 @@
+"""Checks of datasets: every byte, labels, duplicates."""

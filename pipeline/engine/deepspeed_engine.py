@@ -1,0 +1,129 @@
+"""DeepSpeed as this engine starts it: its dictionary, what it wraps, and what is switched off.
+
+Its own clipping is on by default at norm 1.0 (0.19): it is switched off, and that is asserted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nfnet.optim.losses import MixedLabels, label_smoothing_cross_entropy
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """1: momentum, averaged and master weights are spread over the ranks; 2: gradients too; 3: the network's weights too."""
+    activation_checkpointing: bool = False
+    """Keep each block's input only and compute the rest again in the backward pass: less memory, a third more work."""
+    parity_check: bool = True
+    """Compare steps of a tiny network with plain PyTorch before the run; seconds (`pipeline.engine.parity_check`)."""
+    cpu_offload: bool = False
+    """Refused: unit norms of offloaded gradients are not exact here."""
+
+    def __post_init__(self) -> None:
+        if self.cpu_offload:
+            raise UserError(
+                "engine.cpu_offload is not supported: clipping needs the gradients where they are made; "
+                "raise engine.zero_stage, or set engine.activation_checkpointing"
+            )
+
+
+class Objective(nn.Module):
+    """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part)."""
+
+    def __init__(self, network: nn.Module, smoothing: float, precision: str) -> None:
+        super().__init__()
+        self.network, self.smoothing, self.bf16 = network, smoothing, precision == "bf16"
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | None = None) -> Any:
+        """Without labels: logits, as the network gives them. ZeRO's hooks want every pass to begin here."""
+        if labels is None:
+            return self.network(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(images)
+        logits = logits.float()
+        loss = label_smoothing_cross_entropy(logits, labels, self.smoothing)
+        classes = labels.larger if isinstance(labels, MixedLabels) else labels
+        return loss, (logits.detach().argmax(1) == classes).sum()
+
+
+def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary, derived from the Run: nobody writes it by hand."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage in (1, 2):
+        zero["compute_grad_norm"] = False  # we have it already, and the library's costs a collective and a wait
+    if config.zero_stage == 3:
+        # It updates sub-groups one after the other; more than one a group serves offloading only.
+        zero["sub_group_size"] = 1 << 62
+    return {
+        "train_batch_size": global_batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        # Ours updates element by element, so the flat partitions of ZeRO suit it.
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 62,
+    }
+
+
+def _import_library() -> Any:
+    """DeepSpeed, quiet and without its shared-memory operator.
+
+    That operator is compiled when the library starts on a CPU (half a minute, a C++ compiler) and serves one inference
+    call that is never made here.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        import deepspeed.ops
+        from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def start(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: EngineConfig,
+    *,
+    global_batch: int,
+    micro_batch: int,
+    accumulation: int,
+) -> Any:
+    """DeepSpeed's engine around an objective; torch's process group is already there."""
+    deepspeed = _import_library()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+        groups = deepspeed.utils.groups
+        if groups._WORLD_GROUP is not None and groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:
+            groups._WORLD_GROUP = None  # of a process group that an earlier run in this process has left
+        engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=optimizer,
+            config=deepspeed_config(
+                config, global_batch=global_batch, micro_batch=micro_batch, accumulation=accumulation
+            ),
+            dist_init_required=False,
+        )
+    if engine.gradient_clipping() != 0.0:
+        raise RuntimeError(
+            "DeepSpeed would clip gradients by their global norm on top of AGC; this version is not usable"
+        )
+    return engine

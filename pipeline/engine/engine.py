@@ -1,0 +1,281 @@
+"""The seam to DeepSpeed: forward, backward, clip, update, and the state behind them by parameter name.
+
+DeepSpeed always trains fp32 weights here; `precision="bf16"` runs the network under autocast, so activations are bf16 while
+weights, gradient sums between devices, momentum and logits stay fp32, which is what the paper states (Brock et al. 2021,
+A.1) and what keeps weight standardisation exact. It also leaves four code paths in DeepSpeed to trust instead of a dozen; what
+each of them computes is compared with plain PyTorch when a run starts (`pipeline.engine.parity_check`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import nfnet.optim.agc as agc
+from nfnet.optim.losses import MixedLabels
+from nfnet.optim.param_groups import assign, param_groups
+from nfnet.optim.sam import sam_backward
+from nfnet.optim.sgd import SGD
+from pipeline.distributed import World
+from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
+from pipeline.engine.fragments import Fragment, Units, products
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.engine.update_stats import Sums, UpdateStats
+from pipeline.engine.zero_layout import KINDS, Kind, Place, layout
+from pipeline.errors import UserError
+
+MIN_LOSS_WITH_GRADIENT = 1e-6
+"""Below 2^-24 the softmax of the right class is 1 in fp32, and the gradient exactly 0."""
+
+
+class Engine:
+    """One rank's share of training a network.
+
+    A step is: `forward_backward` once for each micro-batch, then `update`, which either applies the update on every rank or
+    on none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optim: OptimConfig,
+        config: EngineConfig,
+        world: World,
+        micro_batch: int,
+        accumulation: int,
+    ) -> None:
+        if set(network.state_dict()) != {n for n, _ in network.named_parameters()}:
+            raise ValueError("the network has buffers, and this engine keeps and restores parameters only")
+        if config.activation_checkpointing:
+            if not hasattr(network, "set_grad_checkpointing"):
+                raise UserError(
+                    "this network cannot recompute its blocks; set engine.activation_checkpointing to false"
+                )
+            network.set_grad_checkpointing(True)  # type: ignore[operator]
+        self.network, self.world, self.optim, self.accumulation = network, world, optim, accumulation
+        self._shapes = {n: tuple(p.shape) for n, p in network.named_parameters()}  # stage 3 empties parameters
+        rules = assign(list(network.named_parameters()))
+        groups = param_groups(
+            network,
+            lr=optim.learning_rate,
+            weight_decay=optim.weight_decay,
+            head_lr_scale=optim.head_learning_rate_scale,
+        )
+        self._optimizer = SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, ema_decay=optim.ema_decay)
+        self._objective = Objective(network, optim.label_smoothing, config.precision)
+        self._engine = start(
+            self._objective,
+            self._optimizer,
+            config,
+            global_batch=micro_batch * accumulation * world.size,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+        )
+        self._is_sharded = config.zero_stage > 0
+        self._layout = layout(self._engine, self._optimizer, config.zero_stage)
+        parameters = network.named_parameters()
+        found = [self._layout.place(n, p, self._shapes[n], clip=rules[n].clip) for n, p in parameters]
+        self._places: list[Place] = [p for p in found if p is not None]
+        self._units = Units(self._shapes, [p.fragment for p in self._places], world.device)
+        self._weights = self._units.split([p.fragment.weight for p in self._places])
+        self._sums = Sums.of_network(network, rules, self._units, optim)
+        self._seen = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels, *, is_last: bool) -> None:
+        """One micro-batch; gradients accumulate, and are averaged over ranks with the step's last one."""
+        self._engine.train()
+        # Said explicitly: the library counts micro-batches by calls of its step(), which is called once an update here.
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        if self.optim.sam_rho > 0:
+            loss, correct = self._sam(images, labels)
+        else:
+            loss, correct = self._engine(images, labels)
+            self._engine.backward(loss)
+        self._seen += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
+
+    def _sam(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ascent passes by the library, which averages the second gradient only; loss at the perturbed weights."""
+        passes = iter((self._objective, self._engine))
+        seen: list[torch.Tensor] = []
+
+        def objective(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
+            loss, correct = next(passes)(images, chosen)
+            seen[:] = [loss, correct]
+            return loss
+
+        with self._layout.whole(self.network) as restored:
+            report = sam_backward(
+                self.network,
+                objective,
+                images,
+                torch.arange(len(images), device=images.device),
+                rho=self.optim.sam_rho,
+                share=self.optim.sam_share,
+                backward=self._engine.backward,
+                restore=not restored,
+            )
+        # An ascent that is not finite moved nothing; through the loss all ranks learn of it, and leave the step out.
+        return seen[0].detach() + 0 * report.ascent_norm, seen[1]
+
+    @torch.no_grad()
+    def update(
+        self,
+        rate: float,
+        *,
+        stop_requested: bool = False,
+        num_lost: float = 0.0,
+        lost_allowed: float = math.inf,
+        measure: bool = False,
+    ) -> UpdateStats:
+        """Clip, agree over all ranks that everything is finite, and only then update at this learning rate.
+
+        Args:
+            num_lost: samples of this rank that could not be read.
+            lost_allowed: for all ranks together, and equal on all; above it the update is left out.
+            measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
+        """
+        gradients = self._units.split(self._layout.gradients(self._places))
+        units, stats = self._agree(gradients, (float(stop_requested), num_lost), measure)
+        loss_sum, correct, seen, stops, lost = stats.unbind()
+        factors = torch.ones_like(units[1])
+        if self.optim.clipping > 0:
+            clipped = agc.coefficients(units[0], units[1], self.optim.clipping, self.optim.clipping_eps)
+            factors = torch.where(self._sums.clip, clipped, factors)
+        parts = self._sums.of_parts(units, factors, rate)
+        # The one host synchronisation of a step.
+        head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum(), seen, lost])
+        numbers = torch.cat([head, parts.view(-1)]).tolist()
+        loss, accuracy, stops_seen, gradient_total, num_seen, lost_seen = numbers[:6]
+        whole, by_part = self._sums.read(numbers[6:], measured=measure)
+        # A loss of exactly nothing (a few images, learnt by heart) has no gradient; a loss that is there must have one.
+        if self.optim.clipping > 0 and gradient_total == 0.0 and loss > MIN_LOSS_WITH_GRADIENT:
+            raise RuntimeError("AGC is on and saw no gradient at all; the engine lost them, stop and report this")
+        applied = math.isfinite(loss) and math.isfinite(gradient_total) and lost_seen <= lost_allowed
+        if applied:
+            if whole.clipped_share > 0:
+                self._units.scale(gradients, factors)
+            del gradients
+            self._apply(rate)
+        else:
+            self._layout.discard()
+        self._seen.zero_()
+        return UpdateStats(
+            applied=applied,
+            loss=loss,
+            accuracy=accuracy,
+            clipped_share=whole.clipped_share,
+            gradient_norm=whole.gradient_norm,
+            stop_requested=stops_seen > 0,
+            num_samples=round(num_seen),
+            num_lost=lost_seen,
+            parts=by_part,
+        )
+
+    def _apply(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        self._engine.step()
+        if self._engine.skipped_steps:
+            raise RuntimeError("DeepSpeed skipped an update that all ranks had agreed on; the run must not go on")
+
+    def _agree(
+        self, gradients: list[torch.Tensor], flags: tuple[float, float], measure: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(2 or 6, units) sums of products (`Sums`) and the step's statistics, equal on every rank: one collective."""
+        pairs = [(self._weights, self._weights), (gradients, gradients)]
+        if measure:
+            states = [p.state_view(self._optimizer, "momentum", create=True) for p in self._places]
+            momenta = self._units.split([s for s in states if s is not None])
+            pairs += [(gradients, self._weights), (gradients, momenta), (self._weights, momenta), (momenta, momenta)]
+        units = torch.stack([self._units.add_up(products(a, b)) for a, b in pairs])
+        stats = torch.cat([self._seen, torch.tensor(flags, device=self.world.device)])
+        if self.world.size > 1:
+            if self._is_sharded:
+                together = torch.cat([units.view(-1), stats])
+                dist.all_reduce(together)
+                units, stats = together[:-5].view(len(pairs), -1), together[-5:]
+            else:  # every rank holds every unit already
+                dist.all_reduce(stats)
+        return units, stats
+
+    # --- state by name ------------------------------------------------------------------------------------------------
+
+    @property
+    def num_updates(self) -> int:
+        return int(self._optimizer.param_groups[0].get("num_updates", 0))
+
+    @property
+    def has_ema(self) -> bool:
+        return self.optim.ema_decay is not None and self.num_updates > 0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._shapes
+
+    def _views(self, kind: Kind, *, create: bool = False) -> Iterator[tuple[Fragment, torch.Tensor]]:
+        for place in self._places:
+            view = place.state_view(self._optimizer, kind, create=create)
+            if view is not None:
+                yield place.fragment, view
+
+    def local_fragments(self) -> dict[str, torch.Tensor]:
+        """This rank's part of the state, "kind/name@start" -> flat fp32 tensor; each element on exactly one rank."""
+        if not self._is_sharded and not self.world.is_main:
+            return {}
+        return {f"{k}/{f.name}@{f.start}": v.detach() for k in KINDS for f, v in self._views(k)}
+
+    def restore(self, state: dict[str, dict[str, torch.Tensor]], num_updates: int) -> None:
+        """Whole tensors by kind and name, from a checkpoint of any number of ranks and any stage."""
+        for kind in KINDS:
+            if kind not in state:  # saved before the first update: what a going back finds is of later ones
+                for fragment, view in self._views(kind):
+                    view.copy_(fragment.weight.view_as(view) if kind == "ema" else torch.zeros_like(view))
+                continue
+            for fragment, view in self._views(kind, create=True):
+                whole = state[kind][fragment.name].reshape(-1)
+                view.copy_(whole[fragment.start : fragment.start + view.numel()])
+        for group in self._optimizer.param_groups:
+            group["num_updates"] = num_updates
+        self._layout.publish()
+
+    def gather(self, kind: Kind) -> dict[str, torch.Tensor]:
+        """Whole tensors on every rank, copied."""
+        numels = [math.prod(shape) for shape in self._shapes.values()]
+        flat = torch.zeros(sum(numels), device=self.world.device)
+        parts = dict(zip(self._shapes, flat.split(numels), strict=True))
+        for fragment, view in self._views(kind):
+            parts[fragment.name][fragment.start : fragment.start + view.numel()] = view.reshape(-1)
+        if self._is_sharded and self.world.size > 1:
+            dist.all_reduce(flat)
+        return {n: parts[n].view(shape) for n, shape in self._shapes.items()}
+
+    @contextmanager
+    def evaluation_network(self) -> Iterator[tuple[nn.Module, str]]:
+        """images -> logits in evaluation mode, on averaged weights ("ema") where there are any, else on the raw ones ("raw").
+
+        Averaged and raw weights change places, shard by shard, so there is no second copy of either while it lasts. In
+        stage 3 all ranks must make the same number of passes.
+        """
+        weights: Literal["ema", "raw"] = "ema" if self.has_ema else "raw"
+        if weights == "ema":
+            self._layout.exchange("ema")
+        self._objective.eval()
+        try:
+            yield self._objective, weights
+        finally:
+            if weights == "ema":
+                self._layout.exchange("ema")
+            self._objective.train()
+
+    def close(self) -> None:
+        self._engine.destroy()

@@ -1,0 +1,171 @@
+"""A checkpoint in a form that others read: safetensors, timm, ONNX (and MLflow, `orchestration.registry.export_mlflow`).
+
+A writer fills a temporary folder and hands back how to compute logits from what it wrote. Those are compared with the
+checkpoint's own on a fixed batch before anything appears at `out`: a wrong export is never left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nfnet
+from pipeline.checkpoint import exported
+from pipeline.checkpoint.exported import Exported
+from pipeline.errors import UserError
+from pipeline.export.model_card import model_card
+from pipeline.export.source import PROBE_IMAGES, TOLERANCE, Answer, Source, WhichWeights, Writer, open_source
+from pipeline.storage import objects
+
+
+def write_safetensors(source: Source, folder: Path) -> Answer:
+    folder.mkdir()
+    path = folder / exported.WEIGHTS
+    nfnet.save_weights(source.model, path)
+    return lambda probe: nfnet.load_model(path)(probe.images)
+
+
+def _write_timm(source: Source, folder: Path) -> Answer:
+    from pipeline.export.to_timm import write_timm
+
+    return write_timm(source, folder)
+
+
+def _write_onnx(source: Source, folder: Path) -> Answer:
+    from pipeline.export.to_onnx import write_onnx
+
+    return write_onnx(source, folder)
+
+
+WRITERS: dict[str, Writer] = {"safetensors": write_safetensors, "timm": _write_timm, "onnx": _write_onnx}
+
+
+def export(
+    checkpoint_url: str,
+    format: str,
+    out: str,
+    *,
+    weights: WhichWeights = "evaluated",
+    tolerance: float = TOLERANCE,
+    writers: Mapping[str, Writer] = WRITERS,
+) -> Exported:
+    """Write the checkpoint to `out`, a new folder at any URL; compared with the checkpoint first, whole or not at all.
+
+    Args:
+        weights: evaluated: the averaged ones where they were kept, else the raw ones.
+        tolerance: largest difference of logits on the fixed batch, as a share of the largest logit. 0 for safetensors
+            whatever is given: they are the same numbers.
+    Raises:
+        UserError: no checkpoint, `out` is not empty, the format cannot express the network, or the logits differ.
+    """
+    if format not in writers:
+        raise UserError(f"--format is {format!r}; choose one of {', '.join(writers)}")
+    if not tolerance >= 0:
+        raise UserError(f"--tolerance is {tolerance}; set a share of the largest logit, such as {TOLERANCE:g}")
+    tolerance = 0.0 if format == "safetensors" else tolerance
+    _refuse_taken(out)
+    source = open_source(checkpoint_url, weights)
+    with _staged(out) as folder:
+        difference = _compare(source, writers[format](source, folder), format, tolerance)
+        check = {"images": PROBE_IMAGES, "difference": difference, "tolerance": tolerance}
+        description = {"kind": format, **source.description(), "check": check}
+        card = model_card(source.model, source.commit, description)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        files = _listed(folder)
+        shapes = {name: list(t.shape) for name, t in source.model.state_dict().items()}
+        digest = exported.write(
+            str(folder), {**description, "files": files, "shapes": shapes, "run": source.commit.config}
+        )
+        _publish(folder, out, [f["name"] for f in files])
+    return Exported(
+        url=out,
+        kind=format,
+        weights=source.weights,
+        digest=digest,
+        source_url=source.commit.url,
+        source_digest=source.commit.digest,
+        classes=source.commit.classes,
+        files=files,
+        difference=difference,
+        tolerance=tolerance,
+    )
+
+
+@torch.no_grad()
+def _compare(source: Source, answer: Answer, format: str, tolerance: float) -> float:
+    probe = source.probe()
+    expected, found = source.model(probe.images), answer(probe)
+    scale = float(expected.abs().max())
+    if not torch.isfinite(expected).all() or float((expected - expected.mean(0)).abs().max()) == 0:
+        raise UserError(
+            f"{source.commit.url} gives no finite logits, or the same ones for every image, so an export of it cannot be "
+            "checked; give a checkpoint that was trained"
+        )
+    if found.shape != expected.shape:
+        raise UserError(
+            f"the export to {format} gives logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}"
+        )
+    difference = float((found - expected).abs().max()) / scale
+    if not difference <= tolerance:
+        raise UserError(
+            f"the export to {format} was not kept: its logits differ from the checkpoint's by {difference:.1e} of the largest, "
+            f"allowed are {tolerance:g}{_why(source, format)}; --tolerance sets how much is acceptable"
+        )
+    return difference
+
+
+def _why(source: Source, format: str) -> str:
+    if format != "timm":
+        return ""
+    from nfnet.weights.timm_export import timm_form
+
+    return "".join(f" ({reason})" for reason in timm_form(source.model).approximations)
+
+
+def _refuse_taken(out: str) -> None:
+    if objects.is_local(out):
+        path = objects.local_path(out)
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    else:
+        taken = bool(objects.list_urls(out)) or objects.exists(out)
+    if taken:
+        raise UserError(f"{out} is not empty; set --out to a new folder, or remove what is there")
+
+
+@contextlib.contextmanager
+def _staged(out: str) -> Iterator[Path]:
+    """A folder to be filled, on the disk of a local `out`; removed afterwards unless it was moved there."""
+    parent = None
+    if objects.is_local(out):
+        parent = objects.local_path(out).absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=objects.TEMP_PREFIX) as temporary:
+        yield Path(temporary) / "export"
+
+
+def _listed(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [
+        {"name": p.relative_to(folder).as_posix(), "size_bytes": p.stat().st_size, "sha256": objects.sha256_file(p)}
+        for p in paths
+    ]
+
+
+def _publish(folder: Path, out: str, names: list[str]) -> None:
+    """`export.json` comes last; a store that fails on the way is left empty as it was."""
+    if objects.is_local(out):
+        os.replace(folder, objects.local_path(out).absolute())
+        return
+    try:
+        for name in [*names, exported.NAME]:
+            objects.put_file(folder / name, objects.join(out, name))
+    except BaseException:
+        with contextlib.suppress(Exception):
+            objects.remove_tree(out)
+        raise

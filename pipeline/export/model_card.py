@@ -1,0 +1,190 @@
+"""The model card of an export: what the run's own record says, and by name what it does not say. Nothing is made up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import nn
+
+from pipeline.checkpoint.commit import Commit
+from pipeline.storage import objects
+
+_LIBRARIES = {"timm": "timm", "onnx": "onnx", "mlflow": "mlflow", "safetensors": "normfree"}
+_SHOWN_CLASSES = 50
+
+_USE = {
+    "safetensors": """With normfree (`normfree classify DIR photo.jpg`, or `DIR` wherever a checkpoint is asked for):
+
+```python
+from pipeline.models.classify import classify
+
+for prediction in classify("DIR", ["photo.jpg"]):
+    print(prediction.ranked)
+```
+
+Without it, `export.json` names the network, its options, the classes in order and the preprocessing; the tensors in
+`model.safetensors` have the names of `nfnet.create_model(name, num_classes, **options)`, which `nfnet.load_model` builds.""",
+    "timm": """```python
+import timm
+
+model = timm.create_model("local-dir:DIR", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+`config.json` has the class names (`label_names`) in order.""",
+    "onnx": """`model.onnx` takes `images`, float32 (N, 3, px, px) after the preprocessing below, and gives `logits` (N, classes).
+Its metadata has `classes` and `preprocessing` as JSON:
+
+```python
+import json, onnxruntime
+
+session = onnxruntime.InferenceSession("DIR/model.onnx")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+(logits,) = session.run(["logits"], {"images": images})
+```""",
+    "mlflow": """The model takes image files (bytes; base64 in JSON) in a column `image` and gives the class, its probability, and
+the best `top` classes:
+
+```
+mlflow models predict --model-uri DIR --env-manager local --input-path DIR/serving_input_example.json
+```
+
+It holds no pickle: code as text, the network as ONNX.""",
+}
+
+
+def model_card(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
+    """README.md of an export, in Markdown. `description` is what `export.json` says, without files."""
+    run = commit.config
+    parts = [
+        _head(description),
+        _title(model, commit, description),
+        f"## Use\n\n{_USE[description['kind']]}",
+        _preprocessing(description["preprocessing"]),
+        _data(commit, run),
+        _recipe(commit, run),
+        _results(commit, description),
+        _limits(run),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(description: dict[str, Any]) -> str:
+    """What model hubs read. No licence: the run does not record one."""
+    library = _LIBRARIES[description["kind"]]
+    return f"---\nlibrary_name: {library}\npipeline_tag: image-classification\ntags: [normaliser-free, nfnet]\n---"
+
+
+def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
+    decay = commit.config["optim"].get("ema_decay")
+    averaged = (
+        f"averaged weights (exponential moving average, decay {decay})" if decay is not None else "averaged weights"
+    )
+    which = averaged if description["weights"] == "ema" else "raw weights (not averaged)"
+    check = description["check"]
+    agrees = (
+        "the same numbers as the checkpoint's; logits on a fixed batch are equal"
+        if check["difference"] == 0
+        else f"logits on a fixed batch differ from the checkpoint's by {check['difference']:.1e} of the largest "
+        f"(allowed: {check['tolerance']:g})"
+    )
+    return (
+        f"# {commit.config['name']}\n\n"
+        f"`{commit.config['model']['name']}`, a network without normalisation layers, for {len(commit.classes):,} classes: "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {which}, after {commit.step:,} steps "
+        f"({commit.samples:,} images seen, repetitions counted).\n\n"
+        f"Exported to {description['kind']} from a checkpoint whose commit file has SHA-256 `{commit.digest}`: {agrees}. "
+        "`export.json` lists every file with its SHA-256."
+    )
+
+
+def _preprocessing(found: dict[str, Any]) -> str:
+    whole = found["resize"] == "square" and found["resize_px"] == found["px"]
+    crop = "" if whole else f"; the centre of {found['px']} x {found['px']}"
+    return (
+        f"## Preprocessing\n\nUpright RGB (sRGB); resize to {_resized(found)} ({found['interpolation']}){crop}; then "
+        f"(value / 255 - mean) / std with mean {_numbers(found['mean'])} and std {_numbers(found['std'])}."
+    )
+
+
+def _resized(found: dict[str, Any]) -> str:
+    side = found["resize_px"]
+    return f"{side} x {side}" if found["resize"] == "square" else f"a shorter side of {side}"
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)
+
+
+def _data(commit: Commit, run: dict[str, Any]) -> str:
+    dataset, data = commit.dataset, run["data"]
+    shown = ", ".join(f"`{name}`" for name in commit.classes[:_SHOWN_CLASSES])
+    more = f" ... and {len(commit.classes) - _SHOWN_CLASSES:,} more" if len(commit.classes) > _SHOWN_CLASSES else ""
+    lines = [
+        f"Trained on the split `{data.get('train_split', 'train')}` of `{dataset.get('name', '(not recorded)')}`, whose "
+        f"manifest has the digest `{dataset.get('digest', '(not recorded)')}`.",
+        f"Classes, in the order of the logits: {shown}{more}.",
+    ]
+    if data.get("mixture"):
+        lines.append("Mixed with other sources, see `data.mixture` below.")
+    if data.get("subset"):
+        lines.append(f"Of each class only a part was used: {json.dumps(data['subset'])}.")
+    if lost := _losses(commit):
+        lines.append(lost)
+    lines.append("Licence, origin and content of the images are not part of the record.")
+    return "## Data\n\n" + "\n\n".join(lines)
+
+
+def _losses(commit: Commit) -> str:
+    """What the run's ledger says; "" where there is none to be found."""
+    run_dir = commit.url.rsplit("/checkpoints/", 1)[0]
+    try:
+        ledger = json.loads(objects.read_bytes(objects.join(run_dir, "ledger.json")))
+        skipped = sum(page["skipped"] * (page["epochs"][1] - page["epochs"][0] + 1) for page in ledger["pages"])
+        step = int(ledger["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"Samples that the run could not use, by its ledger of step {step:,}: {skipped:,}."
+
+
+def _recipe(commit: Commit, run: dict[str, Any]) -> str:
+    import yaml
+
+    init = run["model"].get("init_from")
+    start = f"the weights of `{init}`" if init else f"fresh weights (seed {run.get('seed', 'not recorded')})"
+    return (
+        f"## Recipe\n\nFrom {start}; configuration with SHA-256 `{commit.config_digest}`:\n\n"
+        f"```yaml\n{yaml.safe_dump(run, sort_keys=False)}```"
+    )
+
+
+def _results(commit: Commit, description: dict[str, Any]) -> str:
+    numbers, data = commit.evaluation, commit.config["data"]
+    if not numbers:
+        return "## Results\n\nNo evaluation was recorded with this checkpoint: its accuracy is not known."
+    evaluated = "averaged" if commit.config["optim"].get("ema_decay") is not None else "raw"
+    exported = "averaged" if description["weights"] == "ema" else "raw"
+    rows = "".join(
+        f"| {name} | {numbers[key]:.2%} |\n" for key, name in (("top1", "top-1"), ("top5", "top-5")) if key in numbers
+    )
+    rows += f"| cross-entropy | {numbers['loss']:.4f} |\n" if "loss" in numbers else ""
+    text = (
+        f"## Results\n\nLast evaluation before the checkpoint was written, on the split `{data.get('eval_split')}` of the same "
+        f"dataset, with the {evaluated} weights:\n\n| | |\n|---|---|\n{rows}\n"
+        "One run with one seed; no interval is known."
+    )
+    if evaluated != exported:
+        text += f" **The weights here are the {exported} ones, which these numbers are not of.**"
+    return text
+
+
+def _limits(run: dict[str, Any]) -> str:
+    px = run["augment"].get("eval_px") or run["augment"]["image_px"]
+    return (
+        "## Limits\n\n"
+        "- It always answers with one of its classes, also for images of something else.\n"
+        f"- It saw images at {run['augment']['image_px']} px and was evaluated at {px} px; other sizes were not measured.\n"
+        "- Not measured, and so not known: calibration of the probabilities, robustness, behaviour on other sources of images, "
+        "differences between groups of people or places, overlap of the evaluation split with other data."
+    )

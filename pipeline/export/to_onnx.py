@@ -1,0 +1,80 @@
+"""The network as ONNX: one file, batch of any size, with classes and preprocessing in its metadata."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.export import source as source_module
+
+if TYPE_CHECKING:
+    from pipeline.export.source import Answer, Probe, Source
+
+NAME = "model.onnx"
+INPUT, OUTPUT = "images", "logits"
+_ONE_FILE_BYTES = 1_800_000_000
+"""Protocol buffers end at 2 GB; what is larger gets its weights in a file beside it, `model.onnx.data`."""
+
+
+def write_onnx(source: Source, folder: Path) -> Answer:
+    """`model.onnx`: images (N, 3, px, px) float32, normalised -> logits (N, classes).
+
+    Metadata: `classes` and `preprocessing` as JSON, `source_digest`, `weights`. Plain torch operations are exported: our
+    kernels step aside for compilers.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - the exporter's own need, which it would report in a page of text
+    except ImportError as error:
+        raise UserError(
+            f"the export to ONNX needs {error.name}, which is not installed: pip install 'normfree[export]'"
+        ) from None
+
+    folder.mkdir()
+    path = folder / NAME
+    images = torch.zeros(2, 3, source.px, source.px)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's, about itself
+        program = torch.onnx.export(
+            source.model,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        assert program is not None
+        program.model.metadata_props.update(metadata(source))
+        size_bytes = sum(t.numel() * t.element_size() for t in source.model.state_dict().values())
+        program.save(str(path), external_data=size_bytes > _ONE_FILE_BYTES)
+    onnx.checker.check_model(str(path))
+    return lambda probe: answer(path, probe)
+
+
+def metadata(source: Source) -> dict[str, str]:
+    return {
+        "classes": json.dumps(source.commit.classes),
+        "preprocessing": json.dumps(source_module.preprocessing(source.augment)),
+        "source_digest": source.commit.digest,
+        "weights": source.weights,
+    }
+
+
+def answer(path: Path, probe: Probe) -> torch.Tensor:
+    """Logits from onnxruntime; one image alone first, so that a batch that was baked in shows."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(
+            "the export to ONNX checks the file with onnxruntime, which is not installed: pip install 'normfree[export]'"
+        ) from None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    parts = [probe.images[:1], probe.images[1:]]
+    found = [session.run([OUTPUT], {INPUT: part.contiguous().numpy()})[0] for part in parts]
+    return torch.cat([torch.from_numpy(part) for part in found])

@@ -1,0 +1,88 @@
+"""The network as a folder that `timm.create_model("local-dir:DIR", pretrained=True)` loads."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nfnet.weights.files import save_tensors
+from nfnet.weights.timm_export import TimmForm, timm_form
+from pipeline.checkpoint import exported
+from pipeline.errors import UserError
+from pipeline.export import source as source_module
+
+if TYPE_CHECKING:
+    from pipeline.export.source import Answer, Source
+
+
+def write_timm(source: Source, folder: Path) -> Answer:
+    """`config.json` and `model.safetensors`. Sizes and conventions are in `model_args`, so timm builds the same network.
+
+    Raises:
+        UserError: timm's blocks cannot compute what the network does.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            "--format timm checks the folder with timm, which is not installed: pip install 'normfree[export]'"
+        ) from None
+    try:
+        form = timm_form(source.model)
+    except ValueError as error:
+        raise UserError(f"{error}; take --format safetensors or onnx") from None
+    folder.mkdir()
+    save_tensors(form.weights, folder / exported.WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(_config(source, form), indent=1), encoding="utf-8")
+
+    def answer(probe: Any) -> torch.Tensor:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        except RuntimeError as error:
+            first = next(
+                (line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error)[:200]
+            )
+            raise UserError(f"timm builds another network for this one ({first}); take --format safetensors") from None
+        logits: torch.Tensor = peer(probe.images)
+        return logits
+
+    return answer
+
+
+def _config(source: Source, form: TimmForm) -> dict[str, Any]:
+    """What `timm.models.load_model_config_from_path` reads."""
+    found = source_module.preprocessing(source.augment)
+    px, resize_px = found["px"], found["resize_px"]
+    return {
+        "architecture": form.architecture,
+        "num_classes": len(source.commit.classes),
+        "num_features": source.model.num_features,
+        "global_pool": "avg",
+        "label_names": source.commit.classes,
+        "model_args": form.arguments,
+        "pretrained_cfg": {
+            "num_classes": len(source.commit.classes),
+            "input_size": [3, px, px],
+            "fixed_input_size": False,
+            "interpolation": found["interpolation"].partition(",")[0],
+            "crop_pct": crop_share(px, resize_px),
+            "crop_mode": "center" if found["resize"] == "shorter side" else "squash",
+            "mean": found["mean"],
+            "std": found["std"],
+            "first_conv": "stem.conv1" if len(source.model.variant.stem_widths) > 1 else "stem.conv",
+            "classifier": "head.fc",
+        },
+    }
+
+
+def crop_share(px: int, resize_px: int) -> float:
+    """timm resizes to floor(px / share): the largest share that gives exactly `resize_px`, whatever rounding does."""
+    share = px / resize_px
+    while math.floor(px / share) < resize_px:
+        share = math.nextafter(share, 0.0)
+    return share

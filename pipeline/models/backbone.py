@@ -1,0 +1,284 @@
+"""The network of a run: made by name, with fresh weights or those of a checkpoint or a file of another house.
+
+MODEL of a run              nfnet_f0, nf_resnet50, ...; timm:NAME for any of timm's (`pipeline.models.timm_models`)
+where weights come from     a run folder or checkpoint, path or URL
+                            NAME@FILE        one of our networks and a file that `nfnet.load_published` reads (DeepMind's, timm's)
+                            FILE.safetensors what `nfnet.save_weights` wrote
+                            timm:NAME[@FILE] timm's network, with timm's own weights, or those of a local file
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import nfnet
+from nfnet.variants import get_variant
+from nfnet.weights.state_dict import load_entries
+from pipeline.checkpoint import commit as checkpoint
+from pipeline.checkpoint import load
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.errors import UserError
+from pipeline.models import timm_models
+from pipeline.storage import objects
+
+Which = Literal["evaluated", "ema", "raw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    name: str
+    """One of `nfnet.list_models()`, or timm:NAME."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `nfnet.create_model`: drop_rate, stochastic_depth, activation, ...; of timm's model for timm:NAME."""
+    init_from: str | None = None
+    """A checkpoint, run folder or file (see this module) whose weights the run starts from; a head of another size is made
+    anew."""
+    init_weights: Which = "evaluated"
+    """evaluated: the averaged weights if that run kept them, else the raw ones."""
+    new_head: bool = False
+    """Make the head anew even if the checkpoint's has the right size: its classes are those of another task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Weights to start from, and what is known of them before a network is made of them."""
+
+    url: str
+    """As it may be given again, from any working directory; of a run folder the checkpoint that was newest."""
+    digest: str
+    """SHA-256 of the checkpoint's commit file, of the file, or of timm's tensors."""
+    label: str
+    """For people."""
+    model: str
+    options: dict[str, Any]
+    augment: AugmentConfig
+    """Preprocessing that the weights were trained with."""
+    config: dict[str, Any]
+    """The resolved configuration of the run that made it; of a file `model` and nothing more."""
+    classes: list[str]
+    """Names of the head's classes, numbers where nobody says; empty where there is no head."""
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    model: nn.Module
+    config: dict[str, Any]
+    """The resolved configuration of the run that made the checkpoint; of a file `model` and nothing more."""
+    digest: str
+    """As `Origin.digest`."""
+    url: str
+    classes: list[str]
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Preprocessing that the weights were trained with."""
+
+
+def make(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    if timm_models.is_peer(name):
+        if "@" in name:
+            raise UserError(f"model.name is {name}; name the network alone, and set model.init_from to {name}")
+        return timm_models.make(name, num_classes, options)
+    try:
+        return nfnet.create_model(name, num_classes=num_classes, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model {name}: {error}") from None
+
+
+def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn.Module, str]:
+    """The network on the CPU, to be trained, and one sentence about where its weights come from.
+
+    Initial weights depend on `seed` alone; the caller's random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make(config.name, num_classes, config.options)
+    if config.init_from is None:
+        return model, f"fresh weights from seed {seed}"
+    weights, origin = load_origin(config.init_from, config.init_weights, like=model)
+    if not _same(origin.model, config.name):
+        raise UserError(
+            f"{origin.url} holds a {origin.model}, the run asks for a {config.name}; set model.name to {origin.model}"
+        )
+    remade = _load(model, weights, origin.url, new_head=config.new_head)
+    head = "its head is made anew" if remade else "head included"
+    return model, f"weights of {origin.url} ({head})"
+
+
+def load_backbone(url: str, weights: Which = "evaluated", *, need_head: bool = True) -> LoadedBackbone:
+    """The network of a checkpoint (or of the newest one in a run folder, or of a file) with its own head, in evaluation mode.
+
+    Args:
+        need_head: refuse weights without a head of their own classes, as a probe of features need not.
+    """
+    tensors, origin = load_origin(url, weights)
+    with torch.random.fork_rng(devices=[]):
+        model = make(origin.model, len(origin.classes) or 1000, origin.options)
+    if _load(model, tensors, origin.url) and need_head:
+        raise UserError(
+            f"{origin.url} lacks the head of its own {len(origin.classes)} classes; give another checkpoint"
+        )
+    return LoadedBackbone(model.eval(), origin.config, origin.digest, origin.url, origin.classes, origin.augment)
+
+
+def find_origin(url: str) -> Origin:
+    """What is known of the weights at `url`, every byte of a checkpoint verified. UserError if there are none."""
+    if spelled(url) is not None:
+        return load_origin(url)[1]
+    cache = load.default_cache()
+    commit = load.resolve(url, cache)
+    load.verify(commit, cache)
+    return _of_commit(commit)
+
+
+def load_origin(
+    url: str, weights: Which = "evaluated", *, like: nn.Module | None = None
+) -> tuple[dict[str, torch.Tensor], Origin]:
+    """Weights by parameter name, and where they come from.
+
+    Args:
+        like: a network of the same make, whose options a file that does not state its own is read with.
+    """
+    place = spelled(url)
+    if place is None:
+        tensors, commit = load.load_weights(url, weights)
+        return tensors, _of_commit(commit)
+    name, file = place
+    if timm_models.is_peer(name):
+        return _of_timm(url, name, file)
+    assert file is not None
+    return _of_file(url, name, file, like)
+
+
+def spelled(url: str) -> tuple[str, str | None] | None:
+    """(model or "", file or None) of NAME@FILE, timm:NAME[@FILE] and FILE.safetensors; None for a place of checkpoints."""
+    name, at, file = url.partition("@")
+    if timm_models.is_peer(url):
+        return name, file if at else None
+    if at and file and _is_ours(name):
+        return name, file
+    if url.endswith(".safetensors"):
+        return "", url
+    return None
+
+
+def absolute(url: str) -> str:
+    """The same place, from any working directory."""
+    place = spelled(url)
+    if place is not None:
+        name, file = place
+        return url if file is None else f"{name}@{_absolute(file)}".removeprefix("@")
+    return _absolute(url)
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def _is_ours(name: str) -> bool:
+    try:
+        get_variant(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names mean one network: ours have aliases."""
+    if _is_ours(one) and _is_ours(other):
+        return get_variant(one).name == get_variant(other).name
+    return one.partition(".")[0] == other.partition(".")[0] if timm_models.is_peer(one) else one == other
+
+
+def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str, *, new_head: bool = False) -> bool:
+    """Load by name; True if the head keeps its fresh weights: asked for, or of another size."""
+    try:
+        return load_entries(model, weights, url, new_head=new_head).head_remade
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _of_commit(commit: checkpoint.Commit) -> Origin:
+    model = commit.config["model"]
+    augment: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in commit.config["augment"].items()}
+    place = commit.url.rstrip("/").split("/")
+    return Origin(
+        url=commit.url,
+        digest=commit.digest,
+        label=f"{commit.config.get('name', model['name'])}, step {commit.step}" if len(place) > 1 else commit.url,
+        model=model["name"],
+        options=model["options"],
+        augment=AugmentConfig(**augment),
+        config=commit.config,
+        classes=commit.classes,
+    )
+
+
+def _of_timm(url: str, name: str, file: str | None) -> tuple[dict[str, torch.Tensor], Origin]:
+    tensors, num_classes, digest = timm_models.load(name, None if file is None else _local(file))
+    origin = Origin(
+        url=url,
+        digest=digest,
+        label=name if file is None else f"{name} ({os.path.basename(file)})",
+        model=name,
+        options={},
+        augment=timm_models.preprocessing(name),
+        config={"model": {"name": name, "options": {}}},
+        classes=[str(i) for i in range(num_classes)],
+    )
+    return tensors, origin
+
+
+def _of_file(url: str, name: str, file: str, like: nn.Module | None) -> tuple[dict[str, torch.Tensor], Origin]:
+    path = _local(file)
+    options: dict[str, Any] = dict(getattr(like, "options", None) or {})
+    num_classes = 1000
+    if not name or path.endswith(".safetensors"):
+        try:
+            name, num_classes, options = nfnet.read_description(path)
+        except ValueError as error:
+            if not name:
+                raise UserError(str(error)) from None
+    variant = get_variant(name)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = nfnet.create_model(name, num_classes=num_classes, **options)
+        report = nfnet.load_published(model, path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    tensors = {k: v for k, v in model.state_dict().items() if not (report.head_remade and k.startswith("head."))}
+    shaping = {k: v for k, v in options.items() if k not in ("drop_rate", "stochastic_depth", "head_init")}
+    origin = Origin(
+        url=url,
+        digest=objects.sha256_file(path),
+        label=f"{variant.name} ({os.path.basename(file)})",
+        model=variant.name,
+        options=shaping,
+        augment=AugmentConfig(
+            image_px=variant.train_px,
+            eval_px=variant.test_px,
+            eval_resize="published" if variant.test_px > 100 else "plain",
+        ),
+        config={"model": {"name": variant.name, "options": shaping}},
+        classes=[] if report.head_remade else [str(i) for i in range(num_classes)],
+    )
+    return tensors, origin
+
+
+def _local(file: str) -> str:
+    """A file's path on this machine; from an object store it is fetched once."""
+    if objects.is_local(file):
+        path = objects.local_path(file)
+        if not path.is_file():
+            raise UserError(f"there is no file {file}; give the path of a file of weights after the @")
+        return str(path)
+    import hashlib
+
+    name = hashlib.sha256(f"{file} {objects.size_bytes(file)}".encode()).hexdigest()[:16]
+    path = os.path.join(load.default_cache(), "files", name, os.path.basename(file))  # type: ignore[assignment]
+    if not os.path.exists(path):
+        objects.download(file, path)
+    return str(path)

@@ -1,0 +1,195 @@
+"""timm's networks under our loop: the same three things that the loop asks of ours, whatever timm calls them.
+
+A name is `timm:NAME`, NAME as timm knows it, tag included (`timm:convnext_base.fb_in22k`). The trunk is timm's without its
+classifier; the head is a linear layer of ours called `head`, so rules by name (no AGC on the classifier, a new head for new
+classes) hold for every network. timm is optional, and is imported when such a name is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.errors import UserError
+
+PREFIX = "timm:"
+HEAD_STD = 0.01
+_THEIR_OPTION = {"stochastic_depth": "drop_path_rate"}
+"""Our name of an option -> timm's."""
+
+
+class PeerNetwork(nn.Module):
+    """A trunk of timm's and a linear head: images (N, 3, H, W) -> logits (N, num_classes)."""
+
+    def __init__(
+        self, trunk: nn.Module, num_classes: int, *, head_init: str = "normal", drop_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        width: Any = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+        self.num_features = int(width)
+        self.dropout = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes)
+        if head_init == "zero":
+            nn.init.zeros_(self.head.weight)
+        else:
+            nn.init.normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> what timm's trunk gives before pooling: maps or tokens."""
+        found: torch.Tensor = self.trunk.forward_features(x)  # type: ignore[operator]
+        return found
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Maps or tokens -> pooled features (N, num_features), normalised where timm's head does, or logits."""
+        pooled: torch.Tensor = self.trunk.forward_head(x)  # type: ignore[operator]
+        if pre_logits:
+            return pooled
+        logits: torch.Tensor = self.head(self.dropout(pooled))
+        return logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.trunk.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+
+def is_peer(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def make(name: str, num_classes: int, options: dict[str, Any]) -> PeerNetwork:
+    """`timm:NAME` with fresh weights.
+
+    Args:
+        options: drop_rate (before the head), head_init ("normal": N(0, 0.01^2), or "zero"), stochastic_depth, and any keyword
+            argument of timm's own model, such as img_size.
+    Raises:
+        UserError: timm is not installed, has no such model, or refuses an option.
+    """
+    own = {k: options[k] for k in ("head_init", "drop_rate") if k in options}
+    theirs = {_THEIR_OPTION.get(k, k): v for k, v in options.items() if k not in own}
+    return PeerNetwork(_create(name, num_classes=0, **theirs), num_classes, **own)
+
+
+def load(name: str, file: str | None) -> tuple[dict[str, torch.Tensor], int, str]:
+    """Weights of a timm model: (by the names of `PeerNetwork`, number of classes of its head, SHA-256 of all of them).
+
+    Args:
+        file: a local file as timm saves or releases it (safetensors, or torch's with nothing but weights in it); None: the
+            weights that timm has for that name, which it downloads and keeps in its own cache.
+    Raises:
+        UserError: the file is not there, holds more than weights or another network, or timm cannot get its own.
+    """
+    overlay: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {}
+    if file is not None:
+        num_classes = _classes_in(name, file)
+        overlay, kwargs = {"file": file, "num_classes": num_classes}, {"num_classes": num_classes}
+    whole = _create(name, pretrained=True, pretrained_cfg_overlay=overlay or None, **kwargs)
+    classifier = whole.get_classifier()  # type: ignore[operator]
+    weights: dict[str, torch.Tensor] = {}
+    num_classes = 0
+    if isinstance(classifier, nn.Linear | nn.Conv2d):
+        matrix = classifier.weight.detach().flatten(1)
+        num_classes = len(matrix)
+        weights["head.weight"] = matrix
+        weights["head.bias"] = torch.zeros(num_classes) if classifier.bias is None else classifier.bias.detach()
+    whole.reset_classifier(0)  # type: ignore[operator]
+    weights |= {f"trunk.{k}": v.detach() for k, v in whole.state_dict().items()}
+    hasher = hashlib.sha256()
+    for key, tensor in sorted(weights.items()):
+        hasher.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        hasher.update(tensor.contiguous().numpy().tobytes())
+    return weights, num_classes, hasher.hexdigest()
+
+
+def preprocessing(name: str) -> AugmentConfig:
+    """Size, resizing and normalisation that timm states for the weights of that name."""
+    from timm.data import resolve_data_config
+
+    with torch.device("meta"):
+        model = _create(name, num_classes=0)
+    found = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    interpolation = {"random": "bicubic"}.get(found["interpolation"], found["interpolation"])
+    if interpolation not in ("bicubic", "bilinear"):
+        raise UserError(
+            f"{name} wants images resized by {interpolation}, which this pipeline does not do; choose another"
+        )
+    square = found["crop_mode"] == "squash"
+    return AugmentConfig(
+        image_px=int(found["input_size"][-1]),
+        eval_resize="square" if square else "aspect",
+        eval_crop=float(found["crop_pct"]),
+        interpolation=interpolation,
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+    )
+
+
+def refuse_buffers(name: str, network: nn.Module) -> None:
+    """The loop keeps and restores parameters only."""
+    extra = sorted(set(network.state_dict()) - {n for n, _ in network.named_parameters()})
+    if extra:
+        raise UserError(
+            f"{name} keeps running statistics ({extra[0].removeprefix('trunk.')} and {len(extra) - 1} more), which this loop "
+            "neither averages nor saves; choose a network without batch normalisation, or probe its features only"
+        )
+
+
+def _create(name: str, **kwargs: Any) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"{name} needs timm, which is not installed; pip install timm") from None
+    model = name.removeprefix(PREFIX)
+    if not timm.is_model(model.partition(".")[0]):
+        near = difflib.get_close_matches(model, timm.list_models(), n=3, cutoff=0.4)
+        raise UserError(f"timm has no model {model!r}; the nearest names are {', '.join(near) or 'none'}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            created: nn.Module = timm.create_model(model, **kwargs)
+    except Exception as error:  # a download, a file, an option: each fails in ways of its own
+        first = (str(error).splitlines() or [""])[0]
+        what = "its weights could not be loaded" if kwargs.get("pretrained") else "timm refused it"
+        advice = "; give a local file as timm:NAME@FILE" if what.startswith("its") else "; change model.options"
+        raise UserError(f"{name}: {what} ({type(error).__name__}: {first}){advice}") from None
+    return created
+
+
+def _classes_in(name: str, file: str) -> int:
+    """Classes of the head in a file, 0 where it has none."""
+    import pickle
+
+    from timm.models import load_state_dict
+
+    try:
+        if file.endswith(".npz"):  # arrays as Google releases them, which timm reads by itself
+            return int(_create(name).num_classes)  # type: ignore[arg-type]
+        state = load_state_dict(file, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {file}; give timm:NAME@FILE with a file of weights") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{file} is refused, nothing of it was run: it holds more than weights; save its state dict alone, best as "
+            "safetensors, where it was made"
+        ) from None
+    except Exception as error:
+        raise UserError(f"{file} is no file of weights ({type(error).__name__}); fetch it again") from None
+    with torch.device("meta"):
+        place = _create(name).pretrained_cfg["classifier"]  # type: ignore[index]
+    first = place if isinstance(place, str) else place[0]
+    weight = state.get(f"{first}.weight")
+    return 0 if weight is None else int(weight.shape[0])

@@ -1,0 +1,74 @@
+"""Where a run comes from: the revision of the code, whether it was changed, and the versions that it ran with."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.secrets import public
+
+LIBRARIES = ("normfree", "torch", "deepspeed", "ray", "mlflow", "webdataset", "safetensors", "numpy")
+GIT_S = 5.0
+
+
+def facts(root: Path | None = None) -> dict[str, str]:
+    """What an attempt says of itself: `code.*`, `environment.*`. `root`: of the code, by default of this package.
+
+    Code that was installed from a package has no revision; its version stands among the libraries.
+    """
+    revision = _git(root or Path(__file__).resolve().parents[1])
+    found = {
+        "code.revision": revision.removesuffix("-dirty") if revision else None,
+        "code.dirty": None if revision is None else str(revision.endswith("-dirty")).lower(),
+        "environment.python": platform.python_version(),
+        "environment.platform": platform.platform(),
+        "environment.libraries": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name))),
+        "environment.command": public(shlex.join(["normfree", *sys.argv[1:]])),
+    }
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _git(root: Path) -> str | None:
+    """Tag, commits since and hash, or just the hash; with -dirty where tracked files are changed."""
+    if not (root / ".git").exists():  # a package inside somebody else's repository is no revision of ours
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def code_revision() -> str:
+    """Git's commit of the checkout, with + where files differ from it; the package's version where there is no checkout."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        if not (root / ".git").exists():
+            raise OSError
+        found = [
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+        return found[0].strip() + ("+" if found[1].strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return "version " + importlib.metadata.version("normfree")
+        return "unknown"

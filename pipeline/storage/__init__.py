@@ -1,0 +1,1 @@
+"""Files and objects, local or in a store."""

@@ -1,0 +1,234 @@
+"""Parts of one version of an object: the read that goes on at the byte where it broke and never mixes two versions.
+
+A version is what the store said of the object when the run first looked: its size and its ETag (local files: modification
+time and inode). S3 gets the ETag with every request (If-Match), so the store itself refuses the bytes of a successor.
+Other stores are asked again after each read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.storage import multipart_upload, objects
+
+MAX_TRIES_WITHOUT_PROGRESS = 5
+MAX_TRIES = 20
+PIECE_BYTES = 1 << 20
+
+_clients: dict[tuple[object, ...], Any] = {}
+_making = threading.Lock()
+
+
+class ObjectChanged(OSError):
+    """The object is not the version any more that the run began with."""
+
+
+@dataclass(frozen=True)
+class Version:
+    size_bytes: int
+    tag: str
+    """Changes when the content does; empty where a store has nothing of the kind."""
+
+
+def version(url: str) -> Version:
+    """The object's present version, asked of the store itself; FileNotFoundError if there is none."""
+    if objects.is_local(url):
+        return _local_version(os.stat(objects.local_path(url)))
+    return _remote_version(objects.with_retries(url, lambda fs, path: fs.info(path, refresh=True)))
+
+
+def versions(folder: str, names: Iterable[str]) -> dict[str, Version]:
+    """Versions of the objects `names` under `folder`; those that are not there are left out.
+
+    One listing for all of an object store's; what a listing does not show is asked for by name, because listings may be stale.
+    """
+    names = list(names)
+    found: dict[str, Version] = {}
+    if not objects.is_local(folder) and len(names) > 1:
+        listed = objects.with_retries(folder, _listing)
+        by_name = {name.rpartition("/")[2]: info for name, info in listed.items()}
+        found = {name: _remote_version(by_name[name]) for name in names if name in by_name and "/" not in name}
+    for name in names:
+        if name not in found:
+            try:
+                found[name] = version(objects.join(folder, name))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+    return found
+
+
+def read(url: str, offset: int, length: int, expected: Version) -> bytes:
+    """`length` bytes from `offset` of this version of the object, fewer where it ends before.
+
+    Raises:
+        ObjectChanged: it is another version by now.
+        FileNotFoundError: it is gone.
+        OSError: the store did not answer, again and again.
+    """
+    length = max(0, min(length, expected.size_bytes - offset))
+    if not length:
+        return b""
+    if not objects.is_local(url):
+        return _read_remote(url, offset, length, expected)
+    # Opened for each request: a file that stays open would hide that another took its name. It costs some 10 us.
+    file = os.open(objects.local_path(url), os.O_RDONLY)
+    try:
+        if _local_version(os.fstat(file)) != expected:
+            raise ObjectChanged(f"{url} was replaced during the run")
+        return os.pread(file, length, offset)
+    finally:
+        os.close(file)
+
+
+def read_into(url: str, offset: int, buffer: memoryview, expected: Version) -> None:
+    """Fill `buffer` with the bytes from `offset` of this version of the object; for large reads on many threads.
+
+    S3 is asked by a client without an event loop, which writes what arrives straight into the buffer: less than half the
+    processor time of a gigabyte. Raises as `read`, and OSError where the object ends before the buffer does.
+    """
+    if objects.is_local(url) or not multipart_upload.takes_parts(objects.client(url)[0]):
+        data = read(url, offset, len(buffer), expected)
+        if len(data) != len(buffer):
+            raise OSError(f"{url}: {len(data)} bytes at offset {offset} where {len(buffer)} should be")
+        buffer[:] = data
+        return
+    filled = 0
+
+    def go_on() -> None:
+        nonlocal filled
+        fs, path = objects.client(url)
+        for num_bytes in _fill_s3(fs, path, offset + filled, buffer[filled:], expected):
+            filled += num_bytes
+
+    _until(url, len(buffer), lambda: filled, go_on, offset)
+
+
+def _read_remote(url: str, offset: int, length: int, expected: Version) -> bytes:
+    got = bytearray()
+
+    def go_on() -> None:
+        fs, path = objects.client(url)
+        _append(fs, path, offset + len(got), offset + length, expected, got)
+
+    _until(url, length, lambda: len(got), go_on, offset)
+    return bytes(got)
+
+
+def _until(url: str, length: int, there: Callable[[], int], go_on: Callable[[], None], offset: int) -> None:
+    """Calls `go_on` until `length` bytes are there; what came before an error stays."""
+    without_progress = 0
+    for attempt in range(MAX_TRIES):
+        before = there()
+        try:
+            go_on()
+            if there() != length:  # a connection that ended cleanly, and too early
+                raise ConnectionError(f"{url}: {there()} bytes at offset {offset} where {length} should be")
+            return
+        except ObjectChanged:
+            raise ObjectChanged(f"{url} was replaced during the run") from None
+        except Exception as error:
+            objects.refuse_the_users_mistake(error, url)
+            without_progress = 0 if there() > before else without_progress + 1
+            is_last = attempt + 1 == MAX_TRIES or without_progress >= MAX_TRIES_WITHOUT_PROGRESS
+            if is_last or not objects.is_transient(error):
+                raise
+        time.sleep(objects.FIRST_WAIT_S * 2 ** max(without_progress - 1, 0))
+    raise AssertionError("unreachable")
+
+
+def _fill_s3(fs: Any, path: str, start: int, buffer: memoryview, expected: Version) -> Iterator[int]:
+    """Yields the number of bytes that each piece brought, so that what came before an error counts."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    bucket, key, _ = fs.split_path(path)
+    condition = {"IfMatch": expected.tag} if expected.tag else {}
+    wanted = f"bytes={start}-{start + len(buffer) - 1}"
+    try:
+        answer = _plain_client(fs).get_object(Bucket=bucket, Key=key, Range=wanted, **condition, **fs.req_kw)
+    except ClientError as error:
+        if _code(error) == "PreconditionFailed":
+            raise ObjectChanged from error
+        raise translate_boto_error(error) from error
+    with contextlib.closing(answer["Body"]) as body:
+        while buffer and (num_bytes := body.readinto(buffer[:PIECE_BYTES])):
+            buffer = buffer[num_bytes:]
+            yield num_bytes
+
+
+def _plain_client(fs: Any) -> Any:
+    """botocore's own client with what s3fs was given: credentials, endpoint, time limits. One a process; threads share it."""
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    # What the environment says counts too: botocore reads it when a client is made, and a process may change its store.
+    said = tuple(
+        os.environ.get(n) for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+    )
+    mark = (os.getpid(), fs._fs_token, said)
+    with _making:
+        if mark not in _clients:
+            keys = {"aws_access_key_id": fs.key, "aws_secret_access_key": fs.secret, "aws_session_token": fs.token}
+            given = {"endpoint_url": fs.endpoint_url, "use_ssl": fs.use_ssl, **({} if fs.anon else keys)}
+            options = {**{k: v for k, v in given.items() if v is not None}, **fs.client_kwargs}
+            settings = {**fs.config_kwargs, **({"signature_version": UNSIGNED} if fs.anon else {})}
+            session = botocore.session.Session(**fs.kwargs)
+            _clients[mark] = session.create_client("s3", config=Config(**settings), **options)
+        return _clients[mark]
+
+
+def _append(fs: Any, path: str, start: int, end: int, expected: Version, into: bytearray) -> None:
+    """Adds the bytes start ... end of an object to `into` as they arrive, so that what came before an error stays."""
+    if "s3" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        asyncio.run_coroutine_threadsafe(_append_s3(fs, path, start, end, expected, into), fs.loop).result()
+        return
+    for begin in range(start, end, PIECE_BYTES):
+        into += fs.cat_file(path, start=begin, end=min(begin + PIECE_BYTES, end))
+    if _remote_version(fs.info(path)) != expected:
+        raise ObjectChanged
+
+
+async def _append_s3(fs: Any, path: str, start: int, end: int, expected: Version, into: bytearray) -> None:
+    bucket, key, _ = fs.split_path(path)
+    condition = {"IfMatch": expected.tag} if expected.tag else {}
+    try:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **condition)
+    except Exception as error:
+        if "PreconditionFailed" in _code(error):
+            raise ObjectChanged from error
+        raise
+    async with answer["Body"] as body:
+        while piece := await body.read(PIECE_BYTES):
+            into += piece
+
+
+def _listing(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    fs.invalidate_cache()
+    return fs.find(path, detail=True)
+
+
+def _code(error: BaseException) -> str:
+    """S3's own word for an error; s3fs keeps it in the cause."""
+    for each in (error, error.__cause__):
+        answer = getattr(each, "response", None)
+        if isinstance(answer, dict):
+            code = str(answer.get("Error", {}).get("Code", ""))
+            return "PreconditionFailed" if code == "412" else code
+    return ""
+
+
+def _local_version(stat: os.stat_result) -> Version:
+    return Version(stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ino}")
+
+
+def _remote_version(info: dict[str, Any]) -> Version:
+    tag = next((str(info[name]) for name in ("ETag", "etag", "generation", "mtime", "created") if info.get(name)), "")
+    return Version(int(info["size"]), tag)

@@ -1,0 +1,1 @@
+"""Stop signals, frozen ranks, the end of a process."""

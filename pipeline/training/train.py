@@ -1,0 +1,155 @@
+"""THE loop: pretraining and fine-tuning are the same generator of records.
+
+    plan -> newest verified checkpoint, or the named weights, or fresh ones -> steps -> evaluation -> checkpoint
+
+`train` yields what happens (`pipeline.records`) and knows nobody who reads it. Nothing is decided by one rank alone: finite
+or not, stop or go on are agreed over all ranks before an update. All random choices are functions of (seed, step) or (seed,
+epoch, sample), so a run's whole state is weights, momentum, averages, and one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from pipeline import distributed
+from pipeline.data.augment.transforms import normalise
+from pipeline.data.loading.batches import Batch
+from pipeline.records import Phase, Record
+from pipeline.supervision.phase_clock import Clock
+from pipeline.supervision.stop_signals import StopSignal
+from pipeline.supervision.watchdog import Watchdog
+from pipeline.training.evaluate import OnScores
+from pipeline.training.run import Run
+from pipeline.training.sample_account import lost_in
+from pipeline.training.trainer import Job
+
+
+def train(
+    run: Run,
+    out: str,
+    *,
+    on_scores: OnScores | None = None,
+    leave_at: int = 0,
+    may_save: Callable[[], bool] = lambda: True,
+    goes_back: bool = True,
+) -> Iterator[Record]:
+    """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
+
+    Every rank iterates it; records are equal on all ranks but for times, and but for what becomes of saves (`Saved`,
+    `SaveFailed`, `SaveSkipped`), which the main rank alone yields, as soon as it knows. `on_scores` is called on every rank
+    with what each evaluation's numbers are computed from, before they are yielded. Raises UserError for what the user
+    can mend.
+
+    Args:
+        leave_at: end after this step, evaluated and saved, with the run unfinished: the same call without it goes on. 0 = its
+            end.
+        may_save: asked on every rank where a save is due, and must say the same on all; False leaves that one out.
+        goes_back: to the newest checkpoint, from updates that are not finite; False ends the run there, so that its numbers do
+            not depend on which saves there were.
+    """
+    clock = Clock()
+    with (
+        StopSignal(grace_s=run.watchdog.grace_s) as stop,
+        Watchdog(run.watchdog, clock=clock, stop=stop, out=out),
+    ):
+        for record in _train(run, out, clock, stop, on_scores, leave_at, may_save, goes_back):
+            with clock("log"):
+                yield record
+
+
+def _train(
+    run: Run,
+    out: str,
+    clock: Clock,
+    stop: StopSignal,
+    on_scores: OnScores | None,
+    leave_at: int,
+    may_save: Callable[[], bool],
+    goes_back: bool,
+) -> Iterator[Record]:
+    me = distributed.join()
+    yield Phase(step=0, name="reading the data's manifest")
+    job = Job(run, out, me, clock, stop, on_scores)
+    yield from job.start()
+    batches = job.batches()
+    yield Phase(step=job.step, name="training")
+    clock.first_step = job.step
+    stop.started()
+    clock.take()
+    with job.saver:
+        while job.step < job.total_steps:
+            if job.step == leave_at > 0:
+                yield from job.leave_saved()
+                return
+            rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
+            seen: list[Batch] = []
+            for micro in range(job.accumulation):
+                with clock("wait"):
+                    batch = next(batches)
+                seen.append(batch)
+                _seed_step(run.seed, job.step, micro * me.size + me.rank)
+                with clock("transfer"):
+                    images, labels = normalise(batch.images, run.augment, me.device), batch.targets(me.device)
+                with clock("compute"):
+                    job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
+            with clock("compute"):
+                stats = job.engine.update(
+                    rate,
+                    stop_requested=stop.requested,
+                    num_lost=lost_in(seen),
+                    lost_allowed=job.account.allowed(job.step),
+                    measure=job.reports_after(job.step + 1),
+                )
+            if stats.stop_requested and math.isinf(stats.num_lost):  # on some rank no batch came: the step is not done
+                yield from job.leave_stopped()
+                return
+            yield from job.account.enter(job.step, stats, seen)
+            if stats.num_lost > 0:
+                yield from job.leave_over_budget()
+            job.step += 1
+            job.updates.append(stats)
+            yield from job.saver.poll()
+            if stats.applied:
+                job.trouble.applied(job.step - 1)
+            else:
+                yield job.skipped(stats)
+                if job.trouble.is_too_much:
+                    if not goes_back:
+                        raise job.diverged()
+                    yield from job.roll_back()
+                    batches = job.batches()
+                    continue
+            if job.reports_after(job.step):
+                yield job.report(rate)
+            yield from job.account.closed(job.step)
+            if stats.stop_requested and job.step < job.total_steps:
+                yield from job.leave_stopped()
+                return
+            if job.due(job.eval_steps) and job.step < job.total_steps and job.step != leave_at:
+                yield from job.evaluate()
+                if job.must_leave:
+                    yield from job.leave_stopped()
+                    return
+            if job.due(job.save_steps) and job.step < job.total_steps and job.step != leave_at and may_save():
+                yield from job.save()
+    if job.eval_data is not None:
+        yield from job.evaluate()
+        if job.must_leave:
+            yield from job.leave_stopped()
+            return
+    yield from job.saver.settle()
+    if run.save_final and job.saver.newest_step < job.step:
+        yield from job.save(final=True)
+    job.engine.close()
+    yield from job.account.close(job.step)
+    yield job.finished()
+
+
+def _seed_step(seed: int, step: int, micro: int) -> None:
+    """Dropout and stochastic depth as a function of (seed, step, global micro-batch): nothing to save, nothing to drift."""
+    word = hashlib.sha256(f"{seed}:{step}:{micro}".encode()).digest()
+    torch.manual_seed(int.from_bytes(word[:8], "little", signed=True))

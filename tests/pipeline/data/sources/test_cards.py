@@ -1,0 +1,134 @@
+"""Cards: one harness over all of them, and what a wrong one gets."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pipeline.data.sources.cards import Card, datasets_dir, list_cards, load_card
+from pipeline.errors import UserError
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_every_card(name):
+    card = load_card(name)
+    assert card.name == name
+    assert "/work" not in (datasets_dir() / f"{name}.yaml").read_text()
+    assert card.classes is None or list(card.classes) == sorted(card.classes, key=int if card.indexed else str)
+    if card.tests_only:
+        assert card.splits.keys() == {"test"} and card.indexed
+    elif card.num_classes is not None:
+        assert set(card.splits) in ({"train", "val"}, {"train", "test"}, {"train", "val", "test"})
+        assert card.splits["train"] >= card.num_classes and card.test_split in card.splits
+
+
+def test_the_sets_that_must_be_there():
+    real = {
+        "cifar100",
+        "caltech101",
+        "cifar10",
+        "clothing",
+        "flowers",
+        "signdigits",
+        "omniglot",
+        "pneumoniamnist",
+        "mnist",
+    }
+    embedded_and_whole = {"imagenet", "cifar10_full", "cifar100_full", "digits", "glyphs", "images", "imagenet_v2"}
+    vtab = {name for name in list_cards() if name.startswith("vtab_")}
+    assert len(vtab) == 19 and real | embedded_and_whole | vtab | set(STANDARD) == set(list_cards())
+
+
+# Classes, images of train (with val), images of test, metric: Kornblith et al. 2019, table 1.
+STANDARD = {
+    "food101": (101, 75_750, 25_250, "top1"),
+    "birdsnap": (500, 47_386, 2443, "top1"),
+    "sun397": (397, 19_850, 19_850, "top1"),
+    "cars": (196, 8144, 8041, "top1"),
+    "aircraft": (100, 6667, 3333, "mean_per_class"),
+    "dtd": (47, 3760, 1880, "top1"),
+    "pets": (37, 3680, 3669, "mean_per_class"),
+    "caltech101_full": (102, 3060, 6084, "mean_per_class"),
+    "flowers102": (102, 2040, 6149, "mean_per_class"),
+    # Not in that table.
+    "cub200": (200, 5994, 5794, "top1"),
+    "eurosat": (10, 21_600, 5400, "top1"),
+    "resisc45": (45, 25_200, 6300, "top1"),
+}
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_a_standard_set_has_its_published_counts_and_metric(name):
+    card = load_card(name)
+    fit = sum(num for split, num in card.splits.items() if split != "test")
+    assert (card.num_classes, fit, card.splits["test"], card.metric) == STANDARD[name]
+
+
+def test_no_python_in_datasets():
+    assert not list(datasets_dir().rglob("*.py"))
+
+
+def test_unknown_name_gets_the_nearest():
+    with pytest.raises(UserError, match=r"'cifar10O'.*did you mean.*cifar10"):
+        load_card("cifar10O")
+    with pytest.raises(UserError, match=r"choose one of .*omniglot"):
+        load_card("zzzzzz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flipp": True}, "unknown field 'flipp'.*did you mean 'flip'"),
+        ({"flip": "maybe"}, "flip must be true or false"),
+        ({"kind": "zip"}, "kind 'zip'"),
+        ({"metric": "f1"}, "metric 'f1'"),
+        ({"num_classes": 1}, "num_classes 1"),
+        ({"splits": {"dev": 3}}, "split 'dev"),
+        ({"splits": {"test": 3}}, "without train need indexed"),
+        ({"classes": ["a", "a"]}, "different names"),
+        ({"member": "x"}, "member"),
+        ({"licence": None}, "must be text"),
+        ({"indexed": 1}, "indexed must be"),
+        ({"label_rule": 3}, "label_rule must be text"),
+        ({"split_rule": ""}, "split_rule and"),
+        ({"name": "Has Spaces"}, "name 'Has Spaces'"),
+    ],
+)
+def test_wrong_cards_are_refused(tmp_path, change, message):
+    content = yaml.safe_load((datasets_dir() / "cifar10.yaml").read_text()) | change
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message):
+        load_card(str(path))
+
+
+def test_files_that_are_no_cards(tmp_path):
+    path = tmp_path / "x.yaml"
+    with pytest.raises(UserError, match="no dataset card at"):
+        load_card(str(path))
+    for text, message in (("a: [", "not YAML"), ("- 1", "mapping"), ("name: x", "lacks title")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_card(str(path))
+        from pipeline.data.sources import cards
+
+        cards._read.cache_clear()
+
+
+def test_a_card_of_ones_own(tmp_path):
+    content = yaml.safe_load((datasets_dir() / "cifar10.yaml").read_text()) | {
+        "name": "mine",
+        "num_classes": 2,
+        "classes": [0, 1],
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    card = load_card(str(tmp_path / "mine.yaml"))
+    assert isinstance(card, Card) and card.classes == ("0", "1")
+
+
+def test_importing_the_data_modules_is_light():
+    heavy = ["fsspec", "webdataset", "torchvision", "sklearn", "matplotlib", "pyarrow", "PIL", "scipy", "torch", "yaml"]
+    code = f"import sys, pipeline.data.prepare.prepare as _; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,82 @@
+"""Intervals against scipy's own, pairs, and what a verdict may say."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from transfer.results.statistics import Estimate, compare, estimate, paired, sign_flip, smallest_p, verdict
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.6], [0.1, 0.4, 0.3], [0.61, 0.62, 0.605, 0.63, 0.59]])
+def test_the_interval_is_students(values: list[float]) -> None:
+    ours = estimate(values)
+    assert ours is not None and ours.n == len(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / len(values), scale=stats.sem(values))
+    assert ours.low == pytest.approx(low, abs=1e-12) and ours.high == pytest.approx(high, abs=1e-12)
+
+
+def test_the_paired_interval_is_that_of_the_paired_t_test() -> None:
+    a, b = {0: 0.7, 1: 0.8, 2: 0.75, 9: 0.1}, {2: 0.6, 1: 0.7, 0: 0.62, 7: 0.9}
+    ours = paired(a, b)
+    theirs = stats.ttest_rel([0.7, 0.8, 0.75], [0.62, 0.7, 0.6]).confidence_interval(0.95)
+    assert ours is not None and ours.n == 3  # seeds that only one side has pair with nothing
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_one_value_has_no_interval_and_none_has_no_mean() -> None:
+    one = estimate([0.4])
+    assert one == Estimate(0.4, 1, None) and one.low is None and one.high is None
+    assert estimate([]) is None
+    with pytest.raises(ValueError, match="not finite"):
+        estimate([0.5, math.nan])
+
+
+def test_a_verdict_needs_an_interval_that_leaves_zero_out() -> None:
+    assert verdict(Estimate(0.10, 3, 0.09)) == "wins"
+    assert verdict(Estimate(0.10, 3, 0.10)) == "no clear difference"
+    assert verdict(Estimate(-0.10, 3, 0.09)) == "loses"
+    assert verdict(Estimate(0.50, 1, None)) == "one seed"
+    assert verdict(None) == "no pair"
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 6, 9])
+def test_the_sign_flip_test_is_scipys_exact_one(num_tasks: int) -> None:
+    differences = np.random.default_rng(num_tasks).normal(0.03, 0.05, num_tasks)
+    ours = sign_flip(differences.tolist())
+    if num_tasks > 1:
+        # Flips of signs are exchanges within pairs; scipy enumerates them all.
+        def mean(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+            return np.mean(a - b, axis=axis)
+
+        pairs = (differences, np.zeros(num_tasks))
+        theirs = stats.permutation_test(pairs, mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
+        assert ours == pytest.approx(theirs.pvalue, abs=1e-12)
+    else:
+        assert ours == 1.0
+
+
+def test_fishers_zea_data_give_fishers_p() -> None:
+    # Darwin's fifteen pairs of plants (Fisher 1935, section 21): 1,726 of 32,768 flips reach the sum, 5.267 %.
+    eighths = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    assert sign_flip([e / 8 for e in eighths]) == pytest.approx(1726 / 32768, abs=1e-12)
+
+
+def test_many_tasks_are_flipped_at_random_and_alike_each_time() -> None:
+    differences = np.random.default_rng(0).normal(0.02, 0.05, 25).tolist()
+    assert sign_flip(differences) == sign_flip(differences)
+    assert sign_flip(differences) == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, abs=0.01)
+
+
+def test_five_tasks_never_settle_anything_and_six_can() -> None:
+    five, six = compare([0.1, 0.11, 0.09, 0.1, 0.12]), compare([0.1, 0.11, 0.09, 0.1, 0.12, 0.1])
+    assert five is not None and six is not None
+    assert (five.p_value, five.verdict) == (smallest_p(5), "too few tasks")
+    assert (six.p_value, six.verdict) == (smallest_p(6), "better")
+    worse = compare([-0.1, -0.11, -0.09, -0.1, -0.12, -0.1])
+    unsure = compare([0.1, -0.11, 0.09, 0.0, 0.12, -0.1])
+    assert worse is not None and unsure is not None
+    assert (worse.verdict, unsure.verdict) == ("worse", "no clear difference")
+    assert (unsure.wins, unsure.ties, unsure.losses) == (3, 1, 2) and compare([]) is None

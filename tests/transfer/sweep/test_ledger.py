@@ -1,0 +1,138 @@
+"""The ledger: addresses over what decides a result, entries whole, folders that belong to one sweep."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from transfer.sweep.ledger import Ledger, SweepInfo, Trial, entry
+
+TRIAL = Trial(
+    kind="final",
+    task="digits",
+    method="finetune",
+    init="pretrained",
+    shots=5,
+    seed=0,
+    hyperparameters={"learning_rate": 0.1, "num_steps": 20},
+    protocol_digest="p",
+    checkpoint_digest="c",
+    data_digest="d",
+)
+INFO = SweepInfo(
+    suite="demo",
+    suite_digest="s" * 64,
+    checkpoint_url="runs/a",
+    checkpoint_digest="c" * 64,
+    model="nfnet_tiny",
+    started_s=1.0,
+    command="normfree transfer",
+    hardware="none",
+    num_seeds=3,
+    not_run=[],
+)
+FIELDS = {
+    *("digest", "kind", "task", "task_title", "method", "init", "shots", "seed", "metric", "value", "num_train"),
+    *("num_test", "hyperparameters", "history", "seconds_s", "images_seen", "protocol_digest", "checkpoint_url"),
+    *("checkpoint_digest", "data_digest", "status", "error", "backbone_digest", "metrics", "backbone", "model"),
+    *("method_kind", "method_title", "selection", "stopped_at", "grid", "config", "config_digest", "max_memory_bytes"),
+    *("watts", "num_processes", "code_revision"),
+}
+
+
+def make(trial: Trial = TRIAL, **changes: Any) -> Any:
+    return entry(trial, **{"task_title": "Digits", "checkpoint_url": "runs/a", "value": 0.5, **changes})
+
+
+def test_the_address_is_over_everything_that_decides_the_result() -> None:
+    changes: list[dict[str, Any]] = [
+        {"kind": "search"},
+        {"task": "mnist"},
+        {"method": "ridge"},
+        {"init": "scratch"},
+        {"shots": 1},
+        {"seed": 1},
+        {"hyperparameters": {"learning_rate": 0.2, "num_steps": 20}},
+        {"protocol_digest": "q"},
+        {"checkpoint_digest": "e"},
+        {"data_digest": "e"},
+        {"backbone_digest": "b"},
+        {"metric": "top5"},
+    ]
+    assert len(changes) == len(dataclasses.fields(Trial))
+    assert len({TRIAL.digest, *(dataclasses.replace(TRIAL, **c).digest for c in changes)}) == len(changes) + 1
+    # It survives the way to a worker and back.
+    assert Trial(**json.loads(json.dumps(dataclasses.asdict(TRIAL)))).digest == TRIAL.digest
+
+
+def test_a_finished_trial_is_one_file_with_its_address_as_name(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    assert not ledger.is_done(TRIAL) and ledger.find(TRIAL.digest) is None
+    ledger.write(make(history=[{"step": 1, "time_s": 2.0, "loss": 3.0, "accuracy": 0.1}]))
+    (path,) = (tmp_path / "trials").iterdir()
+    assert path.name == f"{TRIAL.digest}.json" and set(json.loads(path.read_text())) == FIELDS
+    assert ledger.is_done(TRIAL) and list(ledger.entries()) == [ledger.find(TRIAL.digest)]
+    ledger.remove(TRIAL.digest)
+    assert not list(ledger.entries())
+
+
+def test_a_failed_trial_has_an_error_and_no_value_and_is_not_done(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    for changes in ({"error": "it broke"}, {"value": float("nan")}, {"value": None}):
+        ledger.write(make(**changes))
+        found = ledger.find(TRIAL.digest)
+        assert found is not None and found.status == "failed" and found.value is None and found.error
+        assert not ledger.is_done(TRIAL)
+
+
+def test_rows_that_are_not_finite_do_not_reach_the_file() -> None:
+    rows = [{"step": s, "time_s": 1.0, "loss": x, "accuracy": 0.1} for s, x in ((1, 2.0), (2, float("inf")))]
+    assert [r["step"] for r in make(history=rows).history] == [1]
+
+
+def test_a_from_scratch_trial_names_no_checkpoint() -> None:
+    assert make(dataclasses.replace(TRIAL, init="scratch", checkpoint_digest="")).checkpoint_url == ""
+
+
+def test_a_folder_belongs_to_one_checkpoint_and_one_suite(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.claim(INFO)
+    again = ledger.claim(dataclasses.replace(INFO, num_seeds=5, started_s=9.0))
+    assert again.started_s == 1.0 and ledger.info().num_seeds == 5
+    for changes in ({"checkpoint_digest": "x"}, {"suite_digest": "x"}):
+        with pytest.raises(UserError, match="another folder with --out"):
+            ledger.claim(dataclasses.replace(INFO, **changes))
+    assert ledger.info().num_seeds == 5
+
+
+def test_a_sweep_may_grow_by_backbones_and_keeps_its_way_to_search(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    one, two = ({"name": n, "url": n, "digest": n * 64} for n in "ce")
+    ledger.claim(dataclasses.replace(INFO, sources=[one]))
+    ledger.claim(dataclasses.replace(INFO, sources=[one, two]))
+    with pytest.raises(UserError, match="another checkpoint"):
+        ledger.claim(dataclasses.replace(INFO, sources=[one]))
+    with pytest.raises(UserError, match="--scheduler"):
+        ledger.claim(dataclasses.replace(INFO, sources=[one, two], scheduler="none"))
+
+
+def test_an_entry_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.write(make())
+    path = tmp_path / "trials" / f"{TRIAL.digest}.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("metrics", "backbone", "code_revision")}))
+    found = ledger.find(TRIAL.digest)
+    assert found is not None and found.is_ok and found.metrics == {} and found.backbone == ""
+
+
+def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.write(make())
+    path = tmp_path / "trials" / f"{TRIAL.digest}.json"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="delete this file"):
+        ledger.is_done(TRIAL)

@@ -1,0 +1,187 @@
+"""The other labels of ImageNet: ReaL for its validation images, and ImageNet-V2's new images for its classes.
+
+Class indices are those of everybody's ImageNet: the place of the wnid among the 1,000 sorted ones. ImageNet-V2 is a dataset of
+its own (the card `imagenet_v2`, whose labels are the numbers of its folders); ReaL is one file of labels. A suite states them
+beside the task; final trials then hold `real_top1` and `v2_top1`, measured when the task's own test split is open.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.format.manifest import Manifest
+from pipeline.errors import UserError
+from pipeline.storage import objects
+from transfer import metrics
+
+NUM_VAL, NUM_CLASSES = 50_000, 1000
+REAL, V2 = "real_top1", "v2_top1"
+BESIDE = (REAL, V2)
+"""Names of these metrics in a trial."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What else a task's final trials are measured by: places, and digests of what lies there; empty where it is not stated."""
+
+    real_url: str = ""
+    real_sha256: str = ""
+    v2_url: str = ""
+    v2_digest: str = ""
+    v2_split: str = ""
+
+    def digests(self) -> dict[str, str]:
+        """Of the labels or images behind each metric, by its name."""
+        return {k: v for k, v in ((REAL, self.real_sha256), (V2, self.v2_digest)) if v}
+
+
+def find_beside(task: Manifest, test: str, *, real_labels: str, v2: str, data_root: str) -> Beside:
+    """The label file and the dataset that a suite states for a task with the test split `test`.
+
+    No label meets a score here.
+
+    Args:
+        real_labels: `real.json`; a path that is not absolute lies under `data_root`. "" = not measured.
+        v2: the prepared ImageNet-V2, likewise.
+    Raises:
+        UserError: something is not there, or does not go with the task's classes and images.
+    """
+    found: dict[str, str] = {}
+    if real_labels or v2:
+        _check_classes(task.classes, task.url)
+    if real_labels:
+        url = _place(real_labels, data_root)
+        _check_names(task.url, task.digest, test)
+        found |= {"real_url": url, "real_sha256": _sha256(url)}
+    if v2:
+        manifest = Manifest.open(_place(v2, data_root))
+        check_v2_classes(manifest)
+        split = next((s for s in ("test", "val") if s in manifest.splits), "")
+        if not split:
+            raise UserError(f"{manifest.url} has no split test; prepare ImageNet-V2 with the card imagenet_v2")
+        found |= {"v2_url": manifest.url, "v2_digest": manifest.digest, "v2_split": split}
+    return Beside(**found)
+
+
+def real_top1(real_url: str, data_url: str, split: str, samples: np.ndarray, scores: np.ndarray) -> float:
+    """ReaL accuracy of scores (N, 1000) of the images at the places `samples` (N,) of a prepared split of ImageNet.
+
+    Raises:
+        UserError: the file is not ReaL's, or an image has no place in it.
+    """
+    keys = Manifest.open(data_url).split(split).keys
+    return metrics.compute("real", scores, real_sets(load_real(real_url), map(str, keys[samples])))
+
+
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """Whether these are 1,000 wnids in their order, so that a label is everybody's class index."""
+    return (
+        len(classes) == NUM_CLASSES
+        and all(re.fullmatch(r"n\d{8}", name) for name in classes)
+        and list(classes) == sorted(classes)
+    )
+
+
+def is_same(data: Sequence[str], head: Sequence[str]) -> bool:
+    """Whether labels of `data` are the classes of a head: by name, or of ImageNet by number.
+
+    A published file's head says no names but 0 to 999, as ImageNet-V2's folders do.
+    """
+    of_imagenet = [is_imagenet(classes) or is_v2(classes) for classes in (data, head)]
+    return list(data) == list(head) or all(of_imagenet)
+
+
+def is_v2(classes: Sequence[str]) -> bool:
+    """Whether these are the folders of ImageNet-V2, in the order of numbers."""
+    return list(classes) == [str(index) for index in range(NUM_CLASSES)]
+
+
+def check_v2_classes(manifest: Manifest) -> None:
+    """UserError if a label of the dataset is not the number of its folder.
+
+    Who sorts the folders 0 to 999 as text, as folder datasets do, gives 988 of them the wrong class.
+    """
+    if not is_v2(manifest.classes):
+        raise UserError(
+            f"the classes of {manifest.url} are not 0 to 999 in order; prepare it with the card imagenet_v2"
+        )
+
+
+def _check_classes(classes: Sequence[str], url: str) -> None:
+    if not is_imagenet(classes):
+        raise UserError(
+            f"the classes of {url} are not ImageNet's 1,000 wnids; real_labels and v2 are for ImageNet, leave them out here"
+        )
+
+
+def _place(path: str, data_root: str) -> str:
+    path = os.path.expanduser(path)
+    return path if "://" in path or path.startswith("/") else objects.join(data_root, path)
+
+
+@functools.cache  # a task is opened for each of its trials
+def _check_names(url: str, digest: str, split: str) -> None:
+    for name in Manifest.open(url).split(split).keys:
+        number_of(name)
+
+
+@functools.cache
+def _sha256(url: str) -> str:
+    load_real(url)  # a file that is something else is refused before anything is run
+    return hashlib.sha256(_read(url)).hexdigest()
+
+
+def load_real(url: str) -> list[tuple[int, ...]]:
+    """`real.json` of Beyer et al. 2020 (github.com/google-research/reassessed-imagenet).
+
+    Returns:
+        50,000 tuples of class indices in the order of the files, ILSVRC2012_val_00000001.JPEG first; empty where the
+        annotators agreed on none, which `transfer.metrics` leaves out.
+    Raises:
+        UserError: the file is missing, or is not that list.
+    """
+    try:
+        content: Any = json.loads(_read(url))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{url} is not JSON ({error}); give real.json of google-research/reassessed-imagenet") from None
+    if not isinstance(content, list) or len(content) != NUM_VAL:
+        found = f"a list of {len(content):,}" if isinstance(content, list) else f"a {type(content).__name__}"
+        raise UserError(f"{url} holds {found}, not the label sets of 50,000 images; give ReaL's real.json")
+    for number, row in enumerate(content, 1):
+        if not isinstance(row, list) or not all(type(c) is int and 0 <= c < NUM_CLASSES for c in row):
+            raise UserError(f"{url}: image {number} has {row!r}, not a list of class indices; give ReaL's real.json")
+    return [tuple(row) for row in content]
+
+
+def real_sets(real: list[tuple[int, ...]], names: Iterable[str]) -> list[tuple[int, ...]]:
+    """The label sets of images by their file names or sample keys, in any order (a prepared split is shuffled).
+
+    Raises:
+        UserError: a name has no ILSVRC2012_val_<8 digits> in it.
+    """
+    return [real[number_of(name) - 1] for name in names]
+
+
+def number_of(name: str) -> int:
+    """1 to 50,000, of an image by its file name or sample key. UserError if it has no ILSVRC2012_val_<8 digits> in it."""
+    match = re.search(r"ILSVRC2012_val_(\d{8})(?!\d)", name)
+    if match is None or not 1 <= int(match[1]) <= NUM_VAL:
+        raise UserError(f"ReaL has labels for ILSVRC2012_val_00000001 to {NUM_VAL:08d}; {name!r} is not of them")
+    return int(match[1])
+
+
+def _read(url: str) -> bytes:
+    try:
+        return objects.read_bytes(url)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(f"cannot read {url} ({why}); give real.json of google-research/reassessed-imagenet") from None

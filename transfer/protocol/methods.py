@@ -1,0 +1,352 @@
+"""Protocols: what a method does with a task, said completely before anything is run.
+
+    split rule      few_shot: k images a class, a part of train held out | vtab1k: 800/200 to select, 1000 to fit
+                    full: all of train; a share is held out to select, and fitted again with the rest
+    method          a probe of frozen features, or a fine-tuning recipe; each with its budget and its search space
+    preprocessing   the backbone's own, or a stated resolution
+    metric          the card's, or a stated one
+
+A protocol is everything that decides a number besides the backbone (its weights and preprocessing), the data's bytes, the
+shots and the seed. Numbers with different protocol digests do not belong into one table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pipeline.configuration import nearest, number, to_dict, whole
+from pipeline.errors import UserError
+from transfer.protocol.search_space import Search, parse_search
+
+Rule = Literal["few_shot", "vtab1k", "full"]
+Scheduler = Literal["halving", "hyperband", "asha", "none"]
+SPLIT_RULES = {
+    "few_shot": "per class, first images of a fixed permutation held out, supports from the rest; search on the support of "
+    "seed 0 (pipeline.data.sampling.subset 1)",
+    "vtab1k": "the published first 800 of train and first 200 of val; both to fit again (transfer.protocol.vtab 1)",
+    "full": "the official val split to select where test is another one, else of each class a share of a fixed permutation of "
+    "train; both to fit again (pipeline.data.sampling.subset 1)",
+}
+ALL_IMAGES, VTAB_IMAGES = 0, -1000
+"""In the place of shots, for the split rules full and vtab1k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every method states."""
+
+    shots: tuple[int, ...] = ()
+    """Images of each class; for the split rule few_shot only."""
+    split: Rule = "few_shot"
+    holdout_share: float = 0.1
+    """For the split rule full."""
+    image_px: int = 0
+    """Side of the evaluation input, and of the training input unless the recipe states its own; 0 = the backbone's own."""
+    metric: str = ""
+    """Empty = the card's."""
+    title: str = ""
+    """For people; empty = the method's usual name."""
+
+    def __post_init__(self) -> None:
+        if (self.split == "few_shot") != bool(self.shots):
+            raise UserError("shots are for the split rule few_shot, which needs them; give both, or neither")
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """What stands in the place of shots."""
+        return {"few_shot": self.shots, "vtab1k": (VTAB_IMAGES,), "full": (ALL_IMAGES,)}[self.split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeSettings(Settings):
+    """Few-shot ridge on frozen features (`transfer.probes.ridge`)."""
+
+    l2: float = 1024.0
+    """Fixed: the published procedure does not tune it (facts 4.2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeSelectedSettings(Settings):
+    """The older variant: per number of shots the one penalty with the best mean rank over all tasks (facts 4.2)."""
+
+    l2s: tuple[float, ...] = tuple(2.0**i for i in range(-10, 20))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnSettings(Settings):
+    """Nearest neighbours as DINOv2 votes (`transfer.probes.knn`); k is selected, of those that the support can give."""
+
+    ks: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings(Settings):
+    """DINOv2's linear probe on cached features (`transfer.probes.linear`); the rate is selected."""
+
+    learning_rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+    """At batch 256; times batch / 256 they are used."""
+    num_steps: int = 12_500
+    batch: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticSettings(Settings):
+    """L-BFGS logistic regression on unit features (`transfer.probes.logistic`); C is selected."""
+
+    cs: tuple[float, ...] = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
+
+
+GRID = ("learning_rates", "num_steps", "epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(Settings):
+    """Fine-tuning of all layers with a new head (`transfer.sweep.finetune`).
+
+    The space is a grid, learning_rates x schedule lengths, or else what `search` states.
+    """
+
+    learning_rates: tuple[float, ...] = ()
+    num_steps: tuple[int, ...] = ()
+    epochs: tuple[float, ...] = ()
+    """In place of num_steps: passes over the training images, repetitions included."""
+    batch: int = 64
+    """Images of an update, at most: a smaller support is one batch."""
+    area_min: float = 0.5
+    """Smallest share of a training image that the random crop keeps; 0 = the whole image, squeezed and not mirrored."""
+    clipping: float = 0.02
+    weight_decay: float = 0.0
+    warmup_share: float = 0.1
+    """Of the schedule."""
+    drop_rate: float = 0.0
+    stochastic_depth: float = 0.0
+    label_smoothing: float = 0.0
+    sam_rho: float = 0.0
+    ema_decay: float = 0.0
+    """0 = no averaged weights."""
+    repeats: int = 1
+    """Repeated augmentation; passes over the images are cut by it, so that the cost stays."""
+    train_px: int = 0
+    """Side of the training input, where it differs from image_px."""
+    search: Search | None = None
+    """In place of the grid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.search is not None:
+            self._check_search(self.search)
+        elif not self.learning_rates or bool(self.num_steps) == bool(self.epochs):
+            raise UserError("fine-tuning needs learning_rates, and either num_steps or epochs; set them, or a search")
+
+    def _check_search(self, search: Search) -> None:
+        grid = [name for name in GRID if getattr(self, name)]
+        if grid:
+            raise UserError(f"a grid ({', '.join(grid)}) and a search are both stated; keep one of them")
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        twice = [name for name in search.searched if name not in GRID and getattr(self, name, None) != usual.get(name)]
+        if twice:
+            raise UserError(f"{', '.join(twice)} is stated and searched as well; leave it to the search, or out of it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperruleSettings(Settings):
+    """BiT-HyperRule (`transfer.protocol.bit_hyperrule`): nothing is searched. Sizes and budget follow from the task alone."""
+
+    variant: Literal["paper", "code"] = "paper"
+    batch: int = 512
+    clipping: float = 0.02
+    """The rule's networks have no need of AGC; normaliser-free ones do."""
+    resize: bool = True
+    """False: the backbone's own resolution in place of the rule's 128 or 384 px; for networks made for small images."""
+    num_steps: int = 0
+    """0 = the rule's; else warm-up and falls shrink with it, for tasks smaller than any the rule was made for."""
+
+
+# Brock et al. 2021, A.5, on ImageNet: 15,000 steps of 2,048. AGC's lambda is not stated there.
+_A5_PLAIN: dict[str, Any] = {
+    "learning_rates": (0.1,),
+    "batch": 2048,
+    "warmup_share": 1 / 3,
+    "ema_decay": 0.9999,
+    "area_min": 0.08,
+    "clipping": 0.01,
+}
+_A5 = _A5_PLAIN | {"weight_decay": 1e-5, "drop_rate": 0.25, "stochastic_depth": 0.1, "sam_rho": 0.05}
+METHOD_KINDS: dict[str, tuple[type[Settings], str, dict[str, Any]]] = {
+    "ridge": (RidgeSettings, "ridge on frozen features", {}),
+    "ridge_selected": (RidgeSelectedSettings, "ridge, penalty by mean rank over tasks", {}),
+    "knn": (KnnSettings, "nearest neighbours", {}),
+    "linear": (LinearSettings, "linear probe", {}),
+    "logistic": (LogisticSettings, "logistic regression", {}),
+    "finetune": (FinetuneSettings, "fine-tuning", {}),
+    "hyperrule": (HyperruleSettings, "fine-tuning by BiT-HyperRule", {}),
+    "nfnet": (FinetuneSettings, "fine-tuning as NFNets (SAM, EMA, stochastic depth)", _A5 | {"num_steps": (15_000,)}),
+    "nfnet_plain": (
+        FinetuneSettings,
+        "fine-tuning as NFNets, no regularisation",
+        _A5_PLAIN | {"num_steps": (15_000,)},
+    ),
+    # Smith et al. 2023 state epochs, SAM, stochastic depth, dropout, sizes and repeats; the other numbers are A.5's.
+    "convnets_at_scale": (
+        FinetuneSettings,
+        "fine-tuning as ConvNets at scale (50 epochs, repeated augmentation)",
+        _A5 | {"epochs": (50.0,), "repeats": 4, "train_px": 384, "image_px": 480},
+    ),
+}
+PROBES = ("ridge", "ridge_selected", "knn", "linear", "logistic")
+HEADS = {
+    "ridge": "ridge on pooled pre-logits, whitened by the support",
+    "ridge_selected": "ridge on pooled pre-logits, whitened by the support",
+    "knn": "cosine neighbours of pooled pre-logits",
+    "linear": "linear on pooled pre-logits, N(0, 0.01^2)",
+    "logistic": "linear on unit pooled pre-logits, from zero",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method of a suite. Its name is unique in the suite; its kind says what is done."""
+
+    name: str
+    kind: str
+    settings: Settings
+
+    @property
+    def is_probe(self) -> bool:
+        return self.kind in PROBES
+
+    @property
+    def title(self) -> str:
+        if self.settings.title:
+            return self.settings.title
+        usual = METHOD_KINDS[self.kind][1]
+        where = {"few_shot": "", "vtab1k": ", VTAB-1k", "full": ", all images"}[self.settings.split]
+        return usual + where
+
+    def stated(self) -> dict[str, Any]:
+        """Fields with something in them: what a suite's YAML may say."""
+        return {k: v for k, v in _plain(self.settings).items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
+
+    def plain(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": self.kind, **_plain(self.settings)}
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Settings in plain containers. A search that is not stated is not there: it came later, and must change no digest."""
+    found: dict[str, Any] = to_dict(settings)
+    search = getattr(settings, "search", None)
+    if search is not None:
+        return {**found, "search": search.plain()}
+    return {name: value for name, value in found.items() if name != "search"}
+
+
+def protocol(
+    method: Method,
+    *,
+    task: str,
+    splits: dict[str, str],
+    holdout_per_class: int,
+    flip: bool,
+    metric: str,
+    search: dict[str, Any],
+    beside: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Everything that decides a number besides backbone, data bytes, shots and seed, in plain containers.
+
+    Args:
+        splits: names of the splits to fit and to test.
+        search: how candidates are drawn and stopped; {} where there is nothing to search.
+        beside: further metrics of the final trials, and digests of what they are measured on.
+    """
+    hidden = ("shots", "title", "split", "metric")  # each number of shots is a column of its own
+    settings = {k: v for k, v in _plain(method.settings).items() if k not in hidden}
+    few = method.settings.split == "few_shot"
+    return {
+        "version": 2,
+        "task": task,
+        "splits": splits,
+        "split_rule": [method.settings.split, SPLIT_RULES[method.settings.split]],
+        "holdout": holdout_per_class if few else settings.pop("holdout_share"),
+        "selection": f"highest {metric} on the held-out part" if search else "none",
+        "search": search,
+        "method": method.kind,
+        "settings": settings,
+        "head": HEADS.get(method.kind, "linear, zero init"),
+        "preprocessing": {"from": "the backbone", "flip": flip},
+        "metric": metric,
+        **({"beside": beside} if beside else {}),
+    }
+
+
+def sha256(content: Any) -> str:
+    """Hex digest of the canonical JSON of plain containers."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def parse_methods(content: Any, where: str) -> tuple[Method, ...]:
+    """The `methods` of a suite: name -> settings, and `kind` where the name is not one. UserError for what is wrong."""
+    if not isinstance(content, dict) or not content:
+        raise UserError(
+            f"{where}: methods is {content!r}; give a mapping, with names such as {', '.join(METHOD_KINDS)}"
+        )
+    methods = []
+    for name, settings in content.items():
+        if not isinstance(settings, dict):
+            raise UserError(f"{where}: {name} must be a mapping of field to value, not {settings!r}")
+        kind = str(settings.get("kind", name))
+        if kind not in METHOD_KINDS:
+            raise UserError(f"{where}: no method is called {kind!r}; {nearest(kind, METHOD_KINDS)}")
+        if not str(name).replace("_", "").isalnum():
+            raise UserError(f"{where}: the method {name!r} needs a name of letters, digits and _")
+        fields = {k: v for k, v in settings.items() if k != "kind"}
+        methods.append(Method(name=str(name), kind=kind, settings=_settings(kind, fields, f"{where}: {name}")))
+    order = list(METHOD_KINDS)
+    return tuple(sorted(methods, key=lambda m: (order.index(m.kind), m.name)))
+
+
+def _settings(kind: str, content: dict[str, Any], where: str) -> Settings:
+    cls, _, preset = METHOD_KINDS[kind]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = dict(preset)
+    for key, value in content.items():
+        if key not in fields:
+            raise UserError(f"{where} has an unknown field {key!r}; {nearest(str(key), fields)}")
+        values[key] = _value(str(fields[key].type), key, value, f"{where}: {key}")
+    for key in ("num_steps", "epochs"):  # a stated one takes the place of the recipe's
+        if key in content and {"num_steps": "epochs", "epochs": "num_steps"}[key] not in content:
+            values.pop({"num_steps": "epochs", "epochs": "num_steps"}[key], None)
+    if search := values.get("search"):  # and a search that of the recipe's own point
+        for key in (*GRID, *search.searched):
+            if key not in content:
+                values.pop(key, None)
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _value(kind: str, key: str, value: Any, where: str) -> Any:
+    if key == "search":
+        return parse_search(value, where)
+    if kind.startswith("tuple"):
+        if not isinstance(value, list) or not value or len(set(map(str, value))) != len(value):
+            raise UserError(f"{where} is {value!r}; give a list of different numbers")
+        one = whole if "int" in kind else number
+        return tuple(sorted(one(v, where) for v in value))
+    if kind == "int":
+        return whole(value, where, zero=key in ("image_px", "train_px", "num_steps"))
+    if kind == "float":
+        return number(value, where, zero=True)
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise UserError(f"{where} is {value!r}; set true or false")
+        return value
+    choices = get_args(Rule) if key == "split" else ("paper", "code") if key == "variant" else ()
+    if choices and value not in choices:
+        raise UserError(f"{where} is {value!r}; {nearest(str(value), choices)}")
+    return str(value)

@@ -1,0 +1,293 @@
+"""Suites and tasks: what is measured, said completely before anything is run.
+
+A suite (YAML) lists tasks, which are dataset cards, and methods with their settings (`transfer.protocol.methods`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.configuration import nearest, whole
+from pipeline.data.format import manifest
+from pipeline.data.format.manifest import Manifest
+from pipeline.data.sampling.subset import Subset
+from pipeline.data.sources.cards import Card, load_card
+from pipeline.errors import UserError
+from pipeline.storage import objects
+from transfer.protocol.imagenet_labels import Beside, find_beside
+from transfer.protocol.methods import (
+    ALL_IMAGES,
+    VTAB_IMAGES,
+    Method,
+    Settings,
+    parse_methods,
+    protocol,
+    sha256,
+)
+
+Init = Literal["pretrained", "scratch"]
+INITS: tuple[Init, ...] = ("pretrained", "scratch")
+METRIC = "top1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    card: str
+    holdout_per_class: int
+    real_labels: str = ""
+    """ReaL's label file, for ImageNet (`transfer.protocol.imagenet_labels`); under the data root where it is not absolute."""
+    v2: str = ""
+    """The prepared ImageNet-V2, likewise."""
+
+    @property
+    def name(self) -> str:
+        """The card's, which a path may lead to."""
+        return load_card(self.card).name
+
+    def plain(self) -> dict[str, Any]:
+        """As a suite's YAML holds it; what is not stated is left out, so that digests of suites stay."""
+        beside = {k: v for k, v in (("real_labels", self.real_labels), ("v2", self.v2)) if v}
+        return {"card": self.card, "holdout_per_class": self.holdout_per_class, **beside}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Tasks x methods x shots, with a number of seeds."""
+
+    name: str
+    title: str
+    tasks: tuple[TaskEntry, ...]
+    methods: tuple[Method, ...]
+    num_seeds: int
+
+    def digest(self) -> str:
+        """SHA-256 over what is measured; the number of seeds is left out, because a sweep may be extended by seeds."""
+        tasks = [t.plain() for t in self.tasks]
+        return sha256({"name": self.name, "tasks": tasks, "methods": [m.plain() for m in self.methods]})
+
+    def plain(self) -> dict[str, Any]:
+        """As a suite's YAML holds it."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "num_seeds": self.num_seeds,
+            "tasks": [t.plain() for t in self.tasks],
+            "methods": {m.name: {"kind": m.kind, **m.stated()} for m in self.methods},
+        }
+
+    def method(self, name: str) -> Method:
+        found = next((m for m in self.methods if m.name == name), None)
+        if found is None:
+            raise UserError(
+                f"the suite {self.name} has no method {name}; it has {', '.join(m.name for m in self.methods)}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some training images: of a split, or of two with + between, all or a subset."""
+
+    split: str
+    subset: Subset | None
+    num: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which training images are used for what."""
+
+    search: Part
+    """Fitted to choose hyper-parameters,"""
+    holdout: Part
+    """which these decide."""
+    final: Part
+    """Fitted for the test."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prepared dataset as a task. The name of its test split is `transfer.protocol.sealed_splits.open_test`'s to give."""
+
+    card: Card
+    url: str
+    data_digest: str
+    num_classes: int
+    holdout_per_class: int
+    train_labels: np.ndarray = field(repr=False, compare=False)
+    """(num_samples,) int64, of the train split."""
+    train_split: str = "train"
+    _test_split: str = "val"
+    val_split: str = ""
+    """An official split to choose on, where the test split is another one."""
+    num_val: int = 0
+    beside: Beside = field(default_factory=Beside)
+    """What its final trials are measured by besides its own test split."""
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    def metric(self, settings: Settings) -> str:
+        """Of `transfer.metrics`."""
+        return settings.metric or {"accuracy": METRIC}.get(self.card.metric, self.card.metric)
+
+    def cannot(self, shots: int) -> str | None:
+        """Why this many shots (or the images of another split rule) cannot be drawn, or None."""
+        counts = np.bincount(self.train_labels, minlength=self.num_classes)
+        fewest = int(counts.min())
+        if shots == VTAB_IMAGES:
+            if self.val_split and (len(self.train_labels), self.num_val) == (800, 200):
+                return None
+            return f"{self.name} is not VTAB-1k's published 800 and 200 images; prepare a card vtab_... (transfer.protocol.vtab)"
+        if shots == ALL_IMAGES and self.val_split:
+            return None
+        if shots == ALL_IMAGES:
+            return None if fewest >= 2 else f"a class of {self.name} has {fewest} images, too few to hold one out"
+        if fewest >= shots + self.holdout_per_class:
+            return None
+        return (
+            f"{shots} shots and {self.holdout_per_class} held out need {shots + self.holdout_per_class} images of each "
+            f"class; the smallest class of {self.name} has {fewest}"
+        )
+
+    def parts(self, settings: Settings, shots: int, seed: int) -> Parts:
+        """The split rule of a protocol, resolved on this task."""
+        num, train = len(self.train_labels), self.train_split
+        if shots in (VTAB_IMAGES, ALL_IMAGES) and self.val_split:
+            return Parts(
+                Part(train, None, num),
+                Part(self.val_split, None, self.num_val),
+                Part(f"{train}+{self.val_split}", None, num + self.num_val),
+            )
+        if shots == ALL_IMAGES:
+            first = Subset(per_class=0, holdout_share=settings.holdout_share)
+            counts = np.bincount(self.train_labels, minlength=self.num_classes)
+            held = int(sum(max(1, round(int(c) * settings.holdout_share)) for c in counts if c))
+            return Parts(
+                Part(train, first, num - held),
+                Part(train, replace(first, part="holdout"), held),
+                Part(train, None, num),
+            )
+        support = Subset(per_class=shots, holdout_per_class=self.holdout_per_class)
+        drawn = shots * self.num_classes
+        return Parts(
+            Part(train, support, drawn),
+            Part(train, replace(support, part="holdout"), self.num_classes * self.holdout_per_class),
+            Part(train, replace(support, seed=seed), drawn),
+        )
+
+
+def not_prepared(entry: TaskEntry, data_root: str) -> str | None:
+    """Why there is nothing to measure yet, and what makes it; None where the dataset is there."""
+    url = objects.join(data_root, entry.name)
+    if objects.exists(objects.join(url, manifest.NAME)):
+        return None
+    source = "" if load_card(entry.card).kind == "embedded" else " --source SOURCE"
+    return f"not prepared; prepare it with: normfree data prepare {entry.card}{source} --out {url}"
+
+
+def open_task(entry: TaskEntry, data_root: str) -> Task:
+    """The dataset `data_root`/<card> as a task. UserError if it is not prepared or lacks a split."""
+    card = load_card(entry.card)
+    found = Manifest.open(objects.join(data_root, card.name))
+    test = "test" if "test" in found.splits else "val"
+    for split in (Task.train_split, test):
+        if split not in found.splits:
+            raise UserError(f"{found.url} has no split {split!r}; a task needs one to fit and one to test")
+    val = "val" if test == "test" and "val" in found.splits else ""
+    return Task(
+        card=card,
+        url=found.url,
+        data_digest=found.digest,
+        num_classes=len(found.classes),
+        holdout_per_class=entry.holdout_per_class,
+        train_labels=found.split(Task.train_split).label,
+        _test_split=test,
+        val_split=val,
+        num_val=found.split(val).num_samples if val else 0,
+        beside=find_beside(found, test, real_labels=entry.real_labels, v2=entry.v2, data_root=data_root),
+    )
+
+
+def task_protocol(task: Task, method: Method, search: dict[str, Any]) -> dict[str, Any]:
+    """`transfer.protocol.methods.protocol` of a method on a task."""
+    return protocol(
+        method,
+        task=task.name,
+        splits={"fit": task.train_split, "test": task._test_split},
+        holdout_per_class=task.holdout_per_class,
+        flip=task.card.flip,
+        metric=task.metric(method.settings),
+        search=search,
+        beside=task.beside.digests(),
+    )
+
+
+def suites_dir() -> Path:
+    return Path(__file__).parents[1] / "suites"
+
+
+def list_suites() -> list[str]:
+    return sorted(p.stem for p in suites_dir().glob("*.yaml"))
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """The suite of that name, or of the YAML file at that path. UserError for unknown names, keys and wrong values."""
+    import yaml
+
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        path = name_or_path
+        if not objects.is_file(path):
+            raise UserError(f"no suite at {path}; give the path of a YAML suite or one of {', '.join(list_suites())}")
+    elif name_or_path in list_suites():
+        path = str(suites_dir() / f"{name_or_path}.yaml")
+    else:
+        raise UserError(f"no suite is called {name_or_path!r}; {nearest(name_or_path, list_suites())}")
+    try:
+        content = yaml.safe_load(objects.read_bytes(path).decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the suite {path} is not YAML: {' '.join(str(error).split())}") from None
+    return suite_of(content, f"the suite {path}")
+
+
+def _check_keys(content: Any, where: str, required: set[str], optional: set[str] | None = None) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must be a mapping of field to value, not {content!r}")
+    known = required | (optional or set())
+    for key in content:
+        if key not in known:
+            raise UserError(f"{where} has an unknown field {key!r}; {nearest(str(key), known)}")
+    missing = sorted(required - set(content))
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; set it")
+    return content
+
+
+def suite_of(content: Any, where: str) -> Suite:
+    """The suite from plain containers, as YAML holds them or `Suite.plain` gives them."""
+    content = _check_keys(content, where, {"name", "tasks", "methods"}, {"title", "num_seeds", "holdout_per_class"})
+    holdout = whole(content.get("holdout_per_class", 10), f"{where}: holdout_per_class")
+    if not isinstance(content["tasks"], list) or not content["tasks"]:
+        raise UserError(f"{where}: tasks must be a list of card names")
+    entries = []
+    for task in content["tasks"]:
+        if isinstance(task, dict):
+            task = _check_keys(task, f"{where}: tasks", {"card"}, {"holdout_per_class", "real_labels", "v2"})
+        else:
+            task = {"card": str(task)}
+        card = load_card(str(task["card"]))  # unknown names are refused now, with the nearest ones
+        own = whole(task.get("holdout_per_class", holdout), f"{where}: holdout_per_class of {card.name}")
+        beside = {k: str(task[k]) for k in ("real_labels", "v2") if task.get(k)}
+        entries.append(TaskEntry(card=str(task["card"]), holdout_per_class=own, **beside))
+    return Suite(
+        name=str(content["name"]),
+        title=str(content.get("title", content["name"])),
+        tasks=tuple(entries),
+        methods=parse_methods(content["methods"], where),
+        num_seeds=whole(content.get("num_seeds", 3), f"{where}: num_seeds"),
+    )

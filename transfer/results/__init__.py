@@ -1,0 +1,1 @@
+"""From the ledger to tables: scores, intervals, comparisons."""

@@ -1,0 +1,216 @@
+"""The rows of a scorecard: a task by a method by a source, over seeds. What does not compare is refused by name.
+
+A source is a backbone with trained weights; its from-scratch twin has the same architecture and preprocessing. A cell is a
+source, or a twin, at one task, method and number of images a class, with all its seeds; its name is that of its selection record.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.errors import UserError
+from transfer.protocol.imagenet_labels import BESIDE, REAL, V2
+from transfer.protocol.methods import METHOD_KINDS, VTAB_IMAGES
+from transfer.protocol.sealed_splits import selection_name
+from transfer.results.statistics import Estimate, estimate, paired, verdict
+from transfer.sweep.ledger import Entry
+
+METRIC_TITLES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "mean_per_class": "mean accuracy of the classes",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "area under the ROC curve",
+    "map11": "11-point mean average precision",
+    "real": "ReaL accuracy",
+    REAL: "ReaL accuracy",
+    V2: "accuracy on ImageNet-V2",
+}
+METHODS = {kind: title for kind, (_, title, _) in METHOD_KINDS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the scorecard: a task by a method at a number of images a class, for one source."""
+
+    task: str
+    task_title: str
+    method: str
+    method_title: str = ""
+    shots: int
+    metric: str
+    pretrained: Estimate | None
+    scratch: Estimate | None
+    gain: Estimate | None
+    """Pretrained minus scratch, paired by seed; its `n` is the number of pairs."""
+    verdict: str
+    num_failed: int
+    protocol_digest: str
+    backbone: str = ""
+    """The source, where a table compares several."""
+    twin: str = ""
+    """Digest of the architecture that source and twin share."""
+    pretrained_cell: str = ""
+    scratch_cell: str = ""
+    """Names of the two cells; empty where there is none."""
+    values: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    """By seed, of source and twin."""
+    beside: tuple[Row, ...] = ()
+    """The same cell by further metrics (`transfer.sweep.extra_test_sets`); no verdict over tasks counts them."""
+
+    @property
+    def column(self) -> tuple[str, str, int]:
+        """Equal for rows that stand side by side."""
+        return self.task, self.method, self.shots
+
+
+def cell_name(entry: Entry) -> str:
+    """Of the cell that a trial belongs to: the name that `--rerun` takes."""
+    key = (entry.checkpoint_digest or entry.backbone_digest or "")[:8]
+    return entry.selection or selection_name(entry.task, entry.method, entry.init, entry.shots, key).rstrip("-")
+
+
+def start_of(entry: Entry) -> str:
+    """What a trial began from, for people: a source, or an architecture with fresh weights."""
+    if entry.init == "pretrained":
+        return entry.backbone or "pretrained"
+    return f"{entry.backbone} from scratch" if entry.backbone else "from scratch"
+
+
+def scorecard(cells: Iterable[Entry]) -> list[Row]:
+    """One row for each task, method, number of images a class and source, from the final trials. Failed ones count as failed.
+
+    UserError where trials of one task, method and number of images do not compare: different protocols or data, one source
+    with different checkpoints, or a seed twice.
+    """
+    groups: dict[tuple[str, str, int], list[Entry]] = defaultdict(list)
+    for cell in cells:
+        if cell.kind == "final":
+            groups[cell.task, cell.method, cell.shots].append(cell)
+    rows = []
+    for key in sorted(groups, key=lambda k: column_order(groups[k][0])):
+        refuse_mixture(groups[key])
+        rows += [_row(part, name) for name, part in _by_source(groups[key]).items()]
+    return rows
+
+
+def column_order(entry: Entry) -> tuple[str, int, str, float]:
+    """Sorts by task, then by method from the cheapest probe to the dearest fine-tuning, then by number of images."""
+    order, kind = list(METHODS), entry.method_kind or entry.method
+    return entry.task, order.index(kind) if kind in order else len(order), entry.method, shots_order(entry.shots)
+
+
+def refuse_mixture(cells: Sequence[Entry], why: str = "") -> None:
+    """UserError if these trials were measured by different protocols, metrics, or on different data.
+
+    Args:
+        why: what is known about the difference, for the message.
+    """
+    good = [cell for cell in cells if cell.is_ok]
+    for name, values in (
+        ("protocols", {c.protocol_digest for c in good}),
+        ("data", {c.data_digest for c in good}),
+        ("metrics", {c.metric for c in good}),
+    ):
+        if len(values) > 1:
+            listed = ", ".join(sorted(value[:12] for value in values))
+            raise UserError(
+                f"{_where(good[0])}: trials of different {name} ({listed}) do not compare in one table"
+                f"{f': {why}' if why else ''}; report them one by one, or run the sweep that you mean into a folder of its own"
+            )
+
+
+def _by_source(cells: list[Entry]) -> dict[str, list[Entry]]:
+    """The trials of each source with those of its from-scratch twin, in the order of names."""
+    twins: dict[str, str] = {c.backbone: c.backbone_digest for c in cells if c.init == "pretrained"}
+    if len(twins) < 2:
+        return {next(iter(twins), ""): cells}
+    return {
+        name: [c for c in cells if (c.backbone == name if c.init == "pretrained" else c.backbone_digest == twins[name])]
+        for name in sorted(twins)
+    }
+
+
+def with_beside(rows: Iterable[Row]) -> list[Row]:
+    """Each row, and behind it what the same trials were measured by besides."""
+    return [line for row in rows for line in (row, *row.beside)]
+
+
+def _row(cells: list[Entry], backbone: str) -> Row:
+    further = [name for name in BESIDE if any(name in cell.metrics for cell in cells)]
+    main, *beside = (_row_by(cells, backbone, name) for name in ("", *further))
+    return replace(main, beside=tuple(beside))
+
+
+def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
+    """By the trials' own metric, or by another one that they hold."""
+    first = next((c for c in cells if c.init == "pretrained"), cells[0])
+    good = [cell for cell in cells if cell.is_ok]
+    digests = {str(c.checkpoint_digest) for c in good if c.init == "pretrained"}
+    if len(digests) > 1:
+        listed = ", ".join(sorted(digest[:12] for digest in digests))
+        raise UserError(
+            f"{_where(first)}: trials of different checkpoints ({listed}) do not compare in one row; "
+            "run the sweep that you mean into a folder of its own (--out)"
+        )
+    sides: dict[str, dict[int, float]] = {"pretrained": {}, "scratch": {}}
+    names = {"pretrained": "", "scratch": ""}
+    for cell in sorted(good, key=lambda c: c.seed):
+        side = sides.setdefault(cell.init, {})
+        if cell.seed in side:
+            raise UserError(
+                f"{_where(first)}: seed {cell.seed} of {cell.init} is there twice (once as {cell.digest[:12]}); "
+                "remove the trial file that does not belong to this sweep"
+            )
+        assert cell.value is not None
+        side[cell.seed] = cell.metrics[name] if name else cell.value
+        names[cell.init] = cell_name(cell)
+    gain = paired(sides["pretrained"], sides["scratch"])
+    return Row(
+        task=first.task,
+        task_title=first.task_title,
+        method=first.method,
+        method_title=first.method_title or METHODS.get(first.method, first.method),
+        shots=first.shots,
+        metric=name or first.metric,
+        pretrained=estimate(list(sides["pretrained"].values())),
+        scratch=estimate(list(sides["scratch"].values())),
+        gain=gain,
+        verdict=verdict(gain),
+        num_failed=len(cells) - len(good),
+        protocol_digest=first.protocol_digest,
+        backbone=backbone,
+        twin=first.backbone_digest,
+        pretrained_cell=names["pretrained"],
+        scratch_cell=names["scratch"],
+        values=(sides["pretrained"], sides["scratch"]),
+    )
+
+
+def _where(entry: Entry) -> str:
+    return f"{entry.task}, {entry.method}, {shots_phrase(entry.shots)}"
+
+
+def shots_order(shots: int) -> float:
+    """Sorts numbers of images a class, with "all" and VTAB's thousand at the end."""
+    return shots if shots > 0 else float("inf")
+
+
+def shots_text(shots: int) -> str:
+    return str(shots) if shots > 0 else "VTAB" if shots == VTAB_IMAGES else "all"
+
+
+def shots_phrase(shots: int) -> str:
+    if shots > 0:
+        return f"{shots} image{'s' * (shots != 1)} a class"
+    return "VTAB's 1,000 images" if shots == VTAB_IMAGES else "all images"
+
+
+def percent(value: Estimate | None, *, sign: bool = False) -> str:
+    """72.4 ± 1.8 in per cent (or points); one seed is marked, none is a dash."""
+    if value is None:
+        return "-"
+    number = f"{100 * value.mean:+.1f}" if sign else f"{100 * value.mean:.1f}"
+    return f"{number} (one seed)" if value.half_width is None else f"{number} ± {100 * value.half_width:.1f}"

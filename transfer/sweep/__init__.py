@@ -1,0 +1,1 @@
+"""Trials: what is next, how one is run, what is written down."""

@@ -1,0 +1,338 @@
+"""A sweep as cells: what is to be measured, which trials that takes, and how hyper-parameters are chosen.
+
+    cell (task, method, backbone, init, shots) -> search on the held-out part -> selection record -> finals on the test
+
+A fine-tuning cell searches with a trial for each candidate, a probe with one trial for its whole grid. Where there is nothing to
+choose there is no search, and the record states the one setting. Where a model searches
+(`transfer.search.optuna_search`), a cell's candidates
+come in generations, and `with_points` adds them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.configuration import from_dict, to_dict
+from pipeline.errors import UserError
+from pipeline.models.backbone import find_origin, make
+from pipeline.provenance import code_revision
+from transfer.probes.fit import grid
+from transfer.probes.ridge import rank_selected
+from transfer.protocol.methods import PROBES, Method, Scheduler, sha256
+from transfer.protocol.sealed_splits import Selection, selection_name, selection_url, write_selection
+from transfer.protocol.search_space import Space
+from transfer.protocol.tasks import INITS, Init, Suite, Task, not_prepared, open_task, suite_of, task_protocol
+from transfer.search.grids import REDUCTION, Point, candidates, ranges
+from transfer.sweep.finetune import Source
+from transfer.sweep.ledger import Entry, Ledger, Trial, entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What every trial of a sweep needs to know; small, and made of plain values, so that it travels to workers."""
+
+    out: str
+    data_root: str
+    sources: tuple[Source, ...]
+    suite: Suite
+    scheduler: Scheduler = "halving"
+
+    @property
+    def source(self) -> Source:
+        return self.sources[0]
+
+    def task(self, name: str) -> Task:
+        found = next(e for e in self.suite.tasks if e.name == name)
+        return open_task(found, self.data_root)
+
+    def source_of(self, trial: Trial) -> Source:
+        """The backbone of a trial; from scratch any that has its architecture."""
+        if trial.init == "scratch":
+            return next(s for s in self.sources if s.backbone_digest == trial.backbone_digest)
+        return next(s for s in self.sources if s.digest == trial.checkpoint_digest)
+
+    def search_rule(self, method: Method) -> dict[str, Any]:
+        """How candidates are drawn and stopped: part of the protocol."""
+        if method.kind == "ridge":
+            return {}
+        if method.is_probe:
+            return {"search": "all points of the grid"}
+        search = getattr(method.settings, "search", None)
+        if search is not None:
+            return {"search": search.sampler, "scheduler": "none"}
+        return {"search": "grid", "scheduler": self.scheduler, "reduction": REDUCTION}
+
+    def plain(self) -> dict[str, Any]:
+        """For `sweep.json`: everything that `sweep_of` needs."""
+        return {
+            "data_root": self.data_root,
+            "suite": self.suite.plain(),
+            "sources": [to_dict(s) for s in self.sources],
+            "scheduler": self.scheduler,
+        }
+
+    def failed(self, trial: Trial, error: str) -> Entry:
+        return self.entry(trial, value=None, error=error)
+
+    def entry(self, trial: Trial, *, value: float | None, **facts: Any) -> Entry:
+        """`transfer.sweep.ledger.entry` with what the sweep knows about the trial."""
+        task, method, source = self.task(trial.task), self.suite.method(trial.method), self.source_of(trial)
+        return entry(
+            trial,
+            task_title=task.card.title,
+            checkpoint_url=source.checkpoint_url,
+            value=value,
+            backbone=source.name if trial.init == "pretrained" else source.model,
+            model=source.model,
+            method_kind=method.kind,
+            method_title=method.title,
+            selection=name_of(trial),
+            code_revision=code_revision(),
+            **facts,
+        )
+
+
+def sweep_of(out: str) -> Sweep:
+    """The sweep in a folder, as it was last started. UserError if there is none, or one of an earlier version."""
+    info = Ledger(out).info()
+    if not info.plan:
+        raise UserError(f"{out} was made by an earlier version, which did not keep its plan; run the sweep again")
+    return Sweep(
+        out=out,
+        data_root=info.plan["data_root"],
+        sources=tuple(from_dict(Source, s) for s in info.plan["sources"]),
+        suite=suite_of(info.plan["suite"], out),
+        scheduler=info.plan["scheduler"],
+    )
+
+
+def open_source(url: str, name: str = "") -> Source:
+    """The backbone at `url` (`pipeline.models.backbone`). UserError if there is none, or none that verifies."""
+    origin = find_origin(url)
+    return Source(
+        checkpoint_url=origin.url,
+        digest=origin.digest,
+        model=origin.model,
+        options=origin.options,
+        augment=origin.augment,
+        name=name or origin.label,
+        classes=len(origin.classes),
+        untrainable=_untrainable(origin.model, origin.options),
+    )
+
+
+def _untrainable(model: str, options: dict[str, Any]) -> str:
+    """Why the loop cannot fine-tune a network, or nothing."""
+    import torch
+
+    from pipeline.models import timm_models
+
+    if not timm_models.is_peer(model):
+        return ""
+    try:
+        with torch.device("meta"):
+            timm_models.refuse_buffers(model, make(model, 2, options))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """Sources with names of their own. UserError where one is given twice."""
+    seen: dict[str, Source] = {}
+    for source in sources:
+        if source.digest in seen:
+            raise UserError(
+                f"{source.checkpoint_url} and {seen[source.digest].checkpoint_url} are the same weights; give one"
+            )
+        seen[source.digest] = source
+    names = [s.name for s in sources]
+    return tuple(
+        dataclasses.replace(s, name=f"{s.name} ({s.digest[:6]})") if names.count(s.name) > 1 else s for s in sources
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the scorecard, with all its seeds."""
+
+    task: str
+    method: str
+    kind: str
+    init: Init
+    shots: int
+    search: tuple[Trial, ...]
+    """One for each candidate of a fine-tuning; one for the whole grid of a probe; none where there is nothing to choose."""
+    points: tuple[Point, ...]
+    """Candidates; of a probe the points of its grid."""
+    any_trial: Trial
+    """Of this cell; finals differ from it by kind, seed and hyper-parameters."""
+    space: Space | None = None
+    """Where a model asks for the candidates: what it may ask for. `search` and `points` then hold those so far."""
+
+    @property
+    def is_probe(self) -> bool:
+        return self.kind in PROBES
+
+    @property
+    def name(self) -> str:
+        return name_of(self.any_trial)
+
+    @property
+    def backbone(self) -> tuple[str, str]:
+        """Equal for cells that share features: weights (empty from scratch), architecture."""
+        return self.any_trial.checkpoint_digest, self.any_trial.backbone_digest
+
+    @property
+    def num_search(self) -> int:
+        """Search trials in all."""
+        return len(self.search) if self.space is None else self.space.search.num_trials
+
+    def with_points(self, points: Sequence[Point]) -> Cell:
+        """The cell with more candidates."""
+        more = tuple(dataclasses.replace(self.any_trial, hyperparameters=dict(p)) for p in points)
+        return dataclasses.replace(self, search=self.search + more, points=self.points + tuple(points))
+
+    def finals(self, hyperparameters: dict[str, Any], num_seeds: int) -> list[Trial]:
+        return [
+            dataclasses.replace(self.any_trial, kind="final", seed=seed, hyperparameters=hyperparameters)
+            for seed in range(num_seeds)
+        ]
+
+    def selection_url(self, sweep: str) -> str:
+        return selection_url(sweep, self.name)
+
+    def select(self, sweep: str, hyperparameters: dict[str, Any], rows: list[dict[str, Any]], rule: str = "") -> str:
+        """Write the selection record; its URL."""
+        trial = self.any_trial
+        return write_selection(
+            self.selection_url(sweep),
+            Selection(
+                task=self.task,
+                method=self.method,
+                init=self.init,
+                shots=self.shots,
+                hyperparameters=hyperparameters,
+                candidates=rows,
+                protocol_digest=trial.protocol_digest,
+                data_digest=trial.data_digest,
+                checkpoint_digest=trial.checkpoint_digest,
+                backbone_digest=trial.backbone_digest,
+                rule=rule or f"highest {trial.metric} on the held-out part, then lowest loss",
+            ),
+        )
+
+
+def name_of(trial: Trial) -> str:
+    """Of a trial's cell, and of its selection record."""
+    key = trial.checkpoint_digest or trial.backbone_digest
+    return selection_name(trial.task, trial.method, trial.init, trial.shots, key[:8])
+
+
+def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot.
+
+    A task whose dataset is not prepared is one row, with method "" and no shots.
+    """
+    cells: list[Cell] = []
+    not_run: list[dict[str, Any]] = []
+    for stated in sweep.suite.tasks:
+        reason = not_prepared(stated, sweep.data_root)
+        if reason is not None:
+            not_run.append({"task": stated.name, "method": "", "shots": None, "reason": reason})
+            continue
+        task = open_task(stated, sweep.data_root)
+        for method in sweep.suite.methods:
+            for shots in method.settings.columns:
+                row = {"task": task.name, "method": method.name, "shots": shots}
+                reason = task.cannot(shots)
+                if reason is not None:
+                    not_run.append({**row, "reason": reason})
+                    continue
+                scratch: set[str] = set()
+                for source in sweep.sources:
+                    if source.untrainable and not method.is_probe:
+                        not_run.append({**row, "reason": source.untrainable})
+                        continue
+                    for init in INITS:
+                        if init == "scratch" and source.backbone_digest in scratch:
+                            continue
+                        scratch |= {source.backbone_digest} if init == "scratch" else set()
+                        cells.append(_cell(sweep, task, method, source, init, shots))
+    return cells, not_run
+
+
+def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, shots: int) -> Cell:
+    space = ranges(method, task, shots)
+    points: Sequence[Point] = ()
+    if method.is_probe:
+        points = grid(method, task.parts(method.settings, shots, 0).search.num)
+    elif space is None:
+        points = candidates(method, task, shots)
+    any_trial = Trial(
+        kind="search",
+        task=task.name,
+        method=method.name,
+        init=init,
+        shots=shots,
+        seed=0,
+        hyperparameters={},
+        protocol_digest=sha256(task_protocol(task, method, sweep.search_rule(method))),
+        checkpoint_digest=source.digest if init == "pretrained" else "",
+        backbone_digest=source.backbone_digest,
+        data_digest=task.data_digest,
+        metric=task.metric(method.settings),
+    )
+    cell = Cell(task.name, method.name, method.kind, init, shots, (), (), any_trial, space)
+    if len(points) > 1 and not method.is_probe:
+        return cell.with_points(points)
+    return dataclasses.replace(cell, points=tuple(points), search=(any_trial,) if len(points) > 1 else ())
+
+
+def choose(cell: Cell, ledger: Ledger) -> str | None:
+    """Select among the search trials in the ledger and write the record; its URL, or None if none ran to its end.
+
+    The highest value on the held-out part wins, then the lowest loss. A candidate that the scheduler stopped early is listed
+    with what it had reached, and is not chosen: its number belongs to an unfinished schedule.
+    """
+    rows = [_row(trial, ledger.find(trial.digest)) for trial in cell.search]
+    whole = [r for r in rows if r["status"] == "ok" and r["step"] == r["hyperparameters"]["num_steps"]]
+    if not whole:
+        return None
+    best = min(whole, key=lambda r: (-r["score"], r["loss"]))
+    return cell.select(ledger.sweep, best["hyperparameters"], rows)
+
+
+def choose_point(cell: Cell, found: Entry, sweep: str) -> str:
+    """The record of a probe from its search trial: the first of the best points."""
+    best = max(found.grid, key=lambda row: row["score"])
+    rows = [{**row, "loss": None, "step": 0, "status": "ok", "digest": found.digest} for row in found.grid]
+    rule = f"highest {found.metric} on the held-out part, the first of equals"
+    return cell.select(sweep, best["hyperparameters"], rows, rule)
+
+
+def choose_by_rank(cells: Sequence[Cell], found: Sequence[Entry], sweep: str) -> list[str]:
+    """One penalty for several tasks at one number of shots: the best mean rank (`transfer.probes.ridge.rank_selected`)."""
+    l2s = [float(p["l2"]) for p in cells[0].points]
+    l2 = rank_selected({e.task: [row["score"] for row in e.grid] for e in found}, l2s)
+    rule = f"best mean rank over {', '.join(sorted(e.task for e in found))}, by the metric on the held-out part"
+    urls = []
+    for cell, own in zip(cells, found, strict=True):
+        rows = [{**row, "loss": None, "step": 0, "status": "ok", "digest": own.digest} for row in own.grid]
+        urls.append(cell.select(sweep, {"l2": l2}, rows, rule))
+    return urls
+
+
+def _row(trial: Trial, found: Entry | None) -> dict[str, Any]:
+    last = found.history[-1] if found and found.history else {"step": 0, "loss": None}
+    return {
+        "hyperparameters": trial.hyperparameters,
+        "score": found.value if found else None,
+        "loss": last["loss"],
+        "step": int(last["step"] or 0),
+        "status": found.status if found else "not run",
+        "digest": trial.digest,
+    }

@@ -1,0 +1,241 @@
+"""Fine-tuning of a backbone with a new head, and its from-scratch twin at equal budget: a Run for THE loop.
+
+The twins differ in one field, `model.init_from`: same steps, batch, augmentation, optimiser, schedule and search space. The head
+starts at zero in both, so the first update moves the head alone and the trunk is not shaken by a random one. SGD with Nesterov
+momentum, with AGC; the recipe (`transfer.protocol.methods`) states the rest. BiT's rule derives it from
+the task (`transfer.protocol.bit_hyperrule`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.checkpoint.saver import SavingConfig
+from pipeline.configuration import to_dict
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.datasets import DataConfig
+from pipeline.duration import Duration
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.models.backbone import ModelConfig
+from pipeline.training.run import Run
+from transfer.protocol.bit_hyperrule import HyperRule, hyperrule
+from transfer.protocol.methods import FinetuneSettings, HyperruleSettings, Method, sha256
+from transfer.protocol.sealed_splits import TestSplit, read_selection
+from transfer.protocol.tasks import Part, Task
+from transfer.protocol.vtab import TASKS
+from transfer.search.grids import at_point, image_area
+
+MAX_LOG_POINTS = 10
+REGULARISATION = ("drop_rate", "stochastic_depth", "head_init")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A backbone under test: what trials need to know of it."""
+
+    checkpoint_url: str
+    digest: str
+    model: str
+    options: dict[str, Any]
+    augment: AugmentConfig
+    """Of pretraining: resolution and normalisation carry over."""
+    name: str = ""
+    """For people."""
+    classes: int = 0
+    """Of its own head."""
+    untrainable: str = ""
+    """Why the loop cannot fine-tune it; probes of its features can be had all the same."""
+
+    def backbone_options(self) -> dict[str, Any]:
+        """Options that shape the network; what regularised pretraining is the recipe's to say."""
+        return {k: v for k, v in self.options.items() if k not in REGULARISATION}
+
+    @property
+    def backbone_digest(self) -> str:
+        """Of everything but the weights: equal where one from-scratch twin serves."""
+        return sha256([self.model, self.backbone_options(), to_dict(evaluation_form(self.augment))])
+
+
+def evaluation_form(augment: AugmentConfig) -> AugmentConfig:
+    """What of a preprocessing reaches evaluation images and carries over to a task."""
+    kept = ("image_px", "eval_px", "eval_resize", "eval_crop", "interpolation", "mean", "std")
+    return AugmentConfig(**{k: getattr(augment, k) for k in kept})
+
+
+def at_resolution(augment: AugmentConfig, method: Method) -> AugmentConfig:
+    """A backbone's preprocessing at the resolution that the protocol states, if it states one."""
+    px = method.settings.image_px
+    return dataclasses.replace(augment, image_px=px, eval_px=0, resized_px=0, crop="area") if px else augment
+
+
+def finetune_augment(source: Source, task: Task, method: Method, num_images: int) -> AugmentConfig:
+    """The backbone's resolution and normalisation; crops by area, and mirroring where the task allows it."""
+    settings, flip = method.settings, task.card.flip
+    augment = at_resolution(source.augment, method)
+    if isinstance(settings, HyperruleSettings):
+        rule = _rule(task, settings, num_images)
+        if not settings.resize:
+            share = rule.resize_px / rule.crop_px if rule.random_crop else 1.0
+            own = augment.image_px
+            return _resized(augment, own, round(own * share), rule, flip)
+        return _resized(augment, rule.crop_px, rule.resize_px if rule.random_crop else rule.crop_px, rule, flip)
+    assert isinstance(settings, FinetuneSettings)
+    sizes: dict[str, Any] = {}
+    if not settings.area_min:
+        return augment.crop_and_flip(crop="none", flip=False, eval_resize="plain")
+    if settings.train_px:
+        sizes = {"image_px": settings.train_px, "eval_px": augment.evaluation_px}
+    return augment.crop_and_flip(crop="area", area_min=settings.area_min, area_max=1.0, flip=flip, **sizes)
+
+
+def _resized(augment: AugmentConfig, px: int, resized_px: int, rule: HyperRule, flip: bool) -> AugmentConfig:
+    crop: dict[str, Any] = {"crop": "none"}
+    if resized_px > px:
+        crop = {"crop": "resized", "resized_px": resized_px}
+    whole = augment.crop_and_flip(image_px=px, eval_px=0, eval_resize="plain", flip=flip and rule.flip, **crop)
+    return dataclasses.replace(whole, mixup_alpha=rule.mixup_alpha)
+
+
+def _rule(task: Task, settings: HyperruleSettings, num_images: int) -> HyperRule:
+    return hyperrule(num_images, image_area(task), variant=settings.variant, **_exceptions(task))
+
+
+def _exceptions(task: Task) -> dict[str, bool]:
+    """Where a mirrored or cropped image has another label (Kolesnikov et al. 2020, suppl. F)."""
+    known = TASKS.get(task.name)
+    return {"flip": known.flip, "random_crop": known.random_crop} if known else {"flip": task.card.flip}
+
+
+def finetune_run(
+    source: Source,
+    task: Task,
+    method: Method,
+    *,
+    init: str,
+    shots: int,
+    seed: int,
+    hyperparameters: Mapping[str, Any],
+    test: TestSplit | None,
+    eval_every: int = 0,
+) -> Run:
+    """The Run of one trial.
+
+    Args:
+        hyperparameters: learning_rate and num_steps, a point of `transfer.search.grids.candidates`; of a searched space also what
+            else of the recipe it searches.
+        test: None for a search trial, which is scored on the held-out part of the train split; else permission to be scored on
+            the test split (`transfer.protocol.sealed_splits.open_test`).
+        eval_every: in steps; 0 = only at the end.
+    Raises:
+        ValueError: the record that the permission comes from chose other hyper-parameters.
+    """
+    method = at_point(method, hyperparameters)
+    parts = task.parts(method.settings, shots, seed)
+    part = parts.search if test is None else parts.final
+    num_images = part.num
+    if test is not None:
+        chosen = read_selection(test.selection_url).hyperparameters
+        if chosen != dict(hyperparameters):
+            raise ValueError(f"{test.selection_url} chose {chosen}, the trial has {dict(hyperparameters)}")
+    recipe = _recipe(method, task, num_images, hyperparameters)
+    num_steps = int(hyperparameters["num_steps"])
+    augment = finetune_augment(source, task, method, num_images)
+    batch, _ = _batch(recipe, augment, num_images)
+    options = {**source.backbone_options(), "head_init": "zero"}
+    options |= {k: v for k in REGULARISATION[:2] if (v := getattr(recipe, k))}
+    return Run(
+        name=f"{task.name}-{method.name}-{init}-{shots}-shots-seed-{seed}",
+        seed=seed,
+        model=ModelConfig(
+            name=source.model,
+            options=options,
+            init_from=source.checkpoint_url if init == "pretrained" else None,
+            new_head=True,
+        ),
+        data=_data(task, part, parts.holdout, test, recipe.repeats),
+        augment=augment,
+        optim=recipe.optim,
+        global_batch=batch,
+        duration=Duration(num_steps, "steps"),
+        eval_every=Duration(eval_every, "steps") if eval_every else None,
+        log_every_steps=max(1, num_steps // MAX_LOG_POINTS),
+        save_final=False,
+        keep_checkpoints=1,
+        # A rung is left with its checkpoint in place, and what a save costs is measured (`transfer.sweep.trial_ranks.SavePace`).
+        saving=SavingConfig(in_background=False),
+    )
+
+
+def _data(task: Task, part: Part, holdout: Part, test: TestSplit | None, repeats: int) -> DataConfig:
+    return DataConfig(
+        url=task.url,
+        train_split=part.split,
+        eval_split=holdout.split if test is None else test.name,
+        subset=part.subset,
+        eval_subset=holdout.subset if test is None else None,
+        repeats=repeats,
+    )
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    batch: int
+    repeats: int
+    drop_rate: float
+    stochastic_depth: float
+    optim: OptimConfig
+
+
+def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any]) -> _Recipe:
+    settings, num_steps, rate = method.settings, int(point["num_steps"]), float(point["learning_rate"])
+    if isinstance(settings, HyperruleSettings):
+        rule = _rule(task, settings, num_images)
+        share = num_steps / rule.steps
+        optim = OptimConfig(
+            learning_rate=rate,
+            warmup=Duration(round(rule.warmup_steps * share), "steps"),
+            schedule="steps",
+            decay_steps=tuple(sorted({max(1, round(s * share)) for s in rule.decay_steps})),
+            momentum=rule.momentum,
+            weight_decay=rule.weight_decay,
+            clipping=settings.clipping,
+        )
+        return _Recipe(settings.batch, 1, 0.0, 0.0, optim)
+    assert isinstance(settings, FinetuneSettings)
+    optim = OptimConfig(
+        learning_rate=rate,
+        warmup=Duration(max(1, int(num_steps * settings.warmup_share)), "steps"),
+        weight_decay=settings.weight_decay,
+        clipping=settings.clipping,
+        ema_decay=settings.ema_decay or None,
+        label_smoothing=settings.label_smoothing,
+        sam_rho=settings.sam_rho,
+    )
+    return _Recipe(settings.batch, settings.repeats, settings.drop_rate, settings.stochastic_depth, optim)
+
+
+def num_processes(
+    source: Source, task: Task, method: Method, num_images: int, hyperparameters: Mapping[str, Any], *, wanted: int
+) -> int:
+    """As how many processes a trial runs where `wanted` may: as many of them as its global batch can be shared by."""
+    augment = finetune_augment(source, task, method, num_images)
+    batch, multiple = _batch(_recipe(method, task, num_images, hyperparameters), augment, num_images)
+    shares = batch // multiple
+    return next(n for n in range(min(wanted, shares), 0, -1) if shares % n == 0)
+
+
+def _batch(recipe: _Recipe, augment: AugmentConfig, num_images: int) -> tuple[int, int]:
+    """(samples an update, what they and each process's share of them are a multiple of)."""
+    multiple = _multiple(augment, recipe)
+    batch = min(recipe.batch, num_images * recipe.repeats)
+    return max(batch // multiple, 1) * multiple, multiple
+
+
+def _multiple(augment: AugmentConfig, recipe: _Recipe) -> int:
+    """A batch holds whole pairs of mixed images, and all copies of an image."""
+    import math
+
+    return math.lcm(augment.micro_batch_multiple, recipe.repeats)

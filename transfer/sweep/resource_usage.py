@@ -1,0 +1,122 @@
+"""Watts while a trial runs, where the machine tells them: RAPL's counters for processors, nvidia-smi for GPUs.
+
+Both speak of the whole device and not of a process: trials that share one are each told all of it. Nothing is estimated; what
+cannot be read (RAPL is root's on most machines) is not measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+import weakref
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+EVERY_MS = 1000
+
+
+class Power:
+    """Measures from its making to `watts`."""
+
+    def __init__(self, powercap: Path = POWERCAP, gpu: str | None = None) -> None:
+        """`gpu`: as nvidia-smi's -i takes it; None = the one that this process would compute on, if any."""
+        self._begin_s = time.monotonic()
+        self._packages = {folder: joules for folder in _packages(powercap) if (joules := _joules(folder)) is not None}
+        self._sampler = _start_sampler(_own_gpu() if gpu is None else gpu)
+        if self._sampler is not None:  # a trial that fails, or is left at a rung, never asks
+            weakref.finalize(self, self._sampler.terminate)
+
+    def watts(self) -> dict[str, float]:
+        """Mean power by part, "cpu" and "gpu"; parts that cannot be read are left out. Ends the measurement."""
+        found: dict[str, float] = {}
+        seconds_s = time.monotonic() - self._begin_s
+        spent = [_spent(folder, begin) for folder, begin in self._packages.items()]
+        if spent and None not in spent and seconds_s > 0:
+            found["cpu"] = sum(s for s in spent if s is not None) / seconds_s
+        if self._sampler is not None:
+            samples = _end_sampler(self._sampler)
+            self._sampler = None
+            if samples:
+                found["gpu"] = sum(samples) / len(samples)
+        return found
+
+
+def _packages(powercap: Path) -> list[Path]:
+    """One folder a processor; what lies deeper (cores, memory) is part of it."""
+    return sorted(p for p in powercap.glob("intel-rapl:*") if p.name.count(":") == 1)
+
+
+def _joules(folder: Path, file: str = "energy_uj") -> float | None:
+    try:
+        return int((folder / file).read_text()) / 1e6
+    except (OSError, ValueError):
+        return None
+
+
+def _spent(folder: Path, begin: float) -> float | None:
+    end = _joules(folder)
+    if end is None:
+        return None
+    if end < begin:  # the counter starts again at its range
+        whole = _joules(folder, "max_energy_range_uj")
+        return None if whole is None else end + whole - begin
+    return end - begin
+
+
+def _own_gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    uuid = str(getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", ""))
+    return f"GPU-{uuid}" if uuid else ""
+
+
+def _start_sampler(gpu: str) -> subprocess.Popen[str] | None:
+    program = shutil.which("nvidia-smi")
+    if not gpu or program is None:
+        return None
+    words = [program, "-i", gpu, "--query-gpu=power.draw", "--format=csv,noheader,nounits", f"--loop-ms={EVERY_MS}"]
+    try:
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return None
+
+
+def _end_sampler(sampler: subprocess.Popen[str]) -> list[float]:
+    """What it has said; lines that are no number ([N/A] on a part of a GPU) are left out."""
+    sampler.terminate()
+    out, _ = sampler.communicate(timeout=30)
+    samples = []
+    for line in out.splitlines():
+        with contextlib.suppress(ValueError):
+            samples.append(float(line))
+    return samples
+
+
+class Memory:
+    """The most that was in use between its making and `max_bytes`: of the GPU where there is one, else of this process.
+
+    A process that has run other trials keeps some of what they took; Linux lets the mark be set back to what is held now.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        self._gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        if self._gpu:
+            torch.cuda.reset_peak_memory_stats()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def max_bytes(self) -> int:
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            return int(torch.cuda.max_memory_allocated())
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+        return 0
