@@ -10,9 +10,9 @@ import time
 
 from orchestration.run.console import Console
 from orchestration.spool import mirror
-from orchestration.spool.spool import Spool
+from orchestration.spool.spool import Spool, records_folder
 from orchestration.spool.system_metrics import start_sampler
-from orchestration.tracking.mlflow_client import DRAIN_S, local_twin, start_uploader
+from orchestration.tracking.mlflow_client import DRAIN_S, start_uploader
 from pipeline.errors import UserError
 from pipeline.provenance import facts
 from pipeline.records import Finished, Phase, Record, Stopped
@@ -29,7 +29,7 @@ class Readers:
     """Hands each record to the spool first (it is on disk before anybody acts on it), then to the console."""
 
     def __init__(self, run: Run, out: str, tracking_uri: str | None) -> None:
-        self.run_dir = local_twin(out)
+        self.run_dir = records_folder(out)
         self.out, self.run = out, run
         self.tracking_uri = tracking_uri or f"sqlite:///{self.run_dir.resolve() / 'mlflow.db'}"
         self._console = Console()
@@ -140,4 +140,4 @@ class NodeReader:
 
     def read(self, record: Record) -> None:
         if self._sampler is None and not isinstance(record, Phase):
-            self._sampler = start_sampler(local_twin(self._out), None if objects.is_local(self._out) else self._out)
+            self._sampler = start_sampler(records_folder(self._out), None if objects.is_local(self._out) else self._out)
