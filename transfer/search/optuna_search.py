@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.storage import objects
 from transfer.protocol.methods import sha256
-from transfer.protocol.search_space import Axis, Search, Space, parse_search
+from transfer.protocol.search_space import Axis, Search, Space
 
 if TYPE_CHECKING:
     from optuna import Study
