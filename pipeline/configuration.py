@@ -8,22 +8,17 @@ mappings, nested dataclasses, `Duration`), its range and its unit (`Annotated`),
     \"\"\"Of SGD; 0 = none.\"\"\"
 """
 
-import ast
 import collections.abc
 import contextlib
 import dataclasses
 import difflib
 import functools
-import inspect
-import itertools
 import math
 import numbers
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pipeline.duration import Duration
@@ -60,22 +55,24 @@ def from_dict(kind: type[Config], data: Any, path: str = "") -> Config:
         return data
     if not isinstance(data, Mapping):
         raise UserError(f"{path or 'the configuration'} is {_shown(data)}; set a mapping of field to value")
+    declared: dict[str, Any] = hints(typing.cast(Any, kind))
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise UserError(unknown_field(_join(path, key), str(key), fields))
-    missing = [f.name for f in fields.values() if _is_required(f) and f.name not in data]
+            raise UserError(unknown_field(join(path, key), str(key), fields))
+    missing = [f.name for f in fields.values() if is_required(f) and f.name not in data]
     if missing:
         raise UserError(f"{path or 'the configuration'} lacks {', '.join(missing)}; set it")
-    return kind(**{key: convert(hints(kind)[key], value, _join(path, key)) for key, value in data.items()})
+    return kind(**{key: convert(declared[key], value, join(path, key)) for key, value in data.items()})
 
 
 def check_fields(config: Any, path: str = "") -> None:
     """For `__post_init__`: the values that Python code gives meet the same types and ranges as text does."""
+    declared: dict[str, Any] = hints(typing.cast(Any, type(config)))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not dataclasses.is_dataclass(value) or isinstance(value, Duration):
-            convert(hints(type(config))[field.name], value, _join(path, field.name))
+            convert(declared[field.name], value, join(path, field.name))
 
 
 def to_dict(value: Any) -> Any:
@@ -102,9 +99,9 @@ def expected(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(str(a) or 'empty' for a in arguments)}"
     if origin in (tuple, list):
-        items = next((m.words() for m in marks if isinstance(m, Items)), "")
+        items = next((m for m in marks if isinstance(m, Items)), Items())
         what = "numbers" if _base(arguments[0])[0] in (int, float) else "values"
-        return f"a list of {items}{what}, each {expected(arguments[0])}"
+        return f"{items.words(what)}, each {expected(arguments[0])}"
     if origin in (dict, collections.abc.Mapping):
         return f"a mapping of {'name' if arguments[0] is str else expected(arguments[0])} to {expected(arguments[1])}"
     if base is Duration:
@@ -125,7 +122,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def unknown_field(path: str, key: str, known: Iterable[str]) -> str:
-    return f"no field {path!r} in the configuration; {nearest(key, known)}"
+    return f"no field {path!r}; {nearest(key, known)}"
 
 
 @contextlib.contextmanager
@@ -140,67 +137,21 @@ def located(where: str) -> Iterator[None]:
 
 def dataclass_of(hint: Any) -> type | None:
     """The configuration that a field holds, where it has fields of its own (None is allowed beside it)."""
-    return next((o for o in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(o) and o is not Duration), None)
+    options = (hint, *typing.get_args(hint))
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o) and o is not Duration), None)
 
 
 @functools.cache
-def hints(kind: type) -> dict[str, Any]:
+def hints(kind: Any) -> dict[str, Any]:
     """Field -> type, ranges and units included."""
     return typing.get_type_hints(kind, include_extras=True)
 
 
-@dataclass(frozen=True)
-class FieldHelp:
-    """What there is to know of a field."""
-
-    path: str
-    expected: str
-    default: str
-    help: str
-
-
-def describe(kind: type, path: str = "") -> Iterator[FieldHelp]:
-    """All fields of a configuration, those of its parts included, in the order of their declaration."""
-    docs = _docs(kind)
-    for field in dataclasses.fields(kind):
-        hint, place = hints(kind)[field.name], _join(path, field.name)
-        part = next(
-            (o for o in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(o) and o is not Duration), None
-        )
-        if part is not None:
-            yield from describe(typing.cast(type, part), place)
-            continue
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        shown = "required" if _is_required(field) else _default_words(to_dict(default))
-        yield FieldHelp(place, expected(hint), shown, docs.get(field.name, ""))
-
-
-@functools.cache
-def _docs(kind: type) -> dict[str, str]:
-    """Field -> the docstring below it, of the class and those that it is made from."""
-    found: dict[str, str] = {}
-    for cls in reversed(kind.__mro__[:-1]):
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        body = typing.cast(ast.ClassDef, tree).body
-        for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
-    return found
-
-
-def _default_words(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_default_words, value)) or "none"
-    if value is None or value == {}:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value) or "empty"
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
+def is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _join(path: str, key: object) -> str:
+def join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
@@ -238,7 +189,7 @@ def _read_base(base: Any, value: Any, path: str, unit: Unit | None) -> Any:
     if origin in (dict, collections.abc.Mapping):
         if not isinstance(value, Mapping):
             raise _Mismatch
-        return {_read(arguments[0], k, path): _read(arguments[1], v, _join(path, k)) for k, v in value.items()}
+        return {_read(arguments[0], k, path): _read(arguments[1], v, join(path, k)) for k, v in value.items()}
     if base is Duration:
         return value if isinstance(value, Duration) else Duration.parse(value, path)
     if dataclasses.is_dataclass(base):
@@ -295,7 +246,7 @@ def _number(kind: type, value: Any, unit: Unit | None) -> float | int:
         raise _Mismatch
     try:
         if kind is int and (isinstance(value, numbers.Integral) or re.fullmatch(r"\s*[-+]?\d+\s*", str(value))):
-            return _bounded(int(value))
+            return _bounded(int(typing.cast(Any, value)))
         found = float(value) * factor
     except (ValueError, OverflowError):
         raise _Mismatch from None

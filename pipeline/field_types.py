@@ -62,17 +62,19 @@ class Items:
     count: int | None = None
     most: int | None = None
     unique: bool = False
+    """No value twice."""
     distinct: bool = False
     """Unique, and sorted: their order says nothing."""
+    text: str = ""
+    """What such a list is called, where that says more."""
 
     def holds(self, value: Any) -> bool:
         fits = self.count in (None, len(value)) and (self.most is None or len(value) <= self.most)
         return fits and (not (self.distinct or self.unique) or len(set(value)) == len(value))
 
-    def words(self) -> str:
-        if self.count is not None:
-            return f"{self.count} "
-        return f"at most {self.most} " if self.most is not None else "different " if self.distinct or self.unique else ""
+    def words(self, what: str) -> str:
+        number = f"{self.count} " if self.count else "different " if self.distinct or self.unique else ""
+        return self.text or f"a list of {number}{what}"
 
 
 @dataclass(frozen=True)

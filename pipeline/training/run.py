@@ -83,7 +83,8 @@ def override(run: Run, dotted: dict[str, Any]) -> Run:
     data = to_dict(run)
     for path, value in dotted.items():
         *parents, last = path.split(".")
-        place, kind = data, Run
+        place: dict[str, Any] = data
+        kind: type | None = Run
         for i, part in enumerate(parents):
             _check_name(kind, part, path)
             kind = dataclass_of(hints(kind)[part]) if kind is not None else None

@@ -82,5 +82,5 @@ def test_durations_resolve_to_steps(text: str, steps: int) -> None:
 
 
 def test_yaml_that_is_none_says_where() -> None:
-    with pytest.raises(UserError, match=r"run\.yaml is not readable as YAML"):
+    with pytest.raises(UserError, match=r"run\.yaml is not usable as YAML"):
         load_yaml("a: [", "run.yaml")

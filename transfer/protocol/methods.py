@@ -335,5 +335,7 @@ def _settings(kind: str, content: dict[str, Any]) -> Settings:
         values = {k: v for k, v in values.items() if k in given or k not in ("num_steps", "epochs")}
     if given.get("search") is not None:  # and a search that of the recipe's own point
         search = from_dict(Search, given["search"], "search")
-        values = {k: v for k, v in values.items() if k in given or k not in (*GRID, *search.searched)} | {"search": search}
+        values = {k: v for k, v in values.items() if k in given or k not in (*GRID, *search.searched)} | {
+            "search": search
+        }
     return from_dict(cls, values)

@@ -19,7 +19,7 @@ from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positiv
 
 Sampler = Literal["tpe", "random"]
 Scale = Literal["log", "linear"]
-Ends = Items(most=2)
+Ends = Items(most=2, text="[low, high] or one number that holds")
 """(low, high), or (value,), which holds the field there; () = not searched."""
 Positives = Annotated[tuple[Positive, ...], Ends]
 NonNegatives = Annotated[tuple[NonNegative, ...], Ends]

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.field_types import Count, Form, Items, Range, Text
 from pipeline.storage import objects
 
-SplitName = Literal["train", "val", "test"]
+SPLIT_NAMES = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Card:
     carried by an installed package, no download) or `torchvision` (downloaded by it)."""
     num_classes: Annotated[int, Range(2)] | None
     """None where it depends on the user's own images."""
-    splits: Mapping[SplitName, Count]
+    splits: Mapping[Annotated[str, Form("|".join(SPLIT_NAMES), f"one of {', '.join(SPLIT_NAMES)}")], Count]
     """Images a complete source has in each split; empty where that is not known."""
     image_size: Text
     """For people: pixels and mode of the raw images."""
@@ -62,7 +62,9 @@ class Card:
         if self.indexed and self.classes is None:
             object.__setattr__(self, "classes", tuple(map(str, range(self.num_classes or 0))))
         if self.classes is not None and len(self.classes) != self.num_classes:
-            raise UserError(f"classes has {len(self.classes)} names and num_classes is {self.num_classes}; give one for each")
+            raise UserError(
+                f"classes has {len(self.classes)} names and num_classes is {self.num_classes}; give one for each"
+            )
         if (self.kind in ("embedded", "torchvision")) != (self.member is not None):
             raise UserError("member is needed for, and only for, the kinds embedded and torchvision")
         if self.tests_only and not self.indexed:
