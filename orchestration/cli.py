@@ -104,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> None:
-    """The command `normfree`: `main` in a process of its own, which hears of stop signals before it imports anything."""
+    """The command `normfree`: `main` in a process of its own, which hears of stop signals from its beginning on."""
+    from orchestration.child_process import use_safe_path
+
+    use_safe_path()
     run(main, stops=(signal.SIGTERM, signal.SIGHUP))  # SIGINT is an exception, see `main`
 
 
