@@ -30,6 +30,7 @@ SAME_REQUEST_S = 3.0
 TELL_S, HEAR_S = 2.5, 1.5
 """A rank that leaves from the start, and those that hear of it, wait this long: all hear of it before they miss one."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+A_SIGNAL = "a stop signal (SIGTERM, SIGINT or SIGHUP)"
 UNWIND_S = 5
 """A process that has nothing to save leaves within this time after a signal, cleaned up or not."""
 
@@ -65,7 +66,7 @@ class StopSignal:
     def __init__(self, *, grace_s: float = 60.0, leave: Callable[[int], None] = os._exit) -> None:
         self.requested = False
         """This rank or another has been asked to stop. Ranks hear of it at different times: agree before acting on it."""
-        self.reason = "a stop signal (SIGTERM, SIGINT or SIGHUP)"
+        self.reason = A_SIGNAL
         """Why this rank was asked to, as far as it knows."""
         self.is_starting = True
         self.told = threading.Event()
