@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipeline import documents
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -110,12 +111,7 @@ def load_card(name_or_path: str) -> Card:
 
 @functools.cache
 def _read(path: str) -> Card:
-    import yaml
-
-    try:
-        content = yaml.safe_load(objects.read_bytes(path).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the dataset card {path} is not YAML: {' '.join(str(error).split())}") from error
+    content = documents.parse_yaml(objects.read_bytes(path), f"the dataset card {path}")
     if not isinstance(content, dict):
         raise UserError(f"the dataset card {path} must be a mapping of field to value")
     return _card(content, path)

@@ -107,7 +107,7 @@ def test_files_that_are_no_cards(tmp_path):
     path = tmp_path / "x.yaml"
     with pytest.raises(UserError, match="no dataset card at"):
         load_card(str(path))
-    for text, message in (("a: [", "not YAML"), ("- 1", "mapping"), ("name: x", "lacks title")):
+    for text, message in (("a: [", "not usable as YAML"), ("- 1", "mapping"), ("name: x", "lacks title")):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             load_card(str(path))
