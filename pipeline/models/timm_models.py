@@ -7,6 +7,7 @@ classes) hold for every network. timm is optional, and is imported when such a n
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nfnet.functional import linear_fp32
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 
@@ -48,12 +50,11 @@ class PeerNetwork(nn.Module):
         return found
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Maps or tokens -> pooled features (N, num_features), normalised where timm's head does, or logits."""
+        """Maps or tokens -> pooled features (N, num_features), normalised where timm's head does, or fp32 logits."""
         pooled: torch.Tensor = self.trunk.forward_head(x)  # type: ignore[operator]
         if pre_logits:
             return pooled
-        logits: torch.Tensor = self.head(self.dropout(pooled))
-        return logits
+        return linear_fp32(self.head, self.dropout(pooled))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
@@ -67,6 +68,18 @@ class PeerNetwork(nn.Module):
 
 def is_peer(name: str) -> bool:
     return name.startswith(PREFIX)
+
+
+def value_of(option: Any) -> Any:
+    """An option as timm's functions want it: numbers, truth values, None and lists out of text; other text as it is."""
+    if not isinstance(option, str):
+        return option
+    try:
+        return ast.literal_eval(
+            {"true": "True", "false": "False", "none": "None", "null": "None"}.get(option.lower(), option)
+        )
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return option
 
 
 def make(name: str, num_classes: int, options: dict[str, Any]) -> PeerNetwork:
