@@ -12,18 +12,16 @@ from importlib.util import find_spec
 import torch
 
 from nfnet.kernels import LAUNCH
-from nfnet.kernels.reference import ACTIVATIONS, Standardised, all_finite
-from nfnet.kernels.triton_update import clip_and_update_, unit_norms, update_
+from nfnet.kernels.reference import ACTIVATIONS, Standardised
+from nfnet.kernels.triton_update import square_sums, update_
 
 __all__ = [
-    "all_finite",
-    "clip_and_update_",
     "is_usable",
     "scaled_activation",
     "scaled_activation_backward",
+    "square_sums",
     "standardise",
     "standardise_backward",
-    "unit_norms",
     "update_",
 ]
 
