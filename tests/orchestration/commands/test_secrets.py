@@ -117,6 +117,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name in ("home", "tmp", "work"):
             (tmp_path / "seen" / name).mkdir(parents=True)
         folders = {"HOME": str(tmp_path / "seen/home"), "TMPDIR": str(tmp_path / "seen/tmp")}
+        folders["NORMFREE_CACHE"] = str(tmp_path / "seen/home/cache")
         for name, value in {**variables, **folders}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
