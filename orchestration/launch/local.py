@@ -66,7 +66,7 @@ def supervise(
     }
     asked: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
     before: dict[int, Any] = {n: signal.signal(n, ask) for n in heeded()}
