@@ -122,7 +122,29 @@ def test_fetch_is_keyed_by_content_and_mends_itself(remote, tmp_path):
 
 
 def test_fetch_of_a_local_file_is_the_file(tmp_path):
-    assert objects.fetch(str(tmp_path / "x"), sha256="", size_bytes=0, cache_dir=tmp_path) == tmp_path / "x"
+    assert objects.fetch(str(tmp_path / "x"), sha256="0" * 64, size_bytes=0, cache_dir=tmp_path) == tmp_path / "x"
+
+
+@pytest.mark.parametrize("digest", ["{victim}", "../victim", "", "0" * 63, "0" * 64 + "\n", "A" * 64])
+def test_a_digest_that_is_a_path_is_no_cache_entry(remote, tmp_path, digest):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    objects.write_bytes(objects.join(remote, "x"), b"theirs")
+    with pytest.raises(ValueError, match="not 64 hex digits"):
+        objects.fetch(
+            objects.join(remote, "x"), sha256=digest.format(victim=victim), size_bytes=6, cache_dir=tmp_path / "cache"
+        )
+    assert victim.read_bytes() == b"mine"
+
+
+def test_the_start_of_an_object_is_read_without_the_rest(remote):
+    objects.write_bytes(objects.join(remote, "x"), b"0123456789")
+    objects.write_bytes(objects.join(remote, "empty"), b"")
+    assert objects.read_bytes(objects.join(remote, "x"), max_bytes=4) == b"0123"
+    assert objects.read_bytes(objects.join(remote, "x"), max_bytes=40) == b"0123456789"
+    assert objects.read_bytes(objects.join(remote, "empty"), max_bytes=4) == b""
+    with pytest.raises(FileNotFoundError):
+        objects.read_bytes(objects.join(remote, "none"), max_bytes=4)
 
 
 def test_transient_errors_are_tried_again_and_others_are_not(remote, monkeypatch, no_waiting):
