@@ -1,4 +1,4 @@
-"""Which process this is, of how many, on which device: one value, asked for once."""
+"""Which process this is, of how many, on which device: one value, asked for once; and what ranks tell each other."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from nfnet.kernels import cpu
 from pipeline.errors import UserError
+from pipeline.supervision.rank_environment import place
+
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others ends with an error instead of hanging."""
-
-
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,63 +35,6 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """What the environment says of this process."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    overlooked: str = ""
-    """What stands there without a launcher, in a sentence."""
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-def place() -> Place:
-    """Who this process is, of how many: the only reader of the variables by which launchers say it.
-
-    A launcher sets all of `RANK_VARIABLES`. Without a WORLD_SIZE above 1 a process is alone, whatever else was left in its
-    environment.
-
-    Raises:
-        UserError: WORLD_SIZE says that there are several processes, and the rest is missing or has no meaning: to go on alone
-            could be several runs in one folder.
-    """
-    given = {name: os.environ[name] for name in RANK_VARIABLES if os.environ.get(name, "").strip()}
-    stated = ", ".join(f"{name}={text}" for name, text in given.items())
-    size = _number("WORLD_SIZE", given, 1, stated)
-    if size == 1:
-        odd = [name for name in ("RANK", "LOCAL_RANK") if given.get(name, "0") != "0"]
-        text = f"{' and '.join(odd)} set, WORLD_SIZE not above 1: this process runs alone" if odd else ""
-        return Place(overlooked=text)
-    missing = [name for name in RANK_VARIABLES if name not in given]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is set to {size}, but no launcher is there ({', '.join(missing)} not set): unset WORLD_SIZE and RANK, "
-            "or start with torchrun or --num-processes"
-        )
-    rank, local_rank = (_number(name, given, 0, stated) for name in ("RANK", "LOCAL_RANK"))
-    if rank >= size or local_rank > rank or _number("MASTER_PORT", given, 1, stated) > 65535:
-        raise UserError(
-            f"the variables of a launcher contradict each other ({stated}): unset them, or start with torchrun or "
-            "--num-processes"
-        )
-    return Place(rank=rank, size=size, local_rank=local_rank)
-
-
-def _number(name: str, given: dict[str, str], least: int, stated: str) -> int:
-    text = given.get(name, "1").strip()
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
-        raise UserError(
-            f"{name} is {text!r}, which is no whole number from {least} on ({stated}): unset it and the other variables of a "
-            "launcher, or start with torchrun or --num-processes"
-        )
-    return int(text)
 
 
 def join() -> World:
@@ -132,6 +77,34 @@ def broadcast(world: World, value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(world: World, work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on every rank; a UserError of it too."""
+    found: object = None
+    if world.is_main:
+        try:
+            found = work()
+        except UserError as error:
+            found = error
+    found = broadcast(world, found)
+    if isinstance(found, UserError):
+        raise found
+    return cast(T, found)
+
+
+def together(world: World, work: Callable[[], T]) -> T:
+    """What `work` gives on each rank; if it raises a UserError on any of them, all raise the first one's."""
+    found: object = None
+    try:
+        found = work()
+    except UserError as error:
+        found = error
+    failed = gather(world, (socket.gethostname(), str(found)) if isinstance(found, UserError) else None)
+    if any(failed):
+        host, reason = next(cast(tuple[str, str], f) for f in failed if f)
+        raise UserError(reason if failed[0] else f"{reason} (found on {host})")
+    return cast(T, found)
 
 
 def gather(world: World, value: object) -> list[object]:

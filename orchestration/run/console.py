@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from pipeline.records import (
     Accounted,
+    Changed,
     Evaluation,
     Finished,
     Lost,
@@ -75,6 +76,7 @@ class Console:
             Lost: self._read_lost,
             Accounted: self._read_accounted,
             Notice: self._read_notice,
+            Changed: self._read_notice,
             SaveFailed: self._read_missed,
             SaveSkipped: self._read_missed,
             Finished: self._read_finished,
@@ -185,7 +187,7 @@ class Console:
             + (f"; {page.repeated:,} repeated" if page.repeated else "")
         )
 
-    def _read_notice(self, notice: Notice) -> None:
+    def _read_notice(self, notice: Notice | Changed) -> None:
         self._say(f"note  {notice.text}", style="yellow")
 
     def _read_finished(self, finished: Finished) -> None:

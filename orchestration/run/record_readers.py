@@ -14,7 +14,7 @@ from orchestration.spool.spool import Spool
 from orchestration.spool.system_metrics import start_sampler
 from orchestration.tracking.mlflow_client import DRAIN_S, local_twin, start_uploader
 from pipeline.errors import UserError
-from pipeline.provenance import facts
+from pipeline.provenance import command, facts
 from pipeline.records import Finished, Phase, Record, Stopped
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -52,7 +52,7 @@ class Readers:
         if isinstance(record, Finished):
             self._console.read(record, next_command=self._next(record))
         elif isinstance(record, Stopped):
-            self._console.read(record, next_command=f"normfree {public(shlex.join(sys.argv[1:]))}")
+            self._console.read(record, next_command=command())
         else:
             self._console.read(record)
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import Any
 
+from orchestration import child_process
 from pipeline.errors import UserError
 from pipeline.records import Finished, Stopped
-from pipeline.storage import objects
 from pipeline.supervision.process_exit import end
+from pipeline.supervision.rank_environment import TORCHRUN, place
 from pipeline.supervision.stop_signals import EXIT_REQUEUE
 from pipeline.training.run import Run, load_yaml
 
 EXIT_OURS, EXIT_USER = 1, 2
+RUN = "NORMFREE_RUN"
+"""The variable by which the launcher gives its ranks the Run, as YAML;"""
 TRACKING_URI = "NORMFREE_TRACKING_URI"
-"""The variable by which the launcher tells its ranks where the records go; empty or unset: SQLite in the run folder."""
+"""and this is where the records go; empty or unset: SQLite in the run folder."""
 
 
 def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
@@ -25,9 +29,11 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
     from pipeline.distributed import leave
     from pipeline.training.train import train
 
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    readers: Any = Readers(run, out, tracking_uri) if is_main else None
-    node = NodeReader(out) if not is_main and os.environ.get("LOCAL_RANK") == "0" else None
+    here = place()
+    if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
+        child_process.die_with(os.getppid(), signal.SIGTERM)
+    readers: Any = Readers(run, out, tracking_uri) if here.is_main else None
+    node = NodeReader(out) if not here.is_main and here.local_rank == 0 else None
     last = None
     try:
         for last in train(run, out):
@@ -49,7 +55,7 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
         if debug or not isinstance(error, Exception):
             raise
         print(
-            f"normfree: rank {os.environ.get('RANK', '0')} failed: {type(error).__name__}: {error} (--debug shows where)",
+            f"normfree: rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)",
             file=sys.stderr,
         )
         return EXIT_OURS
@@ -63,11 +69,10 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="one rank of a run (started by 'normfree pretrain --num-processes N')")
-    parser.add_argument("requested")
     parser.add_argument("out")
     parser.add_argument("--debug", action="store_true")
     args = parser.parse_args()
-    run = load_yaml(objects.read_bytes(args.requested).decode(), args.requested)
+    run = load_yaml(os.environ[RUN], RUN)
     return run_worker(run, args.out, tracking_uri=os.environ.get(TRACKING_URI) or None, debug=args.debug)
 
 

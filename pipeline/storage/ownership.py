@@ -235,7 +235,9 @@ def _beat(url: str, mine: Record, closed: threading.Event, leave: Callable[[int]
             if owner is not None and owner.token != mine.token:
                 if closed.is_set():
                     return
-                _say(f"{url} was taken over by {_describe(owner)}, for this process stood still; it leaves, and writes no more")
+                _say(
+                    f"{url} was taken over by {_describe(owner)}, for this process stood still; it leaves, and writes no more"
+                )
                 leave(2)
                 return
             beat = dataclasses.replace(mine, beat_s=time.time())

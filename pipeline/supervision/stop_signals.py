@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from pipeline.distributed import place
-
 EXIT_REQUEUE = 75
 """EX_TEMPFAIL: stopped by a signal; the same command resumes, so a scheduler may queue it again."""
 SAME_REQUEST_S = 3.0
@@ -135,9 +133,9 @@ class StopSignal:
 
     def _leave_start(self) -> None:
         # The others are told first: one that misses a rank in a collective would take it for a failure.
-        if self.told.wait(TELL_S) and place().size > 1:
+        if self.told.wait(TELL_S) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             time.sleep(HEAR_S if self._heard_elsewhere else TELL_S)
-        if place().is_main:
+        if os.environ.get("RANK", "0") == "0":
             say("stopped by a signal while starting; there is nothing to save")
         self._leave(EXIT_REQUEUE)
 

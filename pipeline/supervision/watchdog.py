@@ -25,10 +25,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.distributed import place
 from pipeline.supervision import fault_points, hang_report, stack_dumps
 from pipeline.supervision.hang_detection import JUDGED_AT, Beat, Heard, Suspect, WatchdogConfig, is_stuck, judge
 from pipeline.supervision.phase_clock import Clock
+from pipeline.supervision.rank_environment import place
 from pipeline.supervision.stop_signals import StopSignal, say
 
 EXIT_HANG = 76

@@ -6,6 +6,7 @@ Everything that happens between two steps is a method here: the decision where t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pipeline import distributed
@@ -26,37 +27,16 @@ from pipeline.engine.update_stats import UpdateStats, over_updates
 from pipeline.errors import UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
-from pipeline.records import Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
+from pipeline.records import Changed, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.storage import objects
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
-from pipeline.training import rollback
+from pipeline.training import identity, resume, rollback
 from pipeline.training.batch_fetcher import Supply, void_batch
 from pipeline.training.evaluate import OnScores, evaluate
 from pipeline.training.rollback import Trouble
-from pipeline.training.run import Run, dump_yaml, load_yaml
+from pipeline.training.run import Run
 from pipeline.training.sample_account import Account
-
-CHANGEABLE = (
-    "micro_batch",
-    "log_every_steps",
-    "save_every",
-    "eval_every",
-    "keep_checkpoints",
-    "saving",
-    "watchdog",
-    "engine",
-    "data.num_workers",
-    "data.read_threads",
-    "data.read_ahead_mb",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.max_lost_share",
-    "data.max_lost_samples",
-    "data.skip_steps",
-)
-"""Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
-there to change it."""
 
 
 class Job:
@@ -93,13 +73,22 @@ class Job:
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
-        commit, passed = self._newest()
-        yield from passed
+        for what, text in identity.refuse_mixed_ranks(self.world, self.run, identity.of_run(self.data)).items():
+            yield Changed(step=0, what=f"{what} of machines", text=text)
+        found = distributed.from_main(
+            self.world,
+            lambda: resume.find(self.run, self.out, self.data, cache_dir=self.cache_dir, num_steps=self._steps),
+        )
+        commit, self.data.names = found.commit, list(found.names)
+        yield from found.records
         yield Phase(step=0, name="starting the engine")
         if self.run.engine.parity_check:
             parity_check.check(self.run.engine, world=self.world, accumulation=self.accumulation)
-        config = self.run.model
-        model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
+        # Restored weights take the place of all that it would start from, which may be gone by now.
+        config = self.run.model if commit is None else replace(self.run.model, init_from=None)
+        model, start = build_model(config, len(self.data.classes), seed=self.run.seed)
+        if commit is None:
+            distributed.from_main(self.world, lambda: identity.claim_start(self.out, start))
         timm_models.refuse_buffers(config.name, model)
         self.engine = Engine(
             model,
@@ -134,47 +123,6 @@ class Job:
         if self.save_steps or run.save_final:
             weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
             self.saver.reserve(4 * weights * (2 + (run.optim.ema_decay is not None)))
-
-    def _newest(self) -> tuple[Commit | None, list[Record]]:
-        """Rank 0 looks and tells the others; the run folder must belong to this run."""
-        found: object = None
-        if self.world.is_main:
-            try:
-                self._claim_folder()
-                commit, passed = found = load.newest(self.out, self.cache_dir)
-                if passed and commit is None:  # starting over would throw the work away without a word
-                    raise UserError(
-                        f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
-                        "restore one, or start over in another folder with --out"
-                    )
-                found = commit, [retention.mark_damaged(bad) for bad in passed]
-            except UserError as error:
-                found = error
-        found = distributed.broadcast(self.world, found)
-        if isinstance(found, UserError):
-            raise found
-        return found  # type: ignore[return-value]
-
-    def _claim_folder(self) -> None:
-        place = objects.join(self.out, "run.yaml")
-        if objects.exists(place):
-            theirs, ours = (
-                _flat(to_dict(load_yaml(objects.read_bytes(place).decode(), place))),
-                _flat(to_dict(self.run)),
-            )
-            changed = [
-                k
-                for k in ours
-                if ours[k] != theirs.get(k) and not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)
-            ]
-            if changed:
-                k = changed[0]
-                raise UserError(
-                    f"{self.out} holds a run with {k} = {theirs.get(k)!r}, this one has {ours[k]!r}; "
-                    f"give another folder with --out, or the same settings to resume"
-                )
-        else:
-            objects.write_bytes(place, dump_yaml(self.run).encode())
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
         run, per_epoch = self.run, self.data.samples_per_epoch
@@ -247,7 +195,7 @@ class Job:
         steps = self.trouble.steps
         yield from self.saver.settle()
         with self.clock("save"):
-            commit, passed = self._newest()
+            commit, passed = distributed.from_main(self.world, lambda: resume.newest(self.out, self.cache_dir))
         yield from passed
         reason = f"the updates of steps {steps[0]} to {steps[-1]} were not finite"
         if commit is None or commit.url == self.trouble.went_back_to:
@@ -419,13 +367,3 @@ class Job:
             seconds_s=self.clock.elapsed_s,
             evaluation=self.evaluation,
         )
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

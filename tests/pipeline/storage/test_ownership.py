@@ -33,7 +33,10 @@ def test_the_second_is_refused_by_name_and_a_killed_one_is_taken_over(tmp_path: 
     url = str(tmp_path / "run")
     first = subprocess.Popen([sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, cwd=ROOT)
     assert first.stdout and first.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=rf"a run of process {first.pid} on .* since 20.* last sign of life"), ownership.hold(url, "run"):
+    with (
+        pytest.raises(UserError, match=rf"a run of process {first.pid} on .* since 20.* last sign of life"),
+        ownership.hold(url, "run"),
+    ):
         pass
     first.kill()
     first.wait()
@@ -145,7 +148,15 @@ def test_processes_whose_launcher_was_killed_are_waited_for(tmp_path: Path, monk
     monkeypatch.setattr(ownership, "POLL_S", 0.1)
     program = HOLD.replace("'run')", "'run', processes=[ownership.this_process(launched=True)])").replace("600", "2")
     launcher = subprocess.Popen(
-        [sys.executable, "-c", "import subprocess, sys\nsubprocess.run(sys.argv[1:])", sys.executable, "-c", program, str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys\nsubprocess.run(sys.argv[1:])",
+            sys.executable,
+            "-c",
+            program,
+            str(tmp_path),
+        ],
         stdout=subprocess.PIPE,
         cwd=ROOT,
     )
