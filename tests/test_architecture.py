@@ -24,7 +24,7 @@ HOMES = {
     "timm": ("pipeline/models/timm_models.py", "orchestration/commands/inspect.py", "pipeline/export/to_timm.py"),
     "onnx": ("pipeline/export/to_onnx.py",),
     "onnxruntime": ("pipeline/export/to_onnx.py", "orchestration/registry/served_model.py"),
-    "ray": ("orchestration/tune/ray_tune.py", "orchestration/tune/ray_cluster.py", "orchestration/tune/trial_limit.py"),
+    "ray": ("orchestration/tune/",),
     "optuna": ("transfer/search/optuna_search.py",),
     "mlflow": (
         "orchestration/tracking/mlflow_client.py",
