@@ -20,7 +20,7 @@ from orchestration.run.worker import EXIT_OURS, RUN, TRACKING_URI, run_worker
 from pipeline.errors import UserError
 from pipeline.provenance import COMMAND, command
 from pipeline.supervision.rank_environment import place
-from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS
+from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS, heeded, say
 from pipeline.supervision.watchdog import EXIT_HANG
 from pipeline.training.run import Run, dump_yaml
 
@@ -29,6 +29,8 @@ LINGER_S = 15.0
 """The other ranks find out for themselves that one has failed, and say why; after this time they are told to end,"""
 KILL_S = 30.0
 """and after this time killed."""
+MARGIN_S = 1.0
+"""After the grace period of a stop signal, which the ranks keep by themselves."""
 
 
 def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None, debug: bool) -> int:
@@ -71,7 +73,7 @@ def supervise(
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before: dict[int, Any] = {n: signal.signal(n, ask) for n in (*SIGNALS, signal.SIGHUP)}
+    before: dict[int, Any] = {n: signal.signal(n, ask) for n in heeded()}
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         with child_process.rank_variables(num_processes) as shared:
@@ -82,7 +84,10 @@ def supervise(
                     module, arguments, environment=own, folder=Path.cwd(), on_parent_death=signal.SIGTERM
                 )
                 ranks.append(started)
-            return outcome(_watch(ranks, asked, grace_s))
+            code = outcome(_watch(ranks, asked, grace_s))
+        if code == EXIT_REQUEUE and (ranks[0].returncode or 0) < 0:  # it was ended before it could listen, and say so
+            say("stopped by a signal while starting; there is nothing to save")
+        return code
     finally:
         for rank in ranks:
             rank.kill()
@@ -106,7 +111,7 @@ def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: floa
     """Until all have ended; the codes of those that ended before they were told to, in that order."""
     own: list[int] = []
     ended: set[int] = set()
-    failed_s = told_s = passed_on = None
+    failed_s = told_s = passed_on = asked_s = None
     while len(ended) < len(ranks):
         time.sleep(POLL_S)
         now_s = time.monotonic()
@@ -117,11 +122,21 @@ def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: floa
             ended.add(i)
             if told_s is None:
                 own.append(code)
+                if code < 0 and -code not in SIGNALS and -code < signal.SIGRTMIN:
+                    memory = ", most likely for its memory" if code == -signal.SIGKILL else ""
+                    say(
+                        f"rank {i} (process {rank.pid}) was ended by {signal.Signals(-code).name}{memory}; the same command "
+                        "goes on from the newest checkpoint"
+                    )
             if code != 0 and failed_s is None:
                 failed_s = now_s
         if asked and len(asked) != passed_on:
             passed_on = len(asked)  # a second signal goes on too: it means now
+            asked_s = asked_s or now_s
             _tell(ranks, signal.SIGTERM)
+        if asked_s is not None and told_s is None and now_s - asked_s > grace_s + MARGIN_S:  # frozen, they do not hear
+            own, told_s = [*own, EXIT_REQUEUE], now_s
+            _tell(ranks, signal.SIGKILL)
         if EXIT_HANG in own:  # all who can have left by themselves
             wait_s = 1.0
         else:
@@ -145,7 +160,7 @@ def outcome(codes: list[int]) -> int:
 
     A rank that a signal ended before it could listen had nothing to save: that counts as stopped.
     """
-    codes = [EXIT_REQUEUE if code in (-signal.SIGTERM, -signal.SIGINT) else code for code in codes if code != 0]
+    codes = [EXIT_REQUEUE if -code in SIGNALS else code for code in codes if code != 0]
     if EXIT_HANG in codes:
         return EXIT_HANG
     wrong = [code for code in codes if code != EXIT_REQUEUE]

@@ -70,7 +70,16 @@ def _number(name: str, given: dict[str, str], least: int, stated: str) -> int:
 
 def is_main() -> bool:
     """Whether this process speaks for its group; one that cannot know speaks for itself."""
+    return _place_or_alone().is_main
+
+
+def is_alone() -> bool:
+    """Whether there is no other rank to tell anything, as far as this process can know."""
+    return _place_or_alone().size == 1
+
+
+def _place_or_alone() -> Place:
     try:
-        return place().is_main
+        return place()
     except UserError:
-        return True
+        return Place()
