@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.checkpoint import load, retention
+from pipeline.checkpoint import load, retention, unsaved
 from pipeline.checkpoint.commit import Commit
-from pipeline.configuration import to_dict
+from pipeline.configuration import from_dict, to_dict
 from pipeline.data.loading.datasets import TrainData
 from pipeline.duration import Duration
 from pipeline.errors import UserError
@@ -72,10 +72,21 @@ def find(run: Run, out: str, data: TrainData, *, cache_dir: str, num_steps: Call
         identity.refuse_other_data(out, now, digest=before.data_digest, classes=before.classes, before=before)
         changed = identity.changes(before, now)
         now = dataclasses.replace(now, initial_weights=before.initial_weights, names=before.names)
+
+    def refuse(checkpoint: Commit) -> None:
+        digest = str(checkpoint.dataset.get("digest", ""))
+        identity.refuse_other_data(out, now, digest=digest, classes=checkpoint.classes, before=before)
+
+    def refuse_kept(checkpoint: Commit) -> None:
+        if earlier is None:
+            raise UserError(f"{out} holds no run yet")
+        _refuse_other_fields(out, from_dict(Run, checkpoint.config), run)
+        refuse(checkpoint)
+
     commit, passed = newest(out, cache_dir)
     if commit is not None:
-        digest = str(commit.dataset.get("digest", ""))
-        identity.refuse_other_data(out, now, digest=digest, classes=commit.classes, before=before)
+        refuse(commit)
+    commit, handed_in = unsaved.hand_in(out, commit, cache_dir=cache_dir, refuse=refuse_kept)
     step = commit.step if commit else 0
     if num_steps(run.duration) < step:
         raise UserError(
@@ -88,7 +99,7 @@ def find(run: Run, out: str, data: TrainData, *, cache_dir: str, num_steps: Call
         objects.write_bytes(place, dump_yaml(run).encode())
     if now != before:
         identity.write(out, now)
-    records = [*passed, *(Changed(step=step, what=what, text=text) for what, text in changed.items())]
+    records = [*passed, *handed_in, *(Changed(step=step, what=what, text=text) for what, text in changed.items())]
     return Found(commit=commit, records=records, names=now.names)
 
 

@@ -38,6 +38,12 @@ from pipeline.training.rollback import Trouble
 from pipeline.training.run import Run
 from pipeline.training.sample_account import Account
 
+STALLED = 0.5
+"""The share of the watchdog's limit for saves after which one that does not move is given up, and its state kept here instead:
+the watchdog would end the run without it."""
+KEPT_FOR_THE_DISK = 0.5
+"""The share of the grace period that a save into the run's own place leaves for one onto this machine's disk."""
+
 
 class Job:
     """One run on this rank. All ranks call the same methods at the same steps."""
@@ -118,7 +124,16 @@ class Job:
             metric=saving.best_metric,
         )
         taken = retention.folder_names(self.out) if self.world.is_main else set()
-        self.saver = Saver(self.out, config=saving, policy=policy, world=self.world, taken=taken)
+        watchdog = run.watchdog
+        self.saver = Saver(
+            self.out,
+            config=saving,
+            policy=policy,
+            world=self.world,
+            taken=taken,
+            stall_s=STALLED * max(watchdog.save_limit_s, watchdog.limit_s),
+            is_enough=lambda: self.stop.left_s < KEPT_FOR_THE_DISK * self.stop.grace_s,
+        )
         self.saver.newest = commit
         if self.save_steps or run.save_final:
             weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
@@ -237,9 +252,7 @@ class Job:
         if error is None:
             return
         yield from self.account.write(self.step, final=True)
-        yield from self.saver.settle()
-        if self.run.save_every is not None and self.saver.newest_step < self.step:
-            yield from self.save(final=True)
+        yield from self.save_last(if_any=self.run.save_every is not None)
         raise error
 
     def report(self, rate: float) -> Step:
@@ -303,10 +316,29 @@ class Job:
         with self.clock("save"):
             return self._save(final)
 
+    def save_last(self, *, if_any: bool = True) -> Iterator[Record]:
+        """Before the run leaves, its state is saved: in its own place, or else on this machine's disk."""
+        with self.clock("save"):
+            records = self.saver.settle()
+            if if_any and self._is_unsaved():
+                records += self._save(final=True)
+            if if_any and self._is_unsaved():
+                records += self.saver.keep(step=self.step, fragments=self.engine.whole_state(), facts=self._facts())
+        yield from records
+
+    def _is_unsaved(self) -> bool:
+        """Rank 0's word: of a save that was given up, the others may know less."""
+        return cast(bool, distributed.broadcast(self.world, self.saver.newest_step < self.step))
+
     def _save(self, final: bool) -> list[Record]:
         said = self.account.write(self.step)
+        facts, fragments = self._facts(), self.engine.local_fragments()
+        return said + self.saver.save(step=self.step, fragments=fragments, facts=facts, final=final)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a commit file says besides its files."""
         manifest = self.data.manifest
-        facts = {
+        return {
             "samples": self.samples,
             "num_updates": self.engine.num_updates,
             "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
@@ -316,13 +348,10 @@ class Job:
             "classes": self.data.classes,
             "evaluation": self.evaluation,
         }
-        return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
 
     def leave_stopped(self) -> Iterator[Record]:
         """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
-        yield from self.saver.settle()
-        if self.saver.newest_step < self.step:
-            yield from self.save(final=True)
+        yield from self.save_last()
         yield self.stopped(self._why_stopped())
         self.engine.close()
 
@@ -341,13 +370,9 @@ class Job:
             if self.must_leave:
                 yield from self.leave_stopped()
                 return
-        yield from self.saver.settle()
+        yield from self.save_last()
         if self.saver.newest_step < self.step:
-            yield from self.save(final=True)
-            if self.saver.newest_step < self.step:
-                raise UserError(
-                    f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again"
-                )
+            raise UserError(f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again")
         self.engine.close()
 
     def stopped(self, reason: str) -> Stopped:
@@ -360,10 +385,9 @@ class Job:
         """The end, if its last checkpoint stands; else UserError, so that the exit code says so."""
         newest = self.saver.newest
         if self.run.save_final and self.saver.newest_step < self.step:
-            goes_on = f"it goes on from {newest.url}" if newest else "it starts over, for no checkpoint stands"
             raise UserError(
                 f"all {self.step} steps are done, but the last checkpoint could not be written ({self.saver.last_error}); "
-                f"mend that and run the same command again: {goes_on}"
+                "mend that and run the same command again"
             )
         return Finished(
             step=self.step,
