@@ -102,8 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> None:
     """The command `normfree`: `main` in a process of its own."""
+    from orchestration.child_process import use_safe_path
     from pipeline.supervision.process_exit import end
 
+    use_safe_path()
     end(main())
 
 

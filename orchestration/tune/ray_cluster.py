@@ -1,36 +1,35 @@
-"""The Ray that a sweep's trials run on: one of our own, or a cluster that was named, whose nodes are asked before they work.
+"""The Ray that a sweep's trials run on, one of our own (`local_ray`) or a named cluster, and what a trial reserves there.
 
-resources that were asked for -> layout: what one trial reserves, how many run at a time
-ray.init -> does it fit anywhere? -> on a cluster: does every node see this code, the sweep, the data and the weights?
+configured resources -> layout: what one trial reserves, how many run at a time
+ray.init -> does a trial fit anywhere? -> on a cluster: `orchestration.tune.cluster_nodes`
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import logging
 import os
-import site
 import socket
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestration.tune.local_ray import (
+    QUIET,
+    LocalRay,
+    keep_secrets_out_of_logs,
+    local_ray,
+    workers_import_this_package,
+)
 from pipeline.errors import UserError
-from pipeline.models.backbone import find_origin
-from transfer.sweep.cells import Cell, Sweep
-from transfer.sweep.ledger import Ledger
 
-ROOT = Path(__file__).resolve().parents[2]
-"""Holds this package, and in a checkout the cards of datasets."""
 CONNECT_TRIES = ("RAY_gcs_server_port_wait_time_s", "3")
 """Of Ray: by default 20 tries, each of which may take most of a minute."""
 KNOCK_S = 10.0
-FLOORS = ("nfnet", "pipeline", "transfer", "orchestration")
+PROCESS_BYTES = 2 << 30
+"""Main memory that a trial's process is taken to use: torch, a network, its images. A guess, and reported as one."""
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +38,10 @@ class Resources:
     SAM) draw others on another number of processes, and the entry says how many there were."""
 
     max_concurrent: int | None = None
-    """Trials at a time; None = one a core of this machine, on a cluster as many as fit."""
+    """Trials at a time; None = one a GPU, without GPUs one a core, as far as memory goes; on a cluster as many as fit."""
     gpus_per_trial: float | None = None
-    """Up to 1: a share of a GPU. A whole number above 1: a fine-tuning trial runs as so many processes, a GPU each. None = the
-    GPUs of this machine, shared by the trials at a time."""
+    """Up to 1: a share of a GPU. A whole number above 1: a fine-tuning trial runs as so many processes, a GPU each. None = one
+    GPU a process; where `max_concurrent` is more than there are GPUs, these are shared."""
     processes_per_trial: int | None = None
     """A fine-tuning trial runs as so many processes, a core each, and a GPU each where there are some. None = 1, or as
     `gpus_per_trial` says. Probes run in one process."""
@@ -62,83 +61,106 @@ class Layout:
     """Of a fine-tuning trial."""
     gpus: float
     """That one trial reserves; of cores it reserves one a process."""
+    reason: str = field(default="", compare=False)
+    """What `num_concurrent` follows from, where it was not configured."""
 
 
 def layout(resources: Resources) -> Layout:
     """UserError for what contradicts itself."""
     import torch
 
-    gpus, processes, num_gpus = resources.gpus_per_trial, resources.processes_per_trial, torch.cuda.device_count()
+    num_gpus = torch.cuda.device_count()
+    gpus, processes = _per_trial(resources)
+    wants_gpu = bool(num_gpus) and gpus != 0
+    at_a_time, reason = resources.max_concurrent or 0, ""
+    if not at_a_time and not resources.ray_address:
+        at_a_time, reason = _at_a_time(processes, (gpus or float(processes)) if wants_gpu else 0.0, num_gpus)
+    if gpus is None:
+        gpus = min(1.0, num_gpus / max(at_a_time, 1)) if processes == 1 else float(processes)
+        gpus = gpus if num_gpus else 0.0
+    return Layout(num_concurrent=at_a_time, num_processes=processes, gpus=gpus, reason=reason)
+
+
+def _per_trial(resources: Resources) -> tuple[float | None, int]:
+    """GPUs (None = not configured) and processes of a trial."""
+    gpus, processes = resources.gpus_per_trial, resources.processes_per_trial
     if processes is not None and processes < 1:
         raise UserError(f"--processes-per-trial is {processes}; set it to 1 or more")
     if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
         raise UserError(f"--gpus-per-trial is {gpus:g}; set a share of one GPU, 0 to 1, or a whole number of GPUs")
     if processes is None:
-        processes = max(1, int(gpus or 0))
-    elif gpus and gpus != processes and (gpus > 1 or processes > 1):
+        return gpus, max(1, int(gpus or 0))
+    if gpus and gpus != processes and (gpus > 1 or processes > 1):
         raise UserError(
             f"--gpus-per-trial is {gpus:g} and --processes-per-trial {processes}; each process of a trial has a GPU of its "
             "own, so leave one of them out"
         )
-    at_a_time = resources.max_concurrent or 0
-    if not at_a_time and not resources.ray_address:
-        at_a_time = max(1, num_cores() // processes)
-        if processes > 1 and num_gpus and gpus != 0:
-            at_a_time = max(1, min(at_a_time, num_gpus // processes))
-    if gpus is None:
-        gpus = min(1.0, num_gpus / max(at_a_time, 1)) if processes == 1 else float(processes)
-        gpus = gpus if num_gpus else 0.0
-    return Layout(num_concurrent=at_a_time, num_processes=processes, gpus=gpus)
+    return gpus, processes
+
+
+def _at_a_time(processes: int, gpus: float, num_gpus: int) -> tuple[int, str]:
+    """As many trials as cores, memory and, where trials use them, GPUs allow; and why so many."""
+    cores, memory = num_cores(), memory_bytes()
+    limits = {f"{processes} of {cores} cores a trial": cores // processes}
+    if memory:
+        need = processes * PROCESS_BYTES
+        words = f"a trial is taken to use {need >> 30} GiB of the {memory >> 30} GiB of memory"
+        limits[words] = memory // need
+    if gpus:
+        # Shares of one GPU lie on one GPU.
+        limits[f"{gpus:g} of {num_gpus} GPUs a trial"] = (
+            num_gpus * int(1 / gpus + 1e-9) if gpus <= 1 else int(num_gpus // gpus)
+        )
+    reason = min(limits, key=lambda words: limits[words])
+    return max(1, limits[reason]), reason
 
 
 def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Of this machine, or of the container if that is less; 0 = unknown."""
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0
+    for path in CGROUP_LIMITS:
+        try:
+            found = min(found, int(Path(path).read_text()))
+        except (ValueError, OSError):  # "max", or another system
+            continue
+    return found
+
+
 @contextlib.contextmanager
-def running_ray(address: str | None, plan: Layout) -> Iterator[None]:
-    """A Ray of this process's own, never one that happens to run on the machine; or the cluster that was named.
+def running_ray(address: str | None, plan: Layout) -> Iterator[LocalRay | None]:
+    """A Ray of this process's own, never one that happens to run on the machine; or the cluster that was named (None).
 
     Raises:
         UserError: no cluster answers; or what a trial reserves is not to be had anywhere.
     """
     if ray.is_initialized():
         raise UserError("Ray runs in this process already; call transfer from a process of its own")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with _workers_import_this_package():
-        if address:
-            os.environ.pop("RAY_ADDRESS", None)
-            os.environ.setdefault(*CONNECT_TRIES)
-            _knock(address)
-            try:
-                ray.init(address=address, **quiet)
-            except Exception as error:
-                raise UserError(f"no Ray cluster answers at --ray-address {address}: {_refusal(error)}") from None
-        else:
-            ray.init(
-                address="local",
-                num_cpus=max(1, plan.num_concurrent) * plan.num_processes,
-                include_dashboard=False,
-                object_store_memory=256 << 20,  # configurations travel, images do not
-                **quiet,
-            )
+    keep_secrets_out_of_logs()
+    if not address:
+        with local_ray(max(1, plan.num_concurrent) * plan.num_processes) as found:
+            _check_room(plan, "this machine")
+            yield found
+        return
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault(*CONNECT_TRIES)
+    _knock(address)
     try:
-        _check_room(plan, "a node of the cluster" if address else "this machine")
-        yield
+        with workers_import_this_package():
+            ray.init(address=address, **QUIET)
+    except Exception as error:
+        raise UserError(f"no Ray cluster answers at --ray-address {address}: {_refusal(error)}") from None
+    try:
+        _check_room(plan, "a node of the cluster")
+        yield None
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _workers_import_this_package() -> Iterator[None]:
-    """Ray puts the folder in which `ray.init` is called first on its workers' path, on every node of a cluster.
-
-    From a checkout it is to be the checkout's, or they would import what happens to be installed there; and never one that the
-    user stands in, who may have a `pipeline` of his own.
-    """
-    installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
-    with contextlib.chdir("/" if ROOT in installed else ROOT):
-        yield
 
 
 def _knock(address: str) -> None:
@@ -186,73 +208,3 @@ def _check_room(plan: Layout, place: str) -> None:
             f"a trial wants {plan.num_processes} cores and {plan.gpus:g} GPUs at once, and {place} has {cores:g} and "
             f"{most:g} at most; lower --gpus-per-trial or --processes-per-trial"
         )
-
-
-# --- the nodes of a cluster -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the driver sees, and every node must see too."""
-
-    code: str
-    started_s: float
-    """Of the sweep in its folder."""
-    data: dict[str, str]
-    """Digest of each task's data."""
-
-
-def check_nodes(sweep: Sweep, cells: Sequence[Cell]) -> None:
-    """Ask every node of the cluster, at once, for what trials will need there: afterwards each has fetched the weights.
-
-    Raises:
-        UserError: a node has another code than this, or does not see the sweep's folder, a dataset or the weights.
-    """
-    facts = Facts(code_digest(), Ledger(sweep.out).info().started_s, data_of(cells))
-    asked = []
-    for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("CPU"):
-            there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-            look = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(node_problem)
-            asked.append((node["NodeManagerAddress"], look.remote(sweep, facts)))
-    for name, answer in asked:
-        try:
-            problem = ray.get(answer)
-        except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if "Error" in line] or [type(error).__name__]
-            problem = f"this normfree does not run there ({lines[-1]}); install the same on every node"
-        if problem:
-            raise UserError(f"node {name} of the cluster cannot run this sweep: {problem}")
-
-
-def data_of(cells: Sequence[Cell]) -> dict[str, str]:
-    """Of the tasks that have cells: a suite may name others, which are not prepared anywhere."""
-    return {cell.task: cell.any_trial.data_digest for cell in cells}
-
-
-def node_problem(sweep: Sweep, driver: Facts) -> str:
-    """What the machine of this process lacks for the sweep; "" = nothing, and the weights are in its cache."""
-    if code_digest() != driver.code:
-        return f"its normfree, in {ROOT}, is not the driver's; install the same on every node"
-    try:
-        if Ledger(sweep.out).info().started_s != driver.started_s:
-            return f"{sweep.out} is another folder there; give a URL, or a folder that all nodes share, with --out"
-        for name, digest in driver.data.items():
-            if sweep.task(name).data_digest != digest:
-                return f"the data of {name} under {sweep.data_root} are other data there; put the same on every node"
-        for source in sweep.sources:
-            if find_origin(source.checkpoint_url).digest != source.digest:
-                return f"{source.checkpoint_url} holds other weights there; give a URL that all nodes reach"
-    except Exception as error:  # stores and file systems raise what they like
-        return (
-            f"{error if isinstance(error, UserError) else f'{type(error).__name__}: {error}'}; all nodes must reach it"
-        )
-    return ""
-
-
-def code_digest() -> str:
-    """SHA-256 over every source file of the four floors, with its place."""
-    hasher = hashlib.sha256()
-    for path in sorted(p for floor in FLOORS for p in (ROOT / floor).rglob("*.py")):
-        hasher.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    return hasher.hexdigest()

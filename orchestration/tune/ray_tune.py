@@ -11,7 +11,6 @@ down; under `asha` by Tune while they run, which is quicker and depends on which
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -21,14 +20,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from orchestration.tune.ray_cluster import Layout, Resources, check_nodes, layout, num_cores, running_ray
+from orchestration.tune.asha import CellwiseAsha
+from orchestration.tune.cluster_nodes import check_nodes
+from orchestration.tune.ray_cluster import Layout, Resources, layout, num_cores, running_ray
 from orchestration.tune.trial_group import run_ranks
 from orchestration.tune.trial_limit import Overdue, Watch
 from pipeline.checkpoint import retention
@@ -40,9 +40,7 @@ from pipeline.secrets import public
 from pipeline.storage import objects
 from transfer.protocol.methods import Scheduler
 from transfer.protocol.tasks import load_suite
-from transfer.search.grids import ASHA_REDUCTION, grace_steps
-from transfer.search.successive_halving import read_asha, write_asha
-from transfer.sweep.cells import Cell, Sweep, distinct, open_source, plan
+from transfer.sweep.cells import Sweep, distinct, open_source, plan
 from transfer.sweep.ledger import Ledger, SweepInfo, Trial
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
 from transfer.sweep.trials import Report
@@ -212,18 +210,19 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
     limit_s = resources.trial_limit_s
     with (
         tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path,
-        running_ray(resources.ray_address, shape),
+        running_ray(resources.ray_address, shape) as ray,
     ):
         if resources.ray_address:
             tell({"event": "phase", "name": "asking the cluster's nodes"})
             check_nodes(sweep, conductor.cells)
+        tell({"event": "phase", "name": _at_a_time(shape)})
         tell({"event": "phase", "name": "running trials"})
         trainable = tune.with_parameters(_trainable, sweep=sweep, limit_s=limit_s, shape=shape)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": float(shape.num_processes), "gpu": shape.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=_Queue(conductor),
-                scheduler=_CellwiseAsha(sweep, conductor.cells) if sweep.scheduler == "asha" else FIFOScheduler(),
+                scheduler=CellwiseAsha(sweep, conductor.cells) if sweep.scheduler == "asha" else FIFOScheduler(),
                 num_samples=-1,
                 max_concurrent_trials=shape.num_concurrent or None,
                 reuse_actors=True,
@@ -231,6 +230,18 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
             run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0, callbacks=[Overdue(limit_s)]),
         )
         tuner.fit()
+        if ray is not None and conductor.num_died:
+            ray.keep_logs = True
+            tell(
+                {"event": "phase", "name": f"processes of trials died; what Ray knows of them is kept in {ray.folder}"}
+            )
+
+
+def _at_a_time(shape: Layout) -> str:
+    if not shape.num_concurrent:
+        return "as many trials at a time as the cluster has room for"
+    why = f": {shape.reason}; --max-concurrent changes it" if shape.reason else ""
+    return f"{shape.num_concurrent} trials at a time{why}"
 
 
 class _Queue(Searcher):
@@ -266,75 +277,6 @@ class _Queue(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a sweep goes on from its ledger, not from Tune's memory")
-
-
-class _CellwiseAsha(FIFOScheduler):
-    """ASHA among the search trials of one cell; everything else runs to its end.
-
-    Ray's is the asynchronous stopping variant: what is stopped depends on which trial reaches a rung first. What it is told
-    and what it says is written down in its order; a driver that starts again tells it the same first, so its verdicts go on
-    from where they were, and anybody can play them again.
-    """
-
-    def __init__(self, sweep: Sweep, cells: Sequence[Cell]) -> None:
-        super().__init__()
-        self._sweep, self._cells = sweep, cells
-        self._asha: dict[int, AsyncHyperBandScheduler] = {}
-        self._events: dict[int, list[dict[str, Any]]] = {}
-
-    def _of(self, trial: Any) -> AsyncHyperBandScheduler | None:
-        job = trial.config
-        if job["cell"] < 0 or job["trial"]["kind"] != "search" or self._cells[job["cell"]].space is not None:
-            return None
-        if job["cell"] not in self._asha:
-            cell = self._cells[job["cell"]]
-            self._asha[job["cell"]] = asha(cell)
-            self._events[job["cell"]] = read_asha(self._sweep.out, cell.name)
-            replay_asha(self._asha[job["cell"]], self._events[job["cell"]])
-        return self._asha[job["cell"]]
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        asha = self._of(trial)
-        if asha is not None:
-            asha.on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        asha = self._of(trial)
-        if asha is None or "accuracy" not in result:
-            return str(FIFOScheduler.CONTINUE)
-        verdict = str(asha.on_trial_result(tune_controller, trial, result))
-        job = trial.config
-        event = {"trial": job["trial"], "step": result["step"], "accuracy": result["accuracy"]}
-        events = self._events[job["cell"]]
-        events.append({**event, "verdict": verdict, "time_s": time.time()})
-        write_asha(self._sweep.out, self._cells[job["cell"]].name, events)
-        return verdict
-
-
-def asha(cell: Cell) -> AsyncHyperBandScheduler:
-    """Ray's ASHA with this house's settings, for one cell."""
-    return AsyncHyperBandScheduler(
-        time_attr="step",
-        metric="accuracy",
-        mode="max",
-        max_t=max(int(p["num_steps"]) for p in cell.points) + 1,  # an end is not a rung: nobody is stopped there
-        grace_period=grace_steps(cell.points),
-        reduction_factor=ASHA_REDUCTION,
-    )
-
-
-def replay_asha(scheduler: AsyncHyperBandScheduler, events: Sequence[dict[str, Any]]) -> list[str]:
-    """Tell a fresh ASHA what an earlier one was told, in that order; its verdicts."""
-    known: dict[str, Any] = {}
-    verdicts = []
-    for event in events:
-        key = json.dumps(event["trial"], sort_keys=True)
-        if key not in known:
-            known[key] = SimpleNamespace(trial_id=f"earlier-{len(known)}", config={}, last_result={})
-            scheduler.on_trial_add(None, known[key])
-        result = {"step": event["step"], "accuracy": event["accuracy"]}
-        verdicts.append(str(scheduler.on_trial_result(None, known[key], result)))
-    return verdicts
 
 
 def _trainable(config: Job, sweep: Sweep, limit_s: float, shape: Layout) -> None:

@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.configuration import from_dict
 from pipeline.storage import objects
 from transfer.protocol.methods import sha256
-from transfer.protocol.search_space import Axis, Search, Space, parse_search
+from transfer.protocol.search_space import Axis, Search, Space
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -52,7 +53,7 @@ class Generation:
     @property
     def space(self) -> Space:
         return Space(
-            search=parse_search(self.search, self.cell), axes=tuple(Axis(**a) for a in self.axes), fixed=self.fixed
+            search=from_dict(Search, self.search, "search"), axes=tuple(Axis(**a) for a in self.axes), fixed=self.fixed
         )
 
 

@@ -1,8 +1,7 @@
 """The decisions of a sweep, played again: does each follow from the numbers it states, and are these the ledger's?
 
-Halving, HyperBand and searches by a model are played from their records alone (`transfer.search`).
-ASHA's are
-Ray's own to play: `orchestration.tune.ray_tune.replay_asha`.
+Halving, HyperBand and searches by a model are played from their records alone (`transfer.search`). ASHA's are Ray's own to play:
+`orchestration.tune.asha.replay_asha`.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Conductor:
         self, sweep: Sweep, cells: list[Cell], tell: OnEvent, *, budget: Budget | None = None, limit_s: float = 0.0
     ) -> None:
         self.sweep, self.cells, self.ledger = sweep, list(cells), Ledger(sweep.out)
-        self.num_run = self.num_failed = self.done = self.total = 0
+        self.num_run = self.num_failed = self.num_died = self.done = self.total = 0
         self.budget, self.limit_s = budget or Budget(), limit_s
         self.spent = ""
         """Why nothing more is started, once a budget is spent."""
@@ -323,6 +323,7 @@ class Conductor:
         """A job is over: by itself, at its rung, stopped by ASHA, or with its process gone. Each of its trials that ended gets
         its entry."""
         rows, seconds_s = self._rows.pop(job_id, []), time.time() - self._began_s.pop(job_id)
+        self.num_died += crashed
         until = int(job.get("until", 0))
         for trial in self._trials(job):
             found = self.ledger.find(trial.digest)

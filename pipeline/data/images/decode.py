@@ -7,15 +7,24 @@ the crop needs. All other formats are decoded whole. `decode_image` gives the wh
 from __future__ import annotations
 
 import io
+import re
 from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.data.images import turbojpeg
+from pipeline.data.images import png_chunks, turbojpeg
+from pipeline.data.images.formats import PILLOW_FORMATS, other_file
 from pipeline.data.images.icc import to_srgb
 
+MAX_IMAGE_BYTES = 512 << 20
+"""Files above this are left out unread: no image, or an attack."""
 MAX_PIXELS = 100_000_000
 """Images above this are refused before their pixels are decoded: 300 MB of RGB, or an attack."""
+_FREE_PIXELS, _PIXELS_PER_BYTE = 16_000_000, 2000
+"""Images above the first must bring a byte for so many pixels: a blank page of fax does, a bomb of a few kilobytes does not."""
+_FREE_SCANS, _MAX_SCANNED_PIXELS = 20, 500_000_000
+"""Encoders write some ten scans; each of more costs as much as the image, so that many in a large one are refused."""
+_END_OF_JPEG = b"\xff\xd9"
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the upright picture; right and bottom are outside."""
@@ -130,7 +139,7 @@ def open_picture(data: bytes) -> Picture:
     header = turbojpeg.read_header(data)
     if header is None:
         return WholePicture(decode_image(data))
-    _refuse_large(header.width, header.height)
+    _refuse_large(header.width, header.height, data)
     orientation, profile = 1, None
     if header.has_metadata:
         orientation, profile = _jpeg_metadata(data)
@@ -141,10 +150,10 @@ def _jpeg_metadata(data: bytes) -> tuple[int, bytes | None]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as opened:
             return _orientation(opened), opened.info.get("icc_profile")
     except Exception as error:
-        raise DecodeError(_reason(error)) from error
+        raise DecodeError(_reason(error, data)) from error
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -158,31 +167,68 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         DecodeError: not an image, cut short, damaged, too large, or with pixels that have no agreed range (float).
     """
-    from PIL import Image, ImageOps
-
     if not data:
         raise DecodeError("empty file")
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            _refuse_large(opened.width, opened.height)
-            opened.load()
-            image: Image.Image = opened
-            if _orientation(opened) != 1:
-                image = ImageOps.exif_transpose(opened)
-            return np.array(_to_rgb(image), dtype=np.uint8)
+        return _decoded(data)
     except (DecodeError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, IndexError and more on bad bytes
-        raise DecodeError(_reason(error)) from error
+        mended = _mended(data)
+        if mended is not None:
+            return decode_image(mended)
+        raise DecodeError(_reason(error, data)) from error
 
 
-def _refuse_large(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _decoded(data: bytes) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as opened:
+        _refuse_large(opened.width, opened.height, data)
+        opened.load()
+        image: Image.Image = opened
+        if _orientation(opened) != 1:
+            image = ImageOps.exif_transpose(opened)
+        return np.array(_to_rgb(image), dtype=np.uint8)
+
+
+def _mended(data: bytes) -> bytes | None:
+    """The same picture as Pillow takes it, where only what is not picture keeps it from that; None where it does not.
+
+    A JPEG may lack its end mark: then all pixels are there, which a decoder that stops at every warning can tell. A PNG may
+    carry more text than Pillow keeps.
+    """
+    if data.startswith(b"\x89PNG"):
+        smaller = png_chunks.without_large_texts(data)
+        return smaller if len(smaller) < len(data) else None
+    if data.startswith(b"\xff\xd8") and not data.endswith(_END_OF_JPEG):
+        whole = data + _END_OF_JPEG
+        header = turbojpeg.read_header(whole)
+        if header is not None and turbojpeg.decode_box(whole, header, (0, 0, header.width, header.height)) is not None:
+            return whole
+    return None
+
+
+def _refuse_large(width: int, height: int, data: bytes) -> None:
+    """DecodeError for an image whose pixels are out of all proportion, before they are decoded."""
+    pixels = width * height
+    if pixels > MAX_PIXELS:
         raise DecodeError(f"{width}x{height} pixels, more than the {MAX_PIXELS} allowed")
+    if pixels > max(_FREE_PIXELS, _PIXELS_PER_BYTE * len(data)):
+        raise DecodeError(f"{width}x{height} pixels in {len(data)} bytes, which no picture has")
+    # Inside the pixels of a JPEG 0xFF is never followed by this mark; a thumbnail in the metadata adds one or a few.
+    num_scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+    if num_scans > _FREE_SCANS and num_scans * pixels > _MAX_SCANNED_PIXELS:
+        raise DecodeError(f"{num_scans} scans of {width}x{height} pixels, where encoders write about ten")
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _reason(error: Exception, data: bytes) -> str:
+    """Why an image cannot be read, the same for the same bytes: without the addresses of objects."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        what = other_file(data)
+        return f"{what}, no image" if what else "no image of a format that is read"
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(error))
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def _orientation(image: Any) -> int:

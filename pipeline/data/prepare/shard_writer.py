@@ -12,7 +12,8 @@ from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import Skipped
 from pipeline.data.format.shards import ShardSample, write_shard
 from pipeline.data.format.tars import printable
-from pipeline.data.images.decode import DecodeError, decode_image
+from pipeline.data.images.decode import MAX_IMAGE_BYTES, DecodeError, decode_image
+from pipeline.data.images.formats import ENDINGS, JPEG, ending_of
 from pipeline.data.images.perceptual_hash import perceptual_hash
 from pipeline.data.prepare.journal import Record, write_record
 from pipeline.data.prepare.output_folder import full_disk_is_said, publish
@@ -20,11 +21,6 @@ from pipeline.data.prepare.reencode import Reencode
 from pipeline.data.prepare.shard_plan import PlannedShard
 from pipeline.data.sources.entry import Entry, Reader, Unreadable
 from pipeline.storage import objects
-
-MAX_IMAGE_BYTES = 512 << 20
-"""Files above this are left out unread: no image, or an attack."""
-_MAGIC = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
-_KNOWN = frozenset({"jpg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 
 
 class _Taken(NamedTuple):
@@ -105,14 +101,7 @@ class ShardWriter:
             pixels = decode_image(data)
         except DecodeError as error:
             return str(error)
-        return self.reencode.apply(data, _extension(entry.extension, data), pixels)
-
-
-def _extension(stated: str, data: bytes) -> str:
-    """`jpg` for `jpeg`; where the name says nothing, what the first bytes say."""
-    stated = "jpg" if stated == "jpeg" else stated
-    if stated in _KNOWN:
-        return stated
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), "img")
+        extension = entry.extension if entry.extension in ENDINGS else ending_of(data)
+        if extension is None:
+            return "no image of a format that is read"
+        return self.reencode.apply(data, "jpg" if extension in JPEG.endings else extension, pixels)

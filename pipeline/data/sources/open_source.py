@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.format.tars import printable
+from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources import imagenet
 from pipeline.data.sources.archives import FoundFile, empty_folders, list_files
 from pipeline.data.sources.builtin import PackagedReader, open_packaged
@@ -28,7 +29,6 @@ from pipeline.data.sources.file_reader import FileReader
 from pipeline.data.sources.parquet import is_parquet, open_parquet
 from pipeline.errors import UserError
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"})
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -252,7 +252,7 @@ def _fingerprint(entries: Sequence[Entry]) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return not _is_hidden(name) and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+    return not _is_hidden(name) and has_image_ending(name)
 
 
 def _is_hidden(name: str) -> bool:

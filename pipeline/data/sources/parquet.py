@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources.archives import is_folder
 from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
 from pipeline.data.sources.entry import Entry
@@ -33,9 +34,7 @@ def is_parquet(source: str) -> bool:
     if not root.is_dir():
         return False
     folders = {path.parent for pattern in ("*.parquet", "*/*.parquet") for path in root.glob(pattern)}
-    return bool(folders) and not any(
-        path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") for folder in folders for path in folder.iterdir()
-    )
+    return bool(folders) and not any(has_image_ending(path.name) for folder in folders for path in folder.iterdir())
 
 
 def open_parquet(

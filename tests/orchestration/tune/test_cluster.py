@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestration.tune import ray_cluster
-from orchestration.tune.ray_cluster import Layout, Resources, layout, node_problem, running_ray
+from orchestration.tune import cluster_nodes, ray_cluster
+from orchestration.tune.cluster_nodes import node_problem
+from orchestration.tune.ray_cluster import Layout, Resources, layout, running_ray
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from tests.fault_proxy import fault_proxy
@@ -138,28 +139,32 @@ def test_a_node_is_refused_for_other_code_another_folder_other_data_or_other_wei
     sweep = sweep_in(tmp_path / "sweep", digits, make_checkpoint(tmp_path, px=16))
     unprepared = TaskEntry(card="pets", holdout_per_class=2)
     sweep = replace(sweep, suite=replace(sweep.suite, tasks=(*sweep.suite.tasks, unprepared)))
-    data = ray_cluster.data_of(plan(sweep)[0])  # no node needs what nobody has
-    facts = ray_cluster.Facts(ray_cluster.code_digest(), Ledger(sweep.out).info().started_s, data)
+    data = cluster_nodes.data_of(plan(sweep)[0])  # no node needs what nobody has
+    facts = cluster_nodes.Facts(cluster_nodes.code_digest(), Ledger(sweep.out).info().started_s, data)
     assert node_problem(sweep, facts) == ""
     unseen = replace(sweep, sources=(replace(sweep.source, checkpoint_url=str(tmp_path / "nowhere")),))
     assert "no checkpoint" in node_problem(unseen, facts)
     replaced = replace(sweep, sources=(replace(sweep.source, digest="0" * 64),))
     assert "other weights" in node_problem(replaced, facts)
-    others = ray_cluster.Facts(facts.code, facts.started_s, dict.fromkeys(facts.data, "0" * 64))
+    others = cluster_nodes.Facts(facts.code, facts.started_s, dict.fromkeys(facts.data, "0" * 64))
     assert "other data" in node_problem(sweep, others)
-    assert "another folder" in node_problem(sweep, ray_cluster.Facts(facts.code, 0.0, facts.data))
-    assert "not the driver's" in node_problem(sweep, ray_cluster.Facts("0" * 64, facts.started_s, facts.data))
+    assert "another folder" in node_problem(sweep, cluster_nodes.Facts(facts.code, 0.0, facts.data))
+    assert "not the driver's" in node_problem(sweep, cluster_nodes.Facts("0" * 64, facts.started_s, facts.data))
 
 
 def test_what_a_trial_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(ray_cluster, "num_cores", lambda: 8)
+    monkeypatch.setattr(ray_cluster, "memory_bytes", lambda: 64 << 30)
     assert layout(Resources()) == Layout(num_concurrent=8, num_processes=1, gpus=0.0)
     assert layout(Resources(processes_per_trial=3)) == Layout(num_concurrent=2, num_processes=3, gpus=0.0)
     assert layout(Resources(ray_address="a:1", gpus_per_trial=2)) == Layout(num_concurrent=0, num_processes=2, gpus=2.0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert layout(Resources()) == Layout(num_concurrent=8, num_processes=1, gpus=0.5)
+    assert layout(Resources()) == Layout(num_concurrent=4, num_processes=1, gpus=1.0)
+    assert layout(Resources(max_concurrent=8)) == Layout(num_concurrent=8, num_processes=1, gpus=0.5)
+    assert layout(Resources(gpus_per_trial=0.3)) == Layout(num_concurrent=8, num_processes=1, gpus=0.3)
+    assert layout(Resources(gpus_per_trial=0)) == Layout(num_concurrent=8, num_processes=1, gpus=0.0)
     assert layout(Resources(gpus_per_trial=2)) == Layout(num_concurrent=2, num_processes=2, gpus=2.0)
     assert layout(Resources(processes_per_trial=4)) == Layout(num_concurrent=1, num_processes=4, gpus=4.0)
     assert layout(Resources(processes_per_trial=2, gpus_per_trial=0)) == Layout(
@@ -171,6 +176,24 @@ def test_what_a_trial_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpus in (0.5, 1.0, 3.0):
         with pytest.raises(UserError, match="leave one of them out"):
             layout(Resources(gpus_per_trial=gpus, processes_per_trial=2))
+
+
+def test_trials_at_a_time_follow_from_gpus_memory_and_cores_and_say_from_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(ray_cluster, "num_cores", lambda: 128)
+    for gpus, memory_gib, expected, reason in (
+        (1, 1024, 1, "1 of 1 GPUs a trial"),
+        (0, 1024, 128, "1 of 128 cores a trial"),
+        (0, 24, 12, "a trial is taken to use 2 GiB of the 24 GiB of memory"),
+        (8, 4, 2, "a trial is taken to use 2 GiB of the 4 GiB of memory"),
+        (0, 1, 1, "a trial is taken to use 2 GiB of the 1 GiB of memory"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(ray_cluster, "memory_bytes", lambda memory_gib=memory_gib: memory_gib << 30)
+        found = layout(Resources())
+        assert (found.num_concurrent, found.reason) == (expected, reason)
+        assert layout(Resources(max_concurrent=3)).reason == ""
 
 
 def test_more_than_any_node_has_is_refused_instead_of_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def asked(runner: Runner) -> dict[str, list[object]]:
 
 
 def test_asha_leaves_the_points_of_a_model_alone(digits: str, tmp_path: Path) -> None:
-    from orchestration.tune.ray_tune import _CellwiseAsha
+    from orchestration.tune.asha import CellwiseAsha
 
     methods = parse_methods(
         {
@@ -58,7 +58,7 @@ def test_asha_leaves_the_points_of_a_model_alone(digits: str, tmp_path: Path) ->
         out=str(tmp_path), data_root=str(Path(digits).parent), sources=(SOURCE,), suite=suite, scheduler="asha"
     )
     cells = plan(sweep)[0]
-    asha = _CellwiseAsha(sweep, cells)
+    asha = CellwiseAsha(sweep, cells)
     for index, cell in enumerate(cells):
         searched = cell.space is not None
         for number, score in enumerate((0.9, 0.1, 0.1)):

@@ -1,0 +1,44 @@
+"""Waits for the end of a sweep's driver, then kills what is left of its Ray: the processes with its mark in their environment.
+
+Started by `orchestration.tune.local_ray` as a file, without site-packages: standard library only. Its standard input gives the
+mark, and later either "ended", or nothing, which is the driver's death; then Ray's folder is removed too.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+MARK = "NORMFREE_RAY"
+
+
+def processes_with(mark: str, proc: Path = Path("/proc")) -> list[int]:
+    """Those whose environment at their start holds `mark` ("NAME=value"), this process and its parent excepted."""
+    found = []
+    for entry in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # others', and those that have just ended
+            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return [pid for pid in found if pid not in (os.getpid(), os.getppid())]
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a driver may take long to end after these
+        signal.signal(number, signal.SIG_IGN)
+    mark = sys.stdin.readline().strip()
+    has_ended = sys.stdin.readline().strip() == "ended"
+    for _ in range(10):  # a process may be starting another one just now
+        left = processes_with(mark) if mark else []
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if not left:
+            break
+    if not has_ended:
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
