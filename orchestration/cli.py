@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from orchestration.commands.data import data_commands
-from orchestration.commands.inspect import inspect_commands
-from orchestration.commands.models import model_commands
-from orchestration.commands.near_names import USUAL
-from orchestration.commands.output import plain_streams
 from orchestration.commands.parser import EXIT_USER, Parser, did_you_mean
-from orchestration.commands.records import records_commands
-from orchestration.commands.train import train_commands
-from orchestration.commands.transfer import transfer_commands
+from pipeline.supervision.process_exit import run
 
 EXIT_OURS = 1
 
@@ -30,6 +24,13 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> Parser:
+    from orchestration.commands.data import data_commands
+    from orchestration.commands.inspect import inspect_commands
+    from orchestration.commands.models import model_commands
+    from orchestration.commands.records import records_commands
+    from orchestration.commands.train import train_commands
+    from orchestration.commands.transfer import transfer_commands
+
     parser = Parser(
         prog="normfree",
         description="Pretrain normaliser-free image networks from WebDataset shards and measure what\n"
@@ -84,6 +85,7 @@ def _split_fields(words: list[str], parser: Parser) -> tuple[list[str], dict[str
 
 
 def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
+    from orchestration.commands.near_names import USUAL
     from pipeline.errors import UserError
 
     if words[:1] == ["help"]:
@@ -146,12 +148,14 @@ def _use_utf8() -> None:
 
 
 def program() -> None:
-    """The command `normfree`: `main` in a process of its own."""
-    _use_utf8()
-    plain_streams()
-    from pipeline.supervision.process_exit import end
+    """The command `normfree`: `main` in a process of its own, which hears of stop signals from its beginning on."""
+    from orchestration.child_process import use_safe_path
+    from orchestration.commands.output import plain_streams
 
-    end(main())
+    _use_utf8()
+    use_safe_path()
+    plain_streams()
+    run(main, stops=(signal.SIGTERM, signal.SIGHUP))  # SIGINT is an exception, see `main`
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ TILES = ((16, 64), (2, 512))
 """(units, elements of each) that a program works on at a time, for short units and for the others."""
 CHUNK = 8192
 """Elements of a unit after which the update starts another program; a multiple of both tiles' widths."""
+MAX_LENGTH = 2**31 - 2 * CHUNK
+"""Elements of a unit, and units of a list: the programs count both in int32, and look past the end by less than that."""
 
 
 class Tile(NamedTuple):
@@ -40,8 +42,10 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=64)
 def layout(shapes: tuple[torch.Size, ...], device: torch.device) -> Layout:
+    """Raises ValueError as `check_counts` does."""
     units = torch.tensor([s[0] if len(s) > 1 else 1 for s in shapes])
     lengths = torch.tensor([s.numel() for s in shapes]) // units.clamp(min=1)
+    check_counts(int(lengths.max()), int(units.sum()))
     tiles = []
     for (rows, block), chosen in zip(TILES, (lengths <= SHORT, lengths > SHORT), strict=True):
         tensors = torch.nonzero(chosen & (lengths > 0) & (units > 0)).flatten()
@@ -52,6 +56,15 @@ def layout(shapes: tuple[torch.Size, ...], device: torch.device) -> Layout:
             tiles.append(Tile(rows, block, align, _upload(whole, device), _upload(parts, device)))
     sizes = torch.stack([lengths, units.cumsum(0) - units]).to(torch.int32)
     return Layout(_upload(sizes, device), tuple(tiles), int(units.sum()))
+
+
+def check_counts(length: int, num_units: int) -> None:
+    """ValueError for units of so many elements, or so many units, that the programs' int32 would overflow."""
+    if max(length, num_units) > MAX_LENGTH:
+        raise ValueError(
+            f"the GPU's programs count to {MAX_LENGTH} elements of a unit, and as many units, and here are {length} and "
+            f"{num_units}; spread the parameters over more processes"
+        )
 
 
 def _items(tensors: torch.Tensor, units: torch.Tensor, chunks: torch.Tensor, rows: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The Triton kernels, with the signatures of `plain`; formulas, arguments and errors are described there.
 
-Beyond what `plain` raises: ValueError for types and layouts that no kernel reads. Triton itself is loaded by the first
+Beyond what `plain` raises: ValueError for types, layouts and sizes that no kernel reads. Triton itself is loaded by the first
 call. No call waits for the device.
 """
 
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
-from nfnet.kernels import LAUNCH
+from nfnet.kernels import LAUNCH, tables
 from nfnet.kernels.reference import ACTIVATIONS, Standardised, all_finite
 from nfnet.kernels.triton_update import clip_and_update_, unit_norms, update_
 
@@ -55,6 +55,7 @@ def standardise(
     _check_type(weight)
     format_of_weight = _format(weight)
     units, fan_in = weight.shape[0], weight[0].numel()
+    tables.check_counts(fan_in, units)
     out = torch.empty_like(weight, dtype=out_dtype or weight.dtype, memory_format=memory_format)
     mean, rstd = (torch.empty(units, device=weight.device, dtype=torch.float32) for _ in range(2))
     floored = torch.empty(units, device=weight.device, dtype=torch.bool)

@@ -1,8 +1,11 @@
 """What a person meets: help, and one sentence with exit code 2 for each mistake."""
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,21 @@ def test_a_mistake_gets_one_sentence_and_two(
     lines = [line for line in err.splitlines() if " ... (" not in line]  # what is being done, where it takes long
     assert len(lines) == 1 and lines[0].startswith("normfree: ") and message in lines[0]
     assert not (tmp_path / "x" / "manifest.json").exists() and not (tmp_path / "x" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "läufe-日"),
+        ({"PYTHONIOENCODING": "ascii"}, r"l\xe4ufe-\u65e5"),
+    ],
+)
+def test_a_locale_of_ascii_keeps_names_and_is_no_fault_of_ours(
+    environment: dict[str, str], shown: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "orchestration.cli", "data", "verify", "läufe-日"]
+    found = subprocess.run(command, env={**os.environ, **environment}, capture_output=True)
+    assert found.returncode == 2 and shown in found.stderr.decode() and b"fault of ours" not in found.stderr
 
 
 def test_verify_sees_one_changed_byte(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

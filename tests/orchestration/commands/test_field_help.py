@@ -1,6 +1,7 @@
 """Every field of every configuration: by the command line, by YAML, out of range, and in the page about it."""
 
 import math
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,11 +47,7 @@ NEEDS = {
 def parts(hint: Any) -> tuple[Any, list[Any]]:
     """The type that is not None, and what it is annotated with."""
     marks: list[Any] = []
-    while (
-        typing.get_origin(hint) in (typing.Annotated, typing.Union)
-        or "|" in str(type(hint)).lower()
-        or "Union" in str(type(hint))
-    ):
+    while typing.get_origin(hint) in (typing.Annotated, typing.Union, types.UnionType):
         if typing.get_origin(hint) is typing.Annotated:
             marks, hint = [*hint.__metadata__, *marks], hint.__origin__
         else:
