@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from pipeline.storage import objects
+from transfer.measurement.predictions import url_of
 from transfer.report.html_elements import (
     anchor,
     esc,
@@ -28,7 +29,6 @@ from transfer.results.scorecard import shots_phrase, start_of
 from transfer.results.statistics import estimate
 from transfer.results.sweep_results import Findings
 from transfer.sweep.ledger import Entry
-from transfer.sweep.predictions import url_of
 
 MAX_MATRIX_CLASSES = 16
 MAX_LISTED_CLASSES = 24

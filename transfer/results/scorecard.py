@@ -58,7 +58,7 @@ class Row:
     values: tuple[dict[int, float], dict[int, float]] = ({}, {})
     """By seed, of source and twin."""
     beside: tuple[Row, ...] = ()
-    """The same cell by further metrics (`transfer.sweep.extra_test_sets`); no verdict over tasks counts them."""
+    """The same cell by further metrics (`transfer.measurement.extra_test_sets`); no verdict over tasks counts them."""
 
     @property
     def column(self) -> tuple[str, str, int]:

@@ -19,9 +19,9 @@ import numpy as np
 from pipeline.data.format.manifest import Manifest
 from pipeline.errors import UserError
 from pipeline.storage import objects
+from transfer.measurement import predictions
 from transfer.protocol.sealed_splits import Opening, openings
 from transfer.results.scorecard import cell_name, column_order, refuse_mixture
-from transfer.sweep import predictions
 from transfer.sweep.ledger import Entry, Ledger
 from transfer.sweep.replay import Played, play_again
 
@@ -72,7 +72,7 @@ class Findings:
         return self.home[entry.digest].selections.get(cell_name(entry), {})
 
     def predictions(self, entry: Entry) -> dict[str, np.ndarray] | None:
-        """`transfer.sweep.predictions`; None where the trial kept none."""
+        """`transfer.measurement.predictions`; None where the trial kept none."""
         home = self.home[entry.digest]
         return predictions.read(home.url, entry.digest) if entry.digest in home.predicted else None
 

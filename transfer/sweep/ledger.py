@@ -2,7 +2,7 @@
 
     <sweep>/sweep.json                 what the sweep is: suite, backbones, what is not run and why
     <sweep>/trials/<digest>.json       one finished trial; the digest is over everything that decides its result
-    <sweep>/predictions/<digest>.npz   what a final trial said of each test image (`transfer.sweep.predictions`)
+    <sweep>/predictions/<digest>.npz   what a final trial said of each test image (`transfer.measurement.predictions`)
     <sweep>/rungs/, decisions/         `transfer.search.successive_halving`, `transfer.search.optuna_search`
     <sweep>/selection/, openings/      `transfer.protocol.sealed_splits`
 
@@ -107,7 +107,7 @@ class Entry:
     max_memory_bytes: int = 0
     """Largest use of the device's memory, or without one of the process's own; of several processes that of the largest."""
     watts: dict[str, float] = field(default_factory=dict)
-    """Mean power of the device's parts while it ran (`transfer.sweep.resource_usage`); {} where that is not measured."""
+    """Mean power of the device's parts while it ran (`transfer.measurement.resource_usage`); {} where that is not measured."""
     num_processes: int = 1
     """That it ran as. Not part of what decides its result."""
     code_revision: str = ""

@@ -26,6 +26,8 @@ from pipeline.records import Evaluation, Saved, SaveFailed, Step, Stopped
 from pipeline.storage import objects
 from pipeline.training.evaluate import Scores
 from transfer import metrics
+from transfer.measurement import extra_test_sets, predictions
+from transfer.measurement.resource_usage import Memory, Power
 from transfer.probes import fit
 from transfer.probes.features import Backbone, features, from_scratch, pretrained
 from transfer.protocol.methods import HyperruleSettings, Method, sha256
@@ -33,11 +35,9 @@ from transfer.protocol.sealed_splits import TestSplit, open_test, read_selection
 from transfer.protocol.tasks import Part, Task
 from transfer.search.grids import candidates, grace_steps
 from transfer.search.successive_halving import Rung, read_rung, work_url, write_rung
-from transfer.sweep import extra_test_sets, predictions
 from transfer.sweep.cells import Cell, Sweep, choose_point, name_of, plan
 from transfer.sweep.finetune import at_resolution, finetune_run, num_processes
 from transfer.sweep.ledger import Entry, Ledger, Trial
-from transfer.sweep.resource_usage import Memory, Power
 from transfer.sweep.trial_ranks import SavePace, used, whole
 
 Report = Callable[[dict[str, Any]], None]

@@ -14,9 +14,9 @@ import pytest
 
 from orchestration.tune.trial_group import run_ranks
 from tests.orchestration.sweep_runner import SUITE, Runner, sweep_in
+from transfer.measurement import predictions
 from transfer.protocol.sealed_splits import openings
 from transfer.search.successive_halving import read_rung
-from transfer.sweep import predictions
 from transfer.sweep.cells import Cell, Sweep, plan
 from transfer.sweep.ledger import Ledger, Trial
 from transfer.sweep.trials import Report, processes_of, run_finetune, run_job

@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.models.backbone import load_backbone
 from pipeline.training.evaluate import Scores, evaluate
 from tests.transfer.conftest import WEIGHTS, standing_in
+from transfer.measurement import extra_test_sets, predictions
 from transfer.protocol.imagenet_labels import BESIDE, load_real, real_sets
 from transfer.protocol.methods import FinetuneSettings, Method, RidgeSettings, sha256
 from transfer.protocol.sealed_splits import open_v2, openings
@@ -31,7 +32,7 @@ from transfer.protocol.tasks import Suite, Task, TaskEntry, open_task, task_prot
 from transfer.report.html_tables import scorecard_table
 from transfer.report.write_report import print_table, to_csv
 from transfer.results.scorecard import scorecard, with_beside
-from transfer.sweep import extra_test_sets, predictions, trials
+from transfer.sweep import trials
 from transfer.sweep.cells import Cell, Sweep, plan
 from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Entry, Ledger

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from transfer.measurement import predictions
 from transfer.report.html_elements import pretty
 from transfer.report.html_page import check_links
 from transfer.report.html_search import main_effects, whole_candidates
@@ -19,7 +20,6 @@ from transfer.results.comparison import SCRATCH, comparisons
 from transfer.results.error_analysis import confusion, worst_mistakes
 from transfer.results.scorecard import scorecard
 from transfer.results.sweep_results import check_lineage, load_findings
-from transfer.sweep import predictions
 from transfer.sweep.ledger import Entry
 
 VOID = {"meta", "img", "br", "path", "use", "link"}

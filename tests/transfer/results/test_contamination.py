@@ -9,10 +9,10 @@ import pytest
 from pipeline.data.verify.overlap import Overlap, Pair
 from pipeline.errors import UserError
 from transfer import metrics
+from transfer.measurement import predictions
 from transfer.report.write_report import write_report
 from transfer.results.contamination import cleaned, read_overlaps, score
 from transfer.results.sweep_results import Findings, load_findings, name_of_test_split
-from transfer.sweep import predictions
 
 SEEN = (0, 5, 17, 400)
 """Places of the test images that are said to be upstream."""

@@ -14,13 +14,13 @@ from pipeline.data.sampling.subset import select
 from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig, build_model
 from pipeline.training.run import Run
+from transfer.measurement import predictions
 from transfer.protocol.bit_hyperrule import hyperrule
 from transfer.protocol.methods import ALL_IMAGES, FinetuneSettings, Method, parse_methods
 from transfer.protocol.sealed_splits import open_test, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.search.grids import candidates, grace_steps
 from transfer.search.successive_halving import read_rung
-from transfer.sweep import predictions
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.finetune import Source, finetune_run
 from transfer.sweep.ledger import Ledger
