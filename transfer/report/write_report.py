@@ -60,13 +60,16 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
             percent(row.scratch),
             percent(row.gain, sign=True),
             str(max((side.n for side in (row.gain, row.pretrained, row.scratch) if side), default=0)),
-            Text(row.verdict + failed, style=styles.get(row.verdict, "dim")),
+            Text(("damaged" if row.damage else row.verdict) + failed, style=styles.get(row.verdict, "dim")),
         )
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     console.print(table)
     console.print("± half width of a 95 % Student-t interval over n seeds; the gain is paired by seed", style="dim")
+    for row in rows:
+        if row.damage:
+            console.print(f"damaged: {row.task} {row.method} {shots_text(row.shots)}: {row.damage}", markup=False)
     for one in vtab_scores(rows):
         if one.groups:
             parts = ", ".join(f"{group} {percent(value)}" for group, value in one.groups.items() if group != "all")
@@ -114,13 +117,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     parts = [f"{side}_{end}" for side in ("pretrained", "scratch", "gain") for end in ("mean", "low", "high", "n")]
     head = ["task", "task_title", "method", "shots", "metric", *parts, "verdict", "num_failed", "protocol_digest"]
-    writer.writerow([*head, "backbone", "pretrained_cell", "scratch_cell"])
+    writer.writerow([*head, "backbone", "pretrained_cell", "scratch_cell", "damage"])
     for row in with_beside(rows):
         estimates: list[Any] = []
         for side in (row.pretrained, row.scratch, row.gain):
             estimates += [side.mean, side.low, side.high, side.n] if side else ["", "", "", 0]
         first = [row.task, row.task_title, row.method, row.shots, row.metric]
         last = [row.verdict, row.num_failed, row.protocol_digest, row.backbone, row.pretrained_cell, row.scratch_cell]
+        last.append(row.damage)
         writer.writerow([*first, *estimates, *last])
     return out.getvalue()
 
@@ -148,7 +152,7 @@ def write_report(
     urls = [sweep_urls] if isinstance(sweep_urls, str | os.PathLike) else list(sweep_urls)
     findings = load_findings(*urls, data_root=data_root)
     check_lineage(findings)
-    rows = scorecard(findings.cells)
+    rows = scorecard(findings.cells, findings.damages)
     versus = comparisons(rows)
     upstream = read_overlaps(overlaps, findings)
     clean = {task: (found, cleaned(findings, found)) for task, found in upstream.items()}

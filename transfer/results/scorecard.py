@@ -7,7 +7,7 @@ source, or a twin, at one task, method and number of images a class, with all it
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
@@ -57,6 +57,8 @@ class Row:
     """Names of the two cells; empty where there is none."""
     values: tuple[dict[int, float], dict[int, float]] = ({}, {})
     """By seed, of source and twin."""
+    damage: str = ""
+    """Why its numbers are not those of an undisturbed sweep, in a sentence; shown with the row."""
     beside: tuple[Row, ...] = ()
     """The same cell by further metrics (`transfer.measurement.extra_test_sets`); no verdict over tasks counts them."""
 
@@ -79,8 +81,10 @@ def start_of(entry: Entry) -> str:
     return f"{entry.backbone} from scratch" if entry.backbone else "from scratch"
 
 
-def scorecard(cells: Iterable[Entry]) -> list[Row]:
+def scorecard(cells: Iterable[Entry], damages: Mapping[str, str] | None = None) -> list[Row]:
     """One row for each task, method, number of images a class and source, from the final trials. Failed ones count as failed.
+
+    `damages`: what is known of cells besides, by their names (`transfer.results.sweep_results.Findings.damages`).
 
     UserError where trials of one task, method and number of images do not compare: different protocols or data, one source
     with different checkpoints, or a seed twice.
@@ -92,7 +96,8 @@ def scorecard(cells: Iterable[Entry]) -> list[Row]:
     rows = []
     for key in sorted(groups, key=lambda k: column_order(groups[k][0])):
         refuse_mixture(groups[key])
-        rows += [_row(part, name) for name, part in _by_source(groups[key]).items()]
+        for name, part in _by_source(groups[key]).items():
+            rows.append(replace(_row(part, name), damage=_damage(part, damages or {})))
     return rows
 
 
@@ -187,6 +192,13 @@ def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
         scratch_cell=names["scratch"],
         values=(sides["pretrained"], sides["scratch"]),
     )
+
+
+def _damage(cells: Iterable[Entry], damages: Mapping[str, str]) -> str:
+    """What cells of a row lack: their own final trials, or the results that their choice should follow from."""
+    found = {f"{start_of(cell)}: {damages[cell_name(cell)]}" for cell in cells if cell_name(cell) in damages}
+    found |= {f"{start_of(cell)}: {cell.error}" for cell in cells if cell.lacks_result}
+    return "; ".join(sorted(found))
 
 
 def _where(entry: Entry) -> str:

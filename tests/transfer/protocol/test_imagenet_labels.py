@@ -32,7 +32,7 @@ from transfer.protocol.tasks import Suite, Task, TaskEntry, open_task, task_prot
 from transfer.report.html_tables import scorecard_table
 from transfer.report.write_report import print_table, to_csv
 from transfer.results.scorecard import scorecard, with_beside
-from transfer.sweep import trials
+from transfer.sweep import probe_job, trials
 from transfer.sweep.cells import Cell, Sweep, plan
 from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Entry, Ledger
@@ -105,7 +105,7 @@ def measured(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swee
     sweep = make_sweep(root, tmp_path_factory.mktemp("sweep"), real_labels="real.json", v2=str(root / "v2"))
     cells = [c for c in plan(sweep)[0] if c.init == "pretrained"]
     with standing_in():
-        (found,) = trials.run_probes(sweep, cells)
+        (found,) = probe_job.run_probes(sweep, cells)
     assert found.is_ok, found.error
     return sweep, found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.transfer.records import edit_entry
 from pipeline.errors import UserError
 from transfer.measurement import predictions
 from transfer.report.html_elements import pretty
@@ -141,7 +142,7 @@ def test_a_cell_comes_whole_from_the_folder_with_most_of_its_seeds(digits_sweep:
         if entry["seed"] == 2:
             path.unlink()
         else:
-            path.write_text(json.dumps({**entry, "value": 0.0}))
+            edit_entry(path, value=0.0)
     joint = load_findings(fewer, digits_sweep)
     assert joint.num_shared == len(joint.by_cell()) == 6
     assert {e.digest: e.value for e in joint.finals} == {e.digest: e.value for e in load_findings(digits_sweep).finals}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestration.cli import main
+from tests.transfer.records import edit_entry
 from pipeline.errors import UserError
 from transfer.results import rerun as module
 from transfer.results.rerun import Rerun, rerun
@@ -26,7 +27,7 @@ def changed(sweep: Path, to: Path, **fields: Any) -> Path:
         if entry["kind"] == "final" and entry["selection"].startswith(CELL):
             value = entry["value"] + fields.get("shift", 0.0)
             more = {k: v for k, v in fields.items() if k != "shift"}
-            path.write_text(json.dumps({**entry, "value": value, **more}))
+            edit_entry(path, **{"value": value, **more})
     return to
 
 
