@@ -1,21 +1,78 @@
-"""The Run: one frozen description of a training run, round trip to YAML, unknown keys refused.
+"""From text and plain containers to typed values: one converter for runs, cards, suites, methods and searches.
 
-Each part is declared beside the code that it configures and only composed here. A recipe (`pipeline.recipes`) is a function
-that returns a whole Run; a fine-tuning trial (`transfer.sweep.finetune`) makes one too. There is no second configuration: the
-DeepSpeed dictionary is derived from the Run in `pipeline.engine.deepspeed_engine`.
+A configuration is a frozen dataclass. The type of a field says everything: what is read (`Literal` of any type, tuples,
+mappings, nested dataclasses, `Duration`), its range and its unit (`Annotated`), and the words for both, which error messages,
+`--help-fields` and docs/configuration.md share. The docstring below a field is its help.
+
+    momentum: Annotated[float, Range(0, 1, without="high")] = 0.9
+    \"\"\"Of SGD; 0 = none.\"\"\"
 """
 
-from __future__ import annotations
-
+import collections.abc
+import contextlib
 import dataclasses
 import difflib
+import functools
+import math
+import numbers
+import re
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pipeline.duration import Duration
 from pipeline.errors import UserError
+from pipeline.field_types import Form, Items, Range, Unit
+
+Config = TypeVar("Config")
+
+
+class _Mismatch(ValueError):
+    """A value that is not of the type; becomes the sentence about the whole field."""
+
+
+def convert(hint: Any, value: Any, path: str) -> Any:
+    """The value of a field of type `hint`, from text (as the command line gives it) or plain containers (as YAML does).
+
+    Raises:
+        UserError: it is none; the sentence names `path`, the value and what the type expects.
+    """
+    try:
+        return _read(hint, value, path)
+    except _Mismatch:
+        choices = list(map(str, typing.get_args(_base(hint)[0]))) if _is_literal(hint) else []
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        advice = f" (did you mean {near[0]!r}?)" if near else ""
+        if not advice and _base(hint)[0] is str and not isinstance(value, str):
+            advice = " (put it in quotes)"
+        raise UserError(f"{path} is {_shown(value)}; set {expected(hint)}{advice}") from None
+
+
+def from_dict(kind: type[Config], data: Any, path: str = "") -> Config:
+    """The dataclass `kind` from plain containers. Raises UserError naming the field, and the nearest name if unknown."""
+    if isinstance(data, kind):
+        return data
+    if not isinstance(data, Mapping):
+        raise UserError(f"{path or 'the configuration'} is {_shown(data)}; set a mapping of field to value")
+    declared: dict[str, Any] = hints(typing.cast(Any, kind))
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            raise UserError(unknown_field(join(path, key), str(key), fields))
+    missing = [f.name for f in fields.values() if is_required(f) and f.name not in data]
+    if missing:
+        raise UserError(f"{path or 'the configuration'} lacks {', '.join(missing)}; set it")
+    return kind(**{key: convert(declared[key], value, join(path, key)) for key, value in data.items()})
+
+
+def check_fields(config: Any, path: str = "") -> None:
+    """For `__post_init__`: the values that Python code gives meet the same types and ranges as text does."""
+    declared: dict[str, Any] = hints(typing.cast(Any, type(config)))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not dataclasses.is_dataclass(value) or isinstance(value, Duration):
+            convert(declared[field.name], value, join(path, field.name))
 
 
 def to_dict(value: Any) -> Any:
@@ -24,114 +81,181 @@ def to_dict(value: Any) -> Any:
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: to_dict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_dict(v) for v in value]
     return value
 
 
-def from_dict(kind: type, data: Any, path: str = "") -> Any:
-    """The dataclass `kind` from plain containers. Raises UserError naming the field, and the nearest name if unknown."""
-    if not isinstance(data, dict):
-        raise UserError(f"{path or kind.__name__} must be a mapping of fields, not {data!r}")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key in data:
-        if key not in fields:
-            raise UserError(unknown_field(f"{path}.{key}" if path else str(key), str(key), fields))
-    required = [
-        f.name
-        for f in fields.values()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in data
-    ]
-    if required:
-        raise UserError(f"{path or 'the configuration'} lacks {', '.join(required)}; set it")
-    values = {k: _coerce(hints[k], v, f"{path}.{k}" if path else k) for k, v in data.items()}
-    return kind(**values)
-
-
-def unknown_field(path: str, key: str, known: typing.Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the fields here are {', '.join(known)}"
-    return f"no field {path!r} in the configuration; {hint}"
-
-
-def _coerce(hint: Any, value: Any, path: str) -> Any:
-    origin = typing.get_origin(hint)
+def expected(hint: Any) -> str:
+    """What the type of a field takes, in words: "a whole number of 1 or more", "one of 0, 1, 2, 3", ..."""
+    base, marks = _base(hint)
+    origin, arguments = typing.get_origin(base), typing.get_args(base)
+    bounds = " ".join(m.words() for m in marks if isinstance(m, Range))
     if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-            if type(None) in options:
-                return None
-            raise UserError(f"{path} must not be empty")
-        return _coerce(next(o for o in options if o is not type(None)), value, path)
-    if hint is Duration:
-        return value if isinstance(value, Duration) else Duration.parse(value, path)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, path)
-    if origin is typing.Literal:
-        if value not in typing.get_args(hint):
-            choices = ", ".join(map(str, typing.get_args(hint)))
-            raise UserError(f"{path} is {value!r}; choose one of {choices}")
-        return value
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, list | tuple):
-            raise UserError(f"{path} must be a list, not {value!r}")
-        return tuple(_coerce(typing.get_args(hint)[0], v, path) for v in items)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{path} must be a mapping, not {value!r}")
-        return dict(value)
-    return _scalar(hint, value, path)
-
-
-def _scalar(hint: Any, value: Any, path: str) -> Any:
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        raise UserError(f"{path} must be true or false, not {value!r}")
-    try:
-        if hint is int:
-            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-                raise ValueError
-            return int(value)
-        if hint is float:
-            if isinstance(value, bool):
-                raise ValueError
-            return float(value)
-    except (TypeError, ValueError):
-        kind = "a whole number" if hint is int else "a number"
-        raise UserError(f"{path} must be {kind}, not {value!r}") from None
-    if hint is str:
-        if not isinstance(value, str):
-            raise UserError(f"{path} must be text, not {value!r}")
-        return value
-    return value
+        kinds = [expected(a) for a in arguments if a is not type(None)]
+        return ", or ".join([*kinds, "none"] if type(None) in arguments else kinds)
+    if origin is Literal:
+        return f"one of {', '.join(str(a) or 'empty' for a in arguments)}"
+    if origin in (tuple, list):
+        items = next((m for m in marks if isinstance(m, Items)), Items())
+        what = "numbers" if _base(arguments[0])[0] in (int, float) else "values"
+        return f"{items.words(what)}, each {expected(arguments[0])}"
+    if origin in (dict, collections.abc.Mapping):
+        return f"a mapping of {'name' if arguments[0] is str else expected(arguments[0])} to {expected(arguments[1])}"
+    if base is Duration:
+        return f"a number{f' {bounds}' if bounds else ''} and a unit, as '20 epochs', '500 steps' or '1e6 samples'"
+    if dataclasses.is_dataclass(base):
+        return "a mapping of field to value"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "a value"}
+    found = next((m.words() for m in marks if isinstance(m, Form)), words[base])
+    unit = next((m for m in marks if isinstance(m, Unit)), None)
+    return f"{found}{f' {bounds}' if bounds else ''}{f', in {unit.name} or with a unit' if unit else ''}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
+    """Advice about a word that is not among the known ones."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
 
 
-def whole(value: Any, where: str, *, zero: bool = False) -> int:
-    if type(value) is not int or value < (0 if zero else 1):
-        raise UserError(f"{where} is {value!r}; set a whole number of {0 if zero else 1} or more")
+def unknown_field(path: str, key: str, known: Iterable[str]) -> str:
+    return f"no field {path!r}; {nearest(key, known)}"
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts the document before whatever is wrong in it."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(where) else f"{where}: {text}") from None
+
+
+def dataclass_of(hint: Any) -> type | None:
+    """The configuration that a field holds, where it has fields of its own (None is allowed beside it)."""
+    options = (hint, *typing.get_args(hint))
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o) and o is not Duration), None)
+
+
+@functools.cache
+def hints(kind: Any) -> dict[str, Any]:
+    """Field -> type, ranges and units included."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def _base(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return (hint.__origin__, hint.__metadata__) if typing.get_origin(hint) is Annotated else (hint, ())
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(_base(hint)[0]) is Literal
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    base, marks = _base(hint)
+    found = _read_base(base, value, path, next((m for m in marks if isinstance(m, Unit)), None))
+    if not all(m.holds(found) for m in marks if isinstance(m, Range | Items | Form)):
+        raise _Mismatch
+    return tuple(sorted(found)) if any(isinstance(m, Items) and m.distinct for m in marks) else found
+
+
+def _read_base(base: Any, value: Any, path: str, unit: Unit | None) -> Any:
+    origin, arguments = typing.get_origin(base), typing.get_args(base)
+    if base is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(arguments, value, path)
+    if origin is Literal:
+        return _read_literal(arguments, value)
+    if origin in (tuple, list):
+        return origin(_read(arguments[0], item, path) for item in _items(value))
+    if origin in (dict, collections.abc.Mapping):
+        if not isinstance(value, Mapping):
+            raise _Mismatch
+        return {_read(arguments[0], k, path): _read(arguments[1], v, join(path, k)) for k, v in value.items()}
+    if base is Duration:
+        return value if isinstance(value, Duration) else Duration.parse(value, path)
+    if dataclasses.is_dataclass(base):
+        return from_dict(typing.cast(type, base), value, path)
+    if base in (int, float):
+        return _number(base, value, unit)
+    if base is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, base):
+        raise _Mismatch
     return value
 
 
-def number(value: Any, where: str, *, zero: bool = False) -> float:
-    # YAML reads 1e-5 as text: only 1.0e-5 is a number to it.
+def _read_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
+    if type(None) in options and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
+        return None
+    for option in options:
+        try:
+            if option is not type(None):
+                return _read(option, value, path)
+        except _Mismatch:
+            continue
+    raise _Mismatch
+
+
+def _read_literal(choices: tuple[Any, ...], value: Any) -> Any:
+    for choice in choices:
+        try:
+            if _read(type(choice), value, "") == choice:
+                return choice
+        except _Mismatch:
+            continue
+    raise _Mismatch
+
+
+def _items(value: Any) -> list[Any]:
+    """Of a list, of text as "0.5,0.5" or "[0.5, 0.5]", or of one number."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return [value]
+    if isinstance(value, str):
+        inner = value.strip().removeprefix("[").removesuffix("]").strip()
+        return [item.strip() for item in inner.split(",")] if inner and inner.lower() not in ("none", "null") else []
+    if not isinstance(value, list | tuple):
+        raise _Mismatch
+    return list(value)
+
+
+def _number(kind: type, value: Any, unit: Unit | None) -> float | int:
+    """YAML reads 1e-5 as text (only 1.0e-5 is a number to it), and a whole number may be written 1e6."""
+    factor: float | None = 1.0
+    if isinstance(value, str) and unit and (match := re.fullmatch(r"\s*([-+0-9.eE]+)\s*([A-Za-z]+)\s*", value)):
+        value, factor = match[1], unit.factor(match[2])
+    if isinstance(value, bool) or not isinstance(value, str | numbers.Real) or factor is None:
+        raise _Mismatch
     try:
-        found = float(value) if not isinstance(value, bool) else -1.0
-    except (TypeError, ValueError):
-        found = -1.0
-    if not 0 <= found < float("inf") or (found == 0 and not zero):
-        raise UserError(f"{where} is {value!r}; set a positive number")
-    return found
+        if kind is int and (isinstance(value, numbers.Integral) or re.fullmatch(r"\s*[-+]?\d+\s*", str(value))):
+            return _bounded(int(typing.cast(Any, value)))
+        found = float(value) * factor
+    except (ValueError, OverflowError):
+        raise _Mismatch from None
+    if not math.isfinite(found) or (kind is int and not found.is_integer()):
+        raise _Mismatch
+    return _bounded(int(found)) if kind is int else found
+
+
+def _bounded(value: int) -> int:
+    if abs(value) >= 2**63:  # more than any counter, file or random generator takes
+        raise _Mismatch
+    return value

@@ -15,7 +15,10 @@ _JOINERS = "\u200c\u200d"  # invisible, but part of the spelling of Persian and 
 _CONTROL_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _FORMULA = re.compile(r"\s*[=+\-@\t\r\uff0b\uff0d\uff1d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?%?")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!~=|:$^-])")
+_MARKUP = re.compile(
+    r"([\\`*_{}\[\]|~]|:(?=//)|(?<=www)\.)", re.IGNORECASE
+)  # spans, tables, and what becomes a link by itself
+_BLOCK = re.compile(r"^(\s*\d*)([#+=.)-])")  # headings and lists
 
 
 def visible(value: Any) -> str:
@@ -43,6 +46,12 @@ def terminal(value: Any, *, keep_lines: bool = False, max_characters: int = MAX_
     return "\n".join(map(visible, text.split("\n"))) if keep_lines else visible(text)
 
 
+def shortened(value: Any, max_characters: int) -> str:
+    """`visible`, and cut at the end where it is longer: for a cell of a table or a label of a plot."""
+    text = visible(value)
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
+
+
 def csv_cell(value: Any) -> Any:
     """`value` for csv.writer: what a spreadsheet would take for a formula begins with an apostrophe, which marks text.
 
@@ -57,7 +66,7 @@ def csv_cell(value: Any) -> Any:
 
 def markdown(value: Any) -> str:
     """`value` as plain text of Markdown, in a sentence, a list or a cell of a table: no markup, no HTML, no link, one line."""
-    text = _MARKDOWN.sub(r"\\\1", visible(value))
+    text = _BLOCK.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", visible(value)))
     # As entities and not with a backslash, which not every renderer knows before these (MLflow's Showdown does not).
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

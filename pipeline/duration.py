@@ -24,7 +24,7 @@ class Duration:
             raise UserError(f"a duration of {self.value} {self.unit} cannot be; give a number of 0 or more")
 
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}" if self.value < 1e5 else f"{self.value:.0f} {self.unit}"
+        return f"{self.value:.15g} {self.unit}"
 
     @classmethod
     def parse(cls, text: object, where: str = "duration") -> Duration:

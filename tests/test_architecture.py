@@ -17,10 +17,12 @@ HOMES = {
     "triton": ("nfnet/kernels/",),
     "matplotlib": (
         "transfer/report/plots.py",
+        "transfer/report/plot_style.py",
         "orchestration/figures/signal_figure.py",
         "orchestration/figures/run_figures.py",
         "pipeline/data/sources/glyphs.py",
     ),
+    "jinja2": ("transfer/report/html_template.py",),
     "timm": ("pipeline/models/timm_models.py", "orchestration/commands/inspect.py", "pipeline/export/to_timm.py"),
     "onnx": ("pipeline/export/to_onnx.py",),
     "onnxruntime": ("pipeline/export/to_onnx.py", "orchestration/registry/served_model.py"),

@@ -20,9 +20,9 @@ from orchestration.tracking.sweep_tracking import SweepTracker
 from orchestration.tracking.translate import DatasetUsed, source_tags
 from pipeline.provenance import facts
 from pipeline.storage import objects
-from transfer.protocol.imagenet_labels import BESIDE
+from transfer.protocol.imagenet_labels import EXTRA_METRICS
 from transfer.report.write_report import load_entries, scorecard
-from transfer.results.scorecard import with_beside
+from transfer.results.scorecard import with_extra_metrics
 from transfer.sweep.ledger import Ledger, SweepInfo
 
 EXPERIMENT = "transfer"
@@ -84,8 +84,8 @@ class SweepRecords:
             self.trial(entry)
         rows = scorecard(found)
         metrics = sweep_summary.spread(entries)
-        for row in with_beside(rows):
-            name = f"{row.task}/{row.method}/{row.shots}" + (f"/{row.metric}" if row.metric in BESIDE else "")
+        for row in with_extra_metrics(rows):
+            name = f"{row.task}/{row.method}/{row.shots}" + (f"/{row.metric}" if row.metric in EXTRA_METRICS else "")
             for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
                 if value is not None:
                     metrics[f"{name}/{label}"] = value.mean

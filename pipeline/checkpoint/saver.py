@@ -26,9 +26,9 @@ from pipeline.checkpoint.commit import Commit
 from pipeline.checkpoint.part_writer import Cancelled, sentence, wait_for_parts, write_part
 from pipeline.checkpoint.retention import Policy
 from pipeline.checkpoint.snapshot import HostMemory, room_bytes
+from pipeline.configuration import check_fields
 from pipeline.distributed import World, broadcast
-from pipeline.duration import Duration
-from pipeline.errors import UserError
+from pipeline.field_types import CountOrZero, PositiveDuration, Seconds
 from pipeline.records import Record, Saved, SaveFailed, SaveSkipped
 from pipeline.storage import objects
 from pipeline.supervision.fault_points import reach
@@ -42,23 +42,20 @@ class SavingConfig:
 
     in_background: bool = True
     """False: training waits until the checkpoint is committed."""
-    max_wait_s: float = 60.0
+    max_wait_s: Seconds = 60.0
     """A save that finds the one before still being written waits for it for this long, then is left out and counted."""
     staging: str = ""
     """Local folder where files wait for their upload to a store that is not S3 (S3 takes them from memory); "" = the system's
     temporary folder."""
-    keep_every: Duration | None = None
+    keep_every: PositiveDuration | None = None
     """Checkpoints at multiples of this stay, besides the newest `keep_checkpoints`."""
-    keep_best: int = 0
+    keep_best: CountOrZero = 0
     """This many best ones by `best_metric` stay, besides the newest."""
     best_metric: Literal["top1", "top5", "loss"] = "top1"
     """Of the last evaluation before the save."""
 
     def __post_init__(self) -> None:
-        if not self.max_wait_s >= 0:
-            raise UserError(f"saving.max_wait_s is {self.max_wait_s}; set it to 0 or more seconds")
-        if self.keep_best < 0:
-            raise UserError(f"saving.keep_best is {self.keep_best}; set it to 0 or more")
+        check_fields(self, "saving")
 
 
 @dataclass

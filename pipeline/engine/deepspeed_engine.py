@@ -16,12 +16,14 @@ import torch.distributed as dist
 from torch import nn
 
 from nfnet.optim.losses import MixedLabels, label_smoothing_cross_entropy
+from pipeline.configuration import check_fields
 from pipeline.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of convolutions; weights, normalisation and the update are fp32 in both."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """1: momentum, averaged and master weights are spread over the ranks; 2: gradients too; 3: the network's weights too."""
     activation_checkpointing: bool = False
@@ -32,6 +34,7 @@ class EngineConfig:
     """Refused: unit norms of offloaded gradients are not exact here."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "engine")
         if self.cpu_offload:
             raise UserError(
                 "engine.cpu_offload is not supported: clipping needs the gradients where they are made; "

@@ -17,21 +17,46 @@ import torch
 from torch import nn
 
 import nfnet
-from nfnet.variants import get_variant
+from nfnet.block import Conventions
+from nfnet.layers import GAMMA
+from nfnet.model import NFNet
+from nfnet.variants import adjust, get_variant
 from nfnet.weights.state_dict import load_entries
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load
+from pipeline.configuration import check_fields, convert, hints, nearest
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
+from pipeline.field_types import Count, ShareBelowOne, Text
 from pipeline.models import timm_models
 from pipeline.storage import objects
 
 Which = Literal["evaluated", "ema", "raw"]
 
 
+def _option_types() -> dict[str, Any]:
+    declared = {**hints(NFNet.__init__), **hints(Conventions), **hints(adjust)}
+    narrower: dict[str, Any] = {
+        "in_chans": Count,
+        "activation": Literal[*sorted(GAMMA)] | None,
+        "se_activation": Literal[*sorted(GAMMA)],
+        "drop_rate": ShareBelowOne,
+        "stochastic_depth": ShareBelowOne,
+        "head_init": Literal["normal", "zero"] | None,
+        "padding": Literal["same", "symmetric"],
+        "width_divisor": Count,
+    }
+    names = nfnet.OPTIONS + nfnet.CONVENTIONS + nfnet.VARIANT_OPTIONS
+    return {name: narrower.get(name, declared[name]) for name in names}
+
+
+OPTION_TYPES = _option_types()
+"""Of `nfnet.create_model`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    name: str
+    name: Text
     """One of `nfnet.list_models()`, or timm:NAME."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `nfnet.create_model`: drop_rate, stochastic_depth, activation, ...; of timm's model for timm:NAME."""
@@ -42,6 +67,10 @@ class ModelConfig:
     """evaluated: the averaged weights if that run kept them, else the raw ones."""
     new_head: bool = False
     """Make the head anew even if the checkpoint's has the right size: its classes are those of another task."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model")
+        object.__setattr__(self, "options", typed_options(self.name, self.options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +104,16 @@ class LoadedBackbone:
     classes: list[str]
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Preprocessing that the weights were trained with."""
+
+
+def typed_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network with the types that it takes, from text too. UserError for those that it does not have."""
+    if timm_models.is_peer(name):
+        return {key: timm_models.value_of(value) for key, value in options.items()}
+    for key in options:
+        if key not in OPTION_TYPES:
+            raise UserError(f"model.options has no {key!r}; {nearest(key, OPTION_TYPES)}")
+    return {key: convert(OPTION_TYPES[key], value, f"model.options.{key}") for key, value in options.items()}
 
 
 def make(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:

@@ -7,6 +7,7 @@ classes) hold for every network. timm is optional, and is imported when such a n
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import warnings
@@ -67,6 +68,18 @@ class PeerNetwork(nn.Module):
 
 def is_peer(name: str) -> bool:
     return name.startswith(PREFIX)
+
+
+def value_of(option: Any) -> Any:
+    """An option as timm's functions want it: numbers, truth values, None and lists out of text; other text as it is."""
+    if not isinstance(option, str):
+        return option
+    try:
+        return ast.literal_eval(
+            {"true": "True", "false": "False", "none": "None", "null": "None"}.get(option.lower(), option)
+        )
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return option
 
 
 def make(name: str, num_classes: int, options: dict[str, Any]) -> PeerNetwork:

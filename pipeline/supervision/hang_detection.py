@@ -12,27 +12,26 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import UserError
+from pipeline.configuration import check_fields
+from pipeline.field_types import Seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
     """How long a run may stand still; nothing here decides a number of the run."""
 
-    limit_s: float = 300.0
+    limit_s: Seconds = 300.0
     """All ranks leave within this time after one of them has frozen, or stands still in a step, its data or an evaluation; 0:
     nobody watches."""
-    start_limit_s: float = 1800.0
+    start_limit_s: Seconds = 1800.0
     """The same, of a main thread that stands still before the end of the first step."""
-    save_limit_s: float = 900.0
+    save_limit_s: Seconds = 900.0
     """The same, of a save that training waits for and that neither writes nor uploads anything."""
-    grace_s: float = 60.0
+    grace_s: Seconds = 60.0
     """After a stop signal the process leaves within this time, saved or not."""
 
     def __post_init__(self) -> None:
-        for name in ("limit_s", "start_limit_s", "save_limit_s", "grace_s"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"watchdog.{name} is {getattr(self, name)}; set it to 0 or more seconds")
+        check_fields(self, "watchdog")
 
 
 JUDGED_AT = 0.75

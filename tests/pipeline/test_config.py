@@ -41,14 +41,14 @@ def test_an_override_reaches_the_field_with_its_type() -> None:
     [
         ("optim.learning_rat", "1", "did you mean 'learning_rate'"),
         ("optm.learning_rate", "1", "did you mean 'optim'"),
-        ("seed", "x", "seed must be a whole number"),
-        ("optim.learning_rate", "fast", "must be a number"),
-        ("optim.learning_rate", "-1", "set a positive number"),
-        ("engine.zero_stage", "3", "choose one of 0, 1"),
+        ("seed", "x", "seed is 'x'; set a whole number of 0 or more"),
+        ("optim.learning_rate", "fast", "set a number above 0"),
+        ("optim.learning_rate", "-1", "set a number above 0"),
+        ("engine.zero_stage", "4", "set one of 0, 1, 2, 3"),
         ("duration", "10", "write a number and a unit"),
         ("duration", "10 weeks", "write a number and a unit"),
-        ("global_batch", "0", "set it to 1 or more"),
-        ("augment.flip", "maybe", "must be true or false"),
+        ("global_batch", "0", "set a whole number of 1 or more"),
+        ("augment.flip", "maybe", "set true or false"),
         ("seed.x", "1", "has no fields of its own"),
     ],
 )
@@ -82,5 +82,5 @@ def test_durations_resolve_to_steps(text: str, steps: int) -> None:
 
 
 def test_yaml_that_is_none_says_where() -> None:
-    with pytest.raises(UserError, match=r"run\.yaml is not readable as YAML"):
+    with pytest.raises(UserError, match=r"run\.yaml is not usable as YAML"):
         load_yaml("a: [", "run.yaml")

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from pipeline.display import csv_cell, markdown, markdown_code, terminal, visible
+from pipeline.display import csv_cell, markdown, markdown_code, shortened, terminal, visible
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\u2028next\u2029\r\n\t\x00\x7f\u200bcat\ufeff\U000e0041\ud800"
 
@@ -26,6 +26,7 @@ def test_lines_stay_only_where_they_are_asked_for_and_length_is_bounded() -> Non
     assert terminal("a\nb\r\x1b[K", keep_lines=True) == "a\nb" + r"\r\x1b[K"
     long = terminal("x" * 1_000_000)
     assert len(long) < 4100 and "996,000 characters more" in long
+    assert shortened("a\n" + "x" * 50, 10) == r"a\nxxxxxx…" and shortened("x" * 10, 10) == "x" * 10
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", "=", "－1"])
@@ -46,8 +47,9 @@ def test_a_csv_file_of_hostile_cells_has_as_many_rows_as_were_written() -> None:
 
 
 def test_markdown_text_has_no_markup() -> None:
-    assert markdown("<img src=x>|[a](javascript:b)&amp;") == (r"&lt;img src\=x&gt;\|\[a\]\(javascript\:b\)&amp;amp;")
-    assert markdown("- a\n# b") == r"\- a\\n\# b" and markdown("nfnet_f0") == r"nfnet\_f0"
+    assert markdown("<img src=x>|[a](javascript:b)&amp;") == r"&lt;img src=x&gt;\|\[a\](javascript:b)&amp;amp;"
+    assert markdown("- a\n# b") == r"\- a\\n# b" and markdown("# a") == r"\# a" and markdown("10. a") == r"10\. a"
+    assert markdown("nfnet_f0 (1.5)") == r"nfnet\_f0 (1.5)" and markdown("HTTP://www.x.y") == r"HTTP\://www\.x.y"
 
 
 def test_code_cannot_end_its_fence() -> None:

@@ -13,7 +13,9 @@ def edit_entry(path: Path, **changed: Any) -> None:
 
 def sweep_json(**fields: Any) -> str:
     """A whole sweep.json with these fields."""
-    text = dict.fromkeys(("suite", "suite_digest", "checkpoint_url", "checkpoint_digest", "model", "command", "hardware"), "")
+    text = dict.fromkeys(
+        ("suite", "suite_digest", "checkpoint_url", "checkpoint_digest", "model", "command", "hardware"), ""
+    )
     return json.dumps({**text, "started_s": 1.7e9, "num_seeds": 3, "not_run": [], **fields})
 
 

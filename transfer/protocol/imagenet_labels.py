@@ -25,7 +25,7 @@ from transfer import metrics
 
 NUM_VAL, NUM_CLASSES = 50_000, 1000
 REAL, V2 = "real_top1", "v2_top1"
-BESIDE = (REAL, V2)
+EXTRA_METRICS = (REAL, V2)
 """Names of these metrics in a trial."""
 
 

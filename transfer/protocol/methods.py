@@ -16,20 +16,25 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pipeline.configuration import nearest, number, to_dict, whole
+from pipeline.configuration import check_fields, convert, from_dict, located, nearest, to_dict
 from pipeline.errors import UserError
-from transfer.protocol.search_space import Search, parse_search
+from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Share, ShareBelowOne
+from transfer.protocol.search_space import Search
 
 Rule = Literal["few_shot", "vtab1k", "full"]
+Metric = Literal["", "top1", "top5", "mean_per_class", "balanced_accuracy", "auroc"]
+Counts = Annotated[tuple[Count, ...], Items(distinct=True)]
+Numbers = Annotated[tuple[Positive, ...], Items(distinct=True)]
 Scheduler = Literal["halving", "hyperband", "asha", "none"]
+# These texts enter protocol digests, so the rules keep the names that they had in version 1, wherever their code lies.
 SPLIT_RULES = {
     "few_shot": "per class, first images of a fixed permutation held out, supports from the rest; search on the support of "
-    "seed 0 (pipeline.data.sampling.subset 1)",
-    "vtab1k": "the published first 800 of train and first 200 of val; both to fit again (transfer.protocol.vtab 1)",
+    "seed 0 (pipeline.data.subset 1)",
+    "vtab1k": "the published first 800 of train and first 200 of val; both to fit again (transfer.vtab 1)",
     "full": "the official val split to select where test is another one, else of each class a share of a fixed permutation of "
-    "train; both to fit again (pipeline.data.sampling.subset 1)",
+    "train; both to fit again (pipeline.data.subset 1)",
 }
 ALL_IMAGES, VTAB_IMAGES = 0, -1000
 """In the place of shots, for the split rules full and vtab1k."""
@@ -39,19 +44,21 @@ ALL_IMAGES, VTAB_IMAGES = 0, -1000
 class Settings:
     """What every method states."""
 
-    shots: tuple[int, ...] = ()
+    shots: Counts = ()
     """Images of each class; for the split rule few_shot only."""
     split: Rule = "few_shot"
-    holdout_share: float = 0.1
+    """few_shot: so many images a class; vtab1k: the published 800 and 200; full: all images."""
+    holdout_share: ShareBelowOne = 0.1
     """For the split rule full."""
-    image_px: int = 0
+    image_px: CountOrZero = 0
     """Side of the evaluation input, and of the training input unless the recipe states its own; 0 = the backbone's own."""
-    metric: str = ""
+    metric: Metric = ""
     """Empty = the card's."""
     title: str = ""
     """For people; empty = the method's usual name."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.split == "few_shot") != bool(self.shots):
             raise UserError("shots are for the split rule few_shot, which needs them; give both, or neither")
 
@@ -65,7 +72,7 @@ class Settings:
 class RidgeSettings(Settings):
     """Few-shot ridge on frozen features (`transfer.probes.ridge`)."""
 
-    l2: float = 1024.0
+    l2: NonNegative = 1024.0
     """Fixed: the published procedure does not tune it (facts 4.2)."""
 
 
@@ -73,32 +80,38 @@ class RidgeSettings(Settings):
 class RidgeSelectedSettings(Settings):
     """The older variant: per number of shots the one penalty with the best mean rank over all tasks (facts 4.2)."""
 
-    l2s: tuple[float, ...] = tuple(2.0**i for i in range(-10, 20))
+    l2s: Numbers = tuple(2.0**i for i in range(-10, 20))
+    """Penalties to choose from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnSettings(Settings):
     """Nearest neighbours as DINOv2 votes (`transfer.probes.knn`); k is selected, of those that the support can give."""
 
-    ks: tuple[int, ...] = (10, 20, 100, 200)
-    temperature: float = 0.07
+    ks: Counts = (10, 20, 100, 200)
+    """Numbers of neighbours to choose from."""
+    temperature: Positive = 0.07
+    """Of the votes' softmax."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSettings(Settings):
     """DINOv2's linear probe on cached features (`transfer.probes.linear`); the rate is selected."""
 
-    learning_rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+    learning_rates: Numbers = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
     """At batch 256; times batch / 256 they are used."""
-    num_steps: int = 12_500
-    batch: int = 128
+    num_steps: Count = 12_500
+    """Updates of each head."""
+    batch: Count = 128
+    """Features of an update."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticSettings(Settings):
     """L-BFGS logistic regression on unit features (`transfer.probes.logistic`); C is selected."""
 
-    cs: tuple[float, ...] = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
+    cs: Numbers = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
+    """Inverse penalties to choose from."""
 
 
 GRID = ("learning_rates", "num_steps", "epochs")
@@ -111,27 +124,33 @@ class FinetuneSettings(Settings):
     The space is a grid, learning_rates x schedule lengths, or else what `search` states.
     """
 
-    learning_rates: tuple[float, ...] = ()
-    num_steps: tuple[int, ...] = ()
-    epochs: tuple[float, ...] = ()
+    learning_rates: Numbers = ()
+    """Peaks to choose from."""
+    num_steps: Counts = ()
+    """Lengths of the schedule to choose from, in updates."""
+    epochs: Numbers = ()
     """In place of num_steps: passes over the training images, repetitions included."""
-    batch: int = 64
+    batch: Count = 64
     """Images of an update, at most: a smaller support is one batch."""
-    area_min: float = 0.5
+    area_min: Share = 0.5
     """Smallest share of a training image that the random crop keeps; 0 = the whole image, squeezed and not mirrored."""
-    clipping: float = 0.02
-    weight_decay: float = 0.0
-    warmup_share: float = 0.1
+    clipping: NonNegative = 0.02
+    """AGC's lambda; 0 = no clipping."""
+    weight_decay: NonNegative = 0.0
+    warmup_share: Share = 0.1
     """Of the schedule."""
-    drop_rate: float = 0.0
-    stochastic_depth: float = 0.0
-    label_smoothing: float = 0.0
-    sam_rho: float = 0.0
-    ema_decay: float = 0.0
+    drop_rate: ShareBelowOne = 0.0
+    """Dropout before the head."""
+    stochastic_depth: ShareBelowOne = 0.0
+    """Of the last block."""
+    label_smoothing: ShareBelowOne = 0.0
+    sam_rho: NonNegative = 0.0
+    """SAM's radius; 0 = no SAM."""
+    ema_decay: ShareBelowOne = 0.0
     """0 = no averaged weights."""
-    repeats: int = 1
+    repeats: Count = 1
     """Repeated augmentation; passes over the images are cut by it, so that the cost stays."""
-    train_px: int = 0
+    train_px: CountOrZero = 0
     """Side of the training input, where it differs from image_px."""
     search: Search | None = None
     """In place of the grid."""
@@ -158,12 +177,14 @@ class HyperruleSettings(Settings):
     """BiT-HyperRule (`transfer.protocol.bit_hyperrule`): nothing is searched. Sizes and budget follow from the task alone."""
 
     variant: Literal["paper", "code"] = "paper"
-    batch: int = 512
-    clipping: float = 0.02
+    """Where they differ: how many steps, and when the rate falls."""
+    batch: Count = 512
+    """Images of an update."""
+    clipping: NonNegative = 0.02
     """The rule's networks have no need of AGC; normaliser-free ones do."""
     resize: bool = True
     """False: the backbone's own resolution in place of the rule's 128 or 384 px; for networks made for small images."""
-    num_steps: int = 0
+    num_steps: CountOrZero = 0
     """0 = the rule's; else warm-up and falls shrink with it, for tasks smaller than any the rule was made for."""
 
 
@@ -290,63 +311,32 @@ def sha256(content: Any) -> str:
 
 def parse_methods(content: Any, where: str) -> tuple[Method, ...]:
     """The `methods` of a suite: name -> settings, and `kind` where the name is not one. UserError for what is wrong."""
-    if not isinstance(content, dict) or not content:
-        raise UserError(
-            f"{where}: methods is {content!r}; give a mapping, with names such as {', '.join(METHOD_KINDS)}"
-        )
-    methods = []
-    for name, settings in content.items():
-        if not isinstance(settings, dict):
-            raise UserError(f"{where}: {name} must be a mapping of field to value, not {settings!r}")
-        kind = str(settings.get("kind", name))
-        if kind not in METHOD_KINDS:
-            raise UserError(f"{where}: no method is called {kind!r}; {nearest(kind, METHOD_KINDS)}")
-        if not str(name).replace("_", "").isalnum():
-            raise UserError(f"{where}: the method {name!r} needs a name of letters, digits and _")
-        fields = {k: v for k, v in settings.items() if k != "kind"}
-        methods.append(Method(name=str(name), kind=kind, settings=_settings(kind, fields, f"{where}: {name}")))
+    with located(where):
+        if not content:
+            raise UserError(f"methods is {content!r}; give a mapping, with names such as {', '.join(METHOD_KINDS)}")
+        methods = []
+        for name, settings in convert(dict[str, dict[str, Any]], content, "methods").items():
+            kind = str(settings.get("kind", name))
+            if kind not in METHOD_KINDS:
+                raise UserError(f"no method is called {kind!r}; {nearest(kind, METHOD_KINDS)}")
+            if not name.replace("_", "").isalnum():
+                raise UserError(f"the method {name!r} needs a name of letters, digits and _")
+            with located(name):
+                methods.append(Method(name=name, kind=kind, settings=_settings(kind, settings)))
     order = list(METHOD_KINDS)
     return tuple(sorted(methods, key=lambda m: (order.index(m.kind), m.name)))
 
 
-def _settings(kind: str, content: dict[str, Any], where: str) -> Settings:
+def _settings(kind: str, content: dict[str, Any]) -> Settings:
+    """What is given here, over what the kind presets."""
     cls, _, preset = METHOD_KINDS[kind]
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values: dict[str, Any] = dict(preset)
-    for key, value in content.items():
-        if key not in fields:
-            raise UserError(f"{where} has an unknown field {key!r}; {nearest(str(key), fields)}")
-        values[key] = _value(str(fields[key].type), key, value, f"{where}: {key}")
-    for key in ("num_steps", "epochs"):  # a stated one takes the place of the recipe's
-        if key in content and {"num_steps": "epochs", "epochs": "num_steps"}[key] not in content:
-            values.pop({"num_steps": "epochs", "epochs": "num_steps"}[key], None)
-    if search := values.get("search"):  # and a search that of the recipe's own point
-        for key in (*GRID, *search.searched):
-            if key not in content:
-                values.pop(key, None)
-    try:
-        return cls(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _value(kind: str, key: str, value: Any, where: str) -> Any:
-    if key == "search":
-        return parse_search(value, where)
-    if kind.startswith("tuple"):
-        if not isinstance(value, list) or not value or len(set(map(str, value))) != len(value):
-            raise UserError(f"{where} is {value!r}; give a list of different numbers")
-        one = whole if "int" in kind else number
-        return tuple(sorted(one(v, where) for v in value))
-    if kind == "int":
-        return whole(value, where, zero=key in ("image_px", "train_px", "num_steps"))
-    if kind == "float":
-        return number(value, where, zero=True)
-    if kind == "bool":
-        if not isinstance(value, bool):
-            raise UserError(f"{where} is {value!r}; set true or false")
-        return value
-    choices = get_args(Rule) if key == "split" else ("paper", "code") if key == "variant" else ()
-    if choices and value not in choices:
-        raise UserError(f"{where} is {value!r}; {nearest(str(value), choices)}")
-    return str(value)
+    given = {key: value for key, value in content.items() if key != "kind"}
+    values = {**preset, **given}
+    if "num_steps" in given or "epochs" in given:  # one takes the place of the other
+        values = {k: v for k, v in values.items() if k in given or k not in ("num_steps", "epochs")}
+    if given.get("search") is not None:  # and a search that of the recipe's own point
+        search = from_dict(Search, given["search"], "search")
+        values = {k: v for k, v in values.items() if k in given or k not in (*GRID, *search.searched)} | {
+            "search": search
+        }
+    return from_dict(cls, values)

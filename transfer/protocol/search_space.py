@@ -11,15 +11,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pipeline.configuration import nearest, number, whole
+from pipeline.configuration import check_fields
 from pipeline.errors import UserError
+from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Range, Share, ShareBelowOne
 
 Sampler = Literal["tpe", "random"]
 Scale = Literal["log", "linear"]
-Range = tuple[float, ...]
-"""(low, high), or (value,); () = not stated."""
+Ends = Items(most=2, text="[low, high] or one number that holds")
+"""(low, high), or (value,), which holds the field there; () = not searched."""
+Positives = Annotated[tuple[Positive, ...], Ends]
+NonNegatives = Annotated[tuple[NonNegative, ...], Ends]
+Shares = Annotated[tuple[Share, ...], Ends]
+SharesBelowOne = Annotated[tuple[ShareBelowOne, ...], Ends]
 SCALES: dict[str, Scale] = {
     "learning_rate": "log",
     "num_steps": "log",
@@ -34,10 +39,6 @@ SCALES: dict[str, Scale] = {
     "sam_rho": "linear",
 }
 """Fields of `FinetuneSettings` that may be searched. Not the batch: with it a pass over the images would cost other steps."""
-SHARES = ("area_min", "warmup_share")
-"""At most 1."""
-RATES = ("drop_rate", "stochastic_depth", "label_smoothing")
-"""Below 1: at 1 nothing would be left of the images' signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,30 +48,33 @@ class Search:
     Every trial runs to its end: what a scheduler would stop early is no result that the model could learn from.
     """
 
-    num_trials: int
+    num_trials: Count
     """In all, for each task, number of shots and start."""
     sampler: Sampler = "tpe"
     """Tree-structured Parzen estimator (Bergstra et al. 2011), as Optuna has it; random: its baseline."""
-    num_parallel: int = 4
+    num_parallel: Count = 4
     """Trials of a generation. It decides what is asked, so it is the suite's to state and no matter of how many run at a
     time."""
-    num_random: int = 8
+    num_random: Count = 8
     """Before the model is asked: random ones, in whole generations, until so many have ended well."""
-    seed: int = 0
-    learning_rate: Range = ()
-    num_steps: Range = ()
-    epochs: Range = ()
+    seed: CountOrZero = 0
+    """Of the sampler."""
+    learning_rate: Positives = ()
+    num_steps: Annotated[tuple[Count, ...], Ends] = ()
+    """Length of the schedule in updates."""
+    epochs: Positives = ()
     """In place of num_steps: passes over the training images."""
-    weight_decay: Range = ()
-    clipping: Range = ()
-    area_min: Range = ()
-    warmup_share: Range = ()
-    drop_rate: Range = ()
-    stochastic_depth: Range = ()
-    label_smoothing: Range = ()
-    sam_rho: Range = ()
+    weight_decay: NonNegatives = ()
+    clipping: NonNegatives = ()
+    area_min: Annotated[tuple[Annotated[float, Range(0, 1, without="low")], ...], Ends] = ()
+    warmup_share: Shares = ()
+    drop_rate: SharesBelowOne = ()
+    stochastic_depth: SharesBelowOne = ()
+    label_smoothing: SharesBelowOne = ()
+    sam_rho: NonNegatives = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, "search")
         if not self.learning_rate or bool(self.num_steps) == bool(self.epochs):
             raise UserError("a search needs learning_rate, and either num_steps or epochs; state each as [low, high]")
         if len(self.learning_rate) == 1:
@@ -86,19 +90,16 @@ class Search:
                 "or lower num_random"
             )
 
-    def _check_range(self, name: str, stated: Range) -> None:
-        if not stated:
+    def _check_range(self, name: str, ends: tuple[float, ...]) -> None:
+        if len(ends) < 2:
             return
-        low, high = stated[0], stated[-1]
-        is_range = len(stated) == 2
-        if is_range and not low < high:
+        low, high = ends
+        if not low < high:
             raise UserError(f"the search's {name} runs from {low:g} to {high:g}; give the lower end first")
-        if is_range and SCALES[name] == "log" and not low > 0:
+        if SCALES[name] == "log" and not low > 0:
             raise UserError(
                 f"the search's {name} begins at {low:g}; it is searched on a logarithmic scale, so begin above 0"
             )
-        if (name in SHARES and high > 1) or (name in RATES and high >= 1):
-            raise UserError(f"the search's {name} reaches {high:g}; it is a share, keep it below 1")
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -115,42 +116,6 @@ class Search:
             elif value:
                 found[field.name] = list(value) if len(value) == 2 else value[0]
         return found
-
-
-def parse_search(content: Any, where: str) -> Search:
-    """The `search` of a method. UserError for what is wrong."""
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{where} is {content!r}; give a mapping, as {{num_trials: 16, learning_rate: [0.003, 3.0], ...}}"
-        )
-    known = {field.name for field in dataclasses.fields(Search)}
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if key not in known:
-            raise UserError(f"{where} has an unknown field {key!r}; {nearest(str(key), known)}")
-        if key == "sampler":
-            if value not in get_args(Sampler):
-                raise UserError(f"{where}: sampler is {value!r}; {nearest(str(value), get_args(Sampler))}")
-            values[key] = value
-        elif key in SCALES:
-            values[key] = _range(key, value, f"{where}: {key}")
-        else:
-            values[key] = whole(value, f"{where}: {key}", zero=key == "seed")
-    if "num_trials" not in values:
-        raise UserError(f"{where} lacks num_trials; set it")
-    try:
-        return Search(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _range(name: str, value: Any, where: str) -> Range:
-    ends = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and len(value) != 2:
-        raise UserError(f"{where} is {value!r}; give [low, high], or one number that holds")
-    if name == "num_steps":
-        return tuple(whole(end, where) for end in ends)
-    return tuple(number(end, where, zero=name not in ("learning_rate", "epochs", "area_min")) for end in ends)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.configuration import nearest, whole
+from pipeline.configuration import from_dict, located, nearest
 from pipeline.data.format import manifest
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.sampling.subset import Subset
 from pipeline.data.sources.cards import Card, load_card
+from pipeline.documents import parse_yaml
 from pipeline.errors import UserError
+from pipeline.field_types import Count, Text
 from pipeline.storage import objects
 from transfer.protocol.imagenet_labels import Beside, find_beside
 from transfer.protocol.methods import (
@@ -36,8 +38,10 @@ METRIC = "top1"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    card: str
-    holdout_per_class: int
+    card: Text
+    """Name of one, or path of its YAML."""
+    holdout_per_class: Count
+    """Images of each class that no support has."""
     real_labels: str = ""
     """ReaL's label file, for ImageNet (`transfer.protocol.imagenet_labels`); under the data root where it is not absolute."""
     v2: str = ""
@@ -238,8 +242,6 @@ def list_suites() -> list[str]:
 
 def load_suite(name_or_path: str) -> Suite:
     """The suite of that name, or of the YAML file at that path. UserError for unknown names, keys and wrong values."""
-    import yaml
-
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = name_or_path
         if not objects.is_file(path):
@@ -248,46 +250,39 @@ def load_suite(name_or_path: str) -> Suite:
         path = str(suites_dir() / f"{name_or_path}.yaml")
     else:
         raise UserError(f"no suite is called {name_or_path!r}; {nearest(name_or_path, list_suites())}")
-    try:
-        content = yaml.safe_load(objects.read_bytes(path).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the suite {path} is not YAML: {' '.join(str(error).split())}") from None
-    return suite_of(content, f"the suite {path}")
+    where = f"the suite {path}"
+    return suite_of(parse_yaml(objects.read_bytes(path), where), where)
 
 
-def _check_keys(content: Any, where: str, required: set[str], optional: set[str] | None = None) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must be a mapping of field to value, not {content!r}")
-    known = required | (optional or set())
-    for key in content:
-        if key not in known:
-            raise UserError(f"{where} has an unknown field {key!r}; {nearest(str(key), known)}")
-    missing = sorted(required - set(content))
-    if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}; set it")
-    return content
+@dataclass(frozen=True, kw_only=True)
+class SuiteFile:
+    """A suite as YAML holds it."""
+
+    name: Text
+    title: str = ""
+    """For people; empty = the name."""
+    num_seeds: Count = 3
+    """Supports drawn for each cell."""
+    holdout_per_class: Count = 10
+    """Of tasks that do not set their own."""
+    tasks: list[str | dict[str, Any]]
+    """Cards, by name or path; or mappings with the fields of a task."""
+    methods: dict[str, Any]
+    """Name -> settings, and its `kind` where the name is not one."""
 
 
 def suite_of(content: Any, where: str) -> Suite:
     """The suite from plain containers, as YAML holds them or `Suite.plain` gives them."""
-    content = _check_keys(content, where, {"name", "tasks", "methods"}, {"title", "num_seeds", "holdout_per_class"})
-    holdout = whole(content.get("holdout_per_class", 10), f"{where}: holdout_per_class")
-    if not isinstance(content["tasks"], list) or not content["tasks"]:
-        raise UserError(f"{where}: tasks must be a list of card names")
-    entries = []
-    for task in content["tasks"]:
-        if isinstance(task, dict):
-            task = _check_keys(task, f"{where}: tasks", {"card"}, {"holdout_per_class", "real_labels", "v2"})
-        else:
-            task = {"card": str(task)}
-        card = load_card(str(task["card"]))  # unknown names are refused now, with the nearest ones
-        own = whole(task.get("holdout_per_class", holdout), f"{where}: holdout_per_class of {card.name}")
-        beside = {k: str(task[k]) for k in ("real_labels", "v2") if task.get(k)}
-        entries.append(TaskEntry(card=str(task["card"]), holdout_per_class=own, **beside))
-    return Suite(
-        name=str(content["name"]),
-        title=str(content.get("title", content["name"])),
-        tasks=tuple(entries),
-        methods=parse_methods(content["methods"], where),
-        num_seeds=whole(content.get("num_seeds", 3), f"{where}: num_seeds"),
-    )
+    with located(where):
+        file = from_dict(SuiteFile, content)
+        if not file.tasks:
+            raise UserError("tasks is empty; set it to a list of card names")
+        entries = []
+        for task in file.tasks:
+            stated = task if isinstance(task, dict) else {"card": task}
+            entry = from_dict(TaskEntry, {"holdout_per_class": file.holdout_per_class, **stated}, "tasks")
+            load_card(entry.card)  # unknown names are refused now, with the nearest ones
+            entries.append(entry)
+        methods = parse_methods(file.methods, where)
+    title = file.title or file.name
+    return Suite(name=file.name, title=title, tasks=tuple(entries), methods=methods, num_seeds=file.num_seeds)

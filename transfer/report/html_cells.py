@@ -1,208 +1,147 @@
 """Behind each number of the report's page: its trials, where it comes from, and what it gets wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from pipeline.data.format.manifest import Manifest
 from pipeline.storage import objects
 from transfer.measurement.predictions import url_of
-from transfer.report.html_elements import (
-    anchor,
-    esc,
-    fold,
-    hours,
-    is_said,
-    link,
-    memory,
-    pretty,
-    public,
-    settings,
-    table,
-    table_row,
-    value_with_half,
-)
-from transfer.results.error_analysis import Confusion, confusion
-from transfer.results.scorecard import shots_phrase, start_of
-from transfer.results.statistics import estimate
-from transfer.results.sweep_results import Findings
+from transfer.protocol.sealed_splits import Opening
+from transfer.report.html_template import fill
+from transfer.results.error_analysis import confusion
+from transfer.results.scorecard import Row
+from transfer.results.statistics import Estimate, estimate
+from transfer.results.sweep_results import Findings, Folder
 from transfer.sweep.ledger import Entry
 
 MAX_MATRIX_CLASSES = 16
 MAX_LISTED_CLASSES = 24
 NUM_PAIRS = 12
+MAX_SHARDS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell with its trials, as `cells.html.j2` shows it."""
+
+    name: str
+    entries: list[Entry]
+    begins_task: bool
+    mean: Estimate | None
+    home: Folder
+    selection: dict[str, Any]
+    confusion: dict[str, Any] | None
+
+    @property
+    def metrics(self) -> list[str]:
+        first = self.entries[0]
+        names = list(dict.fromkeys((first.metric, *(name for entry in self.entries for name in entry.metrics))))
+        if "mean_per_class" in names and first.metric != "balanced_accuracy":  # one number under two names
+            names = [name for name in names if name != "balanced_accuracy"]
+        return names
+
+    @property
+    def metric_titles(self) -> list[str]:
+        return [name.replace("_", " ") + ", %" for name in self.metrics]
+
+    @property
+    def source(self) -> str:
+        return self.entries[0].checkpoint_digest or self.entries[0].backbone_digest
+
+    @property
+    def opened(self) -> list[tuple[Opening, Entry]]:
+        return [(opening, entry) for entry in self.entries for opening in self.home.openings.get(entry.digest, [])]
+
+    @property
+    def num_opened_again(self) -> int:
+        return len(self.opened) - len({(opening.what, entry.digest) for opening, entry in self.opened})
+
+    def num_opened(self, entry: Entry) -> int:
+        return sum(opening.what == "test" for opening in self.home.openings.get(entry.digest, []))
+
+    @property
+    def trial_files(self) -> list[str]:
+        return [objects.join(self.home.url, "trials", f"{entry.digest}.json") for entry in self.entries]
+
+    @property
+    def prediction_files(self) -> list[str]:
+        return [url_of(self.home.url, e.digest) for e in self.entries if e.digest in self.home.predicted]
 
 
 def cells_section(findings: Findings) -> str:
     """All cells with a number, by task."""
-    out, previous = "", ""
+    cells: list[Cell] = []
     for name, entries in findings.by_cell().items():
-        if entries[0].task != previous:
-            out += f"<h3 class=sub>{esc(entries[0].task_title)}</h3>"
-            previous = entries[0].task
-        out += _cell(findings, name, entries)
-    note = "Where each number comes from: its trials with their records, its configuration, and its mistakes."
-    return f"<h2>Cells</h2><p class=note>{note}</p>{out}"
-
-
-def _cell(findings: Findings, name: str, entries: list[Entry]) -> str:
-    first = entries[0]
-    start = start_of(first)
-    mean = value_with_half(estimate([float(e.value or 0.0) for e in entries]))
-    summary = (
-        f"{esc(first.method_title or first.method)}, {esc(shots_phrase(first.shots))}, {esc(start)}: "
-        f"<b>{mean}</b> <span class=half>n = {len(entries)}</span>"
-    )
-    body = _seeds(findings, entries) + _lineage(findings, name, entries) + _confusion(findings, entries)
-    return fold(summary, f"<div class=cell>{body}</div>", name=anchor("cell", name))
-
-
-def _seeds(findings: Findings, entries: list[Entry]) -> str:
-    names = list(dict.fromkeys((entries[0].metric, *(k for e in entries for k in e.metrics))))
-    if "mean_per_class" in names and entries[0].metric != "balanced_accuracy":  # one number under two names
-        names = [name for name in names if name != "balanced_accuracy"]
-    body = "".join(
-        table_row(
-            [
-                str(e.seed),
-                *(
-                    f"{100 * v:.2f}" if (v := e.metrics.get(k, e.value if k == e.metric else None)) is not None else "–"
-                    for k in names
-                ),
-                f"{e.num_train:,}",
-                f"{e.num_test:,}",
-                hours(e.seconds_s),
-                memory(e.max_memory_bytes),
-                str(sum(o.what == "test" for o in findings.home[e.digest].openings.get(e.digest, []))),
-                f"<code>{esc(e.digest[:12])}</code>",
-            ],
-            numbers=set(range(1, 6 + len(names))),
+        first = entries[0]
+        cells.append(
+            Cell(
+                name=name,
+                entries=entries,
+                begins_task=not cells or cells[-1].entries[0].task != first.task,
+                mean=estimate([float(entry.value or 0.0) for entry in entries]),
+                home=findings.home[first.digest],
+                selection=findings.selection(first),
+                confusion=_confusion(findings, entries),
+            )
         )
-        for e in entries
-    )
-    head = [
-        "seed",
-        *(n.replace("_", " ") + ", %" for n in names),
-        "trained on",
-        "tested on",
-        "time",
-        "memory",
-        "test opened",
-        "trial",
-    ]
-    return table(head, body, numbers=set(range(1, 6 + len(names))))
+    return fill("cells.html.j2", cells=cells)
 
 
-def _lineage(findings: Findings, name: str, entries: list[Entry]) -> str:
-    first = entries[0]
-    home, record = findings.home[first.digest], findings.selection(first)
-    files = [objects.join(home.url, "trials", f"{e.digest}.json") for e in entries]
-    kept = [url_of(home.url, e.digest) for e in entries if e.digest in home.predicted]
-    source = first.checkpoint_digest or first.backbone_digest
-    items = [
-        ("run again", f"<code>{esc(public(f'normfree report {home.url} --rerun {name}'))}</code>"),
-        ("sweep", link(f"<code>{esc(public(home.url))}</code>", "sweep", home.url)),
-        ("source", link(f"<code>{esc(source[:16])}</code>", "source", source)),
-        ("data", link(f"<code>{esc(first.data_digest[:16])}</code>", "data", first.data_digest)),
-        ("protocol", f"<code>{esc(first.protocol_digest)}</code>"),
-        ("chosen", f"<code>{esc(settings(first.hyperparameters) or 'nothing to choose')}</code>"),
-        ("code", f"<code>{esc(first.code_revision)}</code>"),
-        ("trials", _listed(files)),
-        ("predictions", _listed(kept)),
-    ]
-    listed = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in items if is_said(value))
-    folds = ""
-    if record:
-        when = _time(record.get("time_s"))
-        folds += fold(
-            f"selection record{f', written {when}' if when else ''}: {esc(record.get('rule'))}", pretty(record)
-        )
-    opened = [(o, e) for e in entries for o in home.openings.get(e.digest, [])]
-    if opened:
-        lines = "".join(
-            f"<li>seed {e.seed}: {_time(o.time_s)}, record <code>{o.selection_sha256[:16]}</code>"
-            f"{'' if o.what == 'test' else f', {esc(o.what)}'}</li>"
-            for o, e in opened
-        )
-        again = len(opened) - len({(o.what, e.digest) for o, e in opened})
-        more = f", {again} of them by a trial that had opened it before" if again else ""
-        folds += fold(f"the test split was opened {len(opened)} times{more}", f"<ul>{lines}</ul>")
-    if first.config:
-        digests = ", ".join(e.config_digest[:12] for e in entries)
-        folds += fold(
-            f"configuration of seed {first.seed}; digests of all seeds: <code>{esc(digests)}</code>",
-            pretty(first.config),
-        )
-    return f"<dl>{listed}</dl>{folds}"
-
-
-def _listed(files: Sequence[str]) -> str:
-    return "<br>".join(f"<code>{esc(public(file))}</code>" for file in files)
-
-
-def _time(seconds_s: float | None) -> str:
-    return datetime.fromtimestamp(seconds_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if seconds_s else ""
-
-
-def _confusion(findings: Findings, entries: list[Entry]) -> str:
-    predicted = [p for e in entries if (p := findings.predictions(e)) is not None]
+def _confusion(findings: Findings, entries: list[Entry]) -> dict[str, Any] | None:
+    """What `confusion.html.j2` shows: a matrix where classes are few, the worst classes and pairs where they are many."""
+    predicted = [found for entry in entries if (found := findings.predictions(entry)) is not None]
     if not predicted:
-        return "<p class=note>Its trials kept no predictions.</p>"
+        return None
     data = findings.datasets[entries[0].task]
-    classes = () if isinstance(data, str) else data.classes
-    found = confusion(predicted, len(classes))
-    names = [classes[i] if i < len(classes) else str(i) for i in range(len(found.counts))]
-    seeds = "" if found.num_seeds == 1 else f", the {found.num_seeds} seeds summed"
+    classes: Sequence[str] = () if isinstance(data, str) else data.classes
+    counted = confusion(predicted, len(classes))
+    names = [classes[i] if i < len(classes) else str(i) for i in range(len(counted.counts))]
+    num_images = counted.counts.sum(1) / counted.num_seeds
+    shown: dict[str, Any] = {
+        "seeds": "" if counted.num_seeds == 1 else f", the {counted.num_seeds} seeds summed",
+        "names": names,
+        "num_images": num_images.tolist(),
+        "shares": [],
+    }
     if len(names) <= MAX_MATRIX_CLASSES:
-        return f"<h4>Confusion, per cent of each class's test images{seeds}</h4>{_matrix(found, names)}"
-    return (
-        f"<h4>Classes, worst first{seeds}</h4>{_classes(found, names)}"
-        f"<h4>Most frequent confusions</h4>{_pairs(found, names)}"
-    )
-
-
-def _matrix(found: Confusion, names: Sequence[str]) -> str:
-    shares = found.counts / np.maximum(1, found.counts.sum(1, keepdims=True))
-    body = ""
-    for i, name in enumerate(names):
-        cells = "".join(
-            f"<td {_tint(i == j, share)}>{100 * share:.0f}</td>" if share >= 0.005 else "<td></td>"
-            for j, share in enumerate(shares[i])
-        )
-        body += f"<tr><td class=t>{esc(name)}</td><td class=n>{int(found.counts[i].sum() / found.num_seeds):,}</td>{cells}</tr>\n"
-    head = "".join(f"<th class='n name'>{esc(name)}</th>" for name in names)
-    return (
-        f"<div class=scroll><table class=matrix><thead><tr><th>is ↓ called →</th><th class=n>images</th>{head}</tr></thead>"
-        f"<tbody>\n{body}</tbody></table></div>"
-    )
-
-
-def _tint(is_right: bool, share: float) -> str:
-    """Attributes of a cell; the page's style makes a colour of them."""
-    return f"class={'hit' if is_right else 'miss'} style=--s:{60 * share:.0f}"
-
-
-def _classes(found: Confusion, names: Sequence[str]) -> str:
-    recalls, totals = found.recalls, found.counts.sum(1) / found.num_seeds
+        shares = counted.counts / np.maximum(1, counted.counts.sum(1, keepdims=True))
+        return shown | {"shares": shares.tolist()}
+    recalls = counted.recalls
     order = [int(i) for i in np.argsort(recalls, kind="stable") if not np.isnan(recalls[i])]
-    shown = order[:MAX_LISTED_CLASSES]
-    body = "".join(
-        f'<span class=class><i style="width:{100 * recalls[i]:.0f}%"></i><b>{esc(names[i])}</b> '
-        f"{100 * recalls[i]:.0f} % <small>of {totals[i]:.0f}</small></span>"
-        for i in shown
-    )
-    rest, more = order[len(shown) :], ""
-    if rest:
-        ends = f"{100 * recalls[rest[0]]:.0f} to {100 * recalls[rest[-1]]:.0f}"
-        more = f"<p class=note>{len(rest)} other classes lie from {ends} %.</p>"
-    return f"<div class=classes>{body}</div>{more}"
+    others = order[MAX_LISTED_CLASSES:]
+    return shown | {
+        "worst": [(names[i], recalls[i], num_images[i]) for i in order[:MAX_LISTED_CLASSES]],
+        "num_others": len(others),
+        "others": [recalls[i] for i in (others[0], others[-1])] if others else [],
+        "pairs": [(names[a], names[b], share) for a, b, share in counted.worst_pairs(NUM_PAIRS)],
+    }
 
 
-def _pairs(found: Confusion, names: Sequence[str]) -> str:
-    body = "".join(
-        table_row([esc(names[a]), esc(names[b]), f"{100 * share:.0f} %"], numbers={2})
-        for a, b, share in found.worst_pairs(NUM_PAIRS)
+def provenance(findings: Findings, rows: Sequence[Row]) -> str:
+    """Sources with their digests, data down to shards, sweeps with their commands."""
+    sources: dict[str, tuple[str, str, str]] = {}
+    for cell in findings.finals:
+        name = cell.backbone or cell.model or str(findings.home[cell.digest].sweep.get("model") or "")
+        url = cell.checkpoint_url if cell.init == "pretrained" else "fresh weights, a function of the seed"
+        if digest := cell.checkpoint_digest or cell.backbone_digest:
+            sources.setdefault(digest, (name, cell.model, url))
+    by_data = sorted({cell.data_digest: cell for cell in findings.finals}.items(), key=lambda item: item[1].task)
+    return fill(
+        "provenance.html.j2",
+        sources=sorted(sources.items(), key=lambda item: item[1]),
+        data=[(digest, cell, *_shards(findings.datasets[cell.task])) for digest, cell in by_data],
+        max_shards=MAX_SHARDS,
+        folders=findings.folders,
+        num_shared=findings.num_shared,
+        protocols=sorted({row.protocol_digest for row in rows}),
     )
-    return table(["is", "called", "share of its images"], body, numbers={2})
+
+
+def _shards(data: Manifest | str) -> tuple[str, str, list[Any]]:
+    """Why a dataset is not readable, or its URL and (split, shard) of each shard."""
+    if isinstance(data, str):
+        return data, "", []
+    return "", data.url, [(name, shard) for name, split in data.splits.items() for shard in split.shards]

@@ -1,26 +1,28 @@
-"""The report as one HTML page that stands alone: no script, no font, no picture from anywhere else.
+"""The report as one HTML page that stands alone: no script, no font, no picture from anywhere else, and none would be allowed.
 
-Every text that comes from data goes through `esc`. A link that leads nowhere is a defect of this program: `render` raises.
+A link that leads nowhere is a defect of this program: `render` raises.
 """
 
-from __future__ import annotations
-
-import re
+import base64
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+
+from markupsafe import Markup
 
 from transfer.report import plots
-from transfer.report.html_cells import cells_section
-from transfer.report.html_curves import curves, key, learning
-from transfer.report.html_elements import esc, hours, plain, plural
+from transfer.report.html_cells import cells_section, provenance
+from transfer.report.html_curves import colors_of, curves, learning
 from transfer.report.html_errors import mistakes, overlaps
-from transfer.report.html_provenance import origin
 from transfer.report.html_search import search_table
-from transfer.report.html_style import STYLE
-from transfer.report.html_tables import comparison_table, costs, failures, scorecard_table, side_by_side
+from transfer.report.html_tables import costs, failures, scorecard_table, side_by_side
+from transfer.report.html_template import fill, hours, plural
 from transfer.results.comparison import Versus
 from transfer.results.contamination import Cleaned, Upstream
 from transfer.results.scorecard import Row, shots_order, shots_phrase
+from transfer.results.scorecard_table import has_several_sources
+from transfer.results.statistics import smallest_p
 from transfer.results.sweep_results import Findings
 
 Clean = Mapping[str, tuple[Upstream, list[Cleaned]]]
@@ -30,7 +32,7 @@ def render(findings: Findings, rows: Sequence[Row], versus: Sequence[Versus] = (
     """The whole page. RuntimeError if a link in it leads nowhere."""
     title, sources = _headline(rows), list(dict.fromkeys(row.backbone for row in rows))
     sections = [
-        _head(findings, rows, title),
+        _header(findings, rows, title),
         _summary(rows, sources, versus),
         side_by_side(rows, sources),
         scorecard_table(rows),
@@ -42,26 +44,57 @@ def render(findings: Findings, rows: Sequence[Row], versus: Sequence[Versus] = (
         failures(findings),
         costs(findings),
         cells_section(findings),
-        origin(findings, rows),
+        provenance(findings, rows),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{chr(10).join(filter(None, sections))}\n</main></body></html>\n"
-    )
+    page = str(fill("page.html.j2", title=title, policy=_policy(), sections=sections)) + "\n"
     check_links(page)
     return page
 
 
+def _policy() -> str:
+    """The page's Content-Security-Policy: its own style by its digest, pictures that it holds itself, and nothing else.
+
+    Attributes `style` stay allowed: Matplotlib's SVG has one in every shape.
+    """
+    digest = base64.b64encode(hashlib.sha256(fill("style.css").encode()).digest()).decode()
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; style-src-elem 'sha256-{digest}'; "
+        "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    )
+
+
+class _Links(HTMLParser):
+    """The places of a page, what leads to them, and whatever would load or run something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: Counter[str] = Counter()
+        self.inside: set[str] = set()
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("base", "embed", "form", "iframe", "link", "object", "script"):
+            self.outside.append(f"<{tag}>")
+        for name, value in attrs:
+            if name == "id":
+                self.ids[value or ""] += 1
+            elif name.startswith("on"):
+                self.outside.append(f"{name} of <{tag}>")
+            elif name in ("href", "xlink:href", "src"):
+                if (value or "").startswith("#"):
+                    self.inside.add((value or "")[1:])
+                elif not (value or "").startswith("data:image/"):
+                    self.outside.append(f"{name} of <{tag}>: {value}")
+
+
 def check_links(page: str) -> None:
-    """RuntimeError if a link has no target, a target is there twice, or something is fetched from elsewhere."""
-    ids = Counter(re.findall(r'\sid="([^"]*)"', page))
-    twice = [name for name, num in ids.items() if num > 1]
-    nowhere = sorted(set(re.findall(r'href="#([^"]*)"', page)) - set(ids))
-    outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)[^"']*""", page)
-    if twice or nowhere or outside:
-        raise RuntimeError(f"links of the page: nowhere {nowhere[:5]}, twice {twice[:5]}, outside {outside[:5]}")
+    """RuntimeError if a link has no target, a target is there twice, or something would run or be fetched from elsewhere."""
+    found = _Links()
+    found.feed(page)
+    twice = [name for name, num in found.ids.items() if num > 1]
+    nowhere = sorted(found.inside - set(found.ids))
+    if twice or nowhere or found.outside:
+        raise RuntimeError(f"links of the page: nowhere {nowhere[:5]}, twice {twice[:5]}, outside {found.outside[:5]}")
 
 
 def headline_shots(rows: Sequence[Row]) -> int:
@@ -76,24 +109,15 @@ def _headline(rows: Sequence[Row]) -> str:
     num_judged = len(here) - counts["one seed"] - counts["no pair"]
     at = "with all images" if shots == 0 else f"at {shots_phrase(shots)}"
     if num_judged == 0:
-        return f"No verdict {at} yet: each comparison has one seed, or lacks its twin"
+        return f"No verdict {at} yet: each comparison has one seed, or lacks its from-scratch baseline"
     # Comparisons and not tasks: counting a task as won when any of several methods wins would flatter.
     text = f"Pretraining wins {counts['wins']} of {plural(num_judged, 'comparison')} {at}"
     return text + (f", and loses {counts['loses']}" if counts["loses"] else "")
 
 
-def _head(findings: Findings, rows: Sequence[Row], title: str) -> str:
+def _header(findings: Findings, rows: Sequence[Row], title: str) -> Markup:
     shots = headline_shots(rows)
-    gains = [row for row in rows if row.shots == shots and row.gain]
-    best = max(gains, key=lambda row: row.gain.mean if row.gain else 0.0, default=None)
-    lead = ""
-    if best is not None and best.gain is not None and best.pretrained and best.scratch:
-        of = f" of {esc(best.backbone)}" if len({row.backbone for row in rows}) > 1 else ""
-        lead = (
-            f"<p class=lead>The largest gain at {esc(shots_phrase(shots))} is on {esc(best.task_title)} by "
-            f"{esc(best.method_title)}{of}: {100 * best.pretrained.mean:.1f} % against "
-            f"{100 * best.scratch.mean:.1f} % from scratch, {plain(best.gain, sign=True)} points.</p>"
-        )
+    gains = [row for row in rows if row.shots == shots and row.gain and row.pretrained and row.scratch]
     finals = [cell for cell in findings.cells if cell.kind == "final"]
     seeds = sorted({len(entries) for entries in findings.by_cell().values()})
     facts = [
@@ -106,24 +130,30 @@ def _head(findings: Findings, rows: Sequence[Row], title: str) -> str:
     if num_sources := len({row.backbone for row in rows}) - 1:
         facts.insert(1, (str(num_sources + 1), "sources"))
     if num_failed := sum(not cell.is_ok for cell in findings.cells):
-        facts.append((f"<em>{num_failed}</em>", "failed trials"))
-    cards = "".join(f"<div class=fact><b>{value}</b><span>{esc(name)}</span></div>" for value, name in facts)
-    said = [
-        str(folder.sweep.get(key)) for folder in findings.folders for key in ("model", "suite") if folder.sweep.get(key)
-    ]
-    kicker = " · ".join(["normfree scorecard", *dict.fromkeys(said)])
-    return (
-        f"<header><p class=kicker>{esc(kicker)}</p><h1>{esc(title)}</h1>{lead}<div class=facts>{cards}</div></header>"
+        facts.append((str(num_failed), "failed trials"))
+    names = [folder.sweep.get(key) for folder in findings.folders for key in ("model", "suite")]
+    return fill(
+        "header.html.j2",
+        title=title,
+        kicker=" · ".join(["normfree scorecard", *dict.fromkeys(str(name) for name in names if name)]),
+        best=max(gains, key=lambda row: row.gain.mean if row.gain else 0.0, default=None),
+        several_sources=has_several_sources(rows),
+        facts=facts,
     )
 
 
 def _summary(rows: Sequence[Row], sources: Sequence[str], versus: Sequence[Versus]) -> str:
+    """What pretraining is worth: the gains as bars, and the comparison of sources over tasks."""
     shots = headline_shots(rows)
-    figure = ""
-    if any(row.gain and row.shots == shots for row in rows):
-        figure = (
-            f"<p class=note>Gain over a from-scratch twin of equal budget, at {esc(shots_phrase(shots))}.</p>"
-            f"{key(sources) if len(sources) > 1 else ''}<figure class=wide>{plots.gains(rows, shots, sources)}</figure>"
-        )
-    table = comparison_table(versus)
-    return f"<h2>What pretraining is worth</h2>{figure}{table}" if figure or table else ""
+    has_gains = any(row.gain and row.shots == shots for row in rows)
+    if not has_gains and not versus:
+        return ""
+    return fill(
+        "summary.html.j2",
+        shots=shots,
+        plot=plots.gains(rows, shots, sources) if has_gains else "",
+        colors=colors_of(sources),
+        versus=versus,
+        several=len({v.a for v in versus}) > 1,
+        smallest_p=smallest_p(5),
+    )

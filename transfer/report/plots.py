@@ -1,57 +1,37 @@
 """The report's plots: as SVG that takes the page's colours (light and dark), and as one picture for a README."""
 
-from __future__ import annotations
-
-import hashlib
-import html
 import io
-import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from transfer.report.plot_style import MARKS, PRINT, color_of, dress, literal, log_axis, new_figure, quiet, svg
 from transfer.results.scorecard import METRIC_TITLES, Row, shots_order, shots_phrase, shots_text
 from transfer.sweep.ledger import Entry
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INITS = {"pretrained": "pretrained", "scratch": "from scratch"}
-# Matplotlib writes colours into the SVG; these stand for the page's variables and are replaced by them afterwards.
-SOURCES = ("pretrained", "second", "third", "fourth", "fifth", "sixth")
-"""Colours of sources, by their place; a seventh takes the first again."""
-MARKS = {name: f"#0102{i:02x}" for i, name in enumerate(("ink", "muted", "rule", "scratch", *SOURCES), 3)}
-PRINT = {
-    "ink": "#22252a",
-    "muted": "#6b7079",
-    "rule": "#dfe1e5",
-    "scratch": "#c4632d",
-    **dict(zip(SOURCES, ("#14708a", "#6a4c93", "#4d7c0f", "#a3195b", "#8a6d14", "#3b5bb5"), strict=True)),
-}
 HEADLINE_SHOTS = 5
 
 
-def color_of(source: str, sources: Sequence[str]) -> str:
-    """Name of a source's colour."""
-    return SOURCES[(sources.index(source) if source in sources else 0) % len(SOURCES)]
-
-
-def few_shot(rows: Sequence[Row], sources: Sequence[str]) -> str:
+def few_shot(rows: Sequence[Row], sources: Sequence[str]) -> Markup:
     """A metric over images a class for one task and method, a line for each source, with intervals and each seed as a dot."""
-    figure, axes = _figure(4.6, 3.0)
+    figure, axes = new_figure(4.6, 3.0)
     draw_few_shot(axes, rows, sources, MARKS)
-    return _svg(figure, f"{rows[0].task_title}, {rows[0].method_title}: {rows[0].metric} over shots")
+    return svg(figure, f"{rows[0].task_title}, {rows[0].method_title}: {rows[0].metric} over shots")
 
 
 def draw_few_shot(axes: Axes, rows: Sequence[Row], sources: Sequence[str], colors: dict[str, str]) -> None:
     shots = sorted({row.shots for row in rows}, key=shots_order)
     last = max((s for s in shots if s > 0), default=1)
     place = {s: float(s) if s > 0 else 2.5 * last for s in shots}  # "all" stands to the right, at no number
-    for twin, group in _by(rows, lambda row: row.twin).items():
+    for baseline, group in _by(rows, lambda row: row.baseline).items():
         some = _by([r for r in group if r.scratch], lambda row: row.backbone)
         if some:
             first = next(iter(some.values()))
-            style = "-" if twin == rows[0].twin else ":"
+            style = "-" if baseline == rows[0].baseline else ":"
             _line(axes, [(place[r.shots], r.scratch, r.values[1]) for r in first], colors["scratch"], 0.97, style)
     for source, group in _by([r for r in rows if r.pretrained], lambda row: row.backbone).items():
         points = [(place[r.shots], r.pretrained, r.values[0]) for r in group]
@@ -62,11 +42,11 @@ def draw_few_shot(axes: Axes, rows: Sequence[Row], sources: Sequence[str], color
     axes.set_xticks([place[s] for s in shots], [shots_text(s) for s in shots])
     axes.set_xticks([], minor=True)
     axes.set_xlim(min(place.values()) / 1.35, max(place.values()) * 1.35)
-    _dress(axes, colors, "images a class", f"{metric_title(rows[0].metric)}, %")
+    dress(axes, colors, "images a class", metric_label(rows[0].metric))
 
 
 def _line(axes: Axes, points: list[Any], color: str, shift: float, style: str) -> None:
-    """Means with a band, and each seed as a pale dot beside its mean."""
+    """Means with a band, and each seed as a pale dot next to its mean."""
     points.sort(key=lambda point: point[0])
     xs, estimates = [x for x, _, _ in points], [e for _, e, _ in points]
     axes.plot(xs, [100 * e.mean for e in estimates], style, color=color, lw=1.8, marker="o", ms=4.5)
@@ -81,13 +61,13 @@ def _line(axes: Axes, points: list[Any], color: str, shift: float, style: str) -
     axes.scatter([x for x, _ in dots], [y for _, y in dots], s=9, color=color, alpha=0.4, linewidths=0)
 
 
-def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> str:
+def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> Markup:
     """Gain of pretraining at `shots` images a class, a bar for each task, method and source, with intervals."""
     here = [row for row in rows if row.shots == shots and row.gain is not None]
     kinds = list(dict.fromkeys((row.method, row.backbone) for row in here))
     best = {row.task: max(r.gain.mean for r in here if r.task == row.task and r.gain) for row in here}
     tasks = sorted(best, key=lambda task: best[task])
-    figure, axes = _figure(8.2, 0.9 + 0.26 * len(tasks) * len(kinds) + 0.18 * len(tasks))
+    figure, axes = new_figure(8.2, 0.9 + 0.26 * len(tasks) * len(kinds) + 0.18 * len(tasks))
     height, titles = 0.78 / max(1, len(kinds)), {row.task: row.task_title for row in here}
     for row in here:
         assert row.gain is not None
@@ -97,7 +77,7 @@ def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> str:
         half = 100 * (row.gain.half_width or 0.0)
         axes.errorbar(100 * row.gain.mean, y, xerr=half, color=MARKS["ink"], elinewidth=1.0, capsize=0)
         axes.annotate(
-            f"{100 * row.gain.mean:+.1f}".replace("-", "−") + f"  {_literal(row.method)}",
+            f"{100 * row.gain.mean:+.1f}".replace("-", "−") + f"  {literal(row.method)}",
             (max(0.0, 100 * row.gain.mean + half), y),
             xytext=(6, 0),
             textcoords="offset points",
@@ -105,16 +85,16 @@ def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> str:
             fontsize=9,
             color=MARKS["muted"],
         )
-    axes.set_yticks(range(len(tasks)), [_literal(titles[task]) for task in tasks])
+    axes.set_yticks(range(len(tasks)), [literal(titles[task]) for task in tasks])
     axes.axvline(0, color=MARKS["ink"], lw=1.0)
     axes.margins(x=0.2)
-    _dress(axes, MARKS, "gain over training from scratch, points", "", grid="x")
-    return _svg(figure, f"Gain of pretraining at {shots_phrase(shots)}")
+    dress(axes, MARKS, "gain over training from scratch, points", "", grid="x")
+    return svg(figure, f"Gain of pretraining at {shots_phrase(shots)}")
 
 
-def learning(cells: Sequence[Entry], sources: Sequence[str]) -> str:
+def learning(cells: Sequence[Entry], sources: Sequence[str]) -> Markup:
     """Training loss over steps of the final trials of a task and method at one number of images a class, a line a seed."""
-    figure, axes = _figure(4.6, 2.7)
+    figure, axes = new_figure(4.6, 2.7)
     positive = True
     for cell in sorted(cells, key=lambda c: c.init, reverse=True):
         rows = [row for row in cell.history if row.get("loss") is not None]
@@ -122,37 +102,37 @@ def learning(cells: Sequence[Entry], sources: Sequence[str]) -> str:
         color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=color, lw=1.3, alpha=0.8)
     if positive:
-        _log_axis(axes, "y")
-    _dress(axes, MARKS, "step", "training loss")
+        log_axis(axes, "y")
+    dress(axes, MARKS, "step", "training loss")
     first = cells[0]
-    return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
+    return svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
 
 
-def held_out(searched: Sequence[tuple[Entry, bool]], sources: Sequence[str]) -> str:
+def held_out(searched: Sequence[tuple[Entry, bool]], sources: Sequence[str]) -> Markup:
     """The metric on the held-out part over steps, a line for each candidate of a search, and whether it was chosen.
 
     Of one task, method and number of images a class. The chosen candidate of each start is drawn strong.
     """
-    figure, axes = _figure(4.6, 2.7)
+    figure, axes = new_figure(4.6, 2.7)
     for cell, chosen in sorted(searched, key=lambda pair: (pair[1], pair[0].init != "scratch")):
         color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
         steps, values = [r["step"] for r in cell.history], [100 * r["accuracy"] for r in cell.history]
         strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
         axes.plot(steps, values, color=color, marker="o", **strong)
-    from matplotlib.ticker import MaxNLocator
-
     first = searched[0][0]
     axes.margins(y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _dress(axes, MARKS, "step", f"{metric_title(first.metric)}, %")
-    return _svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: held-out metric over steps")
+    dress(axes, MARKS, "step", metric_label(first.metric))
+    return svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: held-out metric over steps")
 
 
 Tried = Sequence[tuple[dict[str, Any], float | None]]
 """Hyper-parameters and score of candidates in the order of trying; None = failed."""
 
 
-def searched(starts: Sequence[tuple[str, Tried, dict[str, Any]]], axes: Sequence[tuple[str, float, float, str]]) -> str:
+def searched(
+    starts: Sequence[tuple[str, Tried, dict[str, Any]]], axes: Sequence[tuple[str, float, float, str]]
+) -> Markup:
     """Scores of a model's candidates in their order, with the best so far, and over each range on its own scale.
 
     Args:
@@ -161,7 +141,7 @@ def searched(starts: Sequence[tuple[str, Tried, dict[str, Any]]], axes: Sequence
     """
     num_columns = min(4, 1 + len(axes))
     num_rows = -(-(1 + len(axes)) // num_columns)
-    figure, _ = _figure(2.5 * num_columns, 2.2 * num_rows, empty=True)
+    figure, _ = new_figure(2.5 * num_columns, 2.2 * num_rows, empty=True)
     for index, (name, low, high, scale) in enumerate(
         [("trial", 0.5, 0.5 + max(len(t) for _, t, _ in starts), ""), *axes]
     ):
@@ -170,10 +150,10 @@ def searched(starts: Sequence[tuple[str, Tried, dict[str, Any]]], axes: Sequence
             places = [float(point[name]) if index else float(n) for n, (point, _) in enumerate(tried, 1)]
             _draw_tried(plot, places, tried, chosen, MARKS[color], lines=not index)
         if scale == "log":
-            _log_axis(plot, "x")
+            log_axis(plot, "x")
         plot.set_xlim(*_with_margins(low, high, scale))
-        _dress(plot, MARKS, name.replace("_", " "), "" if index % num_columns else "held-out score, %")
-    return _svg(figure, f"Candidates of a search over {', '.join(name for name, *_ in axes)}")
+        dress(plot, MARKS, literal(name.replace("_", " ")), "" if index % num_columns else "held-out score, %")
+    return svg(figure, f"Candidates of a search over {', '.join(name for name, *_ in axes)}")
 
 
 def _with_margins(low: float, high: float, scale: str) -> tuple[float, float]:
@@ -200,18 +180,6 @@ def _draw_tried(
     plot.plot(bad, [0.03] * len(bad), "x", color=color, ms=4, transform=plot.get_xaxis_transform())
 
 
-def _log_axis(axes: Axes, which: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    getattr(axes, f"set_{which}scale")("log")
-    axis = getattr(axes, f"{which}axis")
-    low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
-    wide = which == "x" and high > 30 * low  # digits of neighbours would meet
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
-
-
 def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
     """The few-shot curves of all tasks and methods as one PNG on white."""
     sources = list(dict.fromkeys(row.backbone for row in rows))
@@ -221,8 +189,8 @@ def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
     wide, high = (methods, tasks) if len(tasks) == 1 else (tasks, methods)
     num_columns = min(4, len(wide))
     num_rows = -(-len(wide) // num_columns) * len(high)
-    figure, _ = _figure(3.3 * num_columns, 2.75 * num_rows + 0.55, empty=True, padding_in=0.12)
-    with _quiet():
+    figure, _ = new_figure(3.3 * num_columns, 2.75 * num_rows + 0.55, empty=True, padding_in=0.12)
+    with quiet():
         for (task, method), here in groups.items():
             index, line = (wide.index(method), 0) if len(tasks) == 1 else (wide.index(task), high.index(method))
             position = (index // num_columns * len(high) + line) * num_columns + index % num_columns
@@ -230,25 +198,17 @@ def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
             draw_few_shot(axes, here, sources, PRINT)
             if position % num_columns:
                 axes.set_ylabel("")
-            axes.set_title(_literal(here[0].task_title), fontsize=10.5, color=PRINT["ink"], loc="left", pad=14)
+            axes.set_title(literal(here[0].task_title), fontsize=10.5, color=PRINT["ink"], loc="left", pad=14)
             where: dict[str, Any] = {"xytext": (0, 4), "xycoords": "axes fraction", "textcoords": "offset points"}
-            axes.annotate(_literal(here[0].method_title), (0, 1), fontsize=8.5, color=PRINT["muted"], **where)
-        from matplotlib.lines import Line2D
-
-        names = {
-            "scratch": "from scratch",
-            **{color_of(s, sources): s if len(sources) > 1 else "pretrained" for s in sources},
-        }
-        handles = [Line2D([], [], color=PRINT[c], marker="o", ms=5, lw=1.8, label=text) for c, text in names.items()]
+            axes.annotate(literal(here[0].method_title), (0, 1), fontsize=8.5, color=PRINT["muted"], **where)
+        names = {color_of(s, sources): literal(s) if len(sources) > 1 else "pretrained" for s in sources}
+        names = {"scratch": "from scratch", **names}
+        handles = [Line2D([], [], color=PRINT[c], marker="o", ms=5, lw=1.8) for c in names]
         where = {"loc": "outside upper left", "ncols": min(4, len(handles))}  # above all plots
-        figure.legend(handles=handles, frameon=False, fontsize=9.5, labelcolor=PRINT["ink"], **where)
+        figure.legend(handles, names.values(), frameon=False, fontsize=9.5, labelcolor=PRINT["ink"], **where)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return out.getvalue()
-
-
-def metric_title(metric: str) -> str:
-    return METRIC_TITLES.get(metric, metric)
 
 
 def _by(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
@@ -258,58 +218,5 @@ def _by(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
     return groups
 
 
-def _quiet() -> Any:
-    import matplotlib
-
-    settings: Any = {"font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "normfree"}
-    return matplotlib.rc_context({"font.family": "sans-serif", **settings})
-
-
-def _figure(width_in: float, height_in: float, *, empty: bool = False, padding_in: float = 0.04) -> tuple[Figure, Any]:
-    # Without pyplot: no global state, no display, nothing to close.
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=padding_in, h_pad=padding_in, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(width_in, height_in), layout=layout)
-    return figure, None if empty else figure.add_subplot()
-
-
-def _dress(axes: Axes, colors: dict[str, str], x: str, y: str, grid: str = "y") -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(colors["rule"])
-    axes.patch.set_alpha(0)
-    axes.grid(axis=grid, color=colors["rule"], lw=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, colors=colors["muted"], labelsize=9)
-    axes.set_xlabel(x, color=colors["muted"], fontsize=9)
-    axes.set_ylabel(y, color=colors["muted"], fontsize=9)
-
-
-def _literal(text: str) -> str:
-    """Dollar signs in a title are not the start of a formula."""
-    return text.replace("$", r"\$")
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """Inline SVG: scales with its place, takes its colours from the page, names nothing outside."""
-    out = io.StringIO()
-    with _quiet():
-        figure.patch.set_alpha(0)
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    for name, color in MARKS.items():
-        text = text.replace(color, f"var(--{name})")
-    text = re.sub(r"'?DejaVu Sans'?(?:, [^;\"]*)?", "var(--sans)", text)
-    head, _, body = text.partition(">")
-    box = re.search(r'viewBox="[^"]*"', head)
-    assert box is not None
-    # Matplotlib names groups alike in every figure, and shapes by their content: in one page the names must differ.
-    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
-    own = hashlib.sha256((label + body).encode()).hexdigest()[:8]
-    body = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>s{own}-", body)
-    return f'<svg {box[0]} role="img" aria-label="{html.escape(label, quote=True)}">{body}'
+def metric_label(metric: str) -> str:
+    return literal(f"{METRIC_TITLES.get(metric, metric)}, %")

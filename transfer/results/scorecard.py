@@ -1,17 +1,16 @@
 """The rows of a scorecard: a task by a method by a source, over seeds. What does not compare is refused by name.
 
-A source is a backbone with trained weights; its from-scratch twin has the same architecture and preprocessing. A cell is a
-source, or a twin, at one task, method and number of images a class, with all its seeds; its name is that of its selection record.
+A source is a backbone with trained weights; its from-scratch baseline has the same architecture and preprocessing. A cell
+is a source, or a baseline, at one task, method and number of images a class, with all its seeds; its name is that of its
+selection record.
 """
-
-from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
-from transfer.protocol.imagenet_labels import BESIDE, REAL, V2
+from transfer.protocol.imagenet_labels import EXTRA_METRICS, REAL, V2
 from transfer.protocol.methods import METHOD_KINDS, VTAB_IMAGES
 from transfer.protocol.sealed_splits import selection_name
 from transfer.results.statistics import Estimate, estimate, paired, verdict
@@ -50,22 +49,27 @@ class Row:
     protocol_digest: str
     backbone: str = ""
     """The source, where a table compares several."""
-    twin: str = ""
-    """Digest of the architecture that source and twin share."""
+    baseline: str = ""
+    """Digest of the architecture that the source and its from-scratch baseline share."""
     pretrained_cell: str = ""
     scratch_cell: str = ""
     """Names of the two cells; empty where there is none."""
     values: tuple[dict[int, float], dict[int, float]] = ({}, {})
-    """By seed, of source and twin."""
+    """By seed, of the source and of its baseline."""
     damage: str = ""
     """Why its numbers are not those of an undisturbed sweep, in a sentence; shown with the row."""
-    beside: tuple[Row, ...] = ()
+    extra: tuple["Row", ...] = ()
     """The same cell by further metrics (`transfer.measurement.extra_test_sets`); no verdict over tasks counts them."""
 
     @property
     def column(self) -> tuple[str, str, int]:
         """Equal for rows that stand side by side."""
         return self.task, self.method, self.shots
+
+    @property
+    def n(self) -> str:
+        """Seeds of the source and of its baseline; one number where they are as many."""
+        return "/".join(dict.fromkeys(str(side.n) for side in (self.pretrained, self.scratch) if side)) or "0"
 
 
 def cell_name(entry: Entry) -> str:
@@ -128,25 +132,27 @@ def refuse_mixture(cells: Sequence[Entry], why: str = "") -> None:
 
 
 def _by_source(cells: list[Entry]) -> dict[str, list[Entry]]:
-    """The trials of each source with those of its from-scratch twin, in the order of names."""
-    twins: dict[str, str] = {c.backbone: c.backbone_digest for c in cells if c.init == "pretrained"}
-    if len(twins) < 2:
-        return {next(iter(twins), ""): cells}
+    """The trials of each source with those of its from-scratch baseline, in the order of names."""
+    baselines: dict[str, str] = {c.backbone: c.backbone_digest for c in cells if c.init == "pretrained"}
+    if len(baselines) < 2:
+        return {next(iter(baselines), ""): cells}
     return {
-        name: [c for c in cells if (c.backbone == name if c.init == "pretrained" else c.backbone_digest == twins[name])]
-        for name in sorted(twins)
+        name: [
+            c for c in cells if (c.backbone == name if c.init == "pretrained" else c.backbone_digest == baselines[name])
+        ]
+        for name in sorted(baselines)
     }
 
 
-def with_beside(rows: Iterable[Row]) -> list[Row]:
-    """Each row, and behind it what the same trials were measured by besides."""
-    return [line for row in rows for line in (row, *row.beside)]
+def with_extra_metrics(rows: Iterable[Row]) -> list[Row]:
+    """Each row, followed by the same trials by further metrics."""
+    return [line for row in rows for line in (row, *row.extra)]
 
 
 def _row(cells: list[Entry], backbone: str) -> Row:
-    further = [name for name in BESIDE if any(name in cell.metrics for cell in cells)]
-    main, *beside = (_row_by(cells, backbone, name) for name in ("", *further))
-    return replace(main, beside=tuple(beside))
+    further = [name for name in EXTRA_METRICS if any(name in cell.metrics for cell in cells)]
+    main, *extra = (_row_by(cells, backbone, name) for name in ("", *further))
+    return replace(main, extra=tuple(extra))
 
 
 def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
@@ -187,7 +193,7 @@ def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
         num_failed=len(cells) - len(good),
         protocol_digest=first.protocol_digest,
         backbone=backbone,
-        twin=first.backbone_digest,
+        baseline=first.backbone_digest,
         pretrained_cell=names["pretrained"],
         scratch_cell=names["scratch"],
         values=(sides["pretrained"], sides["scratch"]),

@@ -205,7 +205,7 @@ def _refuse_mixtures(folders: Iterable[Folder]) -> None:
         for e in folder.entries:
             if e.kind == "final" and e.is_ok:
                 groups[e.task, e.method, e.shots].setdefault(folder.url, (folder, []))[1].append(e)
-    for parts in groups.values():
+    for _, parts in sorted(groups.items()):
         (first, cells), *others = parts.values()
         for folder, more in others:
             refuse_mixture(

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pipeline import documents
+from pipeline.configuration import from_dict
 from pipeline.documents import Count, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.protocol.methods import sha256
-from transfer.protocol.search_space import Axis, Search, Space, parse_search
+from transfer.protocol.search_space import Axis, Search, Space
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -61,7 +62,7 @@ class Generation:
 
     @property
     def space(self) -> Space:
-        return Space(search=parse_search(self.search, self.cell), axes=tuple(self.axes), fixed=self.fixed)
+        return Space(search=from_dict(Search, self.search, "search"), axes=tuple(self.axes), fixed=self.fixed)
 
 
 def generation_url(sweep: str, cell: str, number: int) -> str:

@@ -2,75 +2,71 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pipeline.configuration import check_fields
 from pipeline.data.augment.randaugment import TRANSLATE_PX
 from pipeline.errors import UserError
+from pipeline.field_types import Items, Positive, Range, Share
 
+MAX_PX = 8192
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    image_px: int = 32
+    image_px: Annotated[int, Range(1, MAX_PX)] = 32
     """Side of the square training input."""
-    eval_px: int = 0
+    eval_px: Annotated[int, Range(0, MAX_PX)] = 0
     """Side of the square evaluation input; 0 = image_px."""
     crop: Literal["area", "pad", "resized", "none"] = "area"
     """area: a random part by area and aspect (inception crop); pad: shift by up to pad_px; resized: a random square of
     image_px out of the whole image at the square of resized_px (BiT); none: the whole image."""
-    resized_px: int = 0
-    area_min: float = 0.08
-    area_max: float = 1.0
-    aspect_max: float = 4 / 3
+    resized_px: Annotated[int, Range(0, MAX_PX)] = 0
+    """For the crop resized."""
+    area_min: Share = 0.08
+    """Smallest share of an image that the crop area keeps,"""
+    area_max: Share = 1.0
+    """and the largest."""
+    aspect_max: Annotated[float, Range(1)] = 4 / 3
     """Aspect ratios are drawn log-uniformly from 1/aspect_max to aspect_max."""
-    pad_px: int = 4
+    pad_px: Annotated[int, Range(0, MAX_PX)] = 4
+    """For the crop pad."""
     flip: bool = True
     """Mirror half of the images; off where left and right mean something (digits, characters)."""
     policy: Literal["none", "nfnet", "classic", "three"] = "none"
     """nfnet: RandAugment with the 16 operations and strengths of the published NFNet code; classic: RandAugment as torchvision
     has it; three: 3-Augment (DeiT III)."""
-    policy_layers: int = 4
+    policy_layers: Annotated[int, Range(0, 100)] = 4
     """Operations an image, for nfnet and classic."""
-    policy_magnitude: float = 10.0
+    policy_magnitude: Annotated[float, Range(0, 30)] = 10.0
     """nfnet: 10 is the unit (5 for F0, 10 for F1 and F2, 15 from F3 on); classic: 0 to 30."""
-    mixup_alpha: float = 0.0
+    mixup_alpha: Share = 0.0
     """MixUp's Beta(alpha, alpha), 0 to 1; 0 = no MixUp. With CutMix on, each does one half of a batch."""
-    cutmix_alpha: float = 0.0
+    cutmix_alpha: Share = 0.0
     """CutMix's, 0 to 1; 1 is uniform."""
     mix_order: Literal["before_policy", "after_policy"] = "before_policy"
     """before_policy: the policy works on mixed images, as in the NFNet paper; after_policy: the common order."""
     eval_resize: Literal["plain", "published", "aspect", "square"] = "plain"
     """plain: to the square (BiT); published: to the square of eval_px + 32, then its centre (NFNet, A.1); aspect: shorter
     side to eval_px / eval_crop, then the centre; square: to the square of eval_px / eval_crop, then the centre."""
-    eval_crop: float = 0.875
+    eval_crop: Annotated[float, Range(0.1, 1)] = 0.875
     """Share of a side that the centre keeps, for aspect and square."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Of every resize; the papers of these networks say bicubic."""
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: Annotated[tuple[float, ...], Items(count=3)] = IMAGENET_MEAN
+    """Of red, green and blue from 0 to 1, taken off every pixel;"""
+    std: Annotated[tuple[Positive, ...], Items(count=3)] = IMAGENET_STD
+    """what it is divided by then."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("image_px", 1, math.inf),
-            ("area_min", 0, self.area_max),
-            ("area_max", self.area_min, 1),
-            ("aspect_max", 1, math.inf),
-            ("eval_crop", 0.1, 1),
-            ("policy_layers", 0, 100),
-            ("policy_magnitude", 0, 30),
-            ("mixup_alpha", 0, 1),
-            ("cutmix_alpha", 0, 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                bound = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
-                raise UserError(f"augment.{name} is {value}; set {bound}")
+        check_fields(self, "augment")
+        if self.area_min > self.area_max:
+            raise UserError(
+                f"augment.area_min is {self.area_min:g} and augment.area_max {self.area_max:g}; give the smaller share first"
+            )
         if (self.crop == "resized") != (self.resized_px > 0) or 0 < self.resized_px < self.image_px:
             raise UserError(
                 f"augment.resized_px is {self.resized_px} with augment.crop {self.crop} and image_px {self.image_px}; set it to "

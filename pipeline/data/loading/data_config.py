@@ -6,9 +6,21 @@ import itertools
 import os
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
+from pipeline.configuration import check_fields
 from pipeline.data.sampling.subset import Subset
 from pipeline.errors import UserError
+from pipeline.field_types import (
+    GIGABYTES,
+    MEGABYTES,
+    Count,
+    CountOrZero,
+    Positive,
+    Range,
+    Share,
+    Text,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,47 +29,41 @@ class DataConfig:
     """Folder or object-store prefix that holds manifest.json."""
     mixture: tuple[str, ...] = ()
     """More datasets to train on, each as URL=WEIGHT; `url` itself has the weight `url_weight`. Classes are united by name."""
-    url_weight: float = 1.0
-    train_split: str = "train"
+    url_weight: Positive = 1.0
+    """Of `url` among the datasets of `mixture`."""
+    train_split: Text = "train"
     """Or several with + between, as train+val: each of their images once an epoch."""
-    eval_split: str | None = "val"
+    eval_split: Text | None = "val"
+    """The split that the run is evaluated on; none: it is not evaluated."""
     subset: Subset | None = None
     """Train on a few images of each class only."""
     eval_subset: Subset | None = None
-    block_mb: float = 1.0
+    """Evaluate on a few images of each class only."""
+    block_mb: Annotated[float, Range(0), MEGABYTES] = 1.0
     """Neighbours in a shard that are read together, in MB; 0 = each sample by itself."""
-    mix_blocks: int = 256
+    mix_blocks: CountOrZero = 256
     """Blocks, from anywhere in the dataset, that samples come from at any moment; 0 = all, which is the full shuffle."""
-    repeats: int = 1
+    repeats: Count = 1
     """Repeated augmentation: each sample comes this many times in its global batch, augmented differently."""
     skip_steps: tuple[str, ...] = ()
     """Steps of the data that no update uses, as FIRST:END; may be added when a run is resumed."""
-    max_lost_share: float = 0.001
+    max_lost_share: Share = 0.001
     """Samples that may be unreadable in an epoch, as a share; one more stops the run on all ranks."""
-    max_lost_samples: int = 0
+    max_lost_samples: CountOrZero = 0
     """The same as a number; the larger of the two counts."""
-    num_workers: int = 0
+    num_workers: CountOrZero = 0
     """Loader processes of each rank; 0 = in the training process."""
-    read_threads: int = 8
+    read_threads: Count = 8
     """Requests that each loader process has under way."""
-    read_ahead_mb: float = 128.0
+    read_ahead_mb: Annotated[float, Range(1), MEGABYTES] = 128.0
     """Encoded images that each loader process may hold before they are used."""
     cache_dir: str = ""
     """Where blocks from an object store are kept; empty = ~/.cache/normfree/shards."""
-    cache_gb: float = 50.0
+    cache_gb: Annotated[float, Range(0), GIGABYTES] = 50.0
     """Size of that cache; 0 = none."""
 
     def __post_init__(self) -> None:
-        for name, least in (("repeats", 1), ("read_threads", 1), ("read_ahead_mb", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}; set it to {least} or more")
-        for name in ("mix_blocks", "block_mb", "num_workers", "cache_gb", "max_lost_samples"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.{name} is {getattr(self, name)}; set it to 0 or more")
-        if not 0 <= self.max_lost_share <= 1:
-            raise UserError(f"data.max_lost_share is {self.max_lost_share}; set it to a share from 0 to 1")
-        if not self.url_weight > 0:
-            raise UserError(f"data.url_weight is {self.url_weight}; set it above 0")
+        check_fields(self, "data")
         self.sources(), self.skipped_ranges()
 
     @property

@@ -11,29 +11,29 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.configuration import check_fields
 from pipeline.data.sampling.order import permutation
 from pipeline.errors import UserError
+from pipeline.field_types import CountOrZero, ShareBelowOne
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    per_class: int
+    per_class: CountOrZero
     """Images of each class in the support (ignored for the held-out part); 0 = all that are not held out."""
-    seed: int = 0
+    seed: CountOrZero = 0
     """Draws the support; the held-out part does not depend on it."""
-    holdout_per_class: int = 0
+    holdout_per_class: CountOrZero = 0
+    """Images of each class that no support has."""
     part: Literal["support", "holdout"] = "support"
-    holdout_share: float = 0.0
+    """Which of the two this is."""
+    holdout_share: ShareBelowOne = 0.0
     """Of each class, rounded, at least one image; in place of holdout_per_class."""
-    listed: tuple[int, ...] = ()
+    listed: tuple[CountOrZero, ...] = ()
     """These samples, by their place in the split's index, and nothing else: a published list."""
 
     def __post_init__(self) -> None:
-        if self.per_class < 0 or self.holdout_per_class < 0 or not 0 <= self.holdout_share < 1:
-            raise UserError(
-                f"a subset of {self.per_class} images a class with {self.holdout_per_class} or a share of "
-                f"{self.holdout_share} held out cannot be; give numbers of 0 or more and a share below 1"
-            )
+        check_fields(self, "subset")
 
 
 def select(labels: np.ndarray, subset: Subset) -> np.ndarray:

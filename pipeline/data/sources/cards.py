@@ -2,19 +2,19 @@
 
 import difflib
 import functools
-import re
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pipeline.configuration import check_fields, from_dict, located
+from pipeline.documents import parse_yaml
 from pipeline.errors import UserError
+from pipeline.field_types import Count, Form, Items, Range, Text
 from pipeline.storage import objects
 
-KINDS = ("tar", "folder", "embedded", "torchvision")
-METRICS = ("top1", "mean_per_class", "balanced_accuracy", "auroc")
 SPLIT_NAMES = ("train", "val", "test")
 
 
@@ -22,38 +22,54 @@ SPLIT_NAMES = ("train", "val", "test")
 class Card:
     """One dataset: where its raw images come from and what is true of them. Immutable."""
 
-    name: str
-    title: str
-    kind: str
+    name: Annotated[str, Form(r"[a-z0-9_]+", "lower-case letters, digits and _")]
+    title: Text
+    kind: Literal["tar", "folder", "embedded", "torchvision"]
     """Where the raw images come from: `tar` and `folder` (either may be given for the other), `embedded` (made or
     carried by an installed package, no download) or `torchvision` (downloaded by it)."""
-    num_classes: int | None
+    num_classes: Annotated[int, Range(2)] | None
     """None where it depends on the user's own images."""
-    splits: Mapping[str, int]
+    splits: Mapping[Annotated[str, Form("|".join(SPLIT_NAMES), f"one of {', '.join(SPLIT_NAMES)}")], Count]
     """Images a complete source has in each split; empty where that is not known."""
-    image_size: str
+    image_size: Text
     """For people: pixels and mode of the raw images."""
-    metric: str
+    metric: Literal["top1", "mean_per_class", "balanced_accuracy", "auroc"]
     """What a result on it is, by the names of `transfer.metrics`: `top1` (share right), `mean_per_class` (mean of the
     per-class shares), `balanced_accuracy` (the same, as medicine calls it) or `auroc`."""
     flip: bool
     """Whether a horizontally mirrored image keeps its label."""
-    licence: str
-    citation: str
-    source_hint: str
+    licence: Text
+    citation: Text
+    source_hint: Text
     """What to pass as the source, for people and for error messages."""
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...], Items(unique=True)] | None = None
     """Class names in label order; None: the sorted names of the classes in the train split."""
-    member: str | None = None
+    member: Text | None = None
     """Which set inside the package: the generator of an embedded card, the class name of a torchvision one."""
-    split_rule: str | None = None
+    split_rule: Text | None = None
     """Which images the splits are, where the source leaves a choice; for people and for whoever makes the list."""
     indexed: bool = False
     """Whether labels are the class indices 0 to `num_classes` - 1, of which train, being a small draw, may lack some."""
-    label_rule: str | None = None
+    label_rule: Text | None = None
     """How labels follow from what the source says, where they are not its own."""
-    faults: tuple[str, ...] = field(default=())
+    faults: tuple[str, ...] = ()
     """What is known to be wrong or odd with the images or labels."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.indexed and self.num_classes is None:
+            raise UserError("indexed is true, which needs num_classes")
+        if self.indexed and self.classes is None:
+            object.__setattr__(self, "classes", tuple(map(str, range(self.num_classes or 0))))
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise UserError(
+                f"classes has {len(self.classes)} names and num_classes is {self.num_classes}; give one for each"
+            )
+        if (self.kind in ("embedded", "torchvision")) != (self.member is not None):
+            raise UserError("member is needed for, and only for, the kinds embedded and torchvision")
+        if self.tests_only and not self.indexed:
+            raise UserError("splits without train need indexed: nothing else says which classes there are")
+        object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
 
     @property
     def test_split(self) -> str:
@@ -110,70 +126,13 @@ def load_card(name_or_path: str) -> Card:
 
 @functools.cache
 def _read(path: str) -> Card:
-    import yaml
-
-    try:
-        content = yaml.safe_load(objects.read_bytes(path).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the dataset card {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"the dataset card {path} must be a mapping of field to value")
-    return _card(content, path)
-
-
-def _card(content: Mapping[str, Any], path: str) -> Card:
-    known = {entry.name: entry for entry in fields(Card)}
-    for key in content:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            advice = f"did you mean '{near[0]}'?" if near else f"the fields are {', '.join(known)}"
-            raise UserError(f"the dataset card {path} has an unknown field '{key}': {advice}")
-    missing = [name for name, entry in known.items() if entry.default is MISSING and name not in content]
-    if missing:
-        raise UserError(f"the dataset card {path} lacks {', '.join(missing)}")
-    values = dict(content)
-    for name in ("classes", "faults"):
-        if values.get(name) is not None:
-            # A class called 0 or yes is a number or a truth value to YAML.
-            values[name] = tuple(str(item) for item in values[name])
-    if values.get("indexed") is True and type(values["num_classes"]) is int:
-        values.setdefault("classes", tuple(str(label) for label in range(values["num_classes"])))
-    values["splits"] = MappingProxyType(dict(values["splits"] or {}))
-    card = Card(**values)
-    problem = _problem(card)
-    if problem:
-        raise UserError(f"the dataset card {path} is wrong: {problem}")
-    return card
-
-
-def _problem(card: Card) -> str | None:
-    """The first thing wrong with the values of a card, or None."""
-    texts = (card.title, card.image_size, card.licence, card.citation, card.source_hint)
-    if not isinstance(card.name, str) or not re.fullmatch(r"[a-z0-9_]+", card.name):
-        return f"name '{card.name}' must be lower-case letters, digits and _"
-    if card.kind not in KINDS:
-        return f"kind '{card.kind}' must be one of {', '.join(KINDS)}"
-    if card.metric not in METRICS:
-        return f"metric '{card.metric}' must be one of {', '.join(METRICS)}"
-    if not all(isinstance(text, str) and text for text in texts):
-        return "title, image_size, licence, citation and source_hint must be text"
-    if not all(rule is None or (isinstance(rule, str) and rule) for rule in (card.split_rule, card.label_rule)):
-        return "split_rule and label_rule must be text where they are set"
-    if type(card.indexed) is not bool or (card.indexed and card.num_classes is None):
-        return "indexed must be true or false, and needs num_classes"
-    if type(card.flip) is not bool:
-        return "flip must be true or false"
-    if card.num_classes is not None and (type(card.num_classes) is not int or card.num_classes < 2):
-        return f"num_classes {card.num_classes} must be a whole number of at least 2, or null"
-    if card.classes is not None and (
-        len(set(card.classes)) != len(card.classes) or len(card.classes) != card.num_classes
-    ):
-        return "classes must be num_classes different names"
-    if (card.kind in ("embedded", "torchvision")) != (card.member is not None):
-        return "member is needed for, and only for, the kinds embedded and torchvision"
-    for split, num in card.splits.items():
-        if split not in SPLIT_NAMES or type(num) is not int or num < 1:
-            return f"split '{split}: {num}' must be one of {', '.join(SPLIT_NAMES)} with a count above 0"
-    if card.tests_only and not card.indexed:
-        return "splits without train need indexed: nothing else says which classes there are"
-    return None
+    where = f"the dataset card {path}"
+    content = parse_yaml(objects.read_bytes(path), where)
+    with located(where):
+        if isinstance(content, dict):
+            content = {**content, "splits": content.get("splits") or {}}
+            # A class called 0 is a number to YAML.
+            for name in ("classes", "faults"):
+                if isinstance(content.get(name), list):
+                    content[name] = [str(item) if type(item) is int else item for item in content[name]]
+        return from_dict(Card, content)

@@ -162,8 +162,8 @@ def test_after_training_tracking_registering_and_pulling_no_byte_holds_the_secre
 WATCHED = """
 import os, sys
 from orchestration.launch.local import pretrain
-from pipeline.configuration import override
 from pipeline.recipes import get
+from pipeline.training.run import override
 if __name__ == "__main__":
     fields = {"data.url": sys.argv[1], "global_batch": "16", "augment.image_px": "16", "optim.warmup": "1 steps"}
     run = override(get("nfnet_tiny_glyphs"), fields | {"duration": "2 steps"})

@@ -94,7 +94,7 @@ def _values(step: int) -> torch.Tensor:
 @pytest.mark.usefixtures("small_parts")
 def test_a_broken_pull_goes_on_with_the_parts_it_has(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = save(run, 1, files=3)
-    real, calls = download.ranges.read_into, []
+    real, calls = download.range_reads.read_into, []
 
     def breaks(url: str, offset: int, buffer: memoryview, expected: Any) -> None:
         calls.append(offset)
@@ -102,13 +102,13 @@ def test_a_broken_pull_goes_on_with_the_parts_it_has(run: str, tmp_path: Path, m
             raise ConnectionResetError("cut")
         real(url, offset, buffer, expected)
 
-    monkeypatch.setattr(download.ranges, "read_into", breaks)
+    monkeypatch.setattr(download.range_reads, "read_into", breaks)
     with pytest.raises(UserError, match=r"broke off at 5120 of .* the same command goes on"):
         pull(run, tmp_path / "here", connections=1)
     assert not (tmp_path / "here").exists()
     with pytest.raises(UserError, match="no checkpoint"):
         load.resolve(str(tmp_path / "here.partial"), str(tmp_path / "cache"))
-    monkeypatch.setattr(download.ranges, "read_into", real)
+    monkeypatch.setattr(download.range_reads, "read_into", real)
     assert pull(run, tmp_path / "here").fetched_bytes == commit.size_bytes - 5 * 1024
     assert_is(tmp_path / "here", commit)
 
@@ -116,7 +116,7 @@ def test_a_broken_pull_goes_on_with_the_parts_it_has(run: str, tmp_path: Path, m
 @pytest.mark.usefixtures("small_parts")
 def test_kept_parts_that_are_wrong_are_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = save(f"{tmp_path}/run", 1)
-    real, calls = download.ranges.read_into, []
+    real, calls = download.range_reads.read_into, []
 
     def lies_once(url: str, offset: int, buffer: memoryview, expected: Any) -> None:
         real(url, offset, buffer, expected)
@@ -124,7 +124,7 @@ def test_kept_parts_that_are_wrong_are_fetched_again(tmp_path: Path, monkeypatch
         if len(calls) == 3:
             buffer[7] ^= 1
 
-    monkeypatch.setattr(download.ranges, "read_into", lies_once)
+    monkeypatch.setattr(download.range_reads, "read_into", lies_once)
     made = pull(f"{tmp_path}/run", tmp_path / "here")
     assert made.fetched_bytes == 2 * commit.size_bytes
     assert_is(tmp_path / "here", commit)
@@ -222,7 +222,8 @@ def test_a_full_disk_is_one_sentence_before_the_first_byte_and_changes_nothing(t
 
 KILLED = """
 import os, sys
-from pipeline import download, pull, storage
+from pipeline.checkpoint import download, pull
+from pipeline.storage import objects
 from pipeline.checkpoint.commit import COMMIT
 point = int(sys.argv[3])
 download.PART_BYTES = 1 << 12
@@ -233,7 +234,7 @@ def reach():
     if steps == point:
         os.kill(os.getpid(), 9)
 for module, name in ((download.os, 'pwrite'), (download.os, 'write'), (download.os, 'fsync'), (download.os, 'posix_fallocate'),
-                     (pull.os, 'rename'), (storage.os, 'replace'), (pull.Path, 'unlink')):
+                     (pull.os, 'rename'), (objects.os, 'replace'), (pull.Path, 'unlink')):
     def wrap(real=getattr(module, name)):
         def call(*words, **more):
             reach()

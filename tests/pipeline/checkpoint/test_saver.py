@@ -153,14 +153,14 @@ def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk_is(tmp_path: Path) -
 def test_a_store_that_refuses_the_last_objects_shows_no_checkpoint(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_bytes = commit.storage.write_bytes
+    write_bytes = commit.objects.write_bytes
 
     def refusing(url: str, data: bytes) -> None:
         if url.endswith(failing):
             raise OSError("the store does not answer")
         write_bytes(url, data)
 
-    monkeypatch.setattr(commit.storage, "write_bytes", refusing)
+    monkeypatch.setattr(commit.objects, "write_bytes", refusing)
     (failed,) = save(saver(tmp_path), 1)
     assert isinstance(failed, SaveFailed) and failed.reason == "the store does not answer"
     assert not commit.committed(str(tmp_path))

@@ -18,7 +18,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image
 from pipeline.errors import UserError
 from pipeline.export import export as export_module
-from pipeline.export import to_onnx, to_timm
+from pipeline.export import source, to_onnx, to_timm
 from pipeline.export.export import WRITERS, export
 from pipeline.export.source import TOLERANCE, open_source
 from pipeline.models.backbone import ModelConfig, build_model, load_backbone
@@ -120,7 +120,7 @@ def test_an_export_to_a_store_is_whole_or_absent(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, out, put = make_checkpoint(tmp_path), "memory://exports/c", objects.put_file
-    monkeypatch.setattr(checkpoint, "default_cache", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(load, "default_cache", lambda: str(tmp_path / "cache"))
 
     def failing(local: Any, place: str) -> None:
         if place.endswith("model.safetensors"):
@@ -197,7 +197,7 @@ def test_timms_own_transform_makes_the_same_input(make_checkpoint: Make, tmp_pat
     pixels = np.random.default_rng(1).integers(0, 256, (70, 41, 3), dtype=np.uint8)
     theirs = transform(Image.fromarray(pixels))
     config = AugmentConfig(image_px=32, eval_resize=resize)
-    ours = export_module.normalise(torch.from_numpy(eval_image(pixels, config))[None], config, torch.device("cpu"))[0]
+    ours = source.normalise(torch.from_numpy(eval_image(pixels, config))[None], config, torch.device("cpu"))[0]
     assert torch.allclose(theirs, ours, atol=1e-5)
 
 

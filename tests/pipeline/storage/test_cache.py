@@ -98,8 +98,8 @@ def test_threads_that_want_the_same_fetch_it_once(tmp_path: Path) -> None:
 
 def test_processes_that_evict_and_read_at_once_always_get_the_right_bytes(tmp_path: Path) -> None:
     code = (
-        "import sys, hashlib, random\nfrom pipeline.data import cache\ncache.KEEP_FREE_BYTES = 0\n"
-        "kept = cache.BlockCache(sys.argv[1], 200_000)\nchance = random.Random(int(sys.argv[2]))\n"
+        "import sys, hashlib, random\nfrom pipeline.storage import block_cache\nblock_cache.KEEP_FREE_BYTES = 0\n"
+        "kept = block_cache.BlockCache(sys.argv[1], 200_000)\nchance = random.Random(int(sys.argv[2]))\n"
         "for _ in range(600):\n"
         "    i = chance.randrange(60)\n"
         "    data = hashlib.sha256(str(i).encode()).digest() * 300\n"

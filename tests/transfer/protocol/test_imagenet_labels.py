@@ -25,13 +25,14 @@ from pipeline.models.backbone import load_backbone
 from pipeline.training.evaluate import Scores, evaluate
 from tests.transfer.conftest import WEIGHTS, standing_in
 from transfer.measurement import extra_test_sets, predictions
-from transfer.protocol.imagenet_labels import BESIDE, load_real, real_sets
+from transfer.protocol.imagenet_labels import EXTRA_METRICS, load_real, real_sets
 from transfer.protocol.methods import FinetuneSettings, Method, RidgeSettings, sha256
 from transfer.protocol.sealed_splits import open_v2, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry, open_task, task_protocol
 from transfer.report.html_tables import scorecard_table
-from transfer.report.write_report import print_table, to_csv
-from transfer.results.scorecard import scorecard, with_beside
+from transfer.report.write_report import print_table
+from transfer.results.scorecard import scorecard, with_extra_metrics
+from transfer.results.scorecard_table import to_csv
 from transfer.sweep import probe_job, trials
 from transfer.sweep.cells import Cell, Sweep, plan
 from transfer.sweep.finetune import Source
@@ -130,7 +131,7 @@ def test_the_report_holds_both_beside_the_tasks_own_number(
 ) -> None:
     _, found = measured
     (row,) = scorecard([found])
-    assert [r.metric for r in with_beside([row])] == ["top1", "real_top1", "v2_top1"] and row.metric == "top1"
+    assert [r.metric for r in with_extra_metrics([row])] == ["top1", "real_top1", "v2_top1"] and row.metric == "top1"
     print_table([row])
     text = capsys.readouterr().out
     lines = {r["metric"]: r for r in csv.DictReader(io.StringIO(to_csv([row])))}
@@ -139,7 +140,7 @@ def test_the_report_holds_both_beside_the_tasks_own_number(
     page = scorecard_table([row])
     for title, value in (("ReaL accuracy", found.metrics["real_top1"]), ("accuracy on ImageNet-V2", 0.75)):
         assert re.search(rf"{title} .*{100 * value:.1f}", text)
-        assert re.search(rf"{title}.*\n?.*{100 * value:.1f}", page)
+        assert re.search(rf"{title}</span></td>(?s:.*?)>{100 * value:.1f} <span", page)
 
 
 def test_v2_counts_by_the_number_of_the_folder(measured: tuple[Sweep, Entry]) -> None:
@@ -243,7 +244,7 @@ def test_a_fine_tuned_network_is_measured_on_v2_with_the_weights_that_the_test_s
 
     monkeypatch.setattr(extra_test_sets, "numbers", spy)
     found = trials.run_finetune(sweep, cell.finals(point, 1)[0], lambda row: None)
-    assert found is not None and found.is_ok and set(BESIDE) <= set(found.metrics)
+    assert found is not None and found.is_ok and set(EXTRA_METRICS) <= set(found.metrics)
     ((samples, scores, other, labels),) = seen
     place = {name_of(key): i for i, key in enumerate(keys.keys)}
     row = {int(s): i for i, s in enumerate(samples)}

@@ -110,6 +110,8 @@ def other_value(value: Any) -> Any:
         return not value
     if isinstance(value, tuple):
         return (*value, 7)
+    if isinstance(value, float):
+        return value / 2 or 0.5
     return {"paper": "code"}.get(value, "top5") if isinstance(value, str) else value + 1
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.transfer.records import edit_entry
 from pipeline.errors import UserError
+from tests.transfer.records import edit_entry
 from transfer.measurement import predictions
-from transfer.report.html_elements import pretty
 from transfer.report.html_page import check_links
-from transfer.report.html_search import main_effects, whole_candidates
+from transfer.report.html_template import record
 from transfer.report.write_report import write_report
 from transfer.results.comparison import SCRATCH, comparisons
 from transfer.results.error_analysis import confusion, worst_mistakes
 from transfer.results.scorecard import scorecard
+from transfer.results.search_effects import main_effects, whole_candidates
 from transfer.results.sweep_results import check_lineage, load_findings
 from transfer.sweep.ledger import Entry
 
@@ -66,12 +66,18 @@ def test_a_link_that_leads_nowhere_is_no_page(page: str) -> None:
 
 def test_a_record_is_whole_json_with_a_line_for_each_candidate_and_harmless() -> None:
     evil = {"c": 0.1, "</pre><script>alert('1')</script>": "\"&'"}
-    record = {"task": "x", "hyperparameters": {"c": 0.1}, "none": [], "numbers": [1, 2], "candidates": [evil, {"c": 1}]}
-    shown = pretty(record)
-    assert json.loads(html.unescape(shown.removeprefix("<pre>").removesuffix("</pre>"))) == record
-    assert len(shown.splitlines()) == 2 + len(record) + 2 + 1  # braces, fields, candidates, their bracket
-    assert "<script" not in shown and shown.count("</pre>") == 1 and "&quot;" not in shown
-    assert "secret" not in pretty({"url": "s3://user:secret@bucket/x"})
+    content = {
+        "task": "x",
+        "hyperparameters": {"c": 0.1},
+        "none": [],
+        "numbers": [1, 2],
+        "candidates": [evil, {"c": 1}],
+    }
+    shown = record(content)
+    assert json.loads(html.unescape(shown)) == content
+    assert len(shown.splitlines()) == 2 + len(content) + 2 + 1  # braces, fields, candidates, their bracket
+    assert "<script" not in shown and "</pre>" not in shown and "&quot;" not in shown
+    assert "secret" not in record({"url": "s3://user:secret@bucket/x"})
 
 
 def test_each_selection_record_is_on_the_page_as_it_was_written(page: str, digits_sweep: Path) -> None:
@@ -83,7 +89,7 @@ def test_each_selection_record_is_on_the_page_as_it_was_written(page: str, digit
 def test_confusions_are_tinted_by_the_style_and_a_short_variable(page: str) -> None:
     style, rest = page.split("</style>", 1)
     assert "color-mix(in srgb, var(--of) calc(var(--s) * 1%), transparent)" in style and "color-mix" not in rest
-    shares = re.findall(r"<td class=(hit|miss) style=--s:(\d+)>(\d+)</td>", rest)
+    shares = re.findall(r'<td class="(hit|miss)" style="--s:(\d+)">(\d+)</td>', rest)
     assert {kind for kind, *_ in shares} == {"hit", "miss"}
     assert all(abs(int(tint) - 0.6 * int(share)) <= 0.8 for _, tint, share in shares)
 

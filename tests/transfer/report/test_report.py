@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.transfer.records import selection_json, sweep_json
 from pipeline.errors import UserError
+from tests.transfer.records import selection_json, sweep_json
 from transfer.report.html_curves import learning
 from transfer.report.write_report import load_entries, load_findings, print_table, scorecard, write_report
 from transfer.sweep.ledger import Entry
@@ -91,7 +91,15 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
                         (folder / "selection").mkdir(parents=True, exist_ok=True)
                         (folder / "selection" / name).write_text(selection_json(**record))
     trials.append(
-        trial(task="flowers", task_title="Flowers", data_digest="flowers" * 2, seed=7, status="failed", value=None, error=EVIL)
+        trial(
+            task="flowers",
+            task_title="Flowers",
+            data_digest="flowers" * 2,
+            seed=7,
+            status="failed",
+            value=None,
+            error=EVIL,
+        )
     )
     return write_ledger(
         folder,

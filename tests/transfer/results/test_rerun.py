@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from orchestration.cli import main
-from tests.transfer.records import edit_entry
 from pipeline.errors import UserError
+from tests.transfer.records import edit_entry
 from transfer.results import rerun as module
 from transfer.results.rerun import Rerun, rerun
 from transfer.results.statistics import Estimate

@@ -269,11 +269,11 @@ STATED: dict[str, Any] = {"num_trials": 16, "learning_rate": [0.003, 3.0], "epoc
         ({"num_trials": 8}, {}, "all 8 trials of the search are among the 8 random"),
         ({"num_parallel": 0}, {}, "whole number of 1 or more"),
         ({"learning_rate": [3.0, 0.003]}, {}, "lower end first"),
-        ({"learning_rate": [0.1, 0.2, 0.3]}, {}, r"give \[low, high\]"),
+        ({"learning_rate": [0.1, 0.2, 0.3]}, {}, r"set \[low, high\]"),
         ({"learning_rate": 0.1}, {}, "learning_rates in place of a search"),
-        ({"learning_rate": [0, 1]}, {}, "positive number"),
+        ({"learning_rate": [0, 1]}, {}, "a number above 0"),
         ({"weight_decay": [0, 0.1]}, {}, "logarithmic scale"),
-        ({"drop_rate": [0, 1]}, {}, "a share"),
+        ({"drop_rate": [0, 1]}, {}, "a number from 0 to below 1"),
         ({"num_steps": [5, 9]}, {}, "either num_steps or epochs"),
         ({"num_steps": [1.5, 9]}, {}, "whole number"),
         ({}, {"learning_rates": [0.1]}, "keep one of them"),
@@ -288,9 +288,9 @@ def test_what_a_search_gets_wrong_is_named(changes: dict[str, Any], beside: dict
 
 
 def test_a_search_is_for_fine_tuning_and_lacks_nothing() -> None:
-    with pytest.raises(UserError, match="unknown field 'search'"):
+    with pytest.raises(UserError, match="no field 'search'"):
         parse_methods({"ridge": {"shots": [5], "search": STATED}}, "x")
-    for wrong, message in (({"learning_rate": [1, 2], "epochs": 3}, "lacks num_trials"), ([3], "give a mapping")):
+    for wrong, message in (({"learning_rate": [1, 2], "epochs": 3}, "lacks num_trials"), ([3], "set a mapping")):
         with pytest.raises(UserError, match=message):
             parse_methods({"finetune": {"shots": [5], "search": wrong}}, "x")
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.transfer.records import sweep_json
 from tests.transfer.search import test_optuna_search as by_model
 from tests.transfer.sweep import test_scheduler as by_halving
 from tests.transfer.sweep.test_scheduler import SOURCE
 from transfer.protocol.search_space import Axis
 from transfer.protocol.tasks import Suite, TaskEntry
-from transfer.report.html_search import range_effects, search_table, whole_candidates
+from transfer.report.html_search import search_table
 from transfer.report.write_report import write_report
 from transfer.results.rerun import rerun
+from transfer.results.search_effects import range_effects, whole_candidates
 from transfer.results.sweep_results import Findings, load_findings
 from transfer.search import optuna_search, successive_halving
 from transfer.sweep.cells import Sweep, plan

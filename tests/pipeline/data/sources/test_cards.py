@@ -79,20 +79,20 @@ def test_unknown_name_gets_the_nearest():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flipp": True}, "unknown field 'flipp'.*did you mean 'flip'"),
-        ({"flip": "maybe"}, "flip must be true or false"),
-        ({"kind": "zip"}, "kind 'zip'"),
-        ({"metric": "f1"}, "metric 'f1'"),
-        ({"num_classes": 1}, "num_classes 1"),
-        ({"splits": {"dev": 3}}, "split 'dev"),
+        ({"flipp": True}, "no field 'flipp'.*did you mean 'flip'"),
+        ({"flip": "maybe"}, "flip is 'maybe'; set true or false"),
+        ({"kind": "zip"}, "kind is 'zip'; set one of tar, folder"),
+        ({"metric": "f1"}, "metric is 'f1'; set one of top1"),
+        ({"num_classes": 1}, "num_classes is 1; set a whole number of 2 or more"),
+        ({"splits": {"dev": 3}}, "splits is .*set a mapping of one of train, val, test"),
         ({"splits": {"test": 3}}, "without train need indexed"),
-        ({"classes": ["a", "a"]}, "different names"),
+        ({"classes": ["a", "a"]}, "different values"),
         ({"member": "x"}, "member"),
-        ({"licence": None}, "must be text"),
-        ({"indexed": 1}, "indexed must be"),
-        ({"label_rule": 3}, "label_rule must be text"),
-        ({"split_rule": ""}, "split_rule and"),
-        ({"name": "Has Spaces"}, "name 'Has Spaces'"),
+        ({"licence": None}, "licence is None; set text"),
+        ({"indexed": 1}, "indexed is 1; set true or false"),
+        ({"label_rule": 3}, "label_rule is 3; set text"),
+        ({"split_rule": ""}, "split_rule is ''; set text that is not empty"),
+        ({"name": "Has Spaces"}, "name is 'Has Spaces'; set lower-case letters"),
     ],
 )
 def test_wrong_cards_are_refused(tmp_path, change, message):
@@ -107,7 +107,7 @@ def test_files_that_are_no_cards(tmp_path):
     path = tmp_path / "x.yaml"
     with pytest.raises(UserError, match="no dataset card at"):
         load_card(str(path))
-    for text, message in (("a: [", "not YAML"), ("- 1", "mapping"), ("name: x", "lacks title")):
+    for text, message in (("a: [", "not usable as YAML"), ("- 1", "mapping"), ("name: x", "lacks title")):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             load_card(str(path))
