@@ -144,6 +144,7 @@ def test_a_final_trial_keeps_what_it_said_of_each_test_image_and_records_the_ope
     assert {k: v.dtype.name for k, v in said.items()} == {
         **dict.fromkeys(("sample", "label", "predicted", "top5"), "int64"),
         "confidence": "float32",
+        **dict.fromkeys(("credit", "credit5"), "float64"),
     }
     from pipeline.data.format.manifest import Manifest
 
