@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from orchestration.commands.data import data_commands
-from orchestration.commands.inspect import inspect_commands
-from orchestration.commands.models import model_commands
 from orchestration.commands.parser import EXIT_USER, Parser
-from orchestration.commands.records import records_commands
-from orchestration.commands.train import train_commands
-from orchestration.commands.transfer import transfer_commands
+from pipeline.supervision.process_exit import run
 
 EXIT_OURS = 1
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from orchestration.commands.data import data_commands
+    from orchestration.commands.inspect import inspect_commands
+    from orchestration.commands.models import model_commands
+    from orchestration.commands.records import records_commands
+    from orchestration.commands.train import train_commands
+    from orchestration.commands.transfer import transfer_commands
+
     parser = Parser(
         prog="normfree",
         description="Pretrain normaliser-free image networks from WebDataset shards and measure what they are worth on tasks.",
@@ -101,12 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> None:
-    """The command `normfree`: `main` in a process of its own."""
+    """The command `normfree`: `main` in a process of its own, which hears of stop signals from its beginning on."""
     from orchestration.child_process import use_safe_path
-    from pipeline.supervision.process_exit import end
 
     use_safe_path()
-    end(main())
+    run(main, stops=(signal.SIGTERM, signal.SIGHUP))  # SIGINT is an exception, see `main`
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from orchestration.run.worker import EXIT_OURS, TRACKING_URI, run_worker
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS
+from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS, heeded, say
 from pipeline.supervision.watchdog import EXIT_HANG
 from pipeline.training.run import Run, dump_yaml
 
@@ -26,6 +26,8 @@ LINGER_S = 15.0
 """The other ranks find out for themselves that one has failed, and say why; after this time they are told to end,"""
 KILL_S = 30.0
 """and after this time killed."""
+MARGIN_S = 1.0
+"""After the grace period of a stop signal, which the ranks keep by themselves."""
 
 
 def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None, debug: bool) -> int:
@@ -67,12 +69,15 @@ def supervise(
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before: dict[int, Any] = {n: signal.signal(n, ask) for n in (*SIGNALS, signal.SIGHUP)}
+    before: dict[int, Any] = {n: signal.signal(n, ask) for n in heeded()}
     ranks = [
         subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(num_processes)
     ]
     try:
-        return outcome(_watch(ranks, asked, grace_s))
+        code = outcome(_watch(ranks, asked, grace_s))
+        if code == EXIT_REQUEUE and (ranks[0].returncode or 0) < 0:  # it was ended before it could listen, and say so
+            say("stopped by a signal while starting; there is nothing to save")
+        return code
     finally:
         for rank in ranks:
             rank.kill()
@@ -96,7 +101,7 @@ def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: floa
     """Until all have ended; the codes of those that ended before they were told to, in that order."""
     own: list[int] = []
     ended: set[int] = set()
-    failed_s = told_s = passed_on = None
+    failed_s = told_s = passed_on = asked_s = None
     while len(ended) < len(ranks):
         time.sleep(POLL_S)
         now_s = time.monotonic()
@@ -107,11 +112,21 @@ def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: floa
             ended.add(i)
             if told_s is None:
                 own.append(code)
+                if code < 0 and -code not in SIGNALS and -code < signal.SIGRTMIN:
+                    memory = ", most likely for its memory" if code == -signal.SIGKILL else ""
+                    say(
+                        f"rank {i} (process {rank.pid}) was ended by {signal.Signals(-code).name}{memory}; the same command "
+                        "goes on from the newest checkpoint"
+                    )
             if code != 0 and failed_s is None:
                 failed_s = now_s
         if asked and len(asked) != passed_on:
             passed_on = len(asked)  # a second signal goes on too: it means now
+            asked_s = asked_s or now_s
             _tell(ranks, signal.SIGTERM)
+        if asked_s is not None and told_s is None and now_s - asked_s > grace_s + MARGIN_S:  # frozen, they do not hear
+            own, told_s = [*own, EXIT_REQUEUE], now_s
+            _tell(ranks, signal.SIGKILL)
         if EXIT_HANG in own:  # all who can have left by themselves
             wait_s = 1.0
         else:
@@ -135,7 +150,7 @@ def outcome(codes: list[int]) -> int:
 
     A rank that a signal ended before it could listen had nothing to save: that counts as stopped.
     """
-    codes = [EXIT_REQUEUE if code in (-signal.SIGTERM, -signal.SIGINT) else code for code in codes if code != 0]
+    codes = [EXIT_REQUEUE if -code in SIGNALS else code for code in codes if code != 0]
     if EXIT_HANG in codes:
         return EXIT_HANG
     wrong = [code for code in codes if code != EXIT_REQUEUE]

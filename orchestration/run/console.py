@@ -7,6 +7,7 @@ CI) the same facts come as plain lines, at most one every ten seconds besides th
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class Console:
     ) -> None:
         import rich.console
 
-        self._stream = stream or sys.stdout
+        self._stream = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - None where stdout was closed (>&-)
         self._is_live = self._stream.isatty() if live is None else live
         self._rich = rich.console.Console(
             file=self._stream, highlight=False, soft_wrap=True, force_terminal=self._is_live or None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.records import Finished, Stopped
-from pipeline.storage import objects
-from pipeline.supervision.process_exit import end
-from pipeline.supervision.stop_signals import EXIT_REQUEUE
-from pipeline.training.run import Run, load_yaml
+from pipeline.supervision.process_exit import run as run_process
+from pipeline.supervision.stop_signals import EXIT_REQUEUE, StopSignal, say
+
+if TYPE_CHECKING:
+    from pipeline.training.run import Run  # torch comes with it, and signals are to be heard before
 
 EXIT_OURS, EXIT_USER = 1, 2
 TRACKING_URI = "NORMFREE_TRACKING_URI"
@@ -21,16 +20,22 @@ TRACKING_URI = "NORMFREE_TRACKING_URI"
 
 def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
     """This process's rank of the run, from start to exit code."""
+    with StopSignal(grace_s=run.watchdog.grace_s) as stop:
+        return _run_rank(run, out, stop, tracking_uri=tracking_uri, debug=debug)
+
+
+def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None, debug: bool) -> int:
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
+    from pipeline.records import Finished, Stopped
     from pipeline.training.train import train
 
     is_main = int(os.environ.get("RANK", "0")) == 0
-    readers: Any = Readers(run, out, tracking_uri) if is_main else None
+    readers: Any = Readers(run, out, tracking_uri, stop) if is_main else None
     node = NodeReader(out) if not is_main and os.environ.get("LOCAL_RANK") == "0" else None
     last = None
     try:
-        for last in train(run, out):
+        for last in train(run, out, stop=stop):
             if readers:
                 readers.read(last)
             if node:
@@ -41,17 +46,15 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
         leave()
         if readers:  # every rank meets the same mistake; one says so
             readers.close(failed=str(error))
-            print(f"normfree: {error}", file=sys.stderr)
+            say(str(error))
         return EXIT_USER
     except BaseException as error:
         if readers:
             readers.close(failed=f"{type(error).__name__}: {error}")
         if debug or not isinstance(error, Exception):
             raise
-        print(
-            f"normfree: rank {os.environ.get('RANK', '0')} failed: {type(error).__name__}: {error} (--debug shows where)",
-            file=sys.stderr,
-        )
+        rank = os.environ.get("RANK", "0")
+        say(f"rank {rank} failed: {type(error).__name__}: {error} (--debug shows where)")
         return EXIT_OURS
     leave()
     if readers:
@@ -62,6 +65,9 @@ def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> 
 
 
 def main() -> int:
+    from pipeline.storage import objects
+    from pipeline.training.run import load_yaml
+
     parser = argparse.ArgumentParser(description="one rank of a run (started by 'normfree pretrain --num-processes N')")
     parser.add_argument("requested")
     parser.add_argument("out")
@@ -72,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    end(main())
+    run_process(main)

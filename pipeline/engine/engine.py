@@ -85,6 +85,11 @@ class Engine:
         self._places: list[Place] = [p for p in found if p is not None]
         self._units = Units(self._shapes, [p.fragment for p in self._places], world.device)
         self._weights = self._units.split([p.fragment.weight for p in self._places])
+        names = {id(p): n for n, p in network.named_parameters()}
+        self._units_of_groups = [
+            self._units.of_parameters([names[id(p)] for p in group["params"]])
+            for group in ([] if self._is_sharded else self._optimizer.param_groups)
+        ]
         self._sums = Sums.of_network(network, rules, self._units, optim)
         self._seen = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
 
@@ -163,7 +168,7 @@ class Engine:
         applied = math.isfinite(loss) and math.isfinite(gradient_total) and lost_seen <= lost_allowed
         if applied:
             if whole.clipped_share > 0:
-                self._units.scale(gradients, factors)
+                self._clip(gradients, factors)
             del gradients
             self._apply(rate)
         else:
@@ -180,6 +185,14 @@ class Engine:
             num_lost=lost_seen,
             parts=by_part,
         )
+
+    def _clip(self, gradients: list[torch.Tensor], factors: torch.Tensor) -> None:
+        """ZeRO's flat partitions have no units, so their gradients are scaled here; without ZeRO the update does it in its
+        own pass over memory."""
+        if self._is_sharded:
+            self._units.scale(gradients, factors)
+        else:
+            self._optimizer.factors = [factors[units] for units in self._units_of_groups]
 
     def _apply(self, rate: float) -> None:
         for group in self._optimizer.param_groups:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 
@@ -32,6 +33,7 @@ def train(
     run: Run,
     out: str,
     *,
+    stop: StopSignal | None = None,
     on_scores: OnScores | None = None,
     leave_at: int = 0,
     may_save: Callable[[], bool] = lambda: True,
@@ -45,6 +47,7 @@ def train(
     can mend.
 
     Args:
+        stop: the caller's, entered already, where it is to hear of signals before and after the loop too.
         leave_at: end after this step, evaluated and saved, with the run unfinished: the same call without it goes on. 0 = its
             end.
         may_save: asked on every rank where a save is due, and must say the same on all; False leaves that one out.
@@ -53,7 +56,7 @@ def train(
     """
     clock = Clock()
     with (
-        StopSignal(grace_s=run.watchdog.grace_s) as stop,
+        StopSignal(grace_s=run.watchdog.grace_s) if stop is None else nullcontext(stop) as stop,
         Watchdog(run.watchdog, clock=clock, stop=stop, out=out),
     ):
         for record in _train(run, out, clock, stop, on_scores, leave_at, may_save, goes_back):

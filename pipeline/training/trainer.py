@@ -6,7 +6,7 @@ Everything that happens between two steps is a method here: the decision where t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from pipeline import distributed
 from pipeline.checkpoint import load, retention
@@ -29,7 +29,7 @@ from pipeline.models.backbone import build_model
 from pipeline.records import Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.storage import objects
 from pipeline.supervision.phase_clock import Clock
-from pipeline.supervision.stop_signals import StopSignal
+from pipeline.supervision.stop_signals import A_SIGNAL, StopSignal
 from pipeline.training import rollback
 from pipeline.training.batch_fetcher import Supply, void_batch
 from pipeline.training.evaluate import OnScores, evaluate
@@ -375,8 +375,13 @@ class Job:
         yield from self.saver.settle()
         if self.saver.newest_step < self.step:
             yield from self.save(final=True)
-        yield self.stopped("a stop signal (SIGTERM or SIGINT)")
+        yield self.stopped(self._why_stopped())
         self.engine.close()
+
+    def _why_stopped(self) -> str:
+        """The reason of a rank that has one of its own, or rank 0's."""
+        reasons = [cast(str, reason) for reason in distributed.gather(self.world, self.stop.reason)]
+        return next((reason for reason in reasons if reason != A_SIGNAL), A_SIGNAL)
 
     def leave_saved(self) -> Iterator[Record]:
         """The caller wants no more than these steps for now: they are evaluated and saved, and the run can go on from there.
