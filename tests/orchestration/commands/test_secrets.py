@@ -199,7 +199,6 @@ def test_after_a_run_and_a_sweep_no_planted_secret_is_anywhere(
 ) -> None:
     seen = tmp_path / "seen"
     for name in (
-        "AWS_SESSION_TOKEN",
         "PGPASSWORD",
         "HF_TOKEN",
         "MLFLOW_TRACKING_PASSWORD",
