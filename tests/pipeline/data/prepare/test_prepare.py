@@ -244,3 +244,10 @@ def test_a_place_that_another_process_writes_to_is_refused_by_its_name(tmp_path:
     objects.remove(objects.join(out, ownership.NAME))
     prepare(load_card("digits"), out)
     assert not (tmp_path / "digits" / ownership.NAME).exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"card": ', "[" * 100_000, '{"card": 3}', "{}"])
+def test_a_damaged_mark_of_an_unfinished_preparation_is_named(tmp_path, text):
+    (tmp_path / "PREPARING.json").write_text(text)
+    with pytest.raises(UserError, match=r"PREPARING\.json .*choose another --out"):
+        prepare(load_card("digits"), str(tmp_path))
