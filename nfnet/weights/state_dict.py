@@ -24,6 +24,8 @@ class LoadReport:
     head_remade: bool
     """The head was absent, of another size, or not wanted: the network keeps the fresh one that it had."""
     notes: tuple[str, ...] = ()
+    head_classes: int = 0
+    """Of the file's head, which may have another size than the network's; 0 = it has none."""
 
     def __str__(self) -> str:
         head = ("the head is made anew",) if self.head_remade else ()
@@ -64,7 +66,8 @@ def load_entries(
             own[k].copy_(theirs[k])
     if not head and any(k.startswith("head.") for k in entries):
         notes = (*notes, "the file's head is left out, for the network has none")
-    return LoadReport(source, format, len(expected), remade, notes)
+    head_classes = entries["head.weight"].shape[0] if "head.weight" in entries else 0
+    return LoadReport(source, format, len(expected), remade, notes, head_classes)
 
 
 def _differences(own: Mapping[str, torch.Tensor], entries: Mapping[str, torch.Tensor], wrong: list[str]) -> str:

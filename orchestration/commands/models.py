@@ -39,7 +39,10 @@ def _classify(commands: Any) -> None:
         ],
     )
     p.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder (its newest one) or an exported folder"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a checkpoint, a run folder (its newest one) or an exported folder; also NAME@FILE, FILE.safetensors and "
+        "timm:NAME[@FILE], whose classes are numbers where nobody names them",
     )
     p.add_argument("images", metavar="IMAGE", nargs="+", help="paths or URLs of images, folders, or patterns with *")
     p.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (default %(default)s)")
