@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 from orchestration.run.console import Console
 from orchestration.spool import mirror
-from orchestration.spool.spool import Spool
+from orchestration.spool.spool import Spool, records_folder
 from orchestration.spool.system_metrics import start_sampler
-from orchestration.tracking.mlflow_client import DRAIN_S, local_twin, start_uploader
+from orchestration.tracking.mlflow_client import DRAIN_S, start_uploader
 from pipeline.errors import UserError
-from pipeline.provenance import facts
+from pipeline.provenance import command, facts
 from pipeline.records import Finished, Phase, Record, Stopped
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -36,7 +35,7 @@ class Readers:
     """
 
     def __init__(self, run: Run, out: str, tracking_uri: str | None, stop: StopSignal | None = None) -> None:
-        self.run_dir = local_twin(out)
+        self.run_dir = records_folder(out)
         self.out, self.run = out, run
         self.tracking_uri = tracking_uri or f"sqlite:///{self.run_dir.resolve() / 'mlflow.db'}"
         self._stop = stop or StopSignal()
@@ -90,7 +89,7 @@ class Readers:
 
     def _next(self, record: Record) -> str | None:
         if isinstance(record, Stopped):
-            return f"normfree {public(shlex.join(sys.argv[1:]))}"
+            return command()
         if not isinstance(record, Finished):
             return None
         checkpoint = shlex.quote(record.checkpoint or self.out)
@@ -183,4 +182,4 @@ class NodeReader:
             self._trouble.hold_off(self._start)
 
     def _start(self) -> None:
-        self._sampler = start_sampler(local_twin(self._out), None if objects.is_local(self._out) else self._out)
+        self._sampler = start_sampler(records_folder(self._out), None if objects.is_local(self._out) else self._out)
