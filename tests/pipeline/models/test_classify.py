@@ -145,7 +145,9 @@ def test_folders_patterns_and_stores_are_spelled_out_in_order(folder: Path) -> N
 
 
 def test_classify_takes_every_source_that_load_backbone_takes(tmp_path: Path) -> None:
-    small, theirs, plain = (str(tmp_path / name) for name in ("tiny.safetensors", "theirs.safetensors", "plain.safetensors"))
+    small, theirs, plain = (
+        str(tmp_path / name) for name in ("tiny.safetensors", "theirs.safetensors", "plain.safetensors")
+    )
     nfnet.save_weights(nfnet.create_model("nfnet_tiny", num_classes=6), small)
     save_file(timm.create_model("mobilenetv3_small_050", num_classes=5).state_dict(), theirs)
     save_file(nfnet.create_model("nfnet_tiny", num_classes=4).state_dict(), plain)  # says nothing of itself
