@@ -66,7 +66,7 @@ def test_every_example_parses(command: str, capsys: pytest.CaptureFixture[str]) 
     [
         ("data prepare cifar_100 --out {tmp}/x", "cifar100"),
         ("data prepare cifar10 --source {tmp}/nothing.tar --out {tmp}/x", "nothing.tar"),
-        ("data prepare cifar10 --source {tmp} --out {tmp}/x", "missing or empty"),
+        ("data prepare cifar10 --source {tmp} --out {tmp}/x", "the source"),
         ("data prepare images --out {tmp}/x", "source"),
         ("data verify {tmp}/nothing", "nothing"),
         ("pretrain nfnet_tiny_glyph --out {tmp}/x", "did you mean 'nfnet_tiny_glyphs'"),
