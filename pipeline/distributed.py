@@ -7,12 +7,12 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from nfnet.kernels import cpu
+from pipeline import places
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others ends with an error instead of hanging."""
@@ -33,19 +33,20 @@ class World:
 def join() -> World:
     """This process's place, joining the process group that the launcher's variables (RANK, WORLD_SIZE, ...) describe.
 
-    A process that was started alone makes a group of its own over a temporary file: no port is taken, so any number of
+    A process that was started alone makes a group of its own in its memory: no port and no file is taken, so any number of
     single-process runs (trials of a sweep) live on one machine. gloo without a GPU, NCCL with one.
     """
     has_gpu = torch.cuda.is_available()
     if not dist.is_initialized():
+        for folder in {tempfile.gettempdir(), places.socket_folder()}:
+            places.remove_leftovers(folder)
         size = int(os.environ.get("WORLD_SIZE", "1"))
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
         backend = "nccl" if has_gpu else "gloo"
         if size > 1:
             dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         else:
-            meeting_point = Path(tempfile.mkdtemp(prefix="normfree-group-")) / "store"
-            dist.init_process_group(backend, init_method=meeting_point.as_uri(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:

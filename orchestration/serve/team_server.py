@@ -16,11 +16,11 @@ import os
 import re
 import secrets
 import sys
-import tempfile
 from pathlib import Path
 
 from orchestration.serve.server import free_port, run_server
 from orchestration.tracking.translate import cause, public
+from pipeline import places
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -54,14 +54,14 @@ def serve_team(
     """
     backend, artifacts = _checked(backend, artifacts)
     port = free_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="normfree-team-") as folder:
-        settings = Path(folder) / "basic_auth.ini"  # a folder that only we can read
+    with places.temporary_folder("team") as folder:
+        settings = folder / "basic_auth.ini"  # a folder that only we can read
         settings.write_text(SETTINGS.format(database=backend.replace("%", "%%")))
         words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", host]
         words += ["--port", str(port), "--workers", str(workers)]
         words += ["--artifacts-destination", artifacts]
         words += ["--allowed-hosts", allowed_hosts] if allowed_hosts else []
-        return run_server(words, _environment(backend, settings), cwd=folder, host=host, port=port, shown=backend)
+        return run_server(words, _environment(backend, settings), cwd=str(folder), host=host, port=port, shown=backend)
 
 
 def _checked(backend: str | None, artifacts: str | None) -> tuple[str, str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
+from pipeline import places
 from pipeline.storage import objects
 from pipeline.supervision.hang_detection import Heard, Suspect, WatchdogConfig
 from pipeline.supervision.stack_dumps import MAIN
@@ -112,6 +111,6 @@ def write(report: dict[str, Any], out: str, *, limit_s: float) -> str:
     threading.Thread(target=put, daemon=True).start()
     if is_written.wait(limit_s):
         return where
-    path = Path(tempfile.gettempdir()) / f"normfree-{name}"
+    path = places.private_folder("hangs") / name
     path.write_bytes(content)
     return f"{path} ({out} did not take the report)"

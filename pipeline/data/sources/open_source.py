@@ -10,13 +10,13 @@ extracted: members of an archive are read in place, and only regular files count
 """
 
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import places
 from pipeline.data.format.tars import printable
 from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources import imagenet
@@ -57,8 +57,8 @@ class RawSample:
 
 def iterate(card: Card, source: str | None = None, *, val_share: float | None = None) -> Iterator[RawSample]:
     """All samples of a source; those that are not there are left out. UserError: see `open_source`."""
-    with tempfile.TemporaryDirectory(prefix="normfree-spool-") as spool:
-        opened = open_source(card, source, val_share=val_share, spool=Path(spool))
+    with places.temporary_folder("source") as spool:
+        opened = open_source(card, source, val_share=val_share, spool=spool)
         for entry, data in zip(opened.entries, opened.reader.read(opened.entries), strict=True):
             if not isinstance(data, Unreadable):
                 yield RawSample(entry.split, entry.class_name, entry.key, data, entry.extension)
