@@ -24,7 +24,7 @@ from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
 from pipeline.engine.update_stats import UpdateStats, over_updates
-from pipeline.errors import UserError
+from pipeline.errors import Diverged, UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
 from pipeline.records import Changed, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
@@ -201,7 +201,7 @@ class Job:
     def diverged(self) -> UserError:
         """What ends a run that may not go back."""
         steps = self.trouble.steps
-        return UserError(
+        return Diverged(
             f"the updates of steps {steps[0]} to {steps[-1]} were not finite; lower optim.learning_rate or optim.clipping"
         )
 
