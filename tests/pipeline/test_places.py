@@ -85,7 +85,7 @@ def test_urls_have_names_of_their_own_that_are_entries() -> None:
 
 
 def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NORMFREE_CACHE", str(tmp_path / "normfree"))
     (tmp_path / "normfree" / "spools").mkdir(parents=True, mode=0o777)
     (tmp_path / "normfree" / "spools").chmod(0o777)
     folder = places.private_folder("spools", "a")
@@ -97,7 +97,7 @@ def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path, monkeypatch: py
 def test_a_private_folder_of_somebody_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NORMFREE_CACHE", str(tmp_path / "normfree"))
     (tmp_path / "normfree").mkdir()
     if other == "link":
         (tmp_path / "normfree" / "spools").symlink_to(tmp_path)
@@ -125,7 +125,7 @@ def test_a_home_that_is_not_ours_is_replaced_and_reported(
         cache = home
     monkeypatch.setattr(places, "_candidates", lambda: iter([cache]))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("NORMFREE_CACHE", "")
     if kind in ("absent", "foreign"):
         monkeypatch.setattr(os, "getuid", lambda: 12345)
     if kind == "absent":
@@ -162,3 +162,6 @@ def test_what_a_killed_process_left_goes_with_the_next_start_and_what_lives_stay
     with places.temporary_folder("test") as ours:
         assert not held.exists() and ours.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{places.TEMPORARY}link", "other-folder"]
+
+    assert folder.name.startswith("normfree-cache-") and "set NORMFREE_CACHE" in capsys.readouterr().err
+    assert places.cache_folder() == folder
