@@ -7,20 +7,14 @@ private too, has a random name, and outlives its process by no more than the nex
 """
 
 import contextlib
-<<<<<<< HEAD
-import fcntl
-=======
 import errno
->>>>>>> main
+import fcntl
 import hashlib
 import os
 import pwd
 import re
-<<<<<<< HEAD
-import shutil
-=======
 import secrets
->>>>>>> main
+import shutil
 import stat
 import sys
 import tempfile

@@ -15,11 +15,6 @@ import importlib.util
 import os
 import re
 import secrets
-<<<<<<< HEAD
-import sys
-=======
-import tempfile
->>>>>>> main
 from pathlib import Path
 
 from orchestration.serve.server import free_port, run_server
@@ -65,11 +60,7 @@ def serve_team(
         words += ["--port", str(port), "--workers", str(workers)]
         words += ["--artifacts-destination", artifacts]
         words += ["--allowed-hosts", allowed_hosts] if allowed_hosts else []
-<<<<<<< HEAD
-        return run_server(words, _environment(backend, settings), cwd=str(folder), host=host, port=port, shown=backend)
-=======
         return run_server("mlflow", words, _environment(backend, settings), host=host, port=port, shown=backend)
->>>>>>> main
 
 
 def _checked(backend: str | None, artifacts: str | None) -> tuple[str, str]:

@@ -111,13 +111,6 @@ def write(report: dict[str, Any], out: str, *, limit_s: float) -> str:
     threading.Thread(target=put, daemon=True).start()
     if is_written.wait(limit_s):
         return where
-<<<<<<< HEAD
     path = places.private_folder("hangs") / name
     path.write_bytes(content)
-=======
-    # Not under a name that another user of the machine could have taken before.
-    number, path = tempfile.mkstemp(prefix="normfree-", suffix=f"-{name}")
-    with open(number, "wb") as file:
-        file.write(content)
->>>>>>> main
     return f"{path} ({out} did not take the report)"
