@@ -38,8 +38,9 @@ def collect(engine: Engine, clipped: set[str]) -> None:
         gradient, weight = safe_get_full_grad(parameter), safe_get_full_fp32_param(parameter)
         if name in clipped:
             shape = engine.shapes[name]
-            factors = agc.clip_coefficients(weight.view(shape), gradient.view(shape))
-            value = (gradient.view(shape) * factors).flatten()
+            gradient = gradient.view(shape)
+            factors = agc.coefficients(agc.square_sums([weight.view(shape)]), agc.square_sums([gradient]), 0.01)
+            value = (gradient * agc.per_unit(factors, [gradient])[0]).flatten()
             # Stage 3's setter cuts equal parts and fails where there is nothing left for the last rank.
             padding = -len(value) % NUM_RANKS if hasattr(parameter, "ds_id") else 0
             value = torch.nn.functional.pad(value, (0, padding)) if padding else value.view(shape)

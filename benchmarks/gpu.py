@@ -2,7 +2,7 @@
 
 f0: forward + backward of F0 at 192 px, fp32 and bf16, eager and compiled, and the bare convolutions as the limit. f4: F4+ at
 224 and 384 px with and without activation checkpointing, as a share of the matrix rate that this card reaches in the same
-run. update: clip + update + EMA on F0's parameters. Without a GPU: one sentence.
+run. update: `Engine.update` on F0's parameters. Without a GPU: one sentence.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 import nfnet
+from benchmarks import update
 from benchmarks.step import bare_convolutions
 from benchmarks.turns import race
 from nfnet.analysis.flops import multiply_adds
@@ -121,34 +122,7 @@ def fitting(model: torch.nn.Module, px: int, most: int) -> tuple[int, float, flo
     return 0, 0.0, 0.0
 
 
-def update() -> None:
-    import timm
-    from timm.utils import ModelEmaV3
-    from timm.utils.agc import adaptive_clip_grad
-
-    from nfnet.optim.param_groups import param_groups
-    from nfnet.optim.sgd import SGD
-
-    ours, theirs = nfnet.create_model("nfnet_f0").cuda(), timm.create_model("dm_nfnet_f0").cuda()
-    for model in (ours, theirs):
-        for parameter in model.parameters():
-            parameter.grad = 1e-3 * torch.randn_like(parameter)
-    our_optimizer = SGD(param_groups(ours, lr=0.1, weight_decay=2e-5), lr=0.1, ema_decay=0.99999, clipping=0.01)
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=2e-5, fused=True)
-    average = ModelEmaV3(theirs, decay=0.99999)
-
-    def peer_update() -> None:
-        adaptive_clip_grad(theirs.parameters(), 0.01)
-        optimizer.step()
-        average.update(theirs)
-
-    runs = {"ours": our_optimizer.step, "timm's AGC and EMA, torch's fused SGD": peer_update}
-    race("clip + update + EMA, F0", runs, ours="ours", target=5.0)
-    moved = sum(p.numel() for p in ours.parameters()) * 4 * 9  # norms read 2 values; the update reads 4 and writes 3
-    print(f"  ours moves {moved / seconds(our_optimizer.step) / 1e12:.2f} TB/s")
-
-
-PARTS = {"f0": f0, "f4": f4, "update": update}
+PARTS: dict[str, Callable[[], None]] = {"f0": f0, "f4": f4, "update": lambda: update.main(target=5.0)}
 
 
 def main(names: list[str] | None = None) -> None:

@@ -1,6 +1,12 @@
-"""Clip + update + average on NFNet-F0's parameters: ours against timm's AGC, torch's SGD and timm's EMA."""
+"""What an update of a run costs: `Engine.update` (sums, agreement, clip, SGD, EMA) on a network's parameters, against timm's
+AGC, torch's fused SGD and timm's EMA.
+
+    python -m benchmarks update
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import timm
 import torch
@@ -9,30 +15,61 @@ from timm.utils.agc import adaptive_clip_grad
 
 import nfnet
 from benchmarks.turns import race
-from nfnet.optim.param_groups import param_groups
-from nfnet.optim.sgd import SGD
+from pipeline.distributed import join, leave
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.engine.optim_config import OptimConfig
 
 
-def _fill(model: torch.nn.Module) -> None:
+def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.grad = 1e-3 * torch.randn(parameter.shape, generator=generator)
+    return [1e-3 * torch.randn(p.shape, generator=generator).to(p.device) for p in model.parameters()]
 
 
-def main() -> None:
-    ours = nfnet.create_model("nfnet_f0")
-    optimizer = SGD(param_groups(ours, lr=0.1, weight_decay=2e-5), lr=0.1, ema_decay=0.99999, clipping=0.01)
-    theirs = timm.create_model("dm_nfnet_f0")
-    peer_optimizer = torch.optim.SGD(
-        theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=2e-5, fused=True
+def of_engine(name: str) -> tuple[Callable[[], object], Engine]:
+    """The update that a training loop calls, on gradients that are given anew each time (the engine takes them away)."""
+    optim = OptimConfig(learning_rate=0.1, weight_decay=2e-5, ema_decay=0.99999, clipping=0.01)
+    engine = Engine(
+        nfnet.create_model(name), optim=optim, config=EngineConfig(), world=join(), micro_batch=1, accumulation=1
     )
-    average = ModelEmaV3(theirs, decay=0.99999)
-    _fill(ours), _fill(theirs)
+    given = gradients(engine.network)
+    engine._engine.set_gradient_accumulation_boundary(True)
 
-    def peer_update() -> None:
-        adaptive_clip_grad(theirs.parameters(), 0.01)
-        peer_optimizer.step()
-        average.update(theirs)
+    def update() -> None:
+        for parameter, gradient in zip(engine.network.parameters(), given, strict=True):
+            parameter.grad = gradient
+        engine._seen.fill_(1.0)  # a loss and a sample, as a forward pass leaves them
+        assert engine.update(0.1).applied
 
-    runs = {"ours": optimizer.step, "timm's AGC and EMA, torch's fused SGD": peer_update}
-    race("clip + update + EMA, F0, fp32", runs, ours="ours", target=2.0)
+    return update, engine
+
+
+def of_peers(name: str, device: torch.device) -> Callable[[], object]:
+    model = timm.create_model(name).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=2e-5, fused=True)
+    average = ModelEmaV3(model, decay=0.99999)
+    given = gradients(model)
+
+    def update() -> None:
+        for parameter, gradient in zip(model.parameters(), given, strict=True):
+            parameter.grad = gradient
+        adaptive_clip_grad(model.parameters(), 0.01)
+        optimizer.step()
+        average.update(model)
+
+    return update
+
+
+def main(target: float = 2.5) -> None:
+    ours, engine = of_engine("nfnet_f0")
+    runs = {
+        "ours, Engine.update": ours,
+        "timm's AGC and EMA, torch's fused SGD": of_peers("dm_nfnet_f0", engine.world.device),
+    }
+    race("clip + update + EMA, F0, fp32", runs, ours="ours, Engine.update", target=target)
+    engine.close()
+    leave()
+
+
+if __name__ == "__main__":
+    main()

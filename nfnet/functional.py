@@ -9,12 +9,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from nfnet.kernels import cpu, dispatch, reference
 
 FEW_PIXELS = 256
 """Up to here a 1x1 convolution on the CPU is a matrix product: oneDNN's weight gradient takes three times as long."""
+
+
+def is_autocast(x: torch.Tensor) -> bool:
+    """Whether autocast would choose the precision of an operation on `x`."""
+    kind = x.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+def linear_fp32(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(N, features) -> `head` of it, in fp32 where autocast would take less: rounded logits tie, and the top class is lost."""
+    if not is_autocast(x):
+        out: torch.Tensor = head(x)
+        return out
+    with torch.autocast(x.device.type, enabled=False):
+        wide: torch.Tensor = head(x.float())
+        return wide
 
 
 def standardised(
@@ -40,9 +57,8 @@ def ws_conv2d(
     added_eps: float | None = None,
 ) -> torch.Tensor:
     """Convolution (N, C, H, W) -> (N, O, H', W') with the standardised weight."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        half = torch.get_autocast_dtype(kind)
+    if is_autocast(x):
+        half = torch.get_autocast_dtype(x.device.type)
         x, bias = x.to(half), bias.to(half)
     fused = dispatch.for_weight(weight, gain, x.dtype) if x.dtype == bias.dtype else None
     if fused is not None:

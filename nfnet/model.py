@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nfnet.block import Block, Conventions
+from nfnet.functional import is_autocast, linear_fp32
 from nfnet.layers import MaxPoolSame, ScaledActivation, SqueezeExcite, Standardisation, WSConv2d
 from nfnet.variants import Variant
 
@@ -149,12 +150,12 @@ class NFNet(nn.Module):
         return out
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(N, num_features, h, w) -> pooled features (N, num_features) if `pre_logits`, else logits."""
-        pooled = x.mean(dim=(2, 3))
-        if pre_logits:
-            return pooled
-        logits: torch.Tensor = self.head(self.dropout(pooled))
-        return logits
+        """(N, num_features, h, w) -> pooled features (N, num_features) if `pre_logits`, else logits.
+
+        Both are fp32 under autocast.
+        """
+        pooled = x.mean(dim=(2, 3), dtype=torch.float32) if is_autocast(x) else x.mean(dim=(2, 3))
+        return pooled if pre_logits else linear_fp32(self.head, self.dropout(pooled))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nfnet.kernels import usable
-from nfnet.kernels.reference import Standardised, UnitNorms, num_units
+from nfnet.kernels.reference import Standardised, num_units
 
 KINDS = {"gelu": 0, "silu": 1, "relu": 2}
 HALF = {torch.float32: 0, torch.bfloat16: 1}
@@ -236,22 +236,15 @@ def can_update(*lists: Sequence[torch.Tensor]) -> bool:
     return True
 
 
-def square_sums(tensor: torch.Tensor, units: int) -> torch.Tensor:
-    """(units,) fp32: sums of squares of the rows of a dense fp32 tensor."""
-    sums = torch.empty(units)
-    _call("nf_square_sums", _at(tensor), _at(sums), _long(units), _long(tensor.numel() // max(units, 1)))
-    return sums
-
-
-def unit_norms(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> UnitNorms:
-    """Of the gradients alone: the loops find the weights' norms where they update them (`weight_squares` is empty)."""
-    squares = torch.empty(sum(num_units(g) for g in grads))
+def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """As `reference.square_sums`, of dense fp32 tensors."""
+    sums = torch.empty(sum(num_units(t) for t in tensors))
     start = 0
-    for g in grads:
-        units = num_units(g)
-        _call("nf_square_sums", _at(g), _at(squares[start:]), _long(units), _long(g.numel() // max(units, 1)))
+    for t in tensors:
+        units = num_units(t)
+        _call("nf_square_sums", _at(t), _at(sums[start:]), _long(units), _long(t.numel() // max(units, 1)))
         start += units
-    return UnitNorms(torch.empty(0), squares, (~squares.isfinite()).sum(dtype=torch.int32))
+    return sums
 
 
 def update_(
@@ -263,18 +256,10 @@ def update_(
     lr: float,
     momentum: float,
     weight_decay: float,
-    clipping: float | None,
-    eps: float,
     keep: float,
-    norms: UnitNorms | None = None,
-    finite: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """As `plain.update_`."""
-    if finite is not None and not bool(finite):
-        return torch.zeros((), dtype=torch.int32)
-    if clipping and norms is None:
-        raise ValueError("clipping needs the units' norms; pass norms=unit_norms(params, grads)")
-    clipped = torch.zeros(sum(num_units(p) for p in params), dtype=torch.uint8)
+    factors: torch.Tensor | None = None,
+) -> None:
+    """As `reference.update_`."""
     start = 0
     for i, (w, g, m) in enumerate(zip(params, grads, momenta, strict=True)):
         units = num_units(w)
@@ -286,10 +271,7 @@ def update_(
             _at(averages[i] if averages else None),
             _long(units),
             _long(w.numel() // max(units, 1)),
-            _at(norms.gradient_squares[start:] if clipping and norms is not None else None),
-            _float(clipping or 0.0),
-            _float(eps),
-            _at(clipped[start:]),
+            _at(None if factors is None else factors[start:]),
             _float(lr),
             _float(momentum),
             _float(weight_decay),
@@ -298,4 +280,3 @@ def update_(
         start += units
     # Autograd, and whoever keeps something computed from a weight, sees writes by this number alone.
     torch.autograd.graph.increment_version([*params, *momenta, *averages])
-    return clipped.sum(dtype=torch.int32)

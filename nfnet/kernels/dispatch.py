@@ -57,7 +57,7 @@ def for_update(
     momenta: Sequence[torch.Tensor],
     averages: Sequence[torch.Tensor],
 ) -> ModuleType | None:
-    """Of `unit_norms` and `update_`."""
+    """Of `update_`."""
     if cpu.can_update(weights, gradients, momenta, averages):
         return cpu
     wide = (*weights, *momenta, *averages)
@@ -67,6 +67,16 @@ def for_update(
     if not (on_gpu and alike and len(types) == 1 and types <= set(_GPU_TYPES)):
         return None
     return triton_layers if len({t.device for t in (*wide, *gradients)}) == 1 and _gpu_serves(weights[0]) else None
+
+
+def for_square_sums(tensors: Sequence[torch.Tensor]) -> ModuleType | None:
+    """Of `square_sums`."""
+    if cpu.can_update(tensors):
+        return cpu
+    on_gpu = all(cpu.is_ordinary(t) and t.is_cuda and t.dtype in _GPU_TYPES and cpu.is_dense(t) for t in tensors)
+    if not on_gpu or len({(t.dtype, t.device) for t in tensors}) != 1:
+        return None
+    return triton_layers if _gpu_serves(tensors[0]) else None
 
 
 def _is_foretold(tensor: torch.Tensor) -> bool:
@@ -104,11 +114,12 @@ def _compare(device: torch.device) -> str:
         )
         slopes = [k.scaled_activation_backward(weight.cos(), weight, name, 1.7) for k in (triton_layers, reference)]
         pairs.append((f"the derivative of {name}", slopes[0], slopes[1]))
-    numbers = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "clipping": 0.01, "eps": 1e-3, "keep": 0.5}
+    numbers = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "keep": 0.5, "factors": gain.sigmoid()}
     lists = [[[t.clone()] for t in (weight, weight.cos(), weight.sin(), weight)] for _ in range(2)]
-    triton_layers.clip_and_update_(*lists[0], **numbers)  # type: ignore[arg-type]
-    reference.clip_and_update_(*lists[1], **numbers)  # type: ignore[arg-type]
+    triton_layers.update_(*lists[0], **numbers)  # type: ignore[arg-type]
+    reference.update_(*lists[1], **numbers)  # type: ignore[arg-type]
     pairs += [("the update", a[0], b[0]) for a, b in zip(*lists, strict=True)]
+    pairs.append(("sums of squares", triton_layers.square_sums([weight, gain]), reference.square_sums([weight, gain])))
     for what, ours, expected in pairs:
         if not torch.allclose(ours, expected, rtol=1e-4, atol=1e-5):
             return f"{what} differs by {float((ours - expected).abs().max()):.2g}"

@@ -303,24 +303,14 @@ VECTORISED static void row_update(float *w, const float *g, float *m, float *e, 
         }
 }
 
-/* One parameter of (rows, n). gradient_squares: (rows,) or NULL for no clipping; clipped: (rows,) 1 where a unit was. */
-EXPORT void nf_update(float *w, const float *g, float *m, float *e, int64_t rows, int64_t n, const float *gradient_squares,
-                      float clipping, float eps, uint8_t *clipped, float lr, float momentum, float decay, float drop) {
+/* One parameter of (rows, n). factors: (rows,) what each row's gradient is multiplied with, or NULL for 1. */
+EXPORT void nf_update(float *w, const float *g, float *m, float *e, int64_t rows, int64_t n, const float *factors, float lr,
+                      float momentum, float decay, float drop) {
     const int64_t parts = rows > 1 ? 1 : (n + CHUNK - 1) / CHUNK;
-    float whole = 0.0f; /* the norm of a vector is needed before any part of it changes */
-    if (gradient_squares && rows == 1) whole = squares(w, n);
 #pragma omp parallel for schedule(static) if (rows * n > SMALL)
     for (int64_t k = 0; k < rows * parts; k++) {
         const int64_t i = rows > 1 ? k : 0, start = rows > 1 ? 0 : k * CHUNK;
         const int64_t size = rows > 1 ? n : (n - start < CHUNK ? n - start : CHUNK), at = i * n + start;
-        float scale = 1.0f;
-        if (gradient_squares) {
-            const float weight = sqrtf(rows > 1 ? squares(w + at, n) : whole), norm = sqrtf(gradient_squares[i]);
-            const float bound = clipping * (weight > eps ? weight : eps);
-            const int over = norm > bound;
-            if (over) scale = bound / (norm > 1e-6f ? norm : 1e-6f);
-            if (start == 0) clipped[i] = (uint8_t)over;
-        }
-        row_update(w + at, g + at, m + at, e ? e + at : NULL, size, scale, lr, momentum, decay, drop);
+        row_update(w + at, g + at, m + at, e ? e + at : NULL, size, factors ? factors[i] : 1.0f, lr, momentum, decay, drop);
     }
 }

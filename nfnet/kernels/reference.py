@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-MIN_GRADIENT_NORM = 1e-6
-"""AGC's floor of a gradient's norm; the published code's."""
 ACTIVATIONS = ("gelu", "gelu_erf", "silu", "relu")
 """What `scaled_activation` knows; "gelu" is the tanh form."""
 
@@ -29,17 +27,6 @@ class Standardised(NamedTuple):
     """(O,) 1 / sqrt(variance * fan_in), floored or with eps, without the gain."""
     floored: torch.Tensor
     """(O,) bool: the floor was active, so the variance has no derivative."""
-
-
-class UnitNorms(NamedTuple):
-    """Sums of squares of a list of tensors, unit after unit: rows where a tensor has two dimensions or more, else one."""
-
-    weight_squares: torch.Tensor
-    """(units,) fp32."""
-    gradient_squares: torch.Tensor
-    """(units,) fp32."""
-    num_nonfinite: torch.Tensor
-    """() int32: units whose sum of squared gradients is not finite."""
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,22 +132,14 @@ def scaled_activation_backward(
     return torch.empty_like(x).copy_(_wide(grad) * slope * (before * factor))
 
 
-@torch.no_grad()
-def unit_norms(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> UnitNorms:
-    """Of raw weights and gradients, each read once. No host synchronisation."""
-    weight_squares, gradient_squares = (
-        torch.cat([t.float().reshape(num_units(t), -1).square().sum(1) for t in tensors]) for tensors in (params, grads)
-    )
-    return UnitNorms(weight_squares, gradient_squares, (~gradient_squares.isfinite()).sum(dtype=torch.int32))
-
-
 def num_units(tensor: torch.Tensor) -> int:
+    """Rows where a tensor has two dimensions or more, else one."""
     return tensor.shape[0] if tensor.dim() > 1 else 1
 
 
-def all_finite(norms: Sequence[UnitNorms]) -> torch.Tensor:
-    """() bool over all groups: what `update_` asks before it changes anything. No host synchronisation."""
-    return torch.stack([n.num_nonfinite for n in norms]).sum() == 0
+def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(all units,) fp32: the sum of squares of each unit of each tensor, in their order. No host synchronisation."""
+    return torch.cat([t.float().reshape(num_units(t), -1).square().sum(1) for t in tensors])
 
 
 @torch.no_grad()
@@ -173,78 +152,24 @@ def update_(
     lr: float,
     momentum: float,
     weight_decay: float,
-    clipping: float | None,
-    eps: float,
     keep: float,
-    norms: UnitNorms | None = None,
-    finite: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """One parameter group's update: AGC, coupled decay, Nesterov momentum, average; gradients are left as they are.
+    factors: torch.Tensor | None = None,
+) -> None:
+    """One parameter group's update: coupled decay, Nesterov momentum, average; gradients are left as they are.
 
-        g = grad * min(1, clipping * max(|w|, eps) / max(|g|, 1e-6)) + weight_decay * w     by unit
+        g = factor * grad + weight_decay * w     by unit
         m = momentum * m + g;  w -= lr * (g + momentum * m);  average += (1 - keep) * (w - average)
 
     Args:
         averages: empty for none.
-        clipping: AGC's lambda; None or 0 leaves gradients unclipped, and needs no norms.
-        norms: `unit_norms(params, grads)`.
-        finite: () bool; where False, nothing is changed. None: no such question.
-    Returns:
-        () int32: units clipped, 0 where nothing was changed. No host synchronisation.
-    Raises:
-        ValueError: clipping without norms.
+        factors: (all units,) fp32, what the clip scales each unit's gradient with (`nfnet.optim.agc.coefficients`); None: 1.
     """
-    go = torch.ones((), dtype=torch.bool, device=params[0].device) if finite is None else finite
-    if clipping:
-        if norms is None:
-            raise ValueError("clipping needs the units' norms; pass norms=unit_norms(params, grads)")
-        bound = clipping * norms.weight_squares.sqrt().clamp(min=eps)
-        norm = norms.gradient_squares.sqrt()
-        clipped = norm > bound
-        factors = torch.where(clipped, bound / norm.clamp(min=MIN_GRADIENT_NORM), 1.0)
-    else:
-        clipped = torch.zeros(1, dtype=torch.bool, device=params[0].device)
-        factors = torch.ones(sum(num_units(p) for p in params), device=params[0].device)
-    for i, (w, g, factor) in enumerate(zip(params, grads, factors.split([num_units(p) for p in params]), strict=True)):
-        g = g.float() * (factor.view(-1, *[1] * (w.dim() - 1)) if w.dim() > 1 else factor.view([]))
-        g = g + weight_decay * w
-        m = momentum * momenta[i] + g
-        new = w - lr * (g + momentum * m)
-        momenta[i].copy_(torch.where(go, m, momenta[i]))
+    of_each = [1.0] * len(params) if factors is None else factors.split([num_units(p) for p in params])
+    for i, (w, g, factor) in enumerate(zip(params, grads, of_each, strict=True)):
+        if isinstance(factor, torch.Tensor):
+            factor = factor.view(-1, *[1] * (w.dim() - 1)) if w.dim() > 1 else factor.view([])
+        g = g.float() * factor + weight_decay * w
+        momenta[i].copy_(momentum * momenta[i] + g)
+        w.sub_(lr * (g + momentum * momenta[i]))
         if averages:
-            averages[i].copy_(torch.where(go, averages[i] + (1 - keep) * (new - averages[i]), averages[i]))
-        w.copy_(torch.where(go, new, w))
-    return (clipped & go).sum(dtype=torch.int32)
-
-
-def clip_and_update_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    momenta: Sequence[torch.Tensor],
-    averages: Sequence[torch.Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    clipping: float | None,
-    eps: float,
-    keep: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`unit_norms`, `all_finite` and `update_` of a single group: (num_clipped, num_units, num_nonfinite), each ()."""
-    norms = unit_norms(params, grads)
-    num_clipped = update_(
-        params,
-        grads,
-        momenta,
-        averages,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        clipping=clipping,
-        eps=eps,
-        keep=keep,
-        norms=norms,
-        finite=all_finite([norms]),
-    )
-    total = torch.full_like(norms.num_nonfinite, len(norms.weight_squares))
-    return num_clipped, total, norms.num_nonfinite
+            averages[i].lerp_(w, 1 - keep)

@@ -1,6 +1,6 @@
 """The Triton kernels, with the signatures of `plain`; formulas, arguments and errors are described there.
 
-Beyond what `plain` raises: ValueError for types and layouts that no kernel reads. Triton itself is loaded by the first
+Beyond what `plain` raises: ValueError for types, layouts and sizes that no kernel reads. Triton itself is loaded by the first
 call. No call waits for the device.
 """
 
@@ -12,18 +12,17 @@ from importlib.util import find_spec
 import torch
 
 from nfnet.kernels import LAUNCH
-from nfnet.kernels.reference import ACTIVATIONS, Standardised, all_finite
-from nfnet.kernels.triton_update import clip_and_update_, unit_norms, update_
+from nfnet.kernels.reference import ACTIVATIONS, Standardised
+from nfnet.kernels.tensor_lists import check_counts
+from nfnet.kernels.triton_update import square_sums, update_
 
 __all__ = [
-    "all_finite",
-    "clip_and_update_",
     "is_usable",
     "scaled_activation",
     "scaled_activation_backward",
+    "square_sums",
     "standardise",
     "standardise_backward",
-    "unit_norms",
     "update_",
 ]
 
@@ -55,6 +54,7 @@ def standardise(
     _check_type(weight)
     format_of_weight = _format(weight)
     units, fan_in = weight.shape[0], weight[0].numel()
+    check_counts(fan_in, units)
     out = torch.empty_like(weight, dtype=out_dtype or weight.dtype, memory_format=memory_format)
     mean, rstd = (torch.empty(units, device=weight.device, dtype=torch.float32) for _ in range(2))
     floored = torch.empty(units, device=weight.device, dtype=torch.bool)

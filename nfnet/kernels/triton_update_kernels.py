@@ -1,4 +1,4 @@
-"""Triton programs of clipping and updating over a whole list of tensors: pointers and places come from tables.
+"""Triton programs of norms and updates over a whole list of tensors: pointers and places come from tables.
 
 pointers: (4, num_tensors) int64, the addresses of weights, gradients, momenta, averages.
 sizes: (2, num_tensors) int32, the elements of a unit and the number of the tensor's first unit in the list.
@@ -17,15 +17,13 @@ def row_of(pointers, index, DTYPE: tl.constexpr, POINTER_ALIGN: tl.constexpr):
 
 
 @triton.jit
-def unit_norms(
+def square_sums(
     pointers,
     sizes,
     items,
-    weight_squares,
-    gradient_squares,
-    num_nonfinite,
+    sums,
     num_tensors,
-    GRAD: tl.constexpr,
+    TYPE: tl.constexpr,
     POINTER_ALIGN: tl.constexpr,
     LENGTH_ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -36,54 +34,16 @@ def unit_norms(
     unit = tl.load(item + 1) + tl.arange(0, ROWS)
     is_unit = tl.arange(0, ROWS) < tl.load(item + 2)
     length = tl.multiple_of(tl.load(sizes + tensor), LENGTH_ALIGN)
-    weight = row_of(pointers, tensor, tl.float32, POINTER_ALIGN)
-    gradient = row_of(pointers, num_tensors + tensor, GRAD, POINTER_ALIGN)
+    values = row_of(pointers, tensor, TYPE, POINTER_ALIGN)
     rows = (unit.to(tl.int64) * length)[:, None]
     lane = tl.arange(0, BLOCK)
-    of_weight = tl.zeros((ROWS, BLOCK), tl.float32)
-    of_gradient = tl.zeros((ROWS, BLOCK), tl.float32)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, length, BLOCK):
-        place = rows + (start + lane)[None, :]
         inside = is_unit[:, None] & (start + lane < length)[None, :]
-        w = tl.load(weight + place, mask=inside, other=0.0)
-        g = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
-        of_weight += w * w
-        of_gradient += g * g
+        value = tl.load(values + rows + (start + lane)[None, :], mask=inside, other=0.0).to(tl.float32)
+        total += value * value
     number = tl.load(sizes + num_tensors + tensor) + unit
-    squares = tl.sum(of_gradient, 1)
-    tl.store(weight_squares + number, tl.sum(of_weight, 1), mask=is_unit)
-    tl.store(gradient_squares + number, squares, mask=is_unit)
-    # An infinity or NaN is rare: the counter is touched only then. (NaN < inf is false too.)
-    bad = tl.sum(tl.where(squares < float("inf"), 0, 1), 0)
-    tl.atomic_add(num_nonfinite, bad, mask=bad > 0)
-
-
-@triton.jit
-def factors(
-    weight_squares,
-    gradient_squares,
-    gate,
-    out,
-    num_clipped,
-    num_units,
-    clipping,
-    eps,
-    min_norm,
-    GATED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out: (units,) what each unit's gradient is multiplied with; counts those below 1."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < num_units
-    bound = clipping * tl.maximum(tl.sqrt_rn(tl.load(weight_squares + place, mask=inside, other=0.0)), eps)
-    norm = tl.sqrt_rn(tl.load(gradient_squares + place, mask=inside, other=0.0))
-    clipped = norm > bound
-    factor = tl.where(clipped, bound / tl.maximum(norm, min_norm), 1.0)
-    tl.store(out + place, factor, mask=inside)
-    count = tl.sum((clipped & inside).to(tl.int32), 0)
-    if GATED:
-        count = tl.where(tl.load(gate) != 0, count, 0)
-    tl.atomic_add(num_clipped, count, mask=count > 0)
+    tl.store(sums + number, tl.sum(total, 1), mask=is_unit)
 
 
 @triton.jit
@@ -92,38 +52,34 @@ def update(
     sizes,
     items,
     factor_of,
-    gate,
     num_tensors,
     lr,
     momentum,
     weight_decay,
     share,
-    GRAD: tl.constexpr,
-    CLIP: tl.constexpr,
+    TYPE: tl.constexpr,
+    SCALE: tl.constexpr,
     AVERAGE: tl.constexpr,
-    GATED: tl.constexpr,
     POINTER_ALIGN: tl.constexpr,
     LENGTH_ALIGN: tl.constexpr,
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Everything after the norms, in one pass; `share` is what the average takes of the new weight, 1 - keep."""
+    """Everything after the clip's factors, in one pass. TYPE is that of the gradients; `share` is what the average takes of
+    the new weight, 1 - keep."""
     item = items + tl.program_id(0) * 4
     tensor = tl.load(item)
     unit = tl.load(item + 1) + tl.arange(0, ROWS)
-    count = tl.load(item + 2)
-    if GATED:
-        count *= tl.load(gate).to(tl.int32)
-    is_unit = tl.arange(0, ROWS) < count
+    is_unit = tl.arange(0, ROWS) < tl.load(item + 2)
     first = tl.multiple_of(tl.load(item + 3), 16)
     length = tl.multiple_of(tl.load(sizes + tensor), LENGTH_ALIGN)
     weight = row_of(pointers, tensor, tl.float32, POINTER_ALIGN)
-    gradient = row_of(pointers, num_tensors + tensor, GRAD, POINTER_ALIGN)
+    gradient = row_of(pointers, num_tensors + tensor, TYPE, POINTER_ALIGN)
     velocity = row_of(pointers, 2 * num_tensors + tensor, tl.float32, POINTER_ALIGN)
     rows = (unit.to(tl.int64) * length)[:, None]
     lane = tl.arange(0, BLOCK)
-    if CLIP:
+    if SCALE:
         number = tl.load(sizes + num_tensors + tensor) + unit
         scale = tl.load(factor_of + number, mask=is_unit, other=0.0)[:, None]
     else:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nfnet.kernels import cpu
+from nfnet.kernels import dispatch
+from nfnet.kernels.reference import num_units
 from nfnet.optim.param_groups import assign
 
 MIN_GRADIENT_NORM = 1e-6
@@ -37,31 +38,6 @@ class ClipCounts(NamedTuple):
         # torch.full and not torch.tensor: the latter copies from the host and waits for the copy.
         total = torch.full((), sum(n for _, n in groups.values()), device=num_nonfinite.device)
         return cls(clipped, total, num_nonfinite, groups)
-
-
-def num_units(tensor: torch.Tensor) -> int:
-    return tensor.shape[0] if tensor.dim() > 1 else 1
-
-
-def unit_square_sums(tensor: torch.Tensor, units: int) -> torch.Tensor:
-    """(units,) fp32: the sum of squares of each unit of a tensor whose first dimension (or whole) is the units."""
-    if cpu.can_update([tensor]):
-        return cpu.square_sums(tensor, units)
-    # vector_norm reads the tensor once and keeps no squared copy of it.
-    return torch.linalg.vector_norm(tensor.reshape(units, -1), dim=1, dtype=torch.float32).square()
-
-
-def unitwise_norm(tensor: torch.Tensor) -> torch.Tensor:
-    """fp32 norms, shaped to broadcast against `tensor`: (units, 1, ...) for a weight, () for a vector or scalar."""
-    norms = torch.linalg.vector_norm(tensor.reshape(num_units(tensor), -1), dim=1, dtype=torch.float32)
-    return norms.view(-1, *[1] * (tensor.dim() - 1)) if tensor.dim() > 1 else norms.view([])
-
-
-def clip_coefficients(
-    weight: torch.Tensor, gradient: torch.Tensor, *, clipping: float = 0.01, eps: float = 1e-3
-) -> torch.Tensor:
-    """The factors of one parameter's gradient (equation 3), in the shape of `unitwise_norm(gradient)`."""
-    return coefficients(unitwise_norm(weight).square(), unitwise_norm(gradient).square(), clipping, eps)
 
 
 def coefficients(
@@ -120,30 +96,17 @@ def per_unit(factors: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[tor
 
 
 def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(all units,) fp32 in the tensors' order. Most are gains, biases and scalars: one call serves all of them."""
-    if cpu.can_update(tensors):
-        return cpu.unit_norms([], tensors).gradient_squares
+    """(all units,) fp32 sums of squares in the tensors' order."""
+    fused = dispatch.for_square_sums(tensors)
+    if fused is not None:
+        sums: torch.Tensor = fused.square_sums(tensors)
+        return sums
+    # Most are gains, biases and scalars: one call serves all of them. A norm reads a tensor once and keeps no squared copy.
     vectors = [i for i, t in enumerate(tensors) if t.dim() <= 1]
-    sums: dict[int, torch.Tensor] = {}
-    if vectors:
-        norms = torch._foreach_norm([tensors[i] for i in vectors], 2, dtype=torch.float32)
-        sums = dict(zip(vectors, torch.stack(norms).square().split(1), strict=True))
-    return torch.cat([sums[i] if i in sums else unit_square_sums(t, t.shape[0]) for i, t in enumerate(tensors)])
-
-
-@torch.no_grad()
-def adaptive_clip_grad_reference_(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], clipping: float = 0.01, eps: float = 1e-3
-) -> None:
-    """The same, one unit after the other, as the paper writes it: the twin that tests compare with."""
-    named = list(named_parameters)
-    rules = assign(named)
-    for name, parameter in named:
-        if parameter.grad is None or not rules[name].clip:
-            continue
-        weights, gradients = (list(t.unbind(0)) if t.dim() > 1 else [t] for t in (parameter.detach(), parameter.grad))
-        for weight, gradient in zip(weights, gradients, strict=True):
-            bound = clipping * max(weight.norm().item(), eps)
-            norm = gradient.norm().item()
-            if norm > bound:
-                gradient.mul_(bound / max(norm, MIN_GRADIENT_NORM))
+    of_vectors = torch._foreach_norm([tensors[i] for i in vectors], 2, dtype=torch.float32) if vectors else []
+    found = dict(zip(vectors, (n.view(1) for n in of_vectors), strict=True))
+    norms = [
+        found[i] if i in found else torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1, dtype=torch.float32)
+        for i, t in enumerate(tensors)
+    ]
+    return torch.cat(norms).square()

@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestration.run.worker import EXIT_OURS, TRACKING_URI, run_worker
+from orchestration import child_process
+from orchestration.run.worker import EXIT_OURS, RUN, TRACKING_URI, run_worker
 from pipeline.errors import UserError
-from pipeline.storage import objects
-from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS
+from pipeline.provenance import COMMAND, command
+from pipeline.supervision.rank_environment import place
+from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS, heeded, say
 from pipeline.supervision.watchdog import EXIT_HANG
 from pipeline.training.run import Run, dump_yaml
 
@@ -26,6 +29,8 @@ LINGER_S = 15.0
 """The other ranks find out for themselves that one has failed, and say why; after this time they are told to end,"""
 KILL_S = 30.0
 """and after this time killed."""
+MARGIN_S = 1.0
+"""After the grace period of a stop signal, which the ranks keep by themselves."""
 
 
 def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None, debug: bool) -> int:
@@ -34,45 +39,55 @@ def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None
     run.batch_plan(num_processes)  # a batch that does not divide is refused before anything starts
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
+    here = place()
     if num_processes == 1:
         return run_worker(run, out, tracking_uri=tracking_uri, debug=debug)
-    requested = objects.join(out, "requested.yaml")
-    objects.write_bytes(requested, dump_yaml(run).encode())
-    arguments = ["-m", "orchestration.run.worker", requested, out]
-    arguments += ["--debug"] if debug else []
+    if here.size > 1:
+        raise UserError(
+            f"--num-processes {num_processes} starts processes, and another launcher has started {here.size} (WORLD_SIZE): "
+            "leave out --num-processes, or start without that launcher"
+        )
     # By the environment: a URI may hold a password, and command lines are for everybody to read.
-    extra = {TRACKING_URI: tracking_uri or ""}
-    return supervise([sys.executable, *arguments], num_processes, grace_s=run.watchdog.grace_s, environment=extra)
+    told = {RUN: dump_yaml(run), COMMAND: command(), TRACKING_URI: tracking_uri or ""}
+    arguments = [out, "--debug"] if debug else [out]
+    return supervise(
+        "orchestration.run.worker", arguments, num_processes, grace_s=run.watchdog.grace_s, environment=told
+    )
 
 
 def supervise(
-    command: list[str], num_processes: int, *, grace_s: float, environment: dict[str, str] | None = None
+    module: str,
+    arguments: Sequence[str],
+    num_processes: int,
+    *,
+    grace_s: float,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs the command once a rank, with the variables that `torch.distributed` reads; returns the code of `outcome`.
+    """Runs the module once a rank, with the variables that `torch.distributed` reads; returns the code of `outcome`.
 
-    SIGTERM, SIGINT and SIGHUP are passed on to all ranks as SIGTERM, once.
+    SIGTERM, SIGINT and SIGHUP are passed on to all ranks as SIGTERM, once. If this process is killed they get it from Linux.
     """
-    from torch.distributed import TCPStore
-
-    # The store through which the ranks find and watch each other outlives each of them here.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
-        **os.environ,
-        **(environment or {}),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes))),
-        **rank_variables(store.port, num_processes),
-    }
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before: dict[int, Any] = {n: signal.signal(n, ask) for n in (*SIGNALS, signal.SIGHUP)}
-    ranks = [
-        subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(num_processes)
-    ]
+    before: dict[int, Any] = {n: signal.signal(n, ask) for n in heeded()}
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
-        return outcome(_watch(ranks, asked, grace_s))
+        with child_process.rank_variables(num_processes) as shared:
+            for r in map(str, range(num_processes)):
+                own = {**(environment or {}), "OMP_NUM_THREADS": threads, **shared, "RANK": r, "LOCAL_RANK": r}
+                # A Run's paths are relative to the folder that the user is in.
+                started = child_process.start(
+                    module, arguments, environment=own, folder=Path.cwd(), on_parent_death=signal.SIGTERM
+                )
+                ranks.append(started)
+            code = outcome(_watch(ranks, asked, grace_s))
+        if code == EXIT_REQUEUE and (ranks[0].returncode or 0) < 0:  # it was ended before it could listen, and say so
+            say("stopped by a signal while starting; there is nothing to save")
+        return code
     finally:
         for rank in ranks:
             rank.kill()
@@ -96,7 +111,7 @@ def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: floa
     """Until all have ended; the codes of those that ended before they were told to, in that order."""
     own: list[int] = []
     ended: set[int] = set()
-    failed_s = told_s = passed_on = None
+    failed_s = told_s = passed_on = asked_s = None
     while len(ended) < len(ranks):
         time.sleep(POLL_S)
         now_s = time.monotonic()
@@ -107,11 +122,21 @@ def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: floa
             ended.add(i)
             if told_s is None:
                 own.append(code)
+                if code < 0 and -code not in SIGNALS and -code < signal.SIGRTMIN:
+                    memory = ", most likely for its memory" if code == -signal.SIGKILL else ""
+                    say(
+                        f"rank {i} (process {rank.pid}) was ended by {signal.Signals(-code).name}{memory}; the same command "
+                        "goes on from the newest checkpoint"
+                    )
             if code != 0 and failed_s is None:
                 failed_s = now_s
         if asked and len(asked) != passed_on:
             passed_on = len(asked)  # a second signal goes on too: it means now
+            asked_s = asked_s or now_s
             _tell(ranks, signal.SIGTERM)
+        if asked_s is not None and told_s is None and now_s - asked_s > grace_s + MARGIN_S:  # frozen, they do not hear
+            own, told_s = [*own, EXIT_REQUEUE], now_s
+            _tell(ranks, signal.SIGKILL)
         if EXIT_HANG in own:  # all who can have left by themselves
             wait_s = 1.0
         else:
@@ -135,7 +160,7 @@ def outcome(codes: list[int]) -> int:
 
     A rank that a signal ended before it could listen had nothing to save: that counts as stopped.
     """
-    codes = [EXIT_REQUEUE if code in (-signal.SIGTERM, -signal.SIGINT) else code for code in codes if code != 0]
+    codes = [EXIT_REQUEUE if -code in SIGNALS else code for code in codes if code != 0]
     if EXIT_HANG in codes:
         return EXIT_HANG
     wrong = [code for code in codes if code != EXIT_REQUEUE]

@@ -7,6 +7,7 @@ CI) the same facts come as plain lines, at most one every ten seconds besides th
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 
 from pipeline.records import (
     Accounted,
+    Changed,
     Evaluation,
     Finished,
     Lost,
@@ -49,7 +51,7 @@ class Console:
     ) -> None:
         import rich.console
 
-        self._stream = stream or sys.stdout
+        self._stream = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - None where stdout was closed (>&-)
         self._is_live = self._stream.isatty() if live is None else live
         self._rich = rich.console.Console(
             file=self._stream, highlight=False, soft_wrap=True, force_terminal=self._is_live or None
@@ -75,6 +77,7 @@ class Console:
             Lost: self._read_lost,
             Accounted: self._read_accounted,
             Notice: self._read_notice,
+            Changed: self._read_notice,
             SaveFailed: self._read_missed,
             SaveSkipped: self._read_missed,
             Finished: self._read_finished,
@@ -185,7 +188,7 @@ class Console:
             + (f"; {page.repeated:,} repeated" if page.repeated else "")
         )
 
-    def _read_notice(self, notice: Notice) -> None:
+    def _read_notice(self, notice: Notice | Changed) -> None:
         self._say(f"note  {notice.text}", style="yellow")
 
     def _read_finished(self, finished: Finished) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 
 from orchestration.run.console import Console
 from orchestration.spool import mirror
@@ -14,54 +14,59 @@ from orchestration.spool.spool import Spool
 from orchestration.spool.system_metrics import start_sampler
 from orchestration.tracking.mlflow_client import DRAIN_S, local_twin, start_uploader
 from pipeline.errors import UserError
-from pipeline.provenance import facts
+from pipeline.provenance import command, facts
 from pipeline.records import Finished, Phase, Record, Stopped
 from pipeline.secrets import public
 from pipeline.storage import objects
+from pipeline.supervision.stop_signals import StopSignal, say
 from pipeline.training.run import Run
 
-CALL_S = 25.0  # a call that the uploader began before the end, with its second try
 SAY_AFTER_S = 2.0
-RESTART_EVERY_S = 20.0
+RETRY_EVERY_S = 20.0
+POLL_S = 0.05
+EXIT_S = 2.0  # of a stop signal's grace, for the rest of the way out
 
 
 class Readers:
-    """Hands each record to the spool first (it is on disk before anybody acts on it), then to the console."""
+    """Hands each record to the spool first (it is on disk before anybody acts on it), then to the console.
 
-    def __init__(self, run: Run, out: str, tracking_uri: str | None) -> None:
+    Neither can end a run: what fails (a full disk, a terminal that was closed, a `| head` that has seen enough) is said once,
+    and tried again later.
+    """
+
+    def __init__(self, run: Run, out: str, tracking_uri: str | None, stop: StopSignal | None = None) -> None:
         self.run_dir = local_twin(out)
         self.out, self.run = out, run
         self.tracking_uri = tracking_uri or f"sqlite:///{self.run_dir.resolve() / 'mlflow.db'}"
+        self._stop = stop or StopSignal()
         self._console = Console()
+        self._console_trouble, self._records_trouble = Trouble("the lines of the console"), Trouble("records")
         self._spool: Spool | None = None
+        self._uploader: subprocess.Popen[bytes] | None = None
         self._restart_after_s = 0.0
         self._wait_s = _wait_s()
 
     def read(self, record: Record) -> None:
-        if self._spool is None and isinstance(record, Phase):
-            self._console.read(record)  # nothing is written yet: a run that is refused while it starts leaves no trace
-            return
+        # Nothing is written before there is a plan: a run that is refused while it starts leaves no trace.
+        if self._spool is not None or not isinstance(record, Phase):
+            self._records_trouble.hold_off(lambda: self._keep(record))
+        self._console_trouble.hold_off(lambda: self._console.read(record, next_command=self._next(record)))
+
+    def _keep(self, record: Record) -> None:
         if self._spool is None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             if not objects.is_local(self.out):
                 self._pull()
             self._spool = Spool(self.run_dir / "records.jsonl", facts())
-            self._start()
         self._spool.append(record)
         self._keep_uploader()
-        if isinstance(record, Finished):
-            self._console.read(record, next_command=self._next(record))
-        elif isinstance(record, Stopped):
-            self._console.read(record, next_command=f"normfree {public(shlex.join(sys.argv[1:]))}")
-        else:
-            self._console.read(record)
 
     def _pull(self) -> None:
         """What other machines wrote of this run: it is one run on the tracker, wherever it goes on."""
         try:
             mirror.pull(self.out, self.run_dir)
         except Exception as error:  # records are no reason not to train
-            print(f"tracking: cannot read what {self.out} holds of earlier attempts ({error})", file=sys.stderr)
+            say(f"tracking: cannot read what {self.out} holds of earlier attempts ({error})")
 
     def _start(self) -> None:
         self._sampler = start_sampler(self.run_dir)  # there is one already if only the uploader was killed: it leaves
@@ -76,48 +81,81 @@ class Readers:
 
     def _keep_uploader(self) -> None:
         """Another uploader for one that was killed: without its signs of life this run would pass for dead."""
-        status = self._uploader.poll()
+        status = -1 if self._uploader is None else self._uploader.poll()
         if status is None or status >= 0 or time.monotonic() < self._restart_after_s:
             return
-        self._restart_after_s = time.monotonic() + RESTART_EVERY_S
+        self._restart_after_s = time.monotonic() + RETRY_EVERY_S
         self._start()
 
-    def _next(self, record: Finished) -> str:
-        return f"normfree transfer {shlex.quote(record.checkpoint or self.out)} --suite small_images --data-root DATA --out SWEEP"
+    def _next(self, record: Record) -> str | None:
+        if isinstance(record, Stopped):
+            return command()
+        if not isinstance(record, Finished):
+            return None
+        checkpoint = shlex.quote(record.checkpoint or self.out)
+        return f"normfree transfer {checkpoint} --suite small_images --data-root DATA --out SWEEP"
 
     def close(self, *, failed: str | None) -> None:
-        self._console.close()
-        if self._spool is None:
-            return
-        if failed is not None:
-            self._spool.append_failure(failed)
-        self._spool.close()
-        self._restart_after_s = 0.0
-        self._keep_uploader()
-        if self._wait_s:
+        self._console_trouble.hold_off(self._console.close, now=True)
+        self._records_trouble.hold_off(lambda: self._close_records(failed), now=True)
+        if self._uploader is not None and self._wait_s:
             self._wait()
 
+    def _close_records(self, failed: str | None) -> None:
+        if self._spool is None:
+            return
+        try:
+            if failed is not None:
+                self._spool.append_failure(failed)
+            self._spool.close()
+        finally:
+            self._restart_after_s = 0.0
+            self._keep_uploader()
+
     def _wait(self) -> None:
-        """Until the tracker knows all, or for so long, and until the call ends that is under way then.
+        """Until the tracker knows all, for `_wait_s` at most, a stop signal's grace or the next stop signal.
 
         The uploader is a process of its own: where this command does not wait, or leaves, it works on and ends by itself.
         """
-        try:
-            self._uploader.wait(SAY_AFTER_S)
+        if self._uploader_ends(min(SAY_AFTER_S, self._wait_s)):
             return
-        except subprocess.TimeoutExpired:
-            where = public(self.tracking_uri)
-            print(
-                f"waiting for MLflow at {where} to take the last records ({self._wait_s:g} s at most)", file=sys.stderr
-            )
-        try:
-            self._uploader.wait(self._wait_s + CALL_S)
-        except subprocess.TimeoutExpired:
-            print(
+        where = public(self.tracking_uri)
+        say(f"waiting for MLflow at {where} to take the last records ({self._wait_s:g} s at most)")
+        if not self._uploader_ends(self._wait_s - SAY_AFTER_S):
+            say(
                 f"tracking: MLflow at {where} keeps the uploader waiting; no record is lost, and this sends what is missing: "
-                f"normfree track import {shlex.quote(self.out)} --tracking-uri {shlex.quote(where)}",
-                file=sys.stderr,
+                f"normfree track import {shlex.quote(self.out)} --tracking-uri {shlex.quote(where)}"
             )
+
+    def _uploader_ends(self, limit_s: float) -> bool:
+        assert self._uploader is not None
+        was_stopped, end_s = self._stop.requested, time.monotonic() + limit_s
+        while self._uploader.poll() is None:
+            is_asked = self._stop.requested and not was_stopped
+            if is_asked or time.monotonic() > end_s or self._stop.left_s < EXIT_S:
+                return False
+            time.sleep(POLL_S)
+        return True
+
+
+class Trouble:
+    """What a reader of records meets is held off the run."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._is_said, self._again_s = what, False, 0.0
+
+    def hold_off(self, work: Callable[[], None], *, now: bool = False) -> None:
+        """`work()`, whatever it raises; not at all for a while after it failed, but where it is asked for `now`."""
+        if not now and time.monotonic() < self._again_s:
+            return
+        try:
+            work()
+        except (Exception, SystemExit) as error:  # rich ends the program whose reader is gone
+            self._again_s = time.monotonic() + RETRY_EVERY_S
+            if not self._is_said:
+                text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                say(f"{self._what}: nobody takes them, or there is no room ({public(text)}); training goes on")
+            self._is_said = True
 
 
 def _wait_s() -> float:
@@ -137,7 +175,11 @@ class NodeReader:
     def __init__(self, out: str) -> None:
         self._out = out
         self._sampler: subprocess.Popen[bytes] | None = None
+        self._trouble = Trouble("system metrics")
 
     def read(self, record: Record) -> None:
         if self._sampler is None and not isinstance(record, Phase):
-            self._sampler = start_sampler(local_twin(self._out), None if objects.is_local(self._out) else self._out)
+            self._trouble.hold_off(self._start)
+
+    def _start(self) -> None:
+        self._sampler = start_sampler(local_twin(self._out), None if objects.is_local(self._out) else self._out)

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.launch.local import rank_variables
-from pipeline.errors import UserError
 from pipeline.storage import objects
 from pipeline.supervision.watchdog import EXIT_HANG
 from transfer.search.successive_halving import work_url
 from transfer.sweep.cells import Sweep
+from transfer.sweep.failures import Cause, TrialFailed
 from transfer.sweep.ledger import Trial
 from transfer.sweep.trials import Report
 
@@ -54,6 +54,7 @@ class _Rank:
     error: str = ""
     users: bool = False
     """Its error is the user's to mend, and every rank meets the same."""
+    cause: Cause = "error"
 
 
 @dataclass
@@ -74,7 +75,7 @@ def run_ranks(sweep: Sweep, trial: Trial, report: Report, *, until: int, num_pro
     Args:
         has_gpus: a GPU for each of them is visible to this process; else they see none.
     Raises:
-        UserError: a rank failed, with its cause. Whatever `report` raises ends them too.
+        TrialFailed: a rank failed, with its cause. Whatever `report` raises ends them too.
     """
     from torch.distributed import TCPStore
 
@@ -92,7 +93,7 @@ def run_ranks(sweep: Sweep, trial: Trial, report: Report, *, until: int, num_pro
             group.ranks.append(_start(number, shared, job))
         _listen(group, report)
         if not group.is_done:
-            raise UserError(_cause(group, work_url(sweep.out, trial.digest)))
+            raise _failure(group, work_url(sweep.out, trial.digest))
         _await_end(group)
     finally:
         for rank in group.ranks:
@@ -148,27 +149,28 @@ def _take(group: _Group, rank: _Rank, said: dict[str, Any], report: Report) -> N
         report(said["row"])
         rank.line.sendall(b"go on\n")
     elif "error" in said:
-        rank.error, rank.users = said["error"], said["users"]
+        rank.error, rank.users, rank.cause = said["error"], said["users"], said["cause"]
         group.failed.append(rank)
     elif said.get("done"):
         rank.is_done = True
 
 
-def _cause(group: _Group, work: str) -> str:
-    """What ended the trial: a user's mistake, a rank that froze or was killed, or the first error that was said."""
+def _failure(group: _Group, work: str) -> TrialFailed:
+    """What ended the trial: a user's mistake, a rank that froze or was killed, or the first error that was reported."""
     size = len(group.ranks)
     users = [rank for rank in group.failed if rank.users]
     if users:
-        return users[0].error
+        return TrialFailed(users[0].error, users[0].cause)
     for rank in group.failed:
         code = None if rank.error else _code(rank)
         if code == EXIT_HANG:
-            return _hang(work) or f"rank {rank.number} of {size} processes found that one was frozen"
+            frozen = f"rank {rank.number} of {size} processes found that one was frozen"
+            return TrialFailed(_hang(work) or frozen, "lost")
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code} and no word"
-            return f"rank {rank.number} of {size} processes {how} (killed, or out of memory)"
+            return TrialFailed(f"rank {rank.number} of {size} processes {how} (killed, or out of memory)", "lost")
     first = group.failed[0]
-    return f"rank {first.number} of {size} processes: {first.error}"
+    return TrialFailed(f"rank {first.number} of {size} processes: {first.error}", first.cause)
 
 
 def _code(rank: _Rank) -> int | None:

@@ -38,10 +38,11 @@ def main() -> int:
     try:
         _run(job, report)
     except BaseException as error:
-        from transfer.sweep.trials import reason
+        from transfer.sweep.failures import cause_of, reason
 
         users = isinstance(error, UserError)
-        say(error=reason(error) if isinstance(error, Exception) else type(error).__name__, users=users)
+        text = reason(error) if isinstance(error, Exception) else type(error).__name__
+        say(error=text, users=users, cause=cause_of(error))
         return 1
     say(done=True)
     return 0

@@ -1,17 +1,34 @@
 """Work on shards in several processes that end with their parent, however that ends."""
 
 import multiprocessing
+import multiprocessing.util
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
+from pipeline.places import socket_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def safe_context() -> ForkServerContext:
+    """How worker processes are started: not by fork, because an object store's client must not be inherited.
+
+    The sockets through which they talk lie below the temporary folder, or a shorter one where its path is too long for them.
+    """
+    before, tempfile.tempdir = tempfile.tempdir, socket_folder()
+    try:
+        multiprocessing.util.get_temp_dir()  # made once a process, and removed at its end
+    finally:
+        tempfile.tempdir = before
+    return multiprocessing.get_context("forkserver")
 
 
 def each(work: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:
@@ -24,10 +41,8 @@ def each(work: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterat
     if num_workers == 1:
         yield from map(work, items)
         return
-    # Not fork: an object store's client must not be inherited.
-    context = multiprocessing.get_context("forkserver")
     source = iter(items)
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(work,))
+    pool = ProcessPoolExecutor(num_workers, safe_context(), initializer=_start, initargs=(work,))
     try:
         pending: set[Future[Any]] = set()
         while True:

@@ -63,7 +63,16 @@ class Objective(nn.Module):
 
 def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's dictionary, derived from the Run: nobody writes it by hand."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    # Set though they are its defaults: another release's would change speed, memory or the order of sums in silence.
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 500_000_000,
+        "allgather_bucket_size": 500_000_000,
+        "overlap_comm": config.zero_stage == 3,
+        "round_robin_gradients": False,  # the layout of its partitions is not known here
+    }
     if config.zero_stage in (1, 2):
         zero["compute_grad_norm"] = False  # we have it already, and the library's costs a collective and a wait
     if config.zero_stage == 3:
@@ -78,6 +87,17 @@ def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: in
         # Ours updates element by element, so the flat partitions of ZeRO suit it.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 62,
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": False},  # autocast over fp32 weights instead
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        # On by default, and waits for the whole device before each micro-batch.
+        "timers": {"throughput": {"enabled": False}},
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
     }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from nfnet.optim.losses import MixedLabels
 from nfnet.optim.param_groups import assign, param_groups
 from nfnet.optim.sam import sam_backward
 from nfnet.optim.sgd import SGD
-from pipeline.distributed import World
+from pipeline.distributed import World, gather
 from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
 from pipeline.engine.fragments import Fragment, Units, products
 from pipeline.engine.optim_config import OptimConfig
@@ -85,6 +85,11 @@ class Engine:
         self._places: list[Place] = [p for p in found if p is not None]
         self._units = Units(self._shapes, [p.fragment for p in self._places], world.device)
         self._weights = self._units.split([p.fragment.weight for p in self._places])
+        names = {id(p): n for n, p in network.named_parameters()}
+        self._units_of_groups = [
+            self._units.of_parameters([names[id(p)] for p in group["params"]])
+            for group in ([] if self._is_sharded else self._optimizer.param_groups)
+        ]
         self._sums = Sums.of_network(network, rules, self._units, optim)
         self._seen = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
 
@@ -163,7 +168,7 @@ class Engine:
         applied = math.isfinite(loss) and math.isfinite(gradient_total) and lost_seen <= lost_allowed
         if applied:
             if whole.clipped_share > 0:
-                self._units.scale(gradients, factors)
+                self._clip(gradients, factors)
             del gradients
             self._apply(rate)
         else:
@@ -180,6 +185,14 @@ class Engine:
             num_lost=lost_seen,
             parts=by_part,
         )
+
+    def _clip(self, gradients: list[torch.Tensor], factors: torch.Tensor) -> None:
+        """ZeRO's flat partitions have no units, so their gradients are scaled here; without ZeRO the update does it in its
+        own pass over memory."""
+        if self._is_sharded:
+            self._units.scale(gradients, factors)
+        else:
+            self._optimizer.factors = [factors[units] for units in self._units_of_groups]
 
     def _apply(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -233,6 +246,16 @@ class Engine:
         if not self._is_sharded and not self.world.is_main:
             return {}
         return {f"{k}/{f.name}@{f.start}": v.detach() for k in KINDS for f, v in self._views(k)}
+
+    def whole_state(self) -> dict[str, torch.Tensor]:
+        """All of the state on rank 0, in host memory, as `local_fragments` names it; nothing on the others. A collective."""
+        mine = {key.partition("/")[0] for key in self.local_fragments()}
+        kinds = set[str]().union(*cast(list[set[str]], gather(self.world, mine)))
+        found = {}
+        for kind in (k for k in KINDS if k in kinds):
+            whole = self.gather(kind)
+            found.update({f"{kind}/{name}@0": t.cpu() for name, t in whole.items()} if self.world.is_main else {})
+        return found
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]], num_updates: int) -> None:
         """Whole tensors by kind and name, from a checkpoint of any number of ranks and any stage."""

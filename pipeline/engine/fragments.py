@@ -83,6 +83,11 @@ class Units:
         parts = [torch.full((b - a,), values[n]) for (n, a), b in zip(self.starts.items(), ends, strict=True)]
         return torch.cat(parts).to(self.index.device)
 
+    def of_parameters(self, names: Sequence[str]) -> torch.Tensor:
+        """(units of these parameters,) int64: their units' numbers."""
+        ends = dict(zip(self.starts, [*list(self.starts.values())[1:], self.count], strict=True))
+        return torch.cat([torch.arange(self.starts[n], ends[n]) for n in names]).to(self.index.device)
+
     def split(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         return [piece for f, t in zip(self.fragments, tensors, strict=True) for piece in f.split(t)]
 

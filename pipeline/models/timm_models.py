@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nfnet.functional import linear_fp32
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 
@@ -49,12 +50,11 @@ class PeerNetwork(nn.Module):
         return found
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Maps or tokens -> pooled features (N, num_features), normalised where timm's head does, or logits."""
+        """Maps or tokens -> pooled features (N, num_features), normalised where timm's head does, or fp32 logits."""
         pooled: torch.Tensor = self.trunk.forward_head(x)  # type: ignore[operator]
         if pre_logits:
             return pooled
-        logits: torch.Tensor = self.head(self.dropout(pooled))
-        return logits
+        return linear_fp32(self.head, self.dropout(pooled))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))

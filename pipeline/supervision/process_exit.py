@@ -6,7 +6,21 @@ import atexit
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Sequence
+from signal import Signals
 from typing import NoReturn
+
+from pipeline.supervision.stop_signals import SIGNALS, listen
+
+
+def run(main: Callable[[], int], stops: Sequence[Signals] = SIGNALS) -> NoReturn:
+    """`main` as a process of its own, which hears of stop signals from here on, and ends with what it returns."""
+    listen(stops)
+    try:
+        code: object = main()
+    except SystemExit as error:
+        code = error.code
+    end(code if isinstance(code, int) else int(code is not None))
 
 
 def end(code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """A stop that is asked for by a signal: noticed at once in any phase, obeyed where all ranks can, bounded by the grace period.
 
+    before `with`       `listen`: a sentence, and the code that asks to be queued again
     start               nothing to save: this rank tells the others (`watchdog`), and all leave
     step, save          the flag goes into the step's collective; all save the same step and leave
     stalled data        the wait for a batch ends, the step is left out on all ranks (`training.batch_fetcher`), then as above
@@ -11,6 +12,7 @@ A thread hears of the signal, because Python runs handlers on the main thread al
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -18,8 +20,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
+
+from pipeline.supervision.rank_environment import is_alone, is_main
 
 EXIT_REQUEUE = 75
 """EX_TEMPFAIL: stopped by a signal; the same command resumes, so a scheduler may queue it again."""
@@ -27,11 +31,36 @@ SAME_REQUEST_S = 3.0
 """Schedulers and terminals signal a launcher and its children, and the launcher passes it on: within this time that is one."""
 TELL_S, HEAR_S = 2.5, 1.5
 """A rank that leaves from the start, and those that hear of it, wait this long: all hear of it before they miss one."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+A_SIGNAL = "a stop signal (SIGTERM, SIGINT or SIGHUP)"
+UNWIND_S = 5
+"""A process that has nothing to save leaves within this time after a signal, cleaned up or not."""
+
+
+def heeded(numbers: Sequence[signal.Signals] = SIGNALS) -> list[signal.Signals]:
+    """Those that mean a stop here: a SIGHUP that is ignored (nohup) stays ignored."""
+    return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
+def listen(numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGHUP)) -> None:
+    """From the first moment of a process on, until a `StopSignal` takes over: a stop signal ends it with a sentence and
+    `EXIT_REQUEUE`, its `with` blocks left in order where that takes no longer than UNWIND_S; a second one at once."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for n in heeded(numbers):
+            signal.signal(n, lambda *_: os._exit(EXIT_REQUEUE))
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(EXIT_REQUEUE))
+        signal.alarm(UNWIND_S)
+        if is_main():
+            say(f"stopped by {signal.Signals(number).name}; nothing was left to save, the same command again goes on")
+        raise SystemExit(EXIT_REQUEUE)
+
+    for n in heeded(numbers):
+        signal.signal(n, leave)
 
 
 class StopSignal:
-    """SIGTERM and SIGINT, from `with` on; a second one leaves at once.
+    """SIGTERM, SIGINT and SIGHUP, from `with` on; a second one leaves at once.
 
     Only the main thread may install handlers; a trial in a worker thread goes without.
     """
@@ -39,9 +68,13 @@ class StopSignal:
     def __init__(self, *, grace_s: float = 60.0, leave: Callable[[int], None] = os._exit) -> None:
         self.requested = False
         """This rank or another has been asked to stop. Ranks hear of it at different times: agree before acting on it."""
+        self.reason = A_SIGNAL
+        """Why this rank was asked to, as far as it knows."""
         self.is_starting = True
         self.told = threading.Event()
         """The watchdog has told the other ranks, or there are none."""
+        if is_alone():
+            self.told.set()
         self.grace_s, self._leave = grace_s, leave  # it does not come back, but in a test
         self._asked_s: float | None = None
         self._signalled_s: float | None = None
@@ -61,7 +94,7 @@ class StopSignal:
             return self
         self._thread = threading.Thread(target=self._watch, name="stop", daemon=True)
         self._thread.start()
-        for number in SIGNALS:
+        for number in heeded():
             self._before[number] = signal.signal(number, self._set)
         return self
 
@@ -79,8 +112,9 @@ class StopSignal:
         self._ours.close()
         self._theirs.close()
 
-    def ask(self) -> None:
-        """Another rank has been asked to stop."""
+    def ask(self, reason: str = "") -> None:
+        """Stop for another reason than a signal to this process: another rank was asked to, or cannot go on."""
+        self.reason = reason or self.reason
         self._note()
         self._wake()
 
@@ -89,6 +123,11 @@ class StopSignal:
         self._heard_elsewhere = self.is_starting = True
         self.told.set()
         self.ask()
+
+    @property
+    def left_s(self) -> float:
+        """Until the grace period ends; infinite while nobody asked."""
+        return float("inf") if self._asked_s is None else max(0.0, self._asked_s + self.grace_s - time.monotonic())
 
     def _wake(self) -> None:
         if self._thread is not None:
@@ -117,7 +156,7 @@ class StopSignal:
     def _watch(self) -> None:
         """Until the end of `with`, or of the process."""
         while True:
-            wait_s = None if self._asked_s is None else max(0.0, self._asked_s + self.grace_s - time.monotonic())
+            wait_s = None if self._asked_s is None else self.left_s
             if select.select([self._ours], [], [], wait_s)[0]:
                 heard = self._ours.recv(64)
                 if b"x" in heard:
@@ -133,13 +172,20 @@ class StopSignal:
 
     def _leave_start(self) -> None:
         # The others are told first: one that misses a rank in a collective would take it for a failure.
-        if self.told.wait(TELL_S) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if self.told.wait(TELL_S) and not is_alone():
             time.sleep(HEAR_S if self._heard_elsewhere else TELL_S)
-        if os.environ.get("RANK", "0") == "0":
+        if is_main():
             say("stopped by a signal while starting; there is nothing to save")
         self._leave(EXIT_REQUEUE)
 
 
 def say(text: str) -> None:
-    """One sentence on stderr, unbuffered and from any thread, for a process that may not come back."""
-    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"normfree: {text}\n".encode())
+    """One sentence on stderr, unbuffered and from any thread, for a process that may not come back. Nobody need read it."""
+    line = f"normfree: {text}\n"
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:
+            number = sys.stderr.fileno()
+        except (OSError, ValueError):  # not a file of the system
+            sys.stderr.write(line)
+        else:
+            os.write(number, line.encode())

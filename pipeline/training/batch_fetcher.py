@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.data.loading.batches import Batch, Loss
+from pipeline.data.loading.batches import Batch, LoadersKilled, Loss
 from pipeline.supervision.stop_signals import StopSignal
 
 POLL_S = 0.1
@@ -20,7 +20,7 @@ PATIENCE_S = 2.0
 
 class Supply(Iterator[Batch]):
     """The batches of `source` in their order, each fetched when it is asked for; after a stop was asked for, a void one in
-    place of one that is late.
+    place of one that is late. Where `source` cannot go on (`LoadersKilled`), it asks for the stop itself.
 
     A void batch (`Batch.is_void`) is black, so that all ranks make the same passes; its step is left out on all of them.
     """
@@ -54,6 +54,10 @@ class Supply(Iterator[Batch]):
                     self._is_late = True  # once is enough: the step is void already
                     return self._void
                 continue
+            if isinstance(error, LoadersKilled):
+                self._is_late = True  # and for good: all ranks leave with what they have
+                self._stop.ask(str(error))
+                return self._void
             self._is_asked, self._is_over = False, batch is None
             if error is not None:
                 raise error

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 
@@ -23,6 +24,7 @@ from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.supervision.watchdog import Watchdog
 from pipeline.training.evaluate import OnScores
+from pipeline.training.owner import owned
 from pipeline.training.run import Run
 from pipeline.training.sample_account import lost_in
 from pipeline.training.trainer import Job
@@ -32,6 +34,7 @@ def train(
     run: Run,
     out: str,
     *,
+    stop: StopSignal | None = None,
     on_scores: OnScores | None = None,
     leave_at: int = 0,
     may_save: Callable[[], bool] = lambda: True,
@@ -45,6 +48,7 @@ def train(
     can mend.
 
     Args:
+        stop: the caller's, entered already, where it is to hear of signals before and after the loop too.
         leave_at: end after this step, evaluated and saved, with the run unfinished: the same call without it goes on. 0 = its
             end.
         may_save: asked on every rank where a save is due, and must say the same on all; False leaves that one out.
@@ -53,7 +57,7 @@ def train(
     """
     clock = Clock()
     with (
-        StopSignal(grace_s=run.watchdog.grace_s) as stop,
+        StopSignal(grace_s=run.watchdog.grace_s) if stop is None else nullcontext(stop) as stop,
         Watchdog(run.watchdog, clock=clock, stop=stop, out=out),
     ):
         for record in _train(run, out, clock, stop, on_scores, leave_at, may_save, goes_back):
@@ -73,7 +77,13 @@ def _train(
 ) -> Iterator[Record]:
     me = distributed.join()
     yield Phase(step=0, name="reading the data's manifest")
-    job = Job(run, out, me, clock, stop, on_scores)
+    with owned(out, me):
+        job = distributed.together(me, lambda: Job(run, out, me, clock, stop, on_scores))
+        yield from _steps(job, leave_at, may_save, goes_back)
+
+
+def _steps(job: Job, leave_at: int, may_save: Callable[[], bool], goes_back: bool) -> Iterator[Record]:
+    run, me, clock, stop = job.run, job.world, job.clock, job.stop
     yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")
@@ -141,9 +151,7 @@ def _train(
         if job.must_leave:
             yield from job.leave_stopped()
             return
-    yield from job.saver.settle()
-    if run.save_final and job.saver.newest_step < job.step:
-        yield from job.save(final=True)
+    yield from job.save_last(if_any=run.save_final)
     job.engine.close()
     yield from job.account.close(job.step)
     yield job.finished()

@@ -6,7 +6,8 @@ Everything that happens between two steps is a method here: the decision where t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from pipeline import distributed
 from pipeline.checkpoint import load, retention
@@ -23,40 +24,25 @@ from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
 from pipeline.engine.update_stats import UpdateStats, over_updates
-from pipeline.errors import UserError
+from pipeline.errors import Diverged, UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
-from pipeline.records import Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
+from pipeline.records import Changed, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.storage import objects
 from pipeline.supervision.phase_clock import Clock
-from pipeline.supervision.stop_signals import StopSignal
-from pipeline.training import rollback
+from pipeline.supervision.stop_signals import A_SIGNAL, StopSignal
+from pipeline.training import identity, resume, rollback
 from pipeline.training.batch_fetcher import Supply, void_batch
 from pipeline.training.evaluate import OnScores, evaluate
 from pipeline.training.rollback import Trouble
-from pipeline.training.run import Run, dump_yaml, load_yaml
+from pipeline.training.run import Run
 from pipeline.training.sample_account import Account
 
-CHANGEABLE = (
-    "micro_batch",
-    "log_every_steps",
-    "save_every",
-    "eval_every",
-    "keep_checkpoints",
-    "saving",
-    "watchdog",
-    "engine",
-    "data.num_workers",
-    "data.read_threads",
-    "data.read_ahead_mb",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.max_lost_share",
-    "data.max_lost_samples",
-    "data.skip_steps",
-)
-"""Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
-there to change it."""
+STALLED = 0.5
+"""The share of the watchdog's limit for saves after which one that does not move is given up, and its state kept here instead:
+the watchdog would end the run without it."""
+KEPT_FOR_THE_DISK = 0.5
+"""The share of the grace period that a save into the run's own place leaves for one onto this machine's disk."""
 
 
 class Job:
@@ -93,13 +79,22 @@ class Job:
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
-        commit, passed = self._newest()
-        yield from passed
+        for what, text in identity.refuse_mixed_ranks(self.world, self.run, identity.of_run(self.data)).items():
+            yield Changed(step=0, what=f"{what} of machines", text=text)
+        found = distributed.from_main(
+            self.world,
+            lambda: resume.find(self.run, self.out, self.data, cache_dir=self.cache_dir, num_steps=self._steps),
+        )
+        commit, self.data.names = found.commit, list(found.names)
+        yield from found.records
         yield Phase(step=0, name="starting the engine")
         if self.run.engine.parity_check:
             parity_check.check(self.run.engine, world=self.world, accumulation=self.accumulation)
-        config = self.run.model
-        model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
+        # Restored weights take the place of all that it would start from, which may be gone by now.
+        config = self.run.model if commit is None else replace(self.run.model, init_from=None)
+        model, start = build_model(config, len(self.data.classes), seed=self.run.seed)
+        if commit is None:
+            distributed.from_main(self.world, lambda: identity.claim_start(self.out, start))
         timm_models.refuse_buffers(config.name, model)
         self.engine = Engine(
             model,
@@ -129,52 +124,20 @@ class Job:
             metric=saving.best_metric,
         )
         taken = retention.folder_names(self.out) if self.world.is_main else set()
-        self.saver = Saver(self.out, config=saving, policy=policy, world=self.world, taken=taken)
+        watchdog = run.watchdog
+        self.saver = Saver(
+            self.out,
+            config=saving,
+            policy=policy,
+            world=self.world,
+            taken=taken,
+            stall_s=STALLED * max(watchdog.save_limit_s, watchdog.limit_s),
+            is_enough=lambda: self.stop.left_s < KEPT_FOR_THE_DISK * self.stop.grace_s,
+        )
         self.saver.newest = commit
         if self.save_steps or run.save_final:
             weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
             self.saver.reserve(4 * weights * (2 + (run.optim.ema_decay is not None)))
-
-    def _newest(self) -> tuple[Commit | None, list[Record]]:
-        """Rank 0 looks and tells the others; the run folder must belong to this run."""
-        found: object = None
-        if self.world.is_main:
-            try:
-                self._claim_folder()
-                commit, passed = found = load.newest(self.out, self.cache_dir)
-                if passed and commit is None:  # starting over would throw the work away without a word
-                    raise UserError(
-                        f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
-                        "restore one, or start over in another folder with --out"
-                    )
-                found = commit, [retention.mark_damaged(bad) for bad in passed]
-            except UserError as error:
-                found = error
-        found = distributed.broadcast(self.world, found)
-        if isinstance(found, UserError):
-            raise found
-        return found  # type: ignore[return-value]
-
-    def _claim_folder(self) -> None:
-        place = objects.join(self.out, "run.yaml")
-        if objects.exists(place):
-            theirs, ours = (
-                _flat(to_dict(load_yaml(objects.read_bytes(place).decode(), place))),
-                _flat(to_dict(self.run)),
-            )
-            changed = [
-                k
-                for k in ours
-                if ours[k] != theirs.get(k) and not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)
-            ]
-            if changed:
-                k = changed[0]
-                raise UserError(
-                    f"{self.out} holds a run with {k} = {theirs.get(k)!r}, this one has {ours[k]!r}; "
-                    f"give another folder with --out, or the same settings to resume"
-                )
-        else:
-            objects.write_bytes(place, dump_yaml(self.run).encode())
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
         run, per_epoch = self.run, self.data.samples_per_epoch
@@ -238,7 +201,7 @@ class Job:
     def diverged(self) -> UserError:
         """What ends a run that may not go back."""
         steps = self.trouble.steps
-        return UserError(
+        return Diverged(
             f"the updates of steps {steps[0]} to {steps[-1]} were not finite; lower optim.learning_rate or optim.clipping"
         )
 
@@ -247,7 +210,7 @@ class Job:
         steps = self.trouble.steps
         yield from self.saver.settle()
         with self.clock("save"):
-            commit, passed = self._newest()
+            commit, passed = distributed.from_main(self.world, lambda: resume.newest(self.out, self.cache_dir))
         yield from passed
         reason = f"the updates of steps {steps[0]} to {steps[-1]} were not finite"
         if commit is None or commit.url == self.trouble.went_back_to:
@@ -289,9 +252,7 @@ class Job:
         if error is None:
             return
         yield from self.account.write(self.step, final=True)
-        yield from self.saver.settle()
-        if self.run.save_every is not None and self.saver.newest_step < self.step:
-            yield from self.save(final=True)
+        yield from self.save_last(if_any=self.run.save_every is not None)
         raise error
 
     def report(self, rate: float) -> Step:
@@ -355,10 +316,29 @@ class Job:
         with self.clock("save"):
             return self._save(final)
 
+    def save_last(self, *, if_any: bool = True) -> Iterator[Record]:
+        """Before the run leaves, its state is saved: in its own place, or else on this machine's disk."""
+        with self.clock("save"):
+            records = self.saver.settle()
+            if if_any and self._is_unsaved():
+                records += self._save(final=True)
+            if if_any and self._is_unsaved():
+                records += self.saver.keep(step=self.step, fragments=self.engine.whole_state(), facts=self._facts())
+        yield from records
+
+    def _is_unsaved(self) -> bool:
+        """Rank 0's word: of a save that was given up, the others may know less."""
+        return cast(bool, distributed.broadcast(self.world, self.saver.newest_step < self.step))
+
     def _save(self, final: bool) -> list[Record]:
         said = self.account.write(self.step)
+        facts, fragments = self._facts(), self.engine.local_fragments()
+        return said + self.saver.save(step=self.step, fragments=fragments, facts=facts, final=final)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a commit file says besides its files."""
         manifest = self.data.manifest
-        facts = {
+        return {
             "samples": self.samples,
             "num_updates": self.engine.num_updates,
             "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
@@ -368,15 +348,17 @@ class Job:
             "classes": self.data.classes,
             "evaluation": self.evaluation,
         }
-        return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
 
     def leave_stopped(self) -> Iterator[Record]:
         """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
-        yield from self.saver.settle()
-        if self.saver.newest_step < self.step:
-            yield from self.save(final=True)
-        yield self.stopped("a stop signal (SIGTERM or SIGINT)")
+        yield from self.save_last()
+        yield self.stopped(self._why_stopped())
         self.engine.close()
+
+    def _why_stopped(self) -> str:
+        """The reason of a rank that has one of its own, or rank 0's."""
+        reasons = [cast(str, reason) for reason in distributed.gather(self.world, self.stop.reason)]
+        return next((reason for reason in reasons if reason != A_SIGNAL), A_SIGNAL)
 
     def leave_saved(self) -> Iterator[Record]:
         """The caller wants no more than these steps for now: they are evaluated and saved, and the run can go on from there.
@@ -388,13 +370,9 @@ class Job:
             if self.must_leave:
                 yield from self.leave_stopped()
                 return
-        yield from self.saver.settle()
+        yield from self.save_last()
         if self.saver.newest_step < self.step:
-            yield from self.save(final=True)
-            if self.saver.newest_step < self.step:
-                raise UserError(
-                    f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again"
-                )
+            raise UserError(f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again")
         self.engine.close()
 
     def stopped(self, reason: str) -> Stopped:
@@ -407,10 +385,9 @@ class Job:
         """The end, if its last checkpoint stands; else UserError, so that the exit code says so."""
         newest = self.saver.newest
         if self.run.save_final and self.saver.newest_step < self.step:
-            goes_on = f"it goes on from {newest.url}" if newest else "it starts over, for no checkpoint stands"
             raise UserError(
                 f"all {self.step} steps are done, but the last checkpoint could not be written ({self.saver.last_error}); "
-                f"mend that and run the same command again: {goes_on}"
+                "mend that and run the same command again"
             )
         return Finished(
             step=self.step,
@@ -419,13 +396,3 @@ class Job:
             seconds_s=self.clock.elapsed_s,
             evaluation=self.evaluation,
         )
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

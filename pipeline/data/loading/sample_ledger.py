@@ -108,7 +108,8 @@ class Ledger:
         data = self._data
         pool, manifest = len(data.pools[source]), data.indices[source].num_samples
         covered = min(max(self.covered(source, step) - epoch * pool, 0), pool)
-        entries = self._entries.get((source, epoch), [])
+        # A step that ended the run lost images too, and none of its samples is among the covered ones.
+        entries = [e for e in self._entries.get((source, epoch), []) if e.step < step]
         by_name = self._skipped_by_name(source, epoch, step)
         left_out = {(e.shard, e.key) for e in entries}
         skipped = len(left_out) + by_name

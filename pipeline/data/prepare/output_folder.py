@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import documents
 from pipeline.data.format.manifest import NAME, Manifest
 from pipeline.data.prepare import journal
 from pipeline.data.sources.cards import Card
@@ -23,6 +24,13 @@ MARK = f"{journal.FOLDER}.json"
 """In a place without manifest: a preparation is under way there, or was interrupted."""
 STAGING = ".staging"
 _OURS = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.arrow|\.keys\.parquet)")
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What the mark says."""
+
+    card: documents.Text
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,9 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
         return found
     mark = objects.join(out, MARK)
     if objects.exists(mark):
-        name = json.loads(objects.read_bytes(mark))["card"]
-        if name != card.name:
+        found_mark = documents.read(mark, _Mark, remedy="remove it and what lies beside it, or choose another --out")
+        if found_mark.card != card.name:
+            name = documents.excerpt(found_mark.card)
             raise UserError(f"{out} holds an unfinished '{name}': finish or remove it, or choose another --out")
     else:
         strangers = [url for url in objects.list_urls(out) if f"/{STAGING}/" not in url]

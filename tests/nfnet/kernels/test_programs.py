@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nfnet.kernels import reference, triton_layers
+from nfnet.optim.agc import coefficients
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -132,90 +133,75 @@ def group(layout: torch.memory_format, dtype: torch.dtype) -> tuple[list[torch.T
     return made(1.0), grads, made(0.1), made(1.0)
 
 
-SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "eps": 1e-3, "keep": 0.999}
+SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "keep": 0.999}
+
+
+def factors_of(params: list[torch.Tensor], grads: list[torch.Tensor]) -> torch.Tensor:
+    found = coefficients(reference.square_sums(params), reference.square_sums(grads), 0.01)
+    assert 0 < int((found < 1).sum()) < len(found)
+    return found
 
 
 @pytest.mark.parametrize(
-    "layout, dtype, clipping, average",
+    "layout, dtype, is_clipped, average",
     [
-        (torch.contiguous_format, torch.float32, 0.01, True),
-        (torch.channels_last, torch.bfloat16, 0.01, True),
-        (torch.contiguous_format, torch.float16, None, False),
-        (torch.channels_last, torch.float32, 0.01, False),
+        (torch.contiguous_format, torch.float32, True, True),
+        (torch.channels_last, torch.bfloat16, True, True),
+        (torch.contiguous_format, torch.float16, False, False),
+        (torch.channels_last, torch.float32, True, False),
     ],
 )
-def test_the_update(layout: torch.memory_format, dtype: torch.dtype, clipping: float | None, average: bool) -> None:
+def test_the_update(layout: torch.memory_format, dtype: torch.dtype, is_clipped: bool, average: bool) -> None:
     results = []
     for kernels in (triton_layers, reference):
         params, grads, momenta, averages = group(layout, dtype)
         lists = (params, grads, momenta, averages if average else [])
-        counts = []
         for _ in range(2):  # the second time with cached tables
-            found = kernels.clip_and_update_(*lists, **SETTINGS, clipping=clipping)
-            counts.append([int(c) for c in found])
-        results.append((lists, counts))
-    (ours, our_counts), (twins, twin_counts) = results
-    assert our_counts == twin_counts
-    assert not clipping or 0 < our_counts[0][0] < our_counts[0][1]
-    for a, b in zip(chain(*ours), chain(*twins), strict=True):
+            factors = factors_of(params, grads) if is_clipped else None
+            kernels.update_(*lists, **SETTINGS, factors=factors)
+        results.append(lists)
+    for a, b in zip(chain(*results[0]), chain(*results[1]), strict=True):
         close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_an_update_counts_as_a_write_in_place() -> None:
     params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
     before = [t._version for t in (*params, *momenta, *averages)]
-    triton_layers.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    triton_layers.update_(params, grads, momenta, averages, **SETTINGS)
     after = [t._version for t in (*params, *momenta, *averages)]
     assert all(a > b for a, b in zip(after, before, strict=True))
 
 
-def test_unit_norms_and_gradients_in_another_layout() -> None:
-    params, grads, _, _ = group(torch.contiguous_format, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_of_squares_in_any_layout(dtype: torch.dtype) -> None:
+    _, grads, _, _ = group(torch.contiguous_format, dtype)
     turned = [g.to(memory_format=torch.channels_last) if g.dim() == 4 else g for g in grads]
     for given in (grads, turned):
-        for a, b in zip(triton_layers.unit_norms(params, given), reference.unit_norms(params, given), strict=True):
-            close(a, b)
-
-
-@pytest.mark.parametrize("poison", [float("inf"), float("nan")])
-def test_one_bad_gradient_changes_no_group(poison: float) -> None:
-    good, bad = group(torch.channels_last, torch.float32), group(torch.channels_last, torch.float32)
-    bad[1][0][3, 2] = poison
-    bad[1][3][5] = poison
-    everything = [t for lists in (good, bad) for tensors in lists for t in tensors]
-    before = [t.clone() for t in everything]
-    norms = [triton_layers.unit_norms(g[0], g[1]) for g in (good, bad)]
-    assert [int(n.num_nonfinite) for n in norms] == [0, 2]
-    finite = triton_layers.all_finite(norms)
-    for lists, found in zip((good, bad), norms, strict=True):
-        assert int(triton_layers.update_(*lists, **SETTINGS, clipping=0.01, norms=found, finite=finite)) == 0
-        assert int(triton_layers.update_(*lists, **SETTINGS, clipping=None, finite=finite)) == 0
-    torch.testing.assert_close(everything, before, rtol=0, atol=0, equal_nan=True)
+        close(triton_layers.square_sums(given), reference.square_sums(given))
 
 
 def test_new_addresses_are_seen() -> None:
     """Gradients allocated anew after a cached table: the old memory must not be read."""
-    params, grads, _, _ = group(torch.contiguous_format, torch.float32)
-    triton_layers.unit_norms(params, grads)
+    _, grads, _, _ = group(torch.contiguous_format, torch.float32)
+    triton_layers.square_sums(grads)
     moved = [g.clone() * 3 for g in grads]
     for g in grads:
         g.fill_(float("nan"))
-    found = triton_layers.unit_norms(params, moved)
-    close(found.gradient_squares, reference.unit_norms(params, moved).gradient_squares)
-    assert int(found.num_nonfinite) == 0
+    close(triton_layers.square_sums(moved), reference.square_sums(moved))
 
 
 def test_tensors_that_moved_or_changed_their_layout_are_seen() -> None:
     """The same Parameter objects over other memory, as model.to(memory_format=...) leaves them."""
     params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
-    triton_layers.update_(params, grads, momenta, averages, **SETTINGS, clipping=None)
+    triton_layers.update_(params, grads, momenta, averages, **SETTINGS)
     for lists in (params, momenta, averages):
         for t in lists:
             if t.dim() == 4:
                 t.data = t.data.to(memory_format=torch.channels_last)
     twins = [[t.clone() for t in lists] for lists in (params, grads, momenta, averages)]
-    ours = triton_layers.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
-    assert [int(c) for c in ours] == [int(c) for c in reference.clip_and_update_(*twins, **SETTINGS, clipping=0.01)]
+    factors = factors_of(params, grads)
+    triton_layers.update_(params, grads, momenta, averages, **SETTINGS, factors=factors)
+    reference.update_(*twins, **SETTINGS, factors=factors)
     for a, b in zip(params, twins[0], strict=True):
         close(a, b, rtol=1e-5)
 
@@ -228,8 +214,9 @@ def test_unaligned_tensors_are_read_right() -> None:
         views = [v.view(t.shape) for v, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
         torch._foreach_copy_(views, tensors)
         lists.append(views)
-    triton_layers.clip_and_update_(*lists, **SETTINGS, clipping=0.01)
-    reference.clip_and_update_(params, grads, momenta, averages, **SETTINGS, clipping=0.01)
+    factors = factors_of(params, grads)
+    triton_layers.update_(*lists, **SETTINGS, factors=factors)
+    reference.update_(params, grads, momenta, averages, **SETTINGS, factors=factors)
     for a, b in zip(lists[0], params, strict=True):
         close(a, b, rtol=1e-5)
 
@@ -252,10 +239,4 @@ def test_what_the_tables_cannot_express_is_refused(spoil: object, sentence: str)
     lists = group(torch.contiguous_format, torch.float32)
     spoil(*lists)  # type: ignore[operator]
     with pytest.raises(ValueError, match=sentence):
-        triton_layers.update_(*lists, **SETTINGS, clipping=None)
-
-
-def test_clipping_without_norms_is_refused() -> None:
-    for kernels in (triton_layers, reference):
-        with pytest.raises(ValueError, match="needs the units' norms"):
-            kernels.update_(*group(torch.contiguous_format, torch.float32), **SETTINGS, clipping=0.01)
+        triton_layers.update_(*lists, **SETTINGS)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from nfnet import kernels
 from nfnet.optim import agc, param_groups
 from nfnet.optim.losses import label_smoothing_cross_entropy
 from nfnet.optim.sgd import SGD
+from tests.nfnet import agc_reference
 
 
 class Backbone(nn.Module):
@@ -30,26 +32,18 @@ def with_gradients(model: nn.Module, seed: int = 1) -> nn.Module:
 # --- AGC --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("shape", "norm_shape"), [((4, 3, 2, 2), (4, 1, 1, 1)), ((4, 3), (4, 1)), ((5,), ()), ((1,), ()), ((), ())]
-)
-def test_a_unit_is_a_row_of_a_weight_and_the_whole_of_a_vector(
-    shape: tuple[int, ...], norm_shape: tuple[int, ...]
-) -> None:
-    norms = agc.unitwise_norm(torch.full(shape, 2.0))
-    assert norms.shape == norm_shape
-    torch.testing.assert_close(
-        norms,
-        torch.full(norm_shape, 2.0 * torch.ones(shape).numel() ** 0.5) / (shape[0] ** 0.5 if len(shape) > 1 else 1.0),
-    )
+@pytest.mark.parametrize(("shape", "units"), [((4, 3, 2, 2), 4), ((4, 3), 4), ((5,), 1), ((1,), 1), ((), 1)])
+def test_a_unit_is_a_row_of_a_weight_and_the_whole_of_a_vector(shape: tuple[int, ...], units: int) -> None:
+    sums = agc.square_sums([torch.full(shape, 2.0)])
+    torch.testing.assert_close(sums, torch.full((units,), 4.0 * torch.ones(shape).numel() / units))
 
 
 def test_the_factor_is_the_bound_over_the_norm() -> None:
     # By hand: |W| = 5 and |G| = 10 give 0.01 * 5 / 10; |W| = 0 is raised to eps; a small gradient is left alone.
     weight = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3.0, 4.0]])
     gradient = torch.tensor([[6.0, 8.0], [6.0, 8.0], [0.03, 0.04]])
-    factors = agc.clip_coefficients(weight, gradient, clipping=0.01, eps=1e-3)
-    torch.testing.assert_close(factors, torch.tensor([[5e-3], [1e-6], [1.0]]))
+    factors = agc.coefficients(agc.square_sums([weight]), agc.square_sums([gradient]), 0.01, 1e-3)
+    torch.testing.assert_close(factors, torch.tensor([5e-3, 1e-6, 1.0]))
 
 
 def test_tiny_gradient_norms_are_raised_to_a_millionth() -> None:
@@ -67,7 +61,7 @@ def test_fragments_of_a_parameter_clip_as_the_whole(cut: int) -> None:
         for i, tensor in enumerate((weight, gradient)):
             squares[i].index_add_(0, units[part], tensor.flatten()[part].square())
     found = agc.coefficients(*squares, 0.01, 1e-3)
-    torch.testing.assert_close(found, agc.clip_coefficients(weight, gradient).flatten())
+    torch.testing.assert_close(found, agc_reference.factors(weight, gradient))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -86,7 +80,7 @@ def test_batched_clipping_equals_the_plain_loop_on_any_network() -> None:
     fast, plain = (with_gradients(Backbone()) for _ in range(2))
     plain.load_state_dict(fast.state_dict())
     counts = agc.adaptive_clip_grad_(fast.named_parameters())
-    agc.adaptive_clip_grad_reference_(plain.named_parameters())
+    agc_reference.adaptive_clip_grad_(plain.named_parameters())
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=2e-6, atol=0)
     # 6 filters, 6 units of the four-dimensional gain, and conv.bias, norm.weight, norm.bias, head.bias.
@@ -134,29 +128,28 @@ def test_freezing_nothing_or_everything_is_an_error(frozen: tuple[str, ...], mes
 # --- update -----------------------------------------------------------------------------------------------------------
 
 
-def trained(*, foreach: bool, updates: int = 4) -> tuple[nn.Module, SGD]:
+def trained(*, updates: int = 4) -> tuple[nn.Module, SGD]:
     torch.manual_seed(0)
     model = Backbone()
-    optimizer = SGD(
-        param_groups.param_groups(model, lr=0.1, weight_decay=0.01), lr=0.1, ema_decay=0.99, foreach=foreach
-    )
+    optimizer = SGD(param_groups.param_groups(model, lr=0.1, weight_decay=0.01), lr=0.1, ema_decay=0.99)
     for i in range(updates):
         with_gradients(model, seed=i)
         optimizer.step()
     return model, optimizer
 
 
-def test_the_batched_update_equals_the_plain_one() -> None:
-    (a, fast), (b, plain) = trained(foreach=True), trained(foreach=False)
+def test_the_compiled_update_equals_the_batched_one() -> None:
+    a, fast = trained()
+    with kernels.plain_only():
+        b, plain = trained()
     for p, q in zip(a.parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(p, q)
         for key in ("momentum", "ema"):
             torch.testing.assert_close(fast.state[p][key], plain.state[q][key])
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-def test_the_update_leaves_gradients_as_they_are(foreach: bool) -> None:
-    model, _ = trained(foreach=foreach)
+def test_the_update_leaves_gradients_as_they_are() -> None:
+    model, _ = trained()
     expected = with_gradients(Backbone(), seed=3)
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), expected.parameters(), strict=True))  # type: ignore[arg-type]
 
@@ -187,7 +180,7 @@ def test_the_average_of_the_first_update_is_a_tenth_of_the_start() -> None:
 
 
 def test_the_update_goes_on_from_its_saved_state() -> None:
-    (straight, _), (model, optimizer) = trained(foreach=True), trained(foreach=True, updates=2)
+    (straight, _), (model, optimizer) = trained(), trained(updates=2)
     again = SGD(param_groups.param_groups(model, lr=0.1, weight_decay=0.01), lr=0.1, ema_decay=0.99)
     again.load_state_dict(optimizer.state_dict())
     for i in (2, 3):

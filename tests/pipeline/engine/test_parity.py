@@ -47,11 +47,12 @@ def test_a_library_that_disagrees_is_refused_by_name_and_number(stage: Any, monk
         parity_check.check(EngineConfig(zero_stage=stage), world=join(), accumulation=1)
 
 
-def test_clipping_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.engine.fragments.Units.scale", lambda *_: None)
+@pytest.mark.parametrize("stage", [0, 1])
+def test_clipping_that_is_left_out_is_noticed(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.engine.Engine._clip", lambda *_: None)
     monkeypatch.setattr(parity_check, "_agreed", set())
     with pytest.raises(UserError, match="otherwise than plain PyTorch"):
-        parity_check.check(EngineConfig(), world=join(), accumulation=1)
+        parity_check.check(EngineConfig(zero_stage=stage), world=join(), accumulation=1)
 
 
 def test_a_process_may_leave_its_group_and_train_again() -> None:

@@ -97,6 +97,12 @@ def test_a_run_over_its_budget_stops_on_all_ranks_at_one_step(damaged: tuple[str
     lost = np.cumsum([np.isin(data.draw(step, 100)[1], bad).sum() for step in range(11)])
     records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert said[0][0] == max(r["step"] for r in records if r["kind"] == "Step") == int((lost <= 2).sum())
+    # What that step lost belongs to no used step: the account is the one of the steps before it.
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    (page,) = ledger["pages"]
+    assert ledger["step"] == said[0][0] and page["used"] + page["skipped"] == 100 * ledger["step"]
+    assert page["skipped"] == len(page["entries"]) == page["repeated"] == lost[ledger["step"] - 1]
+    assert all(entry["step"] < ledger["step"] for entry in page["entries"])
 
 
 def test_a_micro_batch_without_one_readable_image_stops_the_run_whatever_the_budget(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ import pytest
 from pipeline.data.verify.overlap import Overlap, Pair
 from pipeline.errors import UserError
 from transfer import metrics
+from transfer.measurement import predictions
 from transfer.report.write_report import write_report
-from transfer.results.contamination import cleaned, read_overlaps, score
+from transfer.results.contamination import cleaned, read_overlaps
 from transfer.results.sweep_results import Findings, load_findings, name_of_test_split
-from transfer.sweep import predictions
 
 SEEN = (0, 5, 17, 400)
 """Places of the test images that are said to be upstream."""
@@ -68,9 +69,9 @@ def test_metrics_from_predictions_are_those_from_scores(tmp_path: Path, metric: 
     scores, labels = rng.normal(size=(60, 8)), rng.integers(0, 7, 60)
     predictions.write(str(tmp_path), "d", np.arange(60), scores, labels)
     keep = rng.random(60) < 0.7
-    ours = score(metric, predictions.read(str(tmp_path), "d"), keep)
+    ours = predictions.recomputed(metric, predictions.read(str(tmp_path), "d"), keep)
     assert ours == pytest.approx(metrics.compute(metric, scores[keep], labels[keep]), abs=1e-12)
-    assert score("auroc", predictions.read(str(tmp_path), "d"), keep) is None
+    assert predictions.recomputed("auroc", predictions.read(str(tmp_path), "d"), keep) is None
 
 
 def test_files_that_fit_no_task_are_refused(digits_sweep: Path, tmp_path: Path) -> None:
@@ -93,3 +94,19 @@ def test_files_that_fit_no_task_are_refused(digits_sweep: Path, tmp_path: Path) 
             read_overlaps(words, findings)
     (tmp_path / "empty.csv").write_text(good.read_text().splitlines()[0] + "\n")
     assert read_overlaps([str(tmp_path / "empty.csv")], findings)["digits"].share == 0.0  # nothing found is an answer
+
+
+def test_a_key_that_a_spreadsheet_would_compute_is_text_in_the_file_and_found_again(
+    digits_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = load_findings(digits_sweep)
+    manifest = findings.datasets["digits"]
+    assert not isinstance(manifest, str)
+    index = SimpleNamespace(keys=["=1+1", "-2\t+3", "a"], num_samples=3)
+    monkeypatch.setattr(type(manifest), "split", lambda self, name: index)
+    for name in ("digits.csv", "digits.json"):
+        pairs = tuple(Pair("@up", key, 0, "bytes", "train", "val") for key in ("=1+1", "-2\t+3"))
+        found = Overlap(pairs, 9, 2, 2, 2, 0, 0)
+        (tmp_path / name).write_bytes(found.to_json() if name.endswith("json") else found.to_csv())
+        assert read_overlaps([str(tmp_path / name)], findings)["digits"].samples.tolist() == [0, 1]
+    assert b"\n'@up,'=1+1," in (tmp_path / "digits.csv").read_bytes()

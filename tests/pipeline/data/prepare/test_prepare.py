@@ -229,3 +229,10 @@ def test_real_tars(name, tmp_path):
     assert manifest.skipped == () and manifest.source_note == ""
     assert_sound(manifest, list(iterate(card, str(raw))))
     assert "/work" not in json.dumps(json.loads((tmp_path / name / "manifest.json").read_bytes()))
+
+
+@pytest.mark.parametrize("text", ["", '{"card": ', "[" * 100_000, '{"card": 3}', "{}"])
+def test_a_damaged_mark_of_an_unfinished_preparation_is_named(tmp_path, text):
+    (tmp_path / "PREPARING.json").write_text(text)
+    with pytest.raises(UserError, match=r"PREPARING\.json .*choose another --out"):
+        prepare(load_card("digits"), str(tmp_path))
