@@ -121,7 +121,7 @@ def test_a_file_that_claims_more_than_weights_is_refused(tmp_path: Path, case: s
         lambda d: {f"module.{k}": v for k, v in d.items()},
         lambda d: {f"_orig_mod.{k}": v for k, v in d.items()},
         lambda d: {f"module._orig_mod.{k}": v for k, v in d.items()},
-        lambda d: {k.replace("blocks.0.", "blocks.0._orig_mod."): v for k, v in d.items()},
+        lambda d: {k.replace("conv1.", "_orig_mod.conv1."): v for k, v in d.items()},
         lambda d: {"state_dict": {f"model.{k}": v for k, v in d.items()}, "epoch": 3},
         lambda d: {"model": {f"encoder.{k}": v for k, v in d.items()}},
         lambda d: {"n_averaged": torch.tensor(4), **{f"module.{k}": v for k, v in d.items()}},
