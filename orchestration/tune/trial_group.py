@@ -15,17 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import selectors
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from orchestration.launch.local import rank_variables
+from orchestration import child_process
 from pipeline.storage import objects
 from pipeline.supervision.watchdog import EXIT_HANG
 from transfer.search.successive_halving import work_url
@@ -34,7 +31,6 @@ from transfer.sweep.failures import Cause, TrialFailed
 from transfer.sweep.ledger import Trial
 from transfer.sweep.trials import Report
 
-ROOT = Path(__file__).resolve().parents[2]
 LINGER_S = 5.0
 """After the first failure the others may say something too, for what one says may follow from what another did;"""
 LEAVE_S = 30.0
@@ -77,37 +73,33 @@ def run_ranks(sweep: Sweep, trial: Trial, report: Report, *, until: int, num_pro
     Raises:
         TrialFailed: a rank failed, with its cause. Whatever `report` raises ends them too.
     """
-    from torch.distributed import TCPStore
-
-    # Outlives each of the ranks, which find and watch each other through it; as in `orchestration.launch.local`.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    job = {"out": sweep.out, "trial": dataclasses.asdict(trial), "until": until, "parent": os.getpid()}
-    shared = {**os.environ, **rank_variables(store.port, num_processes)}
-    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    shared["OMP_NUM_THREADS"] = "1"
-    if not has_gpus:
-        shared["CUDA_VISIBLE_DEVICES"] = ""
+    job = {"out": sweep.out, "trial": dataclasses.asdict(trial), "until": until}
     group = _Group([])
-    try:
-        for number in range(num_processes):
-            group.ranks.append(_start(number, shared, job))
-        _listen(group, report)
-        if not group.is_done:
-            raise _failure(group, work_url(sweep.out, trial.digest))
-        _await_end(group)
-    finally:
-        for rank in group.ranks:
-            rank.process.kill()
-            rank.process.wait()
-            rank.line.close()
+    with child_process.rank_variables(num_processes) as variables:
+        shared = {**variables, "OMP_NUM_THREADS": "1"} | ({} if has_gpus else {"CUDA_VISIBLE_DEVICES": ""})
+        try:
+            for number in range(num_processes):
+                group.ranks.append(_start(number, shared, job))
+            _listen(group, report)
+            if not group.is_done:
+                raise _failure(group, work_url(sweep.out, trial.digest))
+            _await_end(group)
+        finally:
+            for rank in group.ranks:
+                rank.process.kill()
+                rank.process.wait()
+                rank.line.close()
 
 
 def _start(number: int, shared: dict[str, str], job: dict[str, Any]) -> _Rank:
     ours, theirs = socket.socketpair()
-    variables = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
-    command = [sys.executable, "-m", "orchestration.tune.trial_rank", str(theirs.fileno())]
     with theirs:
-        process = subprocess.Popen(command, env=variables, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        process = child_process.start(
+            "orchestration.tune.trial_rank",
+            [str(theirs.fileno())],
+            environment={**shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+            pass_fds=[theirs.fileno()],
+        )
     ours.sendall(json.dumps(job).encode() + b"\n")
     return _Rank(number, process, ours)
 
