@@ -49,7 +49,7 @@ def load_published(model: NFNet, path: str | Path, *, which: str | None = None) 
     entries, notes = plain_names(content) if isinstance(content, Mapping) else ({}, ())
     if is_timm(entries):
         return from_timm(model, content, str(path))
-    if any(isinstance(k, str) and k.startswith("blocks.") for k in entries):
+    if any(isinstance(v, torch.Tensor) and k.startswith("blocks.") for k, v in entries.items()):
         return load_entries(model, entries, str(path), notes=notes)
     return load_haiku(model, content, str(path), which=which)
 

@@ -43,25 +43,24 @@ def plain_names(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[st
     """A state dict out of its container and without what wrappers put before its names; and notes that say so.
 
     A prefix is taken off where every name has it, so that nothing is chosen among several networks. What holds no tensors
-    under plain names comes back as it is.
+    comes back as it is.
     """
     inner = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
-    if (
-        not inner
-        or not all(isinstance(k, str) for k in inner)
-        or not isinstance(next(iter(inner.values())), torch.Tensor)
-    ):
+    tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
         return content, ()
     # The number of averagings, beside the network, is torch's own (swa_utils.AveragedModel).
-    names = {name: name for name in inner if name != "n_averaged"}
+    names = {name: name for name in tensors if name != "n_averaged"}
+    others = len(inner) - len(tensors)
     taken: list[str] = []
     for wrapper in _WRAPPERS:
         if any(wrapper in name for name in names):
             names, taken = {name.replace(wrapper, ""): own for name, own in names.items()}, [*taken, wrapper]
     while prefix := next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None):
         names, taken = {name.removeprefix(prefix): own for name, own in names.items()}, [*taken, prefix]
-    notes = (f"{' and '.join(taken)} in its names was left out",) if taken else ()
-    return {name: inner[own] for name, own in names.items()}, notes
+    notes = [f"{' and '.join(taken)} in its names was left out"] if taken else []
+    notes += [f"{others} entries that are no tensors were left out"] if others else []
+    return {name: tensors[own] for name, own in names.items()}, tuple(notes)
 
 
 def load_entries(
