@@ -54,8 +54,9 @@ def plain_names(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[st
     others = len(inner) - len(tensors)
     taken: list[str] = []
     for wrapper in _WRAPPERS:
-        if any(wrapper in name for name in names):
-            names, taken = {name.replace(wrapper, ""): own for name, own in names.items()}, [*taken, wrapper]
+        plain = {name.replace(wrapper, ""): own for name, own in names.items()}
+        if len(plain) == len(names) and plain != names:
+            names, taken = plain, [*taken, wrapper]
     while prefix := next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None):
         names, taken = {name.removeprefix(prefix): own for name, own in names.items()}, [*taken, prefix]
     notes = [f"{' and '.join(taken)} in its names was left out"] if taken else []

@@ -140,6 +140,8 @@ def test_what_wrappers_add_is_taken_off_and_said(tmp_path: Path, wrap: Any, name
 def test_two_networks_are_not_chosen_between() -> None:
     both = {"student.a": torch.ones(1), "module.a": torch.zeros(1)}
     assert plain_names(both) == (both, ())
+    both = {"_orig_mod.a": torch.ones(1), "a": torch.zeros(1)}
+    assert plain_names(both) == (both, ())
 
 
 def seeds() -> dict[str, bytes]:
