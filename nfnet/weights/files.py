@@ -146,7 +146,7 @@ def _read_torch(path: Path) -> Any:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = (str(error).splitlines() or [""])[0][:300]
+        first = "".join(c for c in (str(error).splitlines() or [""])[0][:300] if c.isprintable())
         raise ValueError(
             f"{path} is refused, nothing of it was run: torch found more than weights in it ({first}); "
             "if you trust the file, save its state dict alone, best as safetensors, where it was made"

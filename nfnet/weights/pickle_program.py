@@ -10,6 +10,7 @@ _MAX_OPCODES = 300_000
 """Of a program: three sets of the largest published network's parameters need 100,000."""
 _MAX_TUPLE_ITEMS = 1_000_000
 """Of all tuples that are made or fetched again, with the tuples in them counted in full: what hashing them takes at most."""
+_MAX_NAME = 300
 _LARGE, _MAX_LARGE = 2**61 - 1, 1000
 """Whole numbers from here on can be chosen to have one hash, as keys of a dictionary that then takes quadratic time."""
 
@@ -45,6 +46,8 @@ def check_program(data: Any) -> None:
         # Places are numbered as they are used; a large number would make the unpickler ask for as much memory.
         if name in _PUTS and argument > count:
             raise Refused(f"it uses place {argument} of its memory before place {count}")
+        if name in ("GLOBAL", "INST") and len(argument) > _MAX_NAME:  # torch searches its own message of it, slowly
+            raise Refused(f"it asks for a name of {len(argument)} characters")
         large += isinstance(argument, int) and not -_LARGE < argument < _LARGE
         if count > _MAX_OPCODES or total > _MAX_TUPLE_ITEMS or large > _MAX_LARGE:
             raise Refused("it has more steps, larger tuples or more large numbers than any weights")
