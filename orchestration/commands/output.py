@@ -61,10 +61,7 @@ def doing(what: str, *, quiet_s: float = 3.0) -> Iterator[None]:
 @contextlib.contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal, a line now and then elsewhere; gives update(phase, done, total)."""
-<<<<<<< HEAD
     from rich.console import Console
-=======
->>>>>>> main
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -78,13 +75,7 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], No
         yield from _progress_lines(title, unit)
         return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
-<<<<<<< HEAD
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-=======
-    is_terminal = sys.stderr.isatty()
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not is_terminal)
-    with bar as progress, contextlib.nullcontext() if is_terminal else doing(title):
->>>>>>> main
         task = progress.add_task(title, total=None, unit=unit)
 
         def update(phase: str, done: int, total: int) -> None:
