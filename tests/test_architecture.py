@@ -31,7 +31,7 @@ HOMES = {
     "mlflow": (
         "orchestration/tracking/mlflow_client.py",
         "orchestration/tracking/sweep_tracking.py",
-        "orchestration/serve/server.py",
+        "orchestration/serve/own_server.py",
         "orchestration/registry/registry.py",
         "orchestration/registry/export_mlflow.py",
         "orchestration/registry/served_model.py",

@@ -300,7 +300,7 @@ def data_bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def data_cards(args: argparse.Namespace) -> int:
+def data_cards(_args: argparse.Namespace) -> int:
     from pipeline.data.sources.cards import list_cards, load_card
 
     for name in list_cards():

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestration import child_process
 from orchestration.figures.signal_figure import STYLE, quiet
 from orchestration.spool.spool import read
+from pipeline import places
 from pipeline.display import shortened
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ FOLDER = "pictures"
 KINDS = ("signal", "training")
 MAX_PARAMETERS = 300_000_000
 """Larger networks are not built a second time next to a training; `normfree inspect MODEL --signal` draws those."""
+MAX_PX = 1024
 NUM_IMAGES, MAX_POINTS = 4, 2000
 INK, MUTED = "#22252a", "#6b7079"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
@@ -74,17 +77,11 @@ class Pictures:
         return self._run_dir / FOLDER / f"{kind}.png"
 
     def _draw(self, kind: str) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "MPLBACKEND": "Agg",
-        }
-        command = [sys.executable, "-m", "orchestration.figures.run_figures", str(self._run_dir), kind]
-        with (self._run_dir / "tracking.log").open("ab") as log:
-            self._drawing[kind] = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg"}
+        words = [os.path.abspath(self._run_dir), kind]
+        with open(self._run_dir / "tracking.log", "ab", opener=places.no_follow) as log:
+            self._drawing[kind] = child_process.start(
+                "orchestration.figures.run_figures", words, environment=environment, output=log
             )
 
 
@@ -98,6 +95,8 @@ def signal(config: dict[str, Any], path: Path) -> bool:
     from orchestration.figures.signal_figure import draw_signal
 
     name, options = config["model"]["name"], config["model"].get("options") or {}
+    if config["augment"]["image_px"] > MAX_PX:  # somebody else's numbers, perhaps
+        return False
     with torch.device("meta"):
         if sum(p.numel() for p in nfnet.create_model(name, **options).parameters()) > MAX_PARAMETERS:
             return False

@@ -70,7 +70,7 @@ def supervise(
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     asked: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
     before: dict[int, Any] = {n: signal.signal(n, ask) for n in heeded()}

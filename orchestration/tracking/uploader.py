@@ -35,9 +35,12 @@ from orchestration.tracking.mlflow_client import (
     resolve_uri,
     send,
     send_datasets,
+    send_file,
     write_json,
 )
 from orchestration.tracking.translate import Ending, Point, Translator, Upload, cause
+from pipeline import places
+from pipeline.errors import UserError
 from pipeline.secrets import public
 
 MAX_WAIT_S = 15.0
@@ -150,7 +153,7 @@ class Uploader:
     def _work(self, over: bool) -> bool:
         """One batch to the server; False if none is left, and then the run's ending has been told if it is `over`."""
         if self._client is None:
-            self._open(over)
+            self._open()
         if time.monotonic() >= self._next_heartbeat:
             # If this machine dies, nobody is left here to say so; others see that this stands still.
             heartbeat.beat(self._client, self._state["run_id"], revive=not over)
@@ -210,7 +213,7 @@ class Uploader:
     def _send_config(self, config: dict[str, Any]) -> None:
         """The resolved configuration as an artifact. Artifacts have a store of their own, which may fail alone."""
         file = self.run_dir / "run.yaml"
-        if not file.exists():
+        if not os.path.lexists(file):
             file = self.run_dir / "run.json"
             write_json(file, config)
         self._send_artifacts([file])
@@ -218,12 +221,14 @@ class Uploader:
     def _send_artifacts(self, files: Sequence[Path], folder: str | None = None) -> None:
         for file in files:
             try:
-                self._client.log_artifact(self._state["run_id"], str(file), folder)
+                send_file(self._client, self._state["run_id"], self.run_dir, file, folder)
             except Exception as error:
+                if isinstance(error, UserError):
+                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
                 self._log(traceback.format_exc())
                 send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
 
-    def _open(self, over: bool) -> None:
+    def _open(self) -> None:
         """Connect, and find the run on the server or make it. Safe to be killed in at any place."""
         client = connect(self.uri)
         run = None
@@ -352,7 +357,10 @@ class Uploader:
             self._log(traceback.format_exc())
 
     def _log(self, text: str) -> None:
-        with contextlib.suppress(OSError), (self.run_dir / "tracking.log").open("a") as file:
+        with (
+            contextlib.suppress(OSError, UserError),
+            open(self.run_dir / "tracking.log", "a", opener=places.no_follow) as file,
+        ):
             file.write(public(text))
 
     def _report(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import safetensors
 import torch
 
+from pipeline import places
 from pipeline.checkpoint.commit import COMMIT, Commit, committed, read_commit, refuse_pickle
 from pipeline.documents import excerpt
 from pipeline.errors import UserError
@@ -165,4 +166,4 @@ def load_weights(
 
 
 def default_cache() -> str:
-    return str(Path.home() / ".cache" / "normfree" / "checkpoints")
+    return str(places.cache_folder() / "checkpoints")

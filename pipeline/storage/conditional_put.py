@@ -35,10 +35,14 @@ def read(url: str) -> tuple[bytes, str] | None:
         return None
 
 
-def replace(url: str, data: bytes, before: tuple[bytes, str] | None) -> bool:
-    """Write `data`, which no other writer may ever write, where `before` stands (None: nothing). False if it does no more."""
+def replace(url: str, data: bytes, before: tuple[bytes, str] | None, *, others_are_here: bool = False) -> bool:
+    """Write `data`, which no other writer may ever write, where `before` stands (None: nothing). False if it does no more.
+
+    Args:
+        others_are_here: who else may write is on this machine, so that a lock of its kernel on a disk decides at once.
+    """
     if objects.is_local(url):
-        return _replace_file(objects.local_path(url), data, before)
+        return _replace_file(objects.local_path(url), data, before, others_are_here)
     if multipart_upload.takes_parts(objects.client(url)[0]):
         condition = {"IfMatch": before[1]} if before else {"IfNoneMatch": "*"}
         first = _put(url, data, condition)
@@ -77,7 +81,7 @@ def _stands(url: str, data: bytes) -> bool:
     return found is not None and found[0] == data
 
 
-def _replace_file(path: Path, data: bytes, before: tuple[bytes, str] | None) -> bool:
+def _replace_file(path: Path, data: bytes, before: tuple[bytes, str] | None, others_are_here: bool) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     if before is None:
         new = path.parent / f"{objects.TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
@@ -93,20 +97,22 @@ def _replace_file(path: Path, data: bytes, before: tuple[bytes, str] | None) -> 
                 raise
         finally:
             new.unlink(missing_ok=True)
-    with _locked(path.parent):
+    with _lock(path.parent) as is_locked:
         if read(str(path)) != before:
             return False
         objects.write_bytes(path, data)
-    return _stands(str(path), data)
+    return (is_locked and others_are_here) or _stands(str(path), data)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes of this machine out; a file system without such locks goes without."""
+def _lock(folder: Path) -> Iterator[bool]:
+    """Keeps other processes of this machine out; False on a file system without such locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
+        is_locked = False
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            is_locked = True
+        yield is_locked
     finally:
         os.close(handle)

@@ -182,7 +182,9 @@ def _claim(place: str, url: str, mine: Record, remedy: str) -> None:
         if _is_dead(owner, time.monotonic() - since_s):
             if owner is not None and _is_mine(owner):
                 _end_beat(owner.token)
-            if conditional_put.replace(place, mine.to_json(), before):
+            # Another machine that takes it over has watched it for a minute, and hears of us with its first beat.
+            is_here = owner is not None and owner.main.is_here
+            if conditional_put.replace(place, mine.to_json(), before, others_are_here=is_here):
                 return
             continue
         if not said:

@@ -46,7 +46,7 @@ def listen(numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGHUP)) 
     """From the first moment of a process on, until a `StopSignal` takes over: a stop signal ends it with a sentence and
     `EXIT_REQUEUE`, its `with` blocks left in order where that takes no longer than UNWIND_S; a second one at once."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(number: int, _frame: FrameType | None) -> None:
         for n in heeded(numbers):
             signal.signal(n, lambda *_: os._exit(EXIT_REQUEUE))
         signal.signal(signal.SIGALRM, lambda *_: os._exit(EXIT_REQUEUE))
@@ -98,7 +98,7 @@ class StopSignal:
             self._before[number] = signal.signal(number, self._set)
         return self
 
-    def _set(self, number: int, frame: FrameType | None) -> None:
+    def _set(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True  # the thread does the rest; this is for whoever looks before it has run
 
     def __exit__(self, *_: object) -> None:

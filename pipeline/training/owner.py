@@ -29,17 +29,19 @@ def owned(out: str, me: World) -> Iterator[None]:
             wrote: disks of different machines under one name would make every checkpoint fail.
     """
     mine = this_process(launched=me.size > 1 or TORCHRUN in os.environ)
-    processes = [p for p in cast(list[Process], distributed.gather(me, mine)) if p.machine == mine.machine]
+    everywhere = cast(list[Process], distributed.gather(me, mine))
+    processes = [p for p in everywhere if p.machine == everywhere[0].machine]
     with contextlib.ExitStack() as stack:
         holder = distributed.from_main(me, lambda: stack.enter_context(hold(out, "run", processes=processes)))
         if me.size > 1:
-            _refuse_other_places(holder, out, me)
+            patience_s = 0.0 if mine.machine == everywhere[0].machine else SEEN_S
+            _refuse_other_places(holder, out, me, patience_s)
         yield
 
 
-def _refuse_other_places(holder: Holder, out: str, me: World) -> None:
+def _refuse_other_places(holder: Holder, out: str, me: World, patience_s: float) -> None:
     where = str(objects.local_path(out).absolute()) if objects.is_local(out) else out
-    rows = distributed.gather(me, (socket.gethostname(), where, _why_not_seen(Holder(out, holder.token))))
+    rows = distributed.gather(me, (socket.gethostname(), where, _why_not_seen(Holder(out, holder.token), patience_s)))
     seen = cast(list[tuple[str, str, str]], rows)
     for rank, (host, folder, reason) in enumerate(seen):
         if reason:
@@ -49,8 +51,8 @@ def _refuse_other_places(holder: Holder, out: str, me: World) -> None:
             )
 
 
-def _why_not_seen(holder: Holder) -> str:
-    deadline_s = time.monotonic() + SEEN_S
+def _why_not_seen(holder: Holder, patience_s: float) -> str:
+    deadline_s = time.monotonic() + patience_s
     while True:
         reason = "it is not there"
         try:

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -189,6 +189,8 @@ class SweepInfo:
     """Rows of task, method, shots, reason: what the suite asks for and the data cannot give."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     """The backbones: name, url, digest, model, options, classes. The first one's are above."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Digest of each task's dataset."""
     scheduler: str = "asha"
     """How candidates of a search are stopped (`transfer.search.grids`), and drawn."""
     search: str = "grid"
@@ -247,8 +249,8 @@ class Ledger:
         """Make the folder this sweep's, or check that it is; started_s of the first start is kept.
 
         Raises:
-            UserError: the folder belongs to a sweep of another suite, of a checkpoint that is not asked for now, or with
-            another way to search.
+            UserError: the folder belongs to a sweep of another suite, of a checkpoint that is not asked for now, of other data
+            under a task's name, or with another way to search.
         """
         url = objects.join(self.sweep, "sweep.json")
         if objects.exists(url):
@@ -264,13 +266,19 @@ class Ledger:
                         f"{self.sweep} holds a sweep of another {name} ({theirs}, digest {digest[:12]}); give another "
                         "folder with --out"
                     )
+            for task, digest in there.data.items():
+                if info.data.get(task, digest) != digest:
+                    raise UserError(
+                        f"{self.sweep} holds a sweep on data for {task} with digest {digest[:12]}, the data there now have "
+                        f"{info.data[task][:12]}; restore them, or give another folder with --out"
+                    )
             for name in ("scheduler", "search"):
                 if getattr(there, name) != getattr(info, name):
                     raise UserError(
                         f"{self.sweep} was searched with --{name} {getattr(there, name)}, now {getattr(info, name)} is asked "
                         "for; give the same, or another folder with --out"
                     )
-            info = SweepInfo(**{**asdict(info), "started_s": there.started_s})
+            info = replace(info, started_s=there.started_s, data={**there.data, **info.data})
         objects.write_bytes(url, (json.dumps(asdict(info), indent=1) + "\n").encode())
         return info
 

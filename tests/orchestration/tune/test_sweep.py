@@ -1,5 +1,6 @@
 """A real sweep under Ray Tune: killed, gone on with, repeated, extended; with trials that fail in the midst of it."""
 
+import dataclasses
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig
+from pipeline.storage import ownership
 from pipeline.training.run import Run
 from pipeline.training.train import train
 from tests.orchestration.sweep_runner import SUITE, Runner
@@ -142,6 +144,13 @@ def test_mistakes_are_named_before_anything_starts(runner: Runner, checkpoint_di
     other.write_text(SUITE.replace("[6]", "[7]"))
     with pytest.raises(UserError, match="another suite"):
         transfer(str(checkpoint_dir), str(other), out, data_root=root)
+    driver = dataclasses.replace(ownership.this_process(), pid=os.getppid(), started=ownership.started_at(os.getppid()))
+    now_s = time.time()
+    record = ownership.Record(what="sweep", token="ab" * 16, since_s=now_s, beat_s=now_s, processes=(driver,))
+    (runner.out / ownership.NAME).write_bytes(record.to_json())
+    with pytest.raises(UserError, match=f"in use: a sweep of process {os.getppid()} on "):
+        transfer(str(checkpoint_dir), suite, out, data_root=root)
+    (runner.out / ownership.NAME).unlink()
 
 
 @pytest.mark.slow

@@ -116,16 +116,16 @@ def test_a_refused_start_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def compete(url: str, number: int, before: Any, barrier: Any, won: Any) -> None:
+def compete(url: str, number: int, before: Any, here: bool, barrier: Any, won: Any) -> None:
     barrier.wait()
-    if conditional_put.replace(url, b"%d" % number, before):
+    if conditional_put.replace(url, b"%d" % number, before, others_are_here=here):
         won.put(number)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize(("has_links", "here"), [(True, True), (True, False), (False, True)])
 def test_of_several_at_once_one_wins(
-    is_there: bool, has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_there: bool, has_links: bool, here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_links:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "no hard links here")))
@@ -134,7 +134,7 @@ def test_of_several_at_once_one_wins(
         objects.write_bytes(url, b"dead")
     context = multiprocessing.get_context("fork")
     barrier, won = context.Barrier(4), context.SimpleQueue()
-    arguments = [(url, n, conditional_put.read(url), barrier, won) for n in range(4)]
+    arguments = [(url, n, conditional_put.read(url), here, barrier, won) for n in range(4)]
     competitors = [context.Process(target=compete, args=a) for a in arguments]
     for each in competitors:
         each.start()

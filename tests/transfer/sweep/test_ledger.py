@@ -193,3 +193,13 @@ def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="delete this file"):
         ledger.is_done(TRIAL)
+
+
+def test_a_sweep_grows_by_tasks_and_is_refused_other_data_under_a_tasks_name(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.claim(dataclasses.replace(INFO, data={"digits": "a" * 64}))
+    assert set(ledger.claim(dataclasses.replace(INFO, data={"glyphs": "b" * 64})).data) == {"digits", "glyphs"}
+    with pytest.raises(
+        UserError, match="data for digits with digest aaaaaaaaaaaa, the data there now have cccccccccccc"
+    ):
+        ledger.claim(dataclasses.replace(INFO, data={"digits": "c" * 64}))
