@@ -11,7 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+<<<<<<< HEAD
 LINE_EVERY_S = 10.0
+=======
+from pipeline.display import terminal
+>>>>>>> main
 
 
 def plain_streams() -> None:
@@ -34,7 +38,9 @@ _LIKENESS = {"±": "+-", "×": "x", "━": "=", "–": "-", "—": "-", "…": "
 
 
 def say(*lines: str) -> None:
-    print(*lines, sep="\n")
+    """Each on its line, without a character that would move the cursor: names of classes, files and keys come from outside."""
+    for line in lines:
+        print(terminal(line), flush=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+<<<<<<< HEAD
 from orchestration.run.time_left import TimeLeft
+=======
+from pipeline.display import terminal
+>>>>>>> main
 from pipeline.records import (
     Accounted,
     Changed,
@@ -229,7 +233,7 @@ class Console:
         from rich.text import Text
 
         # Text and not markup: a file name with brackets must come out as it is.
-        self._rich.print(Text(text, style=style or ""))
+        self._rich.print(Text(terminal(text, keep_lines=True), style=style or ""))
         if not self._is_live:
             self._stream.flush()
 
