@@ -11,11 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-<<<<<<< HEAD
-LINE_EVERY_S = 10.0
-=======
 from pipeline.display import terminal
->>>>>>> main
+
+LINE_EVERY_S = 10.0
 
 
 def plain_streams() -> None:
@@ -96,7 +94,7 @@ def _progress_lines(title: str, unit: str) -> Iterator[Callable[[str, int, int],
     """For a log: a line when it begins to take long, then at most one every ten seconds."""
     shown_s = time.monotonic()
     with contextlib.ExitStack() as before:
-        before.enter_context(doing(f"{title}: looking at what is there"))
+        before.enter_context(doing(title))
 
         def update(phase: str, done: int, total: int) -> None:
             nonlocal shown_s

@@ -66,13 +66,13 @@ def pretrain(args: argparse.Namespace) -> int:
     if args.help_fields:
         from orchestration.commands.field_help import terminal_lines
 
-        say(*terminal_lines(run))
+        say(*"\n".join(terminal_lines(run)).splitlines())
         return 0
     assert run is not None
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
     if args.show:
-        say(header + _checked(run, args.num_processes) + dump_yaml(run))
+        say(*(header + _checked(run, args.num_processes) + dump_yaml(run)).splitlines())
         return 0
     if not args.out:
         raise UserError("no run folder: set --out to where checkpoints and records go")

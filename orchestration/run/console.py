@@ -13,11 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-<<<<<<< HEAD
 from orchestration.run.time_left import TimeLeft
-=======
 from pipeline.display import terminal
->>>>>>> main
 from pipeline.records import (
     Accounted,
     Changed,
