@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import pipeline.data.images
+from pipeline import places
 from pipeline.errors import UserError
 from pipeline.export.source import Answer, Probe, Source
 from pipeline.export.to_onnx import write_onnx
@@ -32,8 +32,7 @@ def write_mlflow(source: Source, folder: Path) -> Answer:
     with _quiet():  # the import has warnings too
         import mlflow.pyfunc
 
-    with tempfile.TemporaryDirectory(prefix="normfree-mlflow-") as temporary, _quiet():
-        parts = Path(temporary)
+    with places.temporary_folder("mlflow") as parts, _quiet():
         write_onnx(source, parts / "onnx")
         mlflow.pyfunc.save_model(
             path=str(folder),

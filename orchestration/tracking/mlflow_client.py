@@ -141,6 +141,16 @@ def send(client: Any, run_id: str, upload: Upload) -> None:
         client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.time_ms, p.step) for p in chunk])
 
 
+def send_file(client: Any, run_id: str, root: Path, file: Path, folder: str | None = None) -> None:
+    """`file`, which lies below `root`, as an artifact of the run.
+
+    Raises:
+        UserError: it, or a folder on the way, is a link: what somebody else has made may link to a file of ours.
+    """
+    os.close(places.open_below(root, str(file.relative_to(root)), os.O_RDONLY, f"the folder {root}"))
+    client.log_artifact(run_id, str(file), folder)
+
+
 def high_water(client: Any, run_id: str) -> dict[str, int]:
     """The last step that the server has of each metric, in one request however long the run is.
 

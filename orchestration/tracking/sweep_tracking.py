@@ -30,9 +30,11 @@ from orchestration.tracking.mlflow_client import (
     resolve_uri,
     send,
     send_datasets,
+    send_file,
     write_json,
 )
 from orchestration.tracking.translate import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, public
+from pipeline.errors import UserError
 
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name: its pages fold children under this run
 DIGEST_TAG = "normfree.trial"
@@ -255,7 +257,10 @@ class SweepTracker:
             lineage.link_back(self._client, origin, digest, run_id, tags.get("sweep_dir", self._name))
         for path in artifacts:
             if path.exists():
-                self._client.log_artifact(run_id, str(path))
+                try:  # reports lie in a folder of the sweep's
+                    send_file(self._client, run_id, path.parent.parent, path)
+                except UserError as error:
+                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
 
     def _origin(self, digest: str, url: str) -> Origin:
         """Whence these weights come; asked once."""

@@ -35,6 +35,7 @@ from orchestration.tracking.mlflow_client import (
     resolve_uri,
     send,
     send_datasets,
+    send_file,
     write_json,
 )
 from orchestration.tracking.translate import Ending, Point, Translator, Upload, cause
@@ -221,10 +222,7 @@ class Uploader:
     def _send_artifacts(self, files: Sequence[Path], folder: str | None = None) -> None:
         for file in files:
             try:
-                # A run that somebody else has made may hold a link to a file of ours, which is for nobody else to read.
-                name = str(file.relative_to(self.run_dir))
-                os.close(places.open_below(self.run_dir, name, os.O_RDONLY, f"the run {self.run_dir}"))
-                self._client.log_artifact(self._state["run_id"], str(file), folder)
+                send_file(self._client, self._state["run_id"], self.run_dir, file, folder)
             except Exception as error:
                 if isinstance(error, UserError):
                     print(f"tracking: a file is not sent: {error}", file=sys.stderr)

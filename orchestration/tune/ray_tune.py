@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from orchestration.tune.cluster_nodes import check_nodes
 from orchestration.tune.ray_cluster import Layout, Resources, layout, num_cores, running_ray
 from orchestration.tune.trial_group import run_ranks
 from orchestration.tune.trial_limit import Overdue, Watch
+from pipeline import places
 from pipeline.checkpoint import retention
 from pipeline.checkpoint.commit import COMMIT
 from pipeline.errors import UserError
@@ -208,7 +208,7 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
     os.environ.update(ENVIRONMENT)
     limit_s = resources.trial_limit_s
     with (
-        tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path,
+        places.temporary_folder("tune") as storage_path,
         running_ray(resources.ray_address, shape) as ray,
     ):
         if resources.ray_address:
@@ -226,7 +226,9 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
                 max_concurrent_trials=shape.num_concurrent or None,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0, callbacks=[Overdue(limit_s)]),
+            run_config=tune.RunConfig(
+                storage_path=str(storage_path), name="sweep", verbose=0, callbacks=[Overdue(limit_s)]
+            ),
         )
         tuner.fit()
         if ray is not None and conductor.num_died:
