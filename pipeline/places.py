@@ -7,10 +7,12 @@ private too and have random names.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import pwd
 import re
+import secrets
 import stat
 import sys
 import tempfile
@@ -98,6 +100,20 @@ def open_below(root: str | os.PathLike[str], name: str, flags: int, where: str, 
     return file
 
 
+def no_follow(path: str, flags: int) -> int:
+    """For `open(..., opener=no_follow)`: what stands in a folder that others may write to is opened, but no link there.
+
+    Raises:
+        UserError: `path` is a link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link, and normfree writes to no file behind one; remove it") from None
+        raise
+
+
 def read_below(root: str | os.PathLike[str], name: str, where: str) -> bytes:
     """Content of the file; errors as `open_below`."""
     with os.fdopen(open_below(root, name, os.O_RDONLY, where), "rb") as file:
@@ -112,25 +128,27 @@ def name_of_url(url: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where this user's caches and private records lie: `normfree` below XDG_CACHE_HOME, else below ~/.cache. Not made yet.
+    """Where this user's caches and records lie, not made yet: NORMFREE_CACHE, else `normfree` below XDG_CACHE_HOME or ~/.cache.
 
     Where these are not this user's own or cannot be written (a container's HOME=/root for another user), a folder with a random
     name in the temporary folder, which is reported, and which all processes started from here use as well.
     """
+    if given := os.environ.get("NORMFREE_CACHE"):
+        return Path(given).absolute()
     refused = ""
     for folder in _candidates():
         fault = _unusable(folder)
         if not fault:
             return folder / "normfree"
         refused = refused or f"{folder} {fault}"
-    substitute = tempfile.mkdtemp(prefix="normfree-cache-")
-    os.environ["XDG_CACHE_HOME"] = substitute
+    substitute = os.path.join(tempfile.gettempdir(), f"normfree-cache-{secrets.token_hex(8)}")
+    os.environ["NORMFREE_CACHE"] = substitute
     print(
-        f"normfree: {refused}; what would be kept there is in {substitute} and stays there: set XDG_CACHE_HOME to a folder "
-        "of yours",
+        f"normfree: {refused}; what is kept there otherwise is now in {substitute} and stays: set NORMFREE_CACHE to a folder of "
+        "yours",
         file=sys.stderr,
     )
-    return Path(substitute) / "normfree"
+    return Path(substitute)
 
 
 def _candidates() -> Iterator[Path]:

@@ -1,6 +1,9 @@
 """What several test modules share: seeds, threads, and the embedded digits as a prepared dataset."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads only wait for each other
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("NORMFREE_PICTURES", "0")  # uploaders of the tests draw none, but where a test asks for them
+
+# What runs in a store keep on this machine is the tests' own, and goes with them.
+if "NORMFREE_CACHE" not in os.environ:
+    os.environ["NORMFREE_CACHE"] = tempfile.mkdtemp(prefix="normfree-tests-")
+    atexit.register(shutil.rmtree, os.environ["NORMFREE_CACHE"], ignore_errors=True)
 
 import pytest
 

@@ -94,10 +94,10 @@ def _track(commands: Any) -> None:
 def track_import(args: argparse.Namespace) -> int:
     """Send the records of a run or sweep, wherever it lies, to a server; 0 all is there, 3 the server did not take all."""
     from orchestration.serve.import_records import fetch, refuse_dead_server, send_run, send_sweep, tracking_uri
-    from orchestration.tracking.mlflow_client import local_twin
+    from orchestration.spool.spool import records_folder
     from orchestration.tracking.sweep_records import is_sweep
 
-    folder = local_twin(args.run)
+    folder = records_folder(args.run)
     if is_sweep(args.run):
         if args.experiment or args.run_name:
             raise UserError(

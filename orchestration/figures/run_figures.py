@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestration import child_process
 from orchestration.figures.signal_figure import quiet
 from orchestration.spool.spool import read
+from pipeline import places
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,17 +74,11 @@ class Pictures:
         return self._run_dir / FOLDER / f"{kind}.png"
 
     def _draw(self, kind: str) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "MPLBACKEND": "Agg",
-        }
-        command = [sys.executable, "-m", "orchestration.figures.run_figures", str(self._run_dir), kind]
-        with (self._run_dir / "tracking.log").open("ab") as log:
-            self._drawing[kind] = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg"}
+        words = [os.path.abspath(self._run_dir), kind]
+        with open(self._run_dir / "tracking.log", "ab", opener=places.no_follow) as log:
+            self._drawing[kind] = child_process.start(
+                "orchestration.figures.run_figures", words, environment=environment, output=log
             )
 
 

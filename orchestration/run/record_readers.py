@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from orchestration.run.console import Console
 from orchestration.spool import mirror
-from orchestration.spool.spool import Spool
+from orchestration.spool.spool import Spool, records_folder
 from orchestration.spool.system_metrics import start_sampler
-from orchestration.tracking.mlflow_client import DRAIN_S, local_twin, start_uploader
+from orchestration.tracking.mlflow_client import DRAIN_S, start_uploader
 from pipeline.errors import UserError
 from pipeline.provenance import facts
 from pipeline.records import Finished, Phase, Record, Stopped
@@ -36,7 +36,7 @@ class Readers:
     """
 
     def __init__(self, run: Run, out: str, tracking_uri: str | None, stop: StopSignal | None = None) -> None:
-        self.run_dir = local_twin(out)
+        self.run_dir = records_folder(out)
         self.out, self.run = out, run
         self.tracking_uri = tracking_uri or f"sqlite:///{self.run_dir.resolve() / 'mlflow.db'}"
         self._stop = stop or StopSignal()
@@ -183,4 +183,4 @@ class NodeReader:
             self._trouble.hold_off(self._start)
 
     def _start(self) -> None:
-        self._sampler = start_sampler(local_twin(self._out), None if objects.is_local(self._out) else self._out)
+        self._sampler = start_sampler(records_folder(self._out), None if objects.is_local(self._out) else self._out)

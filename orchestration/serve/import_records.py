@@ -10,15 +10,16 @@ from typing import Any
 
 from orchestration.spool import mirror
 from orchestration.spool.process_lock import only_one
+from orchestration.spool.spool import MAIN, records_folder
 from orchestration.tracking import heartbeat
-from orchestration.tracking.mlflow_client import connect, local_twin, resolve_uri, sqlite_file
+from orchestration.tracking.mlflow_client import connect, resolve_uri, sqlite_file
 from orchestration.tracking.translate import cause
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage import objects
 
 STATUS_MARK = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
-SPOOL, LOCK, CONFIG = "records.jsonl", "tracking.lock", "run.yaml"
+LOCK, CONFIG = "tracking.lock", "run.yaml"
 EXIT_NOT_UPLOADED = 3
 
 
@@ -29,7 +30,7 @@ def records_of(url: str) -> str:
     this machine trains the run, its own records are newer than those in the store, and stand. Raises UserError for a folder
     without records.
     """
-    folder = local_twin(url)
+    folder = records_folder(url)
     uri = resolve_uri(None, folder)
     if objects.is_local(url):
         return uri
@@ -77,9 +78,9 @@ def fetch(url: str, folder: Path) -> None:
         mirror.pull(url, folder)
         with contextlib.suppress(FileNotFoundError):
             objects.write_bytes(folder / CONFIG, objects.read_bytes(objects.join(url, CONFIG)))
-    if not (folder / SPOOL).exists():
+    if not (folder / MAIN).exists():
         raise UserError(
-            f"no records of a run or sweep at {url} (no {SPOOL}, no sweep.json); give the folder of one that has started"
+            f"no records of a run or sweep at {url} (no {MAIN}, no sweep.json); give the folder of one that has started"
         )
 
 

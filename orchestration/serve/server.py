@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+from orchestration import child_process
+from orchestration.serve import own_server
 from orchestration.serve.import_records import records_of
 from orchestration.tracking.heartbeat import keep_sweeping
 from orchestration.tracking.mlflow_client import connect, resolve_uri, sqlite_file
 from orchestration.tracking.translate import public
+from pipeline import places
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -51,31 +56,40 @@ def serve(
             f"no MLflow records at {file}; give the folder of a run or sweep that has started, or its URI; where it told "
             "another tracker, 'normfree track import FOLDER' makes them from what the folder holds"
         )
-    port = free_port(host, port)
+    port, token = free_port(host, port), secrets.token_urlsafe(24)
     return run_server(
-        command(host, port),
-        _environment(uri),
-        cwd=str(file.parent) if file else None,
+        "orchestration.serve.own_server",
+        [host, str(port)],
+        _environment(uri) | {own_server.TOKEN: token, own_server.ARTIFACTS: _artifacts(file)},
         host=host,
         port=port,
         shown=uri,
         refresh=refresh,
+        # Whoever calls from another machine needs the token; this user's own programs here do not.
+        query="" if ipaddress.ip_address(socket.gethostbyname(host)).is_loopback else f"/?token={token}",
     )
 
 
 def run_server(
-    words: list[str],
+    module: str,
+    arguments: list[str],
     environment: dict[str, str],
     *,
-    cwd: str | None,
     host: str,
     port: int,
     shown: str,
     refresh: Callable[[], object] | None = None,
+    query: str = "",
 ) -> int:
-    """An MLflow server until Ctrl-C or its own end. `shown` is the store behind it, where silent runs are looked after."""
-    # A group of its own, because MLflow's server has children that do not end with it.
-    process = subprocess.Popen(words, env=environment, cwd=cwd, start_new_session=True)
+    """An MLflow server until Ctrl-C or its own end.
+
+    Args:
+        module: the server, with its `arguments` and the variables of its `environment`.
+        shown: the store behind it, where silent runs are looked after.
+        query: what its printed address ends with.
+    """
+    # A group of its own, because MLflow's server may have children that do not end with it.
+    process = child_process.start(module, arguments, environment=environment, own_session=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = threading.Event()
     try:
@@ -84,7 +98,7 @@ def run_server(
         threading.Thread(target=keep_sweeping, args=(lambda: connect(shown), end), daemon=True).start()
         if refresh is not None:
             threading.Thread(target=_keep_refreshing, args=(refresh, end), daemon=True).start()
-        print(f"MLflow shows {public(shown)} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        print(f"MLflow shows {public(shown)} at http://{host}:{port}{query} (Ctrl-C ends it)", flush=True)
         return process.wait()
     except KeyboardInterrupt:
         return 0
@@ -109,14 +123,14 @@ def _keep_refreshing(refresh: Callable[[], object], end: threading.Event) -> Non
             refresh()
 
 
-def command(host: str, port: int) -> list[str]:
-    """One worker is enough for one person, and starts in a quarter of the time of four."""
-    return [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+def _artifacts(file: Path | None) -> str:
+    """Where files go that clients send through the server: alongside the SQLite file, as the records' own do."""
+    return (file.parent if file else places.private_folder("artifacts")).joinpath("mlartifacts").as_uri()
 
 
 def _environment(uri: str) -> dict[str, str]:
     # The URI goes by the environment: it may hold a password, and command lines are for everybody to read.
-    return os.environ | {
+    return {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",

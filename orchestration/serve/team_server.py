@@ -15,7 +15,6 @@ import importlib.util
 import os
 import re
 import secrets
-import sys
 import tempfile
 from pathlib import Path
 
@@ -57,11 +56,11 @@ def serve_team(
     with tempfile.TemporaryDirectory(prefix="normfree-team-") as folder:
         settings = Path(folder) / "basic_auth.ini"  # a folder that only we can read
         settings.write_text(SETTINGS.format(database=backend.replace("%", "%%")))
-        words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", host]
+        words = ["server", "--app-name", "basic-auth", "--host", host]
         words += ["--port", str(port), "--workers", str(workers)]
         words += ["--artifacts-destination", artifacts]
         words += ["--allowed-hosts", allowed_hosts] if allowed_hosts else []
-        return run_server(words, _environment(backend, settings), cwd=folder, host=host, port=port, shown=backend)
+        return run_server("mlflow", words, _environment(backend, settings), host=host, port=port, shown=backend)
 
 
 def _checked(backend: str | None, artifacts: str | None) -> tuple[str, str]:
@@ -104,12 +103,13 @@ def _refuse_a_dead_database(backend: str) -> None:
 
 
 def _environment(backend: str, settings: Path) -> dict[str, str]:
-    environment = os.environ | {
+    environment = {
         "MLFLOW_BACKEND_STORE_URI": backend,
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "PYTHONWARNINGS": "ignore",
     }
-    environment.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32))  # of forms; one for all workers
+    if "MLFLOW_FLASK_SERVER_SECRET_KEY" not in os.environ:
+        environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)  # of forms; one for all workers
     return environment

@@ -9,11 +9,14 @@ costs asking the server, and never run ahead of them, which would lose lines.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from orchestration.spool.spool import is_spool
+from pipeline import documents
 from pipeline.storage import objects
 
 FOLDER = "spool"
@@ -22,6 +25,7 @@ OURS = "/./"
 """In a server's name there: it is a file in this machine's folder of the run (`orchestration.tracking.uploader`)."""
 FIRST_PUSH_S, PUSH_EVERY_S, LAST_PUSH_S = 10.0, 300.0, 30.0  # 2,000 parts a week
 PART_BYTES = 64 << 20
+_SPAN = re.compile(r"\d{15}-\d{15}", re.ASCII)
 
 
 class Mirror:
@@ -108,7 +112,7 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
         changed = True
     state = objects.join(url, FOLDER, STATE)
     if changed and not leave and objects.exists(state):
-        _merge_state(run_dir / STATE, json.loads(objects.read_bytes(state)))
+        _merge_state(run_dir / STATE, documents.read(state, dict[str, dict[str, Any]]))
     return changed
 
 
@@ -120,13 +124,16 @@ def _merge_state(path: Path, theirs: dict[str, Any]) -> None:
 
 
 def _parts(url: str) -> dict[str, list[tuple[int, int, str]]]:
-    """File -> its parts (first byte, byte after the last, URL), each beginning where the one before ends."""
+    """File -> its parts (first byte, byte after the last, URL), each beginning where the one before ends.
+
+    Nothing but spools: what else somebody has put into the store (a program's name, say) does not come to this machine.
+    """
     prefix = objects.join(url, FOLDER)
     found: dict[str, list[tuple[int, int, str]]] = {}
     for part in objects.list_urls(prefix):
         file, _, span = part.removeprefix(prefix).strip("/").partition("/")
-        first, dash, last = span.partition("-")
-        if dash and first.isdecimal() and last.isdecimal():
+        first, _, last = span.partition("-")
+        if is_spool(file) and _SPAN.fullmatch(span):
             parts = found.setdefault(file, [])
             if int(first) == _length(parts):
                 parts.append((int(first), int(last), part))

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline import places
+
 
 def started_at(pid: int | None) -> str | None:
     """When a living process started, None for one that is gone: a process number alone may have gone to another."""
@@ -37,7 +39,8 @@ def only_one(path: Path, may_wait: Callable[[], bool], *, wait_s: float, poll_s:
 
     The lock goes with the process that holds it, however that one ends.
     """
-    with path.open("w") as lock:
+    # Not "w", and behind no link: a lock that somebody else has put here must not empty a file of ours.
+    with open(path, "a", opener=places.no_follow) as lock:
         deadline = float("inf")
         while time.monotonic() < deadline:
             try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -17,10 +18,29 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from pipeline import places
 from pipeline.records import Record
 from pipeline.secrets import public
+from pipeline.storage import objects
 
+MAIN = "records.jsonl"
+"""The spool of a run, in its folder; each node's own is beside it (`orchestration.spool.system_metrics`)."""
 PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
+
+
+def is_spool(name: str) -> bool:
+    """Whether that is the name of a run's spool, or of one of its nodes'."""
+    return re.fullmatch(r"records\.jsonl|system-[A-Za-z0-9_.-]{1,200}\.jsonl", name) is not None
+
+
+def records_folder(url: str) -> Path:
+    """The folder for records and their books: the run or sweep folder, or for one in an object store one on this machine.
+
+    The spool is local by law: an object store cannot be appended to.
+    """
+    return (
+        objects.local_path(url) if objects.is_local(url) else places.private_folder("spools", places.name_of_url(url))
+    )
 
 
 class Line(NamedTuple):
@@ -44,7 +64,9 @@ class Spool:
         self.attempt = 1 + max((int(line.value.get("attempt", 0)) for line in read(self.path)), default=0)
         self.num_lost = 0
         torn = is_torn(self.path)
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        self._file: IO[str] = os.fdopen(
+            places.no_follow(str(self.path), os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8"
+        )
         if torn:
             self._write("\n")  # whoever was killed while writing must not swallow our first line
         who = {"time_s": time.time(), "host": socket.gethostname(), "pid": os.getpid()}

@@ -22,9 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestration import child_process
 from orchestration.spool.mirror import Mirror
 from orchestration.spool.process_lock import only_one, started_at
 from orchestration.spool.spool import is_torn
+from pipeline import places
 
 SAMPLE_EVERY_S = 15.0
 GPU_FIELDS = {
@@ -120,17 +122,9 @@ def start_sampler(run_dir: str | os.PathLike[str], mirror: str | None = None) ->
 
     With `mirror`, a run folder in an object store, it also copies it there: for nodes that have no uploader.
     """
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [
-        sys.executable,
-        "-m",
-        "orchestration.spool.system_metrics",
-        os.fspath(run_dir),
-        "--watch-pid",
-        str(os.getpid()),
-    ]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    words = [os.path.abspath(run_dir), "--watch-pid", str(os.getpid()), *(["--mirror", mirror] if mirror else [])]
+    # It outlives us by a last copy into the mirror; then it ends by itself.
+    return child_process.start("orchestration.spool.system_metrics", words, on_parent_death=None, own_session=True)
 
 
 def follow(run_dir: Path, node: str, pid: int, *, every_s: float = SAMPLE_EVERY_S) -> None:
@@ -145,14 +139,14 @@ def follow(run_dir: Path, node: str, pid: int, *, every_s: float = SAMPLE_EVERY_
         if not mine:
             return
         if is_torn(path):
-            with path.open("a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", opener=places.no_follow) as file:
                 file.write("\n")
         step = sum(1 for _ in path.open("rb")) if path.exists() else 0
         sampler = Sampler(run_dir)
         while alive():
             step += 1
             line = {"kind": "System", "node": node, "step": step, "time_s": time.time(), "values": sampler.sample()}
-            with path.open("a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", opener=places.no_follow) as file:
                 file.write(json.dumps(line) + "\n")
             next_s = time.monotonic() + every_s
             while time.monotonic() < next_s and alive():

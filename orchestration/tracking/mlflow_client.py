@@ -14,20 +14,19 @@ Offline machines: `normfree track import RUN --tracking-uri URI` sends a spool l
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestration import child_process
 from orchestration.tracking.translate import DatasetUsed, Point, Upload, public
+from pipeline import places
 from pipeline.errors import UserError
-from pipeline.storage import objects
 
 DATASET_DIGITS = 36  # of a digest, as MLflow stores it
 DRAIN_S = 30.0
@@ -54,36 +53,18 @@ def start_uploader(
     MLflow would not take.
     """
     uri = resolve_uri(tracking_uri, run_dir)
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {
-        # By the environment, for a URI may hold a password and every user of the machine can read command lines.
-        "MLFLOW_TRACKING_URI": uri,
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-    }
-    command = [
-        sys.executable,
-        "-m",
+    words = [os.path.abspath(run_dir), "--watch-pid", str(os.getpid())]
+    words += ["--experiment", experiment, "--run-name", run_name, "--drain-s", str(drain_s)]
+    words += ["--mirror", mirror] if mirror else []
+    # A session of its own: Ctrl-C in the terminal stops the trainer, whose last words must still be uploaded. The URI goes by
+    # the environment: it may hold a password.
+    return child_process.start(
         "orchestration.tracking.mlflow_client",
-        os.fspath(run_dir),
-        "--watch-pid",
-        str(os.getpid()),
-    ]
-    command += ["--experiment", experiment, "--run-name", run_name, "--drain-s", str(drain_s)]
-    command += ["--mirror", mirror] if mirror else []
-    # A session of its own: Ctrl-C in the terminal stops the trainer, whose last words must still be uploaded.
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-def local_twin(url: str) -> Path:
-    """The folder for records and their books: the run or sweep folder, or for one in an object store one on this machine.
-
-    The spool is local by law: an object store cannot be appended to.
-    """
-    if objects.is_local(url):
-        return objects.local_path(url)
-    url = url.rstrip("/")
-    name = f"{url.replace('://', '-').replace('/', '-')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-    return Path(tempfile.gettempdir()) / f"normfree-spools-{os.getuid()}" / name  # machines are shared
+        words,
+        environment={"MLFLOW_TRACKING_URI": uri},
+        on_parent_death=None,
+        own_session=True,
+    )
 
 
 def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> str:
@@ -98,7 +79,10 @@ def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> st
             f"the tracking URI {tracking_uri!r} is a folder, and MLflow keeps runs in folders no more; "
             f"write sqlite:///{folder / 'mlflow.db'}, or the address of a server (http://HOST:5000)"
         )
-    return tracking_uri
+    # The uploader and MLflow's server work in other folders than this process.
+    return re.sub(
+        r"^(sqlite(?:\+\w+)?:///)([^/?][^?]*)", lambda match: match[1] + os.path.abspath(match[2]), tracking_uri
+    )
 
 
 def connect(tracking_uri: str) -> Any:
@@ -187,7 +171,8 @@ def send_datasets(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> 
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` at once: readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1))
+    with open(temporary, "w", opener=places.no_follow) as file:
+        json.dump(value, file, indent=1)
     os.replace(temporary, path)
 
 

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestration.spool.spool import records_folder
 from orchestration.tracking import sweep_summary
-from orchestration.tracking.mlflow_client import local_twin
 from orchestration.tracking.sweep_tracking import SweepTracker
 from orchestration.tracking.translate import DatasetUsed, source_tags
 from pipeline.provenance import facts
@@ -45,7 +45,7 @@ class SweepRecords:
         )  # as others can use it, on this machine at least
         self._ledger = Ledger(self._sweep)
         self._info = self._ledger.info()
-        self.folder = local_twin(self._sweep)
+        self.folder = records_folder(self._sweep)
         """Holds the account of what was sent, and SQLite where no URI is given."""
         name, begin_s = _name(self._info), self._info.started_s
         self._tracker = SweepTracker(

@@ -38,6 +38,8 @@ from orchestration.tracking.mlflow_client import (
     write_json,
 )
 from orchestration.tracking.translate import Ending, Point, Translator, Upload, cause
+from pipeline import places
+from pipeline.errors import UserError
 from pipeline.secrets import public
 
 MAX_WAIT_S = 15.0
@@ -210,7 +212,7 @@ class Uploader:
     def _send_config(self, config: dict[str, Any]) -> None:
         """The resolved configuration as an artifact. Artifacts have a store of their own, which may fail alone."""
         file = self.run_dir / "run.yaml"
-        if not file.exists():
+        if not os.path.lexists(file):
             file = self.run_dir / "run.json"
             write_json(file, config)
         self._send_artifacts([file])
@@ -218,8 +220,13 @@ class Uploader:
     def _send_artifacts(self, files: Sequence[Path], folder: str | None = None) -> None:
         for file in files:
             try:
+                # A run that somebody else has made may hold a link to a file of ours, which is for nobody else to read.
+                name = str(file.relative_to(self.run_dir))
+                os.close(places.open_below(self.run_dir, name, os.O_RDONLY, f"the run {self.run_dir}"))
                 self._client.log_artifact(self._state["run_id"], str(file), folder)
             except Exception as error:
+                if isinstance(error, UserError):
+                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
                 self._log(traceback.format_exc())
                 send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
 
@@ -352,7 +359,10 @@ class Uploader:
             self._log(traceback.format_exc())
 
     def _log(self, text: str) -> None:
-        with contextlib.suppress(OSError), (self.run_dir / "tracking.log").open("a") as file:
+        with (
+            contextlib.suppress(OSError, UserError),
+            open(self.run_dir / "tracking.log", "a", opener=places.no_follow) as file,
+        ):
             file.write(public(text))
 
     def _report(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import safetensors
 import torch
 
+from pipeline import places
 from pipeline.checkpoint.commit import COMMIT, Commit, committed, read_commit, refuse_pickle
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
@@ -119,4 +120,4 @@ def load_weights(
 
 
 def default_cache() -> str:
-    return str(Path.home() / ".cache" / "normfree" / "checkpoints")
+    return str(places.cache_folder() / "checkpoints")

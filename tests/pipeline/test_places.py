@@ -83,7 +83,7 @@ def test_urls_have_names_of_their_own_that_are_entries() -> None:
 
 
 def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NORMFREE_CACHE", str(tmp_path / "normfree"))
     (tmp_path / "normfree" / "spools").mkdir(parents=True, mode=0o777)
     (tmp_path / "normfree" / "spools").chmod(0o777)
     folder = places.private_folder("spools", "a")
@@ -95,7 +95,7 @@ def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path, monkeypatch: py
 def test_a_private_folder_of_somebody_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NORMFREE_CACHE", str(tmp_path / "normfree"))
     (tmp_path / "normfree").mkdir()
     if other == "link":
         (tmp_path / "normfree" / "spools").symlink_to(tmp_path)
@@ -123,11 +123,11 @@ def test_a_home_that_is_not_ours_is_replaced_and_reported(
         cache = home
     monkeypatch.setattr(places, "_candidates", lambda: iter([cache]))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("NORMFREE_CACHE", "")
     if kind in ("absent", "foreign"):
         monkeypatch.setattr(os, "getuid", lambda: 12345)
     if kind == "absent":
         home.rmdir()
     folder = places.cache_folder()
-    assert folder.parent.name.startswith("normfree-cache-") and "set XDG_CACHE_HOME" in capsys.readouterr().err
-    assert os.environ["XDG_CACHE_HOME"] == str(folder.parent)
+    assert folder.name.startswith("normfree-cache-") and "set NORMFREE_CACHE" in capsys.readouterr().err
+    assert places.cache_folder() == folder

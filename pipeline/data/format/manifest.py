@@ -8,12 +8,12 @@ its digest when it is first used, and shards are read whole by `pipeline.data.ve
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import places
 from pipeline.data.format.index import COLUMNS, IndexFiles, Keys, Shard, SplitIndex, StoredFile
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -122,7 +122,6 @@ def dataset_digest(classes: Iterable[str], splits: Mapping[str, Split]) -> str:
 def _local(url: str, file: StoredFile) -> Path:
     """A local copy of an index file; for a local dataset the file itself."""
     where = objects.join(url, file.name)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     found = None
     with contextlib.suppress(FileNotFoundError):
         found = objects.size_bytes(where)
@@ -134,7 +133,7 @@ def _local(url: str, file: StoredFile) -> Path:
                 where,
                 sha256=file.sha256,
                 size_bytes=file.size_bytes,
-                cache_dir=os.path.join(cache, "normfree", "indices"),
+                cache_dir=str(places.cache_folder() / "indices"),
             )
         except OSError as error:
             if error.errno is not None:  # the cache's disk, or the store: not the content

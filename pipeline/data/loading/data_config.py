@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from dataclasses import dataclass
 from typing import Annotated
 
+from pipeline import places
 from pipeline.configuration import check_fields
 from pipeline.data.sampling.subset import Subset
 from pipeline.errors import UserError
@@ -71,7 +71,7 @@ class DataConfig:
         return int(self.block_mb * 1e6)
 
     def shard_cache(self) -> str:
-        return self.cache_dir or os.path.join(os.path.expanduser("~"), ".cache", "normfree", "shards")
+        return self.cache_dir or str(places.cache_folder() / "shards")
 
     def sources(self) -> list[tuple[str, float]]:
         """(URL, weight) of each training dataset."""

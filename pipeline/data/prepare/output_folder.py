@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import places
 from pipeline.data.format.manifest import NAME, Manifest
 from pipeline.data.prepare import journal
 from pipeline.data.sources.cards import Card
@@ -159,8 +160,7 @@ def _clear(root: Path, folders: Staging, was_there: bool) -> None:
 
 
 def _cache() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache) / "normfree" / "staging"
+    return places.cache_folder() / "staging"
 
 
 def _is_alive(pid: str) -> bool:

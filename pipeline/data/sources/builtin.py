@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import places
 from pipeline.data.sources import glyphs
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.entry import Entry
@@ -116,7 +117,7 @@ def _torchvision(card: Card, source: str | None) -> Packaged:
     """Sets that hold all pixels in `.data`, labels in `.targets` and names in `.classes` (the CIFAR family)."""
     import torchvision.datasets
 
-    folder = objects.local_path(source or "~/.cache/normfree/torchvision")
+    folder = objects.local_path(source or places.cache_folder() / "torchvision")
     maker: Any = getattr(torchvision.datasets, str(card.member), None)
     if maker is None:
         raise UserError(f"the card '{card.name}' names '{card.member}', which torchvision.datasets does not have")

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from orchestration.cli import main
 from orchestration.registry.registry import find, load, register, unregister
 from orchestration.serve.import_records import records_of
 from orchestration.spool.mirror import Mirror, pull
-from orchestration.spool.spool import Spool
+from orchestration.spool.spool import Spool, records_folder
 from orchestration.tracking import heartbeat, mlflow_client
-from orchestration.tracking.mlflow_client import connect, local_twin
+from orchestration.tracking.mlflow_client import connect
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import retention
 from pipeline.errors import UserError
@@ -64,11 +63,11 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """machine("a"): from here on this process has that machine's temporary files and no others."""
+    """machine("a"): from here on this process has that machine's cache folder and no other."""
 
     def move(name: str) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+        monkeypatch.setenv("NORMFREE_CACHE", str(tmp_path / name))
 
     return move
 
@@ -76,12 +75,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def trained(url: str, machine: Any, first: int, last: int, *, is_over: bool = True) -> None:
     """The records that a training of the run `url` on that machine leaves in the store."""
     machine("trainer")
-    with Spool(local_twin(url) / "records.jsonl") as spool:
+    with Spool(records_folder(url) / "records.jsonl") as spool:
         for record in (started(first - 1), *(step(n) for n in range(first, last + 1))):
             spool.append(record)
         if is_over:
             spool.append(finished(last))
-    Mirror(local_twin(url), url, own=("records.jsonl",)).push()
+    Mirror(records_folder(url), url, own=("records.jsonl",)).push()
     objects.write_bytes(objects.join(url, "run.yaml"), b"name: in the store\n")
 
 
@@ -129,15 +128,15 @@ def test_the_records_of_a_run_are_brought_here_and_what_is_added_follows(
     account = {"sqlite:///./mlflow.db": {"run_id": "f" * 32, "token": "t", "acknowledged": 6, "beside": {}}}
     objects.write_bytes(objects.join(url, "spool", "tracking.json"), json.dumps(account).encode())
     machine("viewer")
-    local_twin(url).mkdir(parents=True)
-    shutil.copy(empty, local_twin(url) / "mlflow.db")
+    records_folder(url)
+    shutil.copy(empty, records_folder(url) / "mlflow.db")
     uri = records_of(url)
     (before,) = all_runs(uri)
     assert once(uri, before, 5)
     trained(url, machine, 6, 9)
     machine("viewer")
-    assert pull(url, local_twin(url))
-    (state,) = json.loads((local_twin(url) / "tracking.json").read_text()).values()
+    assert pull(url, records_folder(url))
+    (state,) = json.loads((records_folder(url) / "tracking.json").read_text()).values()
     assert state["run_id"] == before.info.run_id and records_of(url) == uri
     (after,) = all_runs(uri)
     assert after.info.run_id == before.info.run_id and once(uri, after, 9) and after.info.status == "FINISHED"
@@ -145,7 +144,7 @@ def test_the_records_of_a_run_are_brought_here_and_what_is_added_follows(
 
 
 def test_folders_that_differ_in_a_slash_have_records_of_their_own() -> None:
-    twins = {local_twin(url) for url in ("s3://b/runs/a", "s3://b/runs-a", "s3://b-runs/a", "s3://b/runs/a/")}
+    twins = {records_folder(url) for url in ("s3://b/runs/a", "s3://b/runs-a", "s3://b-runs/a", "s3://b/runs/a/")}
     assert len(twins) == 3
 
 

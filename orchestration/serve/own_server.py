@@ -1,0 +1,122 @@
+"""MLflow's server for the user who started it: nobody else of the machine or the network is answered.
+
+`python -m orchestration.serve.own_server HOST PORT`; the store's URI and the token come by the environment. MLflow's own server
+has no passwords in this form, and whoever reaches it can have files written and commands run in this user's name.
+
+connection of this user on this machine    answered: the kernel says whose a local connection is
+any other                                  answered with the token: `?token=` once, then a cookie, or `Authorization: Bearer`
+"""
+
+import hmac
+import http.cookies
+import ipaddress
+import os
+import sys
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+TOKEN, ARTIFACTS = "NORMFREE_UI_TOKEN", "NORMFREE_UI_ARTIFACTS"
+"""Variables: the token, and the folder of files that clients send through the server."""
+COOKIE = "normfree"
+REFUSAL = (
+    b"This MLflow belongs to another user: open the address that 'normfree ui' has printed, which holds a token.\n"
+)
+
+
+class Guard:
+    """The ASGI application `app` for those whom the table above names; 403 for others."""
+
+    def __init__(self, app: Any, token: str, *, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> None:
+        self._app, self._token, self._tables = app, token, tables
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" or self._is_ours(scope) or self._has_token(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http" and self._matches(_query(scope).get("token", "")):
+            cookie = f"{COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
+            where = scope["path"] if scope["path"].startswith("/") and not scope["path"].startswith("//") else "/"
+            await _answer(send, 303, [(b"location", where.encode()), (b"set-cookie", cookie.encode())], b"")
+        elif scope["type"] == "http":
+            await _answer(send, 403, [(b"content-type", b"text/plain")], REFUSAL)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    def _is_ours(self, scope: dict[str, Any]) -> bool:
+        client, server = scope.get("client"), scope.get("server")
+        return client is not None and server is not None and owner(client, server, self._tables) == os.getuid()
+
+    def _has_token(self, scope: dict[str, Any]) -> bool:
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        bearer = headers.get(b"authorization", "").removeprefix("Bearer ")
+        cookies: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
+        try:
+            cookies.load(headers.get(b"cookie", ""))
+        except http.cookies.CookieError:
+            cookies.clear()
+        return self._matches(bearer) or (COOKIE in cookies and self._matches(cookies[COOKIE].value))
+
+    def _matches(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token.encode())
+
+
+def owner(client: tuple[str, int], server: tuple[str, int], tables: tuple[str, ...]) -> int | None:
+    """The user whose process on this machine holds the client's end of a connection; None for any other connection.
+
+    A connection that its process has closed belongs to nobody, and is listed by the kernel as the superuser's without an inode.
+    """
+    ends = _end(*client), _end(*server)
+    for table in tables:
+        try:
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        except OSError:  # not Linux
+            continue
+        for row in rows:
+            if row[9] != "0" and (_listed(row[1]), _listed(row[2])) == ends:
+                return int(row[7])
+    return None
+
+
+def _end(host: str, port: int) -> tuple[Any, int]:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address, port
+
+
+def _listed(text: str) -> tuple[Any, int]:
+    """ "0100007F:1388" -> 127.0.0.1, 5000: words of 32 bits in the machine's order of bytes."""
+    host, port = text.split(":")
+    words = (int(host[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(host), 8))
+    return _end(str(ipaddress.ip_address(b"".join(words))), int(port, 16))
+
+
+def _query(scope: dict[str, Any]) -> dict[str, str]:
+    return dict(urllib.parse.parse_qsl(scope.get("query_string", b"").decode("latin-1")))
+
+
+async def _answer(send: Any, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def main() -> None:
+    host, port = sys.argv[1:]
+    token, uri = os.environ[TOKEN], os.environ["MLFLOW_BACKEND_STORE_URI"]
+    import uvicorn
+    from mlflow.server import constants, handlers
+
+    # What 'mlflow server' hands to its workers.
+    os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = os.environ[constants.REGISTRY_STORE_URI_ENV_VAR] = uri
+    os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
+    os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = os.environ[ARTIFACTS]
+    os.environ["_MLFLOW_SGI_NAME"] = "uvicorn"
+    handlers.initialize_backend_stores(uri, uri, "mlflow-artifacts:/")
+    from mlflow.server.fastapi_app import app
+
+    # Headers of proxies would say who a client is in the client's own words.
+    uvicorn.run(Guard(app, token), host=host, port=int(port), log_level="warning", proxy_headers=False)
+
+
+if __name__ == "__main__":
+    main()
