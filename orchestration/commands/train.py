@@ -70,7 +70,7 @@ def pretrain(args: argparse.Namespace) -> int:
         raise UserError("no run folder: set --out to where checkpoints and records go")
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
-    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = tracking_uri(args)
     return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
 
 

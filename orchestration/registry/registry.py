@@ -20,7 +20,8 @@ from typing import Any, Literal
 from orchestration.registry import version_facts
 from orchestration.tracking import lineage
 from orchestration.tracking.lineage import DIGEST
-from orchestration.tracking.mlflow_client import connect, resolve_uri, sqlite_file
+from orchestration.tracking.mlflow_client import connect
+from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file, sqlite_uri
 from orchestration.tracking.translate import cause
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load as checkpoint_load
@@ -266,7 +267,7 @@ def _reason(name: str, uri: str) -> str:
 def _place(uri: str) -> str:
     """A tracker's name for people and for comparison: without passwords, a file by its whole path."""
     file = sqlite_file(uri)
-    return f"sqlite:///{file}" if file is not None else public(uri).rstrip("/")
+    return sqlite_uri(file) if file is not None else public(uri).rstrip("/")
 
 
 def _pin(url: str, why: str) -> tuple[bool, str]:
