@@ -7,14 +7,23 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from orchestration.commands.parser import EXIT_USER, Parser
+from orchestration.commands.parser import EXIT_USER, Parser, did_you_mean
 from pipeline.supervision.process_exit import run
 
 EXIT_OURS = 1
 
 
-def build_parser() -> argparse.ArgumentParser:
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"normfree {version('normfree')}")
+        raise SystemExit(0)
+
+
+def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.models import model_commands
@@ -24,11 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = Parser(
         prog="normfree",
-        description="Pretrain normaliser-free image networks from WebDataset shards and measure what they are worth on tasks.",
-        epilog="A first run, without any data of your own:  make demo",
+        description="Pretrain normaliser-free image networks from WebDataset shards and measure what\n"
+        "they are worth on tasks.",
+        epilog="A first run, without any data of your own:  make demo\nMore about a command:  normfree COMMAND --help",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for declare in (
         data_commands,
         inspect_commands,
@@ -41,45 +52,70 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _dotted(rest: Sequence[str]) -> dict[str, str]:
-    """["--optim.learning_rate", "0.2", "--seed=3"] -> {"optim.learning_rate": "0.2", "seed": "3"}."""
-    from pipeline.errors import UserError
-
-    fields: dict[str, str] = {}
-    words = list(rest)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"unexpected argument {word!r}; fields are given as --path.of.field value")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            if not words:
-                raise UserError(f"--{name} needs a value")
-            value = words.pop(0)
-        fields[name] = value
-    return fields
-
-
-def _refuse_secrets(args: argparse.Namespace, rest: Sequence[str]) -> None:
+def _refuse_secrets(args: argparse.Namespace) -> None:
     """Before anything is written: what is given here reaches records, reports and trackers."""
     from pipeline.secrets import refuse_secrets, refuse_secrets_of_a_tracker
 
-    values = [value for name, value in vars(args).items() if name != "tracking_uri"]
+    values = [value for name, value in vars(args).items() if name not in ("tracking_uri", "handler", "parser")]
     refuse_secrets(values, "the command")
     refuse_secrets_of_a_tracker(getattr(args, "tracking_uri", None))
-    refuse_secrets([word.partition("=")[2] or word for word in rest], "the command")
+
+
+def _split_fields(words: list[str], parser: Parser) -> tuple[list[str], dict[str, str]]:
+    """Takes the fields of a Run out of the words of `pretrain`, wherever they stand: --optim.learning_rate 0.2, --seed=3."""
+    from pipeline.errors import UserError
+
+    kept: list[str] = []
+    fields: dict[str, str] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if not word.startswith("--") or name in parser.options():
+            kept.append(word)
+            if not equals and words and word.startswith("--") and parser.takes_value(name):
+                kept.append(words.pop(0))
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"{name} needs a value; see 'normfree pretrain --help'")
+            value = words.pop(0)
+        fields[name[2:]] = value
+    return kept, fields
+
+
+def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
+    from orchestration.commands.near_names import USUAL
+    from pipeline.errors import UserError
+
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    fields: dict[str, str] = {}
+    if words[:1] == ["pretrain"]:
+        kept, fields = _split_fields(words[1:], parser.command("pretrain"))
+        words = ["pretrain", *kept]
+    args, rest = parser.parse_known_args(words)
+    if rest:
+        used = args.parser if hasattr(args, "parser") else parser
+        advice = did_you_mean(rest[0], used.options()) if rest[0].startswith("-") else "leave it out"
+        if args.command == "pretrain" and (usual := USUAL.get(rest[0].lstrip("-"))):
+            advice = f"did you mean {usual}?"
+        raise UserError(f"unknown argument {rest[0]!r}; {advice}; see '{used.prog} --help'")
+    args.fields = fields
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args, rest = build_parser().parse_known_args(argv)
-    debug = args.debug
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    parser = build_parser()
+    if not [word for word in words if word != "--debug"]:
+        parser.print_help(sys.stderr)
+        return EXIT_USER
     try:
-        _refuse_secrets(args, rest)
-        if rest and args.command != "pretrain":
-            from pipeline.errors import UserError
-
-            raise UserError(f"unknown argument {rest[0]!r}; see 'normfree {args.command} --help'")
-        args.fields = _dotted(rest)
+        args = _parse(parser, [word for word in words if word != "--debug"])
+        args.debug = debug
+        _refuse_secrets(args)
         return int(args.handler(args))
     except KeyboardInterrupt:
         print("normfree: interrupted", file=sys.stderr)
@@ -90,24 +126,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        from pipeline.display import terminal
         from pipeline.errors import UserError
         from pipeline.secrets import public
 
+        text = terminal(public(str(error)))
         if isinstance(error, UserError):
-            print(f"normfree: {public(str(error))}", file=sys.stderr)
+            print(f"normfree: {text}", file=sys.stderr)
             return EXIT_USER
-        print(
-            f"normfree: {type(error).__name__}: {public(str(error))} (a fault of ours; --debug shows where)",
-            file=sys.stderr,
-        )
+        print(f"normfree: {type(error).__name__}: {text} (a fault of ours; --debug shows where)", file=sys.stderr)
         return EXIT_OURS
+
+
+def _use_utf8() -> None:
+    """Starts this program anew in UTF-8 where the locale knows ASCII alone, as Python does by itself unless it is told not to:
+    names of files would be what nobody can type, and no server takes them."""
+    if sys.getfilesystemencoding().lower() in ("utf-8", "utf8") or "NORMFREE_UTF8" in os.environ:
+        return
+    environment = {**os.environ, "PYTHONUTF8": "1", "NORMFREE_UTF8": "1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def program() -> None:
     """The command `normfree`: `main` in a process of its own, which hears of stop signals from its beginning on."""
     from orchestration.child_process import use_safe_path
+    from orchestration.commands.output import plain_streams
 
+    _use_utf8()
     use_safe_path()
+    plain_streams()
     run(main, stops=(signal.SIGTERM, signal.SIGHUP))  # SIGINT is an exception, see `main`
 
 

@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?%?")
 _MARKUP = re.compile(
     r"([\\`*_{}\[\]|~]|:(?=//)|(?<=www)\.)", re.IGNORECASE
 )  # spans, tables, and what becomes a link by itself
-_BLOCK = re.compile(r"^(\s*\d*)([#+=.)-])")  # headings and lists
+_BLOCK = re.compile(r"^(\s*)(?:([#+=-])|(\d+)([.)])(?=\s|$))")  # headings and lists
 
 
 def visible(value: Any) -> str:
@@ -66,7 +66,7 @@ def csv_cell(value: Any) -> Any:
 
 def markdown(value: Any) -> str:
     """`value` as plain text of Markdown, in a sentence, a list or a cell of a table: no markup, no HTML, no link, one line."""
-    text = _BLOCK.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", visible(value)))
+    text = _BLOCK.sub(_with_backslash, _MARKUP.sub(r"\\\1", visible(value)))
     # As entities and not with a backslash, which not every renderer knows before these (MLflow's Showdown does not).
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -84,6 +84,11 @@ def markdown_code(value: Any, *, language: str | None = None) -> str:
     fence, text = "`" * (longest + 1), visible(text)
     padding = " " if not text or "`" in (text[0], text[-1]) else ""
     return f"{fence}{padding}{text}{padding}{fence}"
+
+
+def _with_backslash(found: re.Match[str]) -> str:
+    space, sign, number, end = found.groups()
+    return f"{space}\\{sign}" if sign else f"{space}{number}\\{end}"
 
 
 def _is_control(character: str) -> bool:

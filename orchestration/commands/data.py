@@ -66,6 +66,13 @@ def _data_prepare(actions: Any) -> None:
         metavar="X",
         help="for sources without splits: the share of each class that becomes val",
     )
+    p.add_argument(
+        "--allow-root",
+        action="append",
+        metavar="PLACE",
+        help="folder or address (s3://bucket/photos, https://host/photos) that a list may name, beside what lies beside or "
+        "below the list itself; may be given again",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the shuffle at writing (default %(default)s)")
     p.add_argument("--shard-mb", type=float, default=64, metavar="MB", help="size of a shard (default %(default)s)")
     p.add_argument("--shard-samples", type=int, metavar="N", help="images of a shard, in place of its size")
@@ -97,6 +104,7 @@ def data_prepare(args: argparse.Namespace) -> int:
             source=args.source,
             splits=args.splits.split(",") if args.splits else None,
             val_share=args.val_share,
+            allow_roots=args.allow_root or (),
             shard_bytes=int(args.shard_mb * 1e6),
             shard_samples=args.shard_samples,
             max_bad_share=args.max_bad_share,

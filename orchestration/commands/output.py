@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+
+
+def plain_streams() -> None:
+    """What a terminal's or a file's encoding lacks is printed as ASCII that looks like it, or is written out."""
+
+    def likeness(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        lost = error.object[error.start : error.end]
+        return "".join(_LIKENESS.get(c) or ascii(c)[1:-1] for c in lost), error.end
+
+    codecs.register_error("likeness", likeness)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="likeness")
+
+
+_LIKENESS = {"±": "+-", "×": "x", "━": "=", "–": "-", "—": "-", "…": "...", "→": "->",
+             "≤": "<=", "≥": ">=", "·": ".", "λ": "lambda",
+             **dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")}  # fmt: skip
 
 
 def say(*lines: str) -> None:
     print(*lines, sep="\n")
+
+
+@contextlib.contextmanager
+def doing(what: str, *, quiet_s: float = 3.0) -> Iterator[None]:
+    """Says what is going on, to stderr, once it takes longer than `quiet_s`, and again now and then."""
+    begin_s, over = time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        wait_s = quiet_s
+        while not over.wait(wait_s):
+            passed_s = time.monotonic() - begin_s
+            print(f"{what} ... ({passed_s:.0f} s)", file=sys.stderr, flush=True)
+            wait_s = max(10.0, min(60.0, passed_s))
+
+    speaker = threading.Thread(target=speak, name="doing", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()
 
 
 @contextlib.contextmanager

@@ -1,19 +1,55 @@
 """How a command is declared: its name, its handler, a line about it, examples that can be pasted."""
 
-from __future__ import annotations
-
 import argparse
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 EXIT_USER = 2
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Words stay whole: options and paths have hyphens, and a broken one cannot be pasted."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{"formatter_class": Help, "allow_abbrev": False, **named})
+
     def error(self, message: str) -> NoReturn:
         print(f"normfree: {message}; see '{self.prog} --help'", file=sys.stderr)
         raise SystemExit(EXIT_USER)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {did_you_mean(value, known)}")
+
+    def options(self) -> list[str]:
+        """The long options, as they are typed."""
+        return [option for option in self._option_string_actions if option.startswith("--")]
+
+    def command(self, name: str) -> "Parser":
+        (commands,) = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        found: Parser = commands.choices[name]
+        return found
+
+    def takes_value(self, option: str) -> bool:
+        return self._option_string_actions[option].nargs != 0
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Advice by spelling, upper and lower case, _ and - being the same."""
+    plain = {name.lower().replace("_", "-"): name for name in known}
+    word = word.lower().replace("_", "-").partition("=")[0]
+    begun = [name for name in plain if len(word) > 3 and name.startswith(word)]
+    near = begun or difflib.get_close_matches(word, plain, n=1, cutoff=0.6)
+    return f"did you mean {plain[near[0]]}?" if near else f"choose one of {', '.join(plain.values())}"
 
 
 def add(
@@ -22,10 +58,8 @@ def add(
     parser: argparse.ArgumentParser = parent.add_parser(
         name,
         help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
+        description="\n".join(textwrap.wrap(summary[0].upper() + summary[1:] + ".", 79, break_on_hyphens=False)),
         epilog="examples:\n  " + "\n  ".join(examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, parser=parser)
     return parser

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import say
+from orchestration.commands.near_names import check_names
+from orchestration.commands.output import doing, say
 from orchestration.commands.parser import add
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.training.run import Run
 
 
 def train_commands(commands: Any) -> None:
@@ -38,40 +42,82 @@ def _pretrain(commands: Any) -> None:
         "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
     )
     p.add_argument("--show", action="store_true", help="print the recipe's header and resolved configuration, and stop")
+    p.add_argument(
+        "--help-fields",
+        action="store_true",
+        help="explain every field of the configuration, with the values of the recipe where one is given, and stop",
+    )
     p.epilog = (
         p.epilog or ""
-    ) + "\n\nAny field of the configuration is an option by its path: --optim.weight_decay 1e-5"
+    ) + "\n\nAny field of the configuration is an option by its path: --optim.weight_decay 1e-5 (--help-fields)"
 
 
 def pretrain(args: argparse.Namespace) -> int:
-    from orchestration.launch.local import pretrain as launch
-    from pipeline import recipes
-    from pipeline.storage import objects
-    from pipeline.training.run import dump_yaml, load_yaml, override
+    with doing("loading PyTorch"):
+        from pipeline import recipes
+        from pipeline.training.run import dump_yaml
 
     if args.list:
         say(*recipes.listing())
         return 0
-    if args.recipe is None:
+    if args.recipe is None and not args.help_fields:
         raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
+    run, header = _asked_run(args) if args.recipe else (None, "")
+    if args.help_fields:
+        from orchestration.commands.field_help import terminal_lines
+
+        say(*terminal_lines(run))
+        return 0
+    assert run is not None
+    if args.num_processes < 1:
+        raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
+    if args.show:
+        say(header + _checked(run, args.num_processes) + dump_yaml(run))
+        return 0
+    if not args.out:
+        raise UserError("no run folder: set --out to where checkpoints and records go")
+    if not run.data.url:
+        raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
+    from orchestration.launch.local import pretrain as launch
+    from orchestration.tracking.tracking_uri import chosen_uri
+
+    uri = chosen_uri(args.tracking_uri)
+    with doing("checking the run against its data"):
+        _checked(run, args.num_processes)
+    return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
+
+
+def _asked_run(args: argparse.Namespace) -> tuple[Run, str]:
+    """The Run that the command names, fields replaced, and a header for --show."""
+    from orchestration.commands.field_help import describe
+    from pipeline import recipes
+    from pipeline.storage import objects
+    from pipeline.training.run import Run, load_yaml, override
+
+    check_names(list(args.fields), [field.path for field in describe(Run)], args.parser.options())
     header = ""
     if args.recipe.endswith((".yaml", ".yml")):
         if not objects.exists(args.recipe):
             raise UserError(f"no file {args.recipe}; give the path of a Run in YAML, or a recipe's name")
-        run = load_yaml(objects.read_bytes(args.recipe).decode(), args.recipe)
+        run = load_yaml(objects.read_bytes(args.recipe), args.recipe)
     else:
         recipe = recipes.find(args.recipe)
         run, header = recipe.make(), "".join(f"# {line}".rstrip() + "\n" for line in recipe.header.splitlines())
-    run = override(run, args.fields)
-    if args.show:
-        say(header + dump_yaml(run))
-        return 0
-    if not args.out:
-        raise UserError("no run folder: set --out to where checkpoints and records go")
-    if args.num_processes < 1:
-        raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
-    uri = tracking_uri(args)
-    return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
+    return override(run, args.fields), header
+
+
+def _checked(run: Run, num_processes: int) -> str:
+    """Refuses a run that does not fit together. A line of YAML about what could not be looked at, or nothing."""
+    from pipeline.data.format import manifest
+    from pipeline.storage import objects
+    from pipeline.training.check_run import check_run
+
+    size = max(num_processes, int(os.environ.get("WORLD_SIZE", "1")))
+    has_data = bool(run.data.url) and objects.exists(objects.join(run.data.url, manifest.NAME))
+    check_run(run, num_ranks=size, read_data=has_data)
+    if has_data or not run.data.url:
+        return ""
+    return f"# There is no {manifest.NAME} at {run.data.url}: nothing is compared with the data.\n"
 
 
 def _evaluate(commands: Any) -> None:

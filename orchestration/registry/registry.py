@@ -8,7 +8,6 @@ another digest is refused. A registered checkpoint is pinned, so that its run do
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -98,7 +97,8 @@ def register(
     tags, rows = version_facts.tags_of(commit), []
     if scorecard:
         rows = version_facts.scorecard_rows(scorecard, commit)
-        tags |= {"scorecard": public(objects.join(scorecard, "report")), "scorecard.rows": json.dumps(rows)}
+        report = public(objects.join(scorecard, "report"))
+        tags |= {"scorecard": report, "scorecard.rows": version_facts.rows_tag(rows)}
     with _asking(uri) as client:
         found, why = _registered(client, name, commit.digest), _reason(name, uri)
         is_pinned, note = _pin(commit.url, why)  # also for a version that is there: its pin may be gone

@@ -1,16 +1,16 @@
 """What a registered version says of its checkpoint: its tags, the scorecard of a sweep, and the text of its page."""
 
-from __future__ import annotations
-
+import json
 from typing import Any
 
 from orchestration.tracking import lineage
-from orchestration.tracking.sweep_summary import table
+from orchestration.tracking.sweep_summary import scorecard_table
 from pipeline.checkpoint.commit import Commit
+from pipeline.display import markdown, markdown_code
 from pipeline.errors import UserError
 from pipeline.secrets import public
+from transfer.results.scorecard import Row, scorecard
 
-HEADER = ("task", "method", "images a class", "pretrained %", "from scratch %", "gain, points", "")
 DESCRIPTION_CHARACTERS = 4900  # the column holds 5,000
 
 
@@ -34,24 +34,28 @@ def tags_of(commit: Commit) -> dict[str, str]:
     return {key: public(value) for key, value in tags.items() if value}
 
 
-def scorecard_rows(sweep: str, commit: Commit) -> list[dict[str, Any]]:
+def scorecard_rows(sweep: str, commit: Commit) -> list[Row]:
     """The scorecard of a sweep; UserError if that is about other weights."""
-    from transfer.report.write_report import load_entries
-    from transfer.report.write_report import scorecard as rows_of
+    from transfer.results.sweep_results import load_entries
     from transfer.sweep.ledger import Ledger
 
     theirs = Ledger(sweep).info().checkpoint_digest
     if theirs != commit.digest:
         raise UserError(
             f"the sweep {sweep} is about another checkpoint (digest {theirs[:12]}) than {commit.url} ({commit.digest[:12]}); "
-            "give the sweep of this one, or leave --scorecard out"
+            "give the sweep of this one, or omit --scorecard"
         )
-    rows = []
-    for row in rows_of(load_entries(sweep)):
+    return scorecard(load_entries(sweep))
+
+
+def rows_tag(rows: list[Row]) -> str:
+    """The scorecard as JSON, a tag of the version."""
+    found = []
+    for row in rows:
         values = {"pretrained": row.pretrained, "scratch": row.scratch, "gain": row.gain}
         numbers = {k: round(v.mean, 6) for k, v in values.items() if v is not None}
-        rows.append({"task": row.task, "method": row.method, "shots": row.shots, **numbers, "verdict": row.verdict})
-    return rows
+        found.append({"task": row.task, "method": row.method, "shots": row.shots, **numbers, "verdict": row.verdict})
+    return json.dumps(found)
 
 
 def origin_tags(run: Any, commit: Commit) -> dict[str, str]:
@@ -63,22 +67,22 @@ def origin_tags(run: Any, commit: Commit) -> dict[str, str]:
     return {"run_id": run.info.run_id, **found, **lineage.sweeps_of(run, commit.digest)}
 
 
-def description(commit: Commit, rows: list[dict[str, Any]]) -> str:
-    """What a person reads on the version's page."""
-    result = ", ".join(f"{name} {value:.4f}" for name, value in commit.evaluation.items())
+def description(commit: Commit, rows: list[Row]) -> str:
+    """What a person reads on the version's page, in Markdown."""
+    result = ", ".join(f"{markdown(name)} {value:.4f}" for name, value in commit.evaluation.items())
     lines = [
-        f"`{commit.config['model']['name']}` trained on {commit.dataset.get('name')} for {commit.samples:,} images "
-        f"(step {commit.step}), {len(commit.classes)} classes." + (f" Evaluation: {result}." if result else ""),
+        f"{markdown_code(commit.config['model']['name'])} trained on {markdown(commit.dataset.get('name'))} for "
+        f"{commit.samples:,} images (step {commit.step}), {len(commit.classes)} classes."
+        + (f" Evaluation: {result}." if result else ""),
         "",
-        f"Checkpoint `{public(commit.url)}`, SHA-256 of its commit file `{commit.digest}`; the whole recipe stands in it.",
+        f"Checkpoint {markdown_code(public(commit.url))}, SHA-256 of its commit file `{commit.digest}`; the whole recipe stands "
+        "in it.",
     ]
     if rows:
-        body = []
-        for row in rows:
-            sides = [f"{100 * row[k]:.1f}" if k in row else "" for k in ("pretrained", "scratch")]
-            gain = f"{100 * row['gain']:+.1f}" if "gain" in row else ""
-            body.append([row["task"], row["method"], str(row["shots"]), *sides, gain, row["verdict"]])
-        lines += ["", *table(HEADER, body)]
-    while len("\n".join(lines)) > DESCRIPTION_CHARACTERS:
+        lines += ["", *scorecard_table(rows)]
+    num_omitted, more = 0, ""
+    while len("\n".join(lines)) + len(more) > DESCRIPTION_CHARACTERS and lines:
         lines.pop()
-    return "\n".join(lines)
+        num_omitted += 1
+        more = f"\n\n{num_omitted} more lines are in the report of the sweep."
+    return "\n".join(lines) + more

@@ -21,8 +21,8 @@ from orchestration.tracking.translate import DatasetUsed, source_tags
 from pipeline.provenance import facts
 from pipeline.storage import objects
 from transfer.protocol.imagenet_labels import EXTRA_METRICS
-from transfer.report.write_report import load_entries, scorecard
-from transfer.results.scorecard import with_extra_metrics
+from transfer.results.scorecard import scorecard, with_extra_metrics
+from transfer.results.sweep_results import load_entries
 from transfer.sweep.ledger import Ledger, SweepInfo
 
 EXPERIMENT = "transfer"

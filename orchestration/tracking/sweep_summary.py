@@ -1,19 +1,17 @@
-"""What the parent run of a sweep says, so that nobody has to open its children: best, spread, failures, the scorecard."""
-
-from __future__ import annotations
+"""The parent run of a sweep sums up its children: best, spread, failures, and the scorecard in Markdown."""
 
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transfer.report.write_report import Row
-from transfer.results.statistics import Estimate
+from pipeline.display import markdown
+from transfer.results.scorecard import Row
+from transfer.results.scorecard_table import columns_of, lines_of
 
 NOTE_TAG = "mlflow.note.content"  # MLflow's own name: its page of a run begins with this text
 MAX_FAILURES = 20
 GAP = "\u2003\u200b"  # an em space, and after it what is no space, or it would be trimmed
-HEADER = ("task", "method", "images a class", "pretrained", "from scratch", "gain", "")
 
 
 def trial_name(entry: Mapping[str, Any]) -> str:
@@ -56,30 +54,30 @@ def tags(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str,
     return found | {NOTE_TAG: note(rows, found)}
 
 
-def note(rows: Sequence[Row], said: Mapping[str, str]) -> str:
+def note(rows: Sequence[Row], tags: Mapping[str, str]) -> str:
     """The scorecard in Markdown, then the best of each task and the failures."""
-    body = []
-    for row in rows:
-        sides = (_percent(row.pretrained), _percent(row.scratch), _percent(row.gain, sign=True))
-        failed = f", {row.num_failed} failed" if row.num_failed else ""
-        cells = (row.task_title, row.method, str(row.shots), *sides, row.verdict + failed)
-        body.append(cells)
-    lines = table(HEADER, body)
+    lines = scorecard_table(rows)
     lines += ["", "Mean and half width of the 95 % interval over seeds; the gain is paired by seed."]
-    best = [f"- {name.removeprefix('best.')}: {text}" for name, text in said.items() if name.startswith("best.")]
-    lines += ["", "Best trial of each task:", *best] if best else []
-    lines += ["", "Failed:", *(f"- {line}" for line in said["failures"].splitlines())] if "failures" in said else []
+    best = {name.removeprefix("best."): text for name, text in tags.items() if name.startswith("best.")}
+    if best:
+        lines += [
+            "",
+            "Best trial of each task:",
+            *(f"- {markdown(task)}: {markdown(text)}" for task, text in best.items()),
+        ]
+    if "failures" in tags:
+        lines += ["", "Failed:", *(f"- {markdown(line)}" for line in tags["failures"].split("\n"))]
     return "\n".join(lines)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def scorecard_table(rows: Sequence[Row]) -> list[str]:
     """Lines of a Markdown table. MLflow's pages draw cells without any space between, so each brings its own."""
-    cells = ([cell.replace("|", "/").replace(" ± ", "\u00a0±\u00a0") + GAP for cell in row] for row in rows)
-    return ["| " + " | ".join(row) + " |" for row in ([cell + GAP for cell in header], ["---"] * len(header), *cells)]
-
-
-def _percent(estimate: Estimate | None, *, sign: bool = False) -> str:
-    if estimate is None:
-        return "-"
-    width = "" if estimate.half_width is None else f" ± {100 * estimate.half_width:.1f}"
-    return f"{100 * estimate.mean:{'+' if sign else ''}.1f}{width}"
+    columns = columns_of(rows)
+    drawn = [[column.title for column in columns]]
+    for line in lines_of(rows):
+        texts = ((line.text(column), column.is_number) for column in columns)
+        drawn.append(
+            [text.replace(" ± ", "\u00a0±\u00a0") if is_number else markdown(text) for text, is_number in texts]
+        )
+    lines = ["| " + " | ".join(cell + GAP for cell in cells) + " |" for cells in drawn]
+    return [lines[0], "| " + " | ".join(["---"] * len(columns)) + " |", *lines[1:]]

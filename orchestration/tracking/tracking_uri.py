@@ -51,6 +51,13 @@ def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> st
     )  # an absolute path: the uploader and MLflow's server work in other folders than this process
 
 
+def chosen_uri(given: str | None) -> str | None:
+    """What a command tells: what was given, else MLFLOW_TRACKING_URI, else None. UserError as `resolve_uri`, before anything
+    is written."""
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or None
+    return resolve_uri(uri, ".") if uri else None
+
+
 def make_sqlite(tracking_uri: str) -> None:
     """Where the URI is of a SQLite file that is not there yet: MLflow's tables, in a file aside that is then renamed.
 

@@ -19,11 +19,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from msgspec import Meta
+
+from pipeline import documents
+from pipeline.documents import Count, Dimensions, FileName, RelativePath, Sha256, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -31,6 +36,15 @@ FORMAT = 1
 COMMIT = "commit.json"
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 _FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
+_REMEDY = "use another checkpoint"
+
+
+class FileInfo(TypedDict):
+    """What a commit file, or an export's description, says of a file beside it."""
+
+    name: RelativePath
+    size_bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +54,18 @@ class Commit:
     url: str
     digest: str
     """SHA-256 of the commit file."""
-    step: int
-    samples: int
-    num_updates: int
-    shapes: dict[str, list[int]]
-    kinds: list[str]
-    files: list[dict[str, Any]]
+    step: Count
+    samples: Count
+    num_updates: Count
+    shapes: dict[Text, Dimensions]
+    kinds: Annotated[list[FileName], Meta(min_length=1, max_length=16)]
+    files: list[FileInfo]
     config: dict[str, Any]
-    config_digest: str
+    config_digest: Text
     dataset: dict[str, Any]
     """name, url and digest of the training data."""
-    classes: list[str]
-    evaluation: dict[str, float]
+    classes: list[Text]
+    evaluation: dict[Text, float]
 
     @property
     def size_bytes(self) -> int:
@@ -74,12 +88,12 @@ def place_in_order(url: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2] or 1)) if match else None
 
 
-def write_commit(
-    url: str, *, step: int, kinds: list[str], files: list[dict[str, Any]], facts: dict[str, Any]
-) -> Commit:
+def write_commit(url: str, *, step: int, kinds: list[str], files: list[FileInfo], facts: dict[str, Any]) -> Commit:
     """Make the checkpoint exist. `files` are names, sizes and digests of what is written; `facts` the other fields."""
     body = {"format": FORMAT, "step": step, "kinds": kinds, "files": files, "time_s": time.time(), **facts}
-    objects.write_bytes(objects.join(url, COMMIT), json.dumps(body, indent=1).encode())
+    # A value that is not finite would make the commit file unreadable: it is no JSON.
+    body["evaluation"] = {name: value for name, value in facts["evaluation"].items() if math.isfinite(value)}
+    objects.write_bytes(objects.join(url, COMMIT), json.dumps(body, indent=1, allow_nan=False).encode())
     return read_commit(url)
 
 
@@ -87,7 +101,7 @@ def read_commit(url: str) -> Commit:
     """The commit file of one checkpoint. Raises UserError if it is absent or not readable."""
     place = objects.join(url, COMMIT)
     try:
-        data = objects.read_bytes(place)
+        data = objects.read_bytes(place, max_bytes=documents.MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{url} is no checkpoint: it has no {COMMIT}; give a checkpoint or a run folder") from None
     return parse_commit(url, data)
@@ -96,35 +110,34 @@ def read_commit(url: str) -> Commit:
 def parse_commit(url: str, data: bytes) -> Commit:
     """The content of the commit file of `url`. Raises UserError if it is not readable, or names files that are not safe."""
     place = objects.join(url, COMMIT)
-    try:
-        body = json.loads(data)
-        if body["format"] != FORMAT:
-            raise UserError(
-                f"{place} has format {body['format']}, this version reads {FORMAT}; use the version that wrote it"
-            )
-        names = [f for f in Commit.__dataclass_fields__ if f not in ("url", "digest")]
-        commit = Commit(url=url, digest=hashlib.sha256(data).hexdigest(), **{n: body[n] for n in names})
-        _check_files(commit)
-        return commit
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{place} is damaged ({type(error).__name__}: {error}); use another checkpoint") from None
+    body = documents.parse_json(data, place, remedy=_REMEDY)
+    check_format(body, FORMAT, place, remedy=f"{_REMEDY}, or the version that wrote it")
+    commit = documents.convert(
+        {**body, "url": url, "digest": hashlib.sha256(data).hexdigest()}, Commit, place, remedy=_REMEDY
+    )
+    _check_files(commit)
+    return commit
+
+
+def check_format(body: Any, format: int, place: str, *, remedy: str) -> None:
+    """Of a document with its format's number in the field "format"."""
+    found = body.get("format") if isinstance(body, dict) else None
+    if type(found) is not int or found != format:
+        raise UserError(f"{place} has format {documents.excerpt(found)}, this version reads {format}; {remedy}")
 
 
 def _check_files(commit: Commit) -> None:
     """A commit file may come from anywhere: what it names is plain files beside it, of the one format that runs no code."""
-    for info in commit.files:
-        name, size = str(info["name"]), info["size_bytes"]
+    names = [info["name"] for info in commit.files]
+    for name in names:
         if not _FILE.fullmatch(name):
             raise UserError(
                 f"checkpoint {commit.url} names {name!r}, and files of a checkpoint are *.safetensors beside its {COMMIT}; "
                 "nothing of it was read"
             )
-        if not isinstance(size, int) or size < 0 or not re.fullmatch("[0-9a-f]{64}", str(info["sha256"])):
-            raise ValueError(f"size or SHA-256 of {name}")
-    if len({info["name"] for info in commit.files}) != len(commit.files):
-        raise ValueError("a file is named twice")
+    for what, listed in (("file", names), ("kind", commit.kinds)):
+        if len(set(listed)) != len(listed):
+            raise UserError(f"{objects.join(commit.url, COMMIT)} is not usable: a {what} is named twice; {_REMEDY}")
 
 
 def refuse_pickle(url: str) -> None:

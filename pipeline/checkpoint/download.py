@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.commit import Commit
+from pipeline import documents
+from pipeline.checkpoint.commit import Commit, FileInfo
 from pipeline.checkpoint.part_writer import FULL
 from pipeline.errors import UserError
 from pipeline.storage import objects, range_reads
@@ -27,7 +28,6 @@ PART_BYTES = 8 << 20
 NUM_AT_ONCE = 8
 """Parts on their way at a time; each thread keeps one in memory."""
 JOURNAL = f"{objects.TEMP_PREFIX}pull.jsonl"
-MAX_HEADER_BYTES = 100 << 20  # what the safetensors library itself takes at most
 
 Progress = Callable[[int, int], None]
 """(bytes there, bytes in all)"""
@@ -86,7 +86,7 @@ def _append(journal: int, value: Any) -> None:
 def _lines(data: bytes) -> Iterator[Any]:
     for line in data.split(b"\n"):
         with contextlib.suppress(ValueError):  # the last line of a pull that was killed in it
-            yield json.loads(line)
+            yield documents.parse_json(line, "a line of the journal")
 
 
 class _File:
@@ -269,7 +269,7 @@ class Download:
         ) from error
 
 
-def verifies(path: Path, info: dict[str, Any]) -> bool:
+def verifies(path: Path, info: FileInfo) -> bool:
     """Whether the local file has the size and the SHA-256 of a commit file's entry."""
     try:
         return path.stat().st_size == info["size_bytes"] and objects.sha256_file(path) == info["sha256"]
@@ -281,9 +281,9 @@ def _is_safetensors(path: Path) -> bool:
     """Whether the file begins as the format says: the length of a JSON object, then that object."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER_BYTES:
+        if length > documents.MAX_BYTES:
             return False
         try:
-            return isinstance(json.loads(file.read(length)), dict)
+            return isinstance(documents.parse_json(file.read(length), str(path)), dict)
         except ValueError:
             return False

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from pipeline.checkpoint.commit import Commit
+from pipeline import documents
+from pipeline.checkpoint.commit import Commit, FileInfo, check_format
+from pipeline.documents import Count, Dimensions, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -38,7 +40,7 @@ class Exported:
     source_digest: str
     """SHA-256 of the commit file of the checkpoint."""
     classes: list[str]
-    files: list[dict[str, Any]]
+    files: list[FileInfo]
     """name, size_bytes and sha256 of each file but `export.json`."""
     difference: float
     """Largest difference of logits to the checkpoint's on the fixed batch, as a share of the largest logit."""
@@ -60,47 +62,63 @@ def is_exported(url: str) -> bool:
     return objects.exists(objects.join(url, NAME))
 
 
-def read(url: str) -> tuple[dict[str, Any], str]:
-    """(description, digest of `export.json`). Raises UserError if it is absent, damaged or of another format."""
-    place = objects.join(url, NAME)
-    try:
-        data = objects.read_bytes(place)
-        body = json.loads(data)
-        if body["format"] != FORMAT:
-            raise UserError(f"{place} has format {body['format']}, this version reads {FORMAT}; export again")
-        for field in ("kind", "model", "classes", "preprocessing", "weights", "source", "run", "files"):
-            body[field]
-    except FileNotFoundError:
-        raise UserError(f"{url} is no exported folder: it has no {NAME}; see 'normfree export --help'") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place} is damaged ({type(error).__name__}: {error}); export again") from None
-    return body, hashlib.sha256(data).hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    step: Count
+    samples: Count
+    num_updates: Count
+    config_digest: Text
+    dataset: dict[str, Any]
+    evaluation: dict[Text, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """The fields of `export.json` that are read back."""
+
+    kind: Literal["safetensors", "timm", "onnx", "mlflow"]
+    weights: Literal["ema", "raw"]
+    classes: list[Text]
+    files: list[FileInfo]
+    source: _Source
+    run: dict[str, Any]
+    shapes: dict[Text, Dimensions] = field(default_factory=dict)
 
 
 def as_commit(url: str) -> Commit:
     """The folder as a checkpoint that holds one kind of weights, so that all that reads checkpoints reads it too.
 
     Its digest is that of `export.json`, not of the source: raw and averaged weights of one checkpoint are different things.
+
+    Raises:
+        UserError: `export.json` is absent, damaged or of another format, or the weights are of a kind that is not read back.
     """
-    body, digest = read(url)
-    if body["kind"] != "safetensors":
+    place, remedy = objects.join(url, NAME), "export again"
+    try:
+        data = objects.read_bytes(place, max_bytes=documents.MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{url} is no exported folder: it has no {NAME}; see 'normfree export --help'") from None
+    body = documents.parse_json(data, place, remedy=remedy)
+    check_format(body, FORMAT, place, remedy=remedy)
+    found = documents.convert(body, _Description, place, remedy=remedy)
+    if found.kind != "safetensors":
         raise UserError(
-            f"{url} is an export to {body['kind']}, which is not read back; give the checkpoint, or one made with "
+            f"{url} is an export to {found.kind}, which is not read back; give the checkpoint, or one made with "
             "--format safetensors"
         )
-    source = body["source"]
+    source = found.source
     return Commit(
         url=url,
-        digest=digest,
-        step=source["step"],
-        samples=source["samples"],
-        num_updates=source["num_updates"],
-        shapes=body["shapes"],
-        kinds=[{"ema": "ema", "raw": "weights"}[body["weights"]]],
-        files=[f for f in body["files"] if f["name"] == WEIGHTS],
-        config=body["run"],
-        config_digest=source["config_digest"],
-        dataset=source["dataset"],
-        classes=body["classes"],
-        evaluation=source["evaluation"],
+        digest=hashlib.sha256(data).hexdigest(),
+        step=source.step,
+        samples=source.samples,
+        num_updates=source.num_updates,
+        shapes=found.shapes,
+        kinds=[{"ema": "ema", "raw": "weights"}[found.weights]],
+        files=[f for f in found.files if f["name"] == WEIGHTS],
+        config=found.run,
+        config_digest=source.config_digest,
+        dataset=source.dataset,
+        classes=found.classes,
+        evaluation=source.evaluation,
     )

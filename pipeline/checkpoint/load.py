@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import safetensors
 import torch
 
 from pipeline import places
 from pipeline.checkpoint.commit import COMMIT, Commit, committed, read_commit, refuse_pickle
+from pipeline.documents import excerpt
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
 from pipeline.storage import objects
 
 State = dict[str, dict[str, torch.Tensor]]
 """kind ("weights", "momentum", "ema") -> parameter name -> whole fp32 tensor."""
+
+_KEY = re.compile(r"([^/@]+)/([^@]+)@(0|[1-9][0-9]{0,15})")
+_DTYPES = ("F16", "BF16", "F32", "F64")
+_REMEDY = "use another one"
 
 
 def verify(commit: Commit, cache_dir: str) -> list[Path]:
@@ -54,23 +62,37 @@ def newest(run_dir: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver
 
 
 def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -> State:
-    """Whole tensors from all ranks' fragments. Raises UserError unless every element of every parameter was found once."""
-    state: State = {k: {n: torch.zeros(s) for n, s in commit.shapes.items()} for k in kinds or commit.kinds}
-    seen = {(k, n): 0 for k in state for n in state[k]}
-    for path in verify(commit, cache_dir):
-        with _open(path, commit.url) as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                kind, name, start = _place(key, commit)
-                if kind in state:
-                    part = file.get_tensor(key).reshape(-1)
-                    state[kind][name].view(-1)[int(start) : int(start) + part.numel()] = part
-                    seen[kind, name] += part.numel()
-    for (kind, name), count in seen.items():
-        if count != math.prod(commit.shapes[name]):
-            raise UserError(
-                f"{commit.url} holds {count} elements of {kind} {name}; it should hold {commit.shapes[name]}"
-            )
+    """Whole fp32 tensors from all ranks' fragments.
+
+    Raises:
+        UserError: the checkpoint does not verify, its fragments do not hold every element of every parameter exactly once,
+            or one of them is not finite. Nothing is allocated before the first two are known.
+    """
+    wanted = kinds or commit.kinds
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(_open(path, commit.url)) for path in verify(commit, cache_dir)]
+        parts = [part for file in files for part in _parts(file, commit) if part.kind in wanted]
+        _check_complete(parts, commit, wanted)
+        state: State = {kind: {n: torch.empty(s) for n, s in commit.shapes.items()} for kind in wanted}
+        for part in parts:
+            values = part.file.get_tensor(part.key).reshape(-1)
+            state[part.kind][part.name].view(-1)[part.start : part.start + part.num] = values
+    for kind, tensors in state.items():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"checkpoint {commit.url} holds {kind} of {name} that are not finite; use another one")
     return state
+
+
+class _Part(NamedTuple):
+    """A run of elements of one parameter, in one file."""
+
+    kind: str
+    name: str
+    start: int
+    num: int
+    file: Any
+    key: str
 
 
 def _open(path: Path, url: str) -> Any:
@@ -82,13 +104,37 @@ def _open(path: Path, url: str) -> Any:
         ) from None
 
 
-def _place(key: str, commit: Commit) -> tuple[str, str, str]:
-    """(kind, parameter, first element) of an entry; those of an exported folder are whole and have their names only."""
-    if "@" not in key:
-        return commit.kinds[0], key, "0"
-    kind, rest = key.split("/", 1)
-    name, start = rest.rsplit("@", 1)
-    return kind, name, start
+def _parts(file: Any, commit: Commit) -> Iterator[_Part]:
+    """What the header of a file lists: "kind/parameter@first element"; in an exported folder whole ones, by name only."""
+    for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        found = _KEY.fullmatch(key) if "@" in key else None
+        if "@" in key and found is None:
+            raise UserError(f"checkpoint {commit.url} holds an entry {excerpt(key)!r}, which has no place; {_REMEDY}")
+        kind, name, start = found.groups() if found else (commit.kinds[0], key, "0")
+        entry = file.get_slice(key)
+        if kind not in commit.kinds or name not in commit.shapes or entry.get_dtype() not in _DTYPES:
+            raise UserError(
+                f"checkpoint {commit.url} holds an entry {excerpt(key)!r} of type {entry.get_dtype()}, which its "
+                f"{COMMIT} does not know; {_REMEDY}"
+            )
+        yield _Part(kind, name, int(start), math.prod(entry.get_shape()), file, key)
+
+
+def _check_complete(parts: list[_Part], commit: Commit, kinds: list[str]) -> None:
+    """Every element of every parameter exactly once: the parts of each follow each other without gap or overlap."""
+    ends = {(kind, name): 0 for kind in kinds for name in commit.shapes}
+    for part in sorted(parts, key=lambda part: (part.start, part.num)):
+        if part.start != ends[part.kind, part.name]:
+            what = "twice" if part.start < ends[part.kind, part.name] else "not at all"
+            at = min(part.start, ends[part.kind, part.name])
+            raise UserError(f"checkpoint {commit.url} holds element {at} of {part.kind} {part.name} {what}; {_REMEDY}")
+        ends[part.kind, part.name] += part.num
+    for (kind, name), count in ends.items():
+        if count != math.prod(commit.shapes[name]):
+            raise UserError(
+                f"checkpoint {commit.url} holds {count} elements of {kind} {name}; it should hold {commit.shapes[name]}; "
+                f"{_REMEDY}"
+            )
 
 
 def resolve(url: str, cache_dir: str) -> Commit:

@@ -11,6 +11,7 @@ used twice, so nothing that an earlier attempt left can be taken for this one's.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoint import commit as checkpoint
-from pipeline.checkpoint import retention
+from pipeline.checkpoint import retention, unsaved
 from pipeline.checkpoint.commit import Commit
 from pipeline.checkpoint.part_writer import Cancelled, sentence, wait_for_parts, write_part
 from pipeline.checkpoint.retention import Policy
@@ -29,8 +30,9 @@ from pipeline.checkpoint.snapshot import HostMemory, room_bytes
 from pipeline.configuration import check_fields
 from pipeline.distributed import World, broadcast
 from pipeline.field_types import CountOrZero, PositiveDuration, Seconds
-from pipeline.records import Record, Saved, SaveFailed, SaveSkipped
+from pipeline.records import Notice, Record, Saved, SaveFailed, SaveSkipped
 from pipeline.storage import objects
+from pipeline.supervision import fault_points
 from pipeline.supervision.fault_points import reach
 
 POLL_S = 0.05
@@ -80,8 +82,23 @@ class _Work:
 class Saver:
     """One rank's part in saving a run. Every rank calls `save` and `settle` at the same places."""
 
-    def __init__(self, run_dir: str, *, config: SavingConfig, policy: Policy, world: World, taken: set[str]) -> None:
-        """`taken`: names of folders under the run's checkpoints that are there already (main rank)."""
+    def __init__(
+        self,
+        run_dir: str,
+        *,
+        config: SavingConfig,
+        policy: Policy,
+        world: World,
+        taken: set[str],
+        stall_s: float = math.inf,
+        is_enough: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """
+        Args:
+            taken: names of folders under the run's checkpoints that are there already (main rank).
+            stall_s: a save that has no limit is given up when nothing of it moved on any rank for so long,
+            is_enough: or when the main rank is told that it has waited enough.
+        """
         self.run_dir, self.config, self.policy, self.world = run_dir, config, policy, world
         self.newest: Commit | None = None
         self.num_missed = 0
@@ -90,13 +107,14 @@ class Saver:
         self._memory = HostMemory(pin=world.device.type == "cuda")
         self._work: _Work | None = None
         self._abandoned: list[str] = []
+        self._stall_s, self._is_enough = stall_s, is_enough
 
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """A run that ends by an error lets the save in flight end well if it can; no other rank is asked."""
-        if self._work is not None and not self._work.done.wait(self.config.max_wait_s):
+        if kind is not None and self._work is not None and not self._work.done.wait(self.config.max_wait_s):
             self._work.give_up.set()
 
     @property
@@ -160,21 +178,31 @@ class Saver:
         return self._report(work)
 
     def settle(self, limit_s: float | None = None) -> list[Record]:
-        """Wait until the save in flight has ended on every rank, or for `limit_s`; then all ranks know how it ended."""
+        """Wait until the save in flight has ended on every rank, or for `limit_s`; then all ranks know how it ended.
+
+        None: as long as it takes, but see `__init__`; what has not ended then is given up.
+        """
         work = self._work
         if work is None:
             return []
-        begin_s = time.perf_counter()
+        begin_s = moved_s = time.perf_counter()
+        moves = -1
         while True:
             # Short talks in turn, not one long wait: a collective has a time limit, an upload has none.
-            is_late = limit_s is not None and time.perf_counter() - begin_s >= limit_s
-            said = self._exchange((work.done.is_set(), work.error, work.commit, is_late))
-            errors = [f"rank {r}: {e}" if self.world.size > 1 else e for r, (_, e, _, _) in enumerate(said) if e]
+            now_s = time.perf_counter()
+            is_late = now_s - begin_s >= limit_s if limit_s is not None else self._is_hopeless(now_s - moved_s)
+            said = self._exchange((work.done.is_set(), work.error, work.commit, is_late, fault_points.num_reached))
+            errors = [f"rank {r}: {e}" if self.world.size > 1 else e for r, (_, e, *_) in enumerate(said) if e]
+            if (total := sum(num for *_, num in said)) != moves:
+                moves, moved_s = total, now_s
             if all(done for done, *_ in said):
                 break
             if errors:
                 work.give_up.set()  # nobody writes on for a checkpoint that cannot come
             if said[0][3]:
+                if limit_s is None:
+                    work.give_up.set()
+                    self.last_error = "; ".join(errors) or f"{work.url} has not taken it in {now_s - begin_s:.0f} s"
                 return []
             time.sleep(POLL_S) if work.done.is_set() else work.done.wait(POLL_S)
         work.commit = said[0][2]
@@ -182,6 +210,19 @@ class Saver:
         records = [] if work.is_reported else self._report(work)
         self._work = None
         return records if self.world.is_main else []
+
+    def _is_hopeless(self, still_s: float) -> bool:
+        return self.world.is_main and (still_s > self._stall_s or self._is_enough())
+
+    def keep(self, *, step: int, fragments: dict[str, torch.Tensor], facts: dict[str, Any]) -> list[Record]:
+        """The whole state of a step that the run's place did not take, onto this machine's disk (main rank; others: nothing)."""
+        if not self.world.is_main:
+            return []
+        # The memory of a save that still hangs is being read.
+        memory = self._memory if self._work is None else HostMemory(pin=False)
+        outcome = unsaved.keep(self.run_dir, memory.take(fragments, "fragments"), step=step, facts=facts)
+        self.last_error += f"; it is not in {self.run_dir}, {outcome}"
+        return [Notice(step=step, text=f"the state of step {step} could not be saved ({self.last_error})")]
 
     def _report(self, work: _Work) -> list[Record]:
         """Take in how a save has ended; once for each."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from nfnet.optim.losses import MixedLabels
 from nfnet.optim.param_groups import assign, param_groups
 from nfnet.optim.sam import sam_backward
 from nfnet.optim.sgd import SGD
-from pipeline.distributed import World
+from pipeline.distributed import World, gather
 from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
 from pipeline.engine.fragments import Fragment, Units, products
 from pipeline.engine.optim_config import OptimConfig
@@ -246,6 +246,16 @@ class Engine:
         if not self._is_sharded and not self.world.is_main:
             return {}
         return {f"{k}/{f.name}@{f.start}": v.detach() for k in KINDS for f, v in self._views(k)}
+
+    def whole_state(self) -> dict[str, torch.Tensor]:
+        """All of the state on rank 0, in host memory, as `local_fragments` names it; nothing on the others. A collective."""
+        mine = {key.partition("/")[0] for key in self.local_fragments()}
+        kinds = set[str]().union(*cast(list[set[str]], gather(self.world, mine)))
+        found = {}
+        for kind in (k for k in KINDS if k in kinds):
+            whole = self.gather(kind)
+            found.update({f"{kind}/{name}@0": t.cpu() for name, t in whole.items()} if self.world.is_main else {})
+        return found
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]], num_updates: int) -> None:
         """Whole tensors by kind and name, from a checkpoint of any number of ranks and any stage."""

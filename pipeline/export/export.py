@@ -11,12 +11,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import nfnet
 from pipeline.checkpoint import exported
+from pipeline.checkpoint.commit import FileInfo
 from pipeline.checkpoint.exported import Exported
 from pipeline.errors import UserError
 from pipeline.export.model_card import model_card
@@ -149,7 +149,7 @@ def _staged(out: str) -> Iterator[Path]:
         yield Path(temporary) / "export"
 
 
-def _listed(folder: Path) -> list[dict[str, Any]]:
+def _listed(folder: Path) -> list[FileInfo]:
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     return [
         {"name": p.relative_to(folder).as_posix(), "size_bytes": p.stat().st_size, "sha256": objects.sha256_file(p)}

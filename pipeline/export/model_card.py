@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from pipeline import documents
 from pipeline.checkpoint.commit import Commit
+from pipeline.display import markdown
+from pipeline.display import markdown_code as code
+from pipeline.errors import UserError
 from pipeline.storage import objects
 
 _LIBRARIES = {"timm": "timm", "onnx": "onnx", "mlflow": "mlflow", "safetensors": "normfree"}
@@ -79,7 +84,9 @@ def _head(description: dict[str, Any]) -> str:
 def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
     decay = commit.config["optim"].get("ema_decay")
     averaged = (
-        f"averaged weights (exponential moving average, decay {decay})" if decay is not None else "averaged weights"
+        f"averaged weights (exponential moving average, decay {markdown(decay)})"
+        if decay is not None
+        else "averaged weights"
     )
     which = averaged if description["weights"] == "ema" else "raw weights (not averaged)"
     check = description["check"]
@@ -90,11 +97,11 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
         f"(allowed: {check['tolerance']:g})"
     )
     return (
-        f"# {commit.config['name']}\n\n"
-        f"`{commit.config['model']['name']}`, a network without normalisation layers, for {len(commit.classes):,} classes: "
+        f"# {markdown(commit.config['name'])}\n\n"
+        f"{code(commit.config['model']['name'])}, a network without normalisation layers, for {len(commit.classes):,} classes: "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {which}, after {commit.step:,} steps "
         f"({commit.samples:,} images seen, repetitions counted).\n\n"
-        f"Exported to {description['kind']} from a checkpoint whose commit file has SHA-256 `{commit.digest}`: {agrees}. "
+        f"Exported to {description['kind']} from a checkpoint whose commit file has SHA-256 {code(commit.digest)}: {agrees}. "
         "`export.json` lists every file with its SHA-256."
     )
 
@@ -103,7 +110,7 @@ def _preprocessing(found: dict[str, Any]) -> str:
     whole = found["resize"] == "square" and found["resize_px"] == found["px"]
     crop = "" if whole else f"; the centre of {found['px']} x {found['px']}"
     return (
-        f"## Preprocessing\n\nUpright RGB (sRGB); resize to {_resized(found)} ({found['interpolation']}){crop}; then "
+        f"## Preprocessing\n\nUpright RGB (sRGB); resize to {_resized(found)} ({markdown(found['interpolation'])}){crop}; then "
         f"(value / 255 - mean) / std with mean {_numbers(found['mean'])} and std {_numbers(found['std'])}."
     )
 
@@ -119,43 +126,61 @@ def _numbers(values: list[float]) -> str:
 
 def _data(commit: Commit, run: dict[str, Any]) -> str:
     dataset, data = commit.dataset, run["data"]
-    shown = ", ".join(f"`{name}`" for name in commit.classes[:_SHOWN_CLASSES])
+    shown = ", ".join(map(code, commit.classes[:_SHOWN_CLASSES]))
     more = f" ... and {len(commit.classes) - _SHOWN_CLASSES:,} more" if len(commit.classes) > _SHOWN_CLASSES else ""
     lines = [
-        f"Trained on the split `{data.get('train_split', 'train')}` of `{dataset.get('name', '(not recorded)')}`, whose "
-        f"manifest has the digest `{dataset.get('digest', '(not recorded)')}`.",
+        f"Trained on the split {code(data.get('train_split', 'train'))} of "
+        f"{code(dataset.get('name', '(not recorded)'))}, whose manifest has the digest "
+        f"{code(dataset.get('digest', '(not recorded)'))}.",
         f"Classes, in the order of the logits: {shown}{more}.",
     ]
     if data.get("mixture"):
         lines.append("Mixed with other sources, see `data.mixture` below.")
     if data.get("subset"):
-        lines.append(f"Of each class only a part was used: {json.dumps(data['subset'])}.")
+        lines.append(f"Of each class only a part was used: {code(json.dumps(data['subset']))}.")
     if lost := _losses(commit):
         lines.append(lost)
     lines.append("Licence, origin and content of the images are not part of the record.")
     return "## Data\n\n" + "\n\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Page:
+    skipped: int
+    """Samples, in each of the epochs."""
+    epochs: tuple[int, int]
+    """First and last."""
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """What the card needs of a run's ledger.json (`pipeline.data.loading.sample_ledger`)."""
+
+    step: int
+    pages: list[_Page]
+
+
 def _losses(commit: Commit) -> str:
     """What the run's ledger says; "" where there is none to be found."""
     run_dir = commit.url.rsplit("/checkpoints/", 1)[0]
     try:
-        ledger = json.loads(objects.read_bytes(objects.join(run_dir, "ledger.json")))
-        skipped = sum(page["skipped"] * (page["epochs"][1] - page["epochs"][0] + 1) for page in ledger["pages"])
-        step = int(ledger["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        ledger = documents.read(objects.join(run_dir, "ledger.json"), _Ledger)
+    except (OSError, UserError):
         return ""
-    return f"Samples that the run could not use, by its ledger of step {step:,}: {skipped:,}."
+    skipped = sum(page.skipped * (page.epochs[1] - page.epochs[0] + 1) for page in ledger.pages)
+    return f"Samples that the run could not use, by its ledger of step {ledger.step:,}: {skipped:,}."
 
 
 def _recipe(commit: Commit, run: dict[str, Any]) -> str:
     import yaml
 
     init = run["model"].get("init_from")
-    start = f"the weights of `{init}`" if init else f"fresh weights (seed {run.get('seed', 'not recorded')})"
+    start = (
+        f"the weights of {code(init)}" if init else f"fresh weights (seed {markdown(run.get('seed', 'not recorded'))})"
+    )
     return (
-        f"## Recipe\n\nFrom {start}; configuration with SHA-256 `{commit.config_digest}`:\n\n"
-        f"```yaml\n{yaml.safe_dump(run, sort_keys=False)}```"
+        f"## Recipe\n\nFrom {start}; configuration with SHA-256 {code(commit.config_digest)}:\n\n"
+        f"{code(yaml.safe_dump(run, sort_keys=False).rstrip(), language='yaml')}"
     )
 
 
@@ -170,8 +195,8 @@ def _results(commit: Commit, description: dict[str, Any]) -> str:
     )
     rows += f"| cross-entropy | {numbers['loss']:.4f} |\n" if "loss" in numbers else ""
     text = (
-        f"## Results\n\nLast evaluation before the checkpoint was written, on the split `{data.get('eval_split')}` of the same "
-        f"dataset, with the {evaluated} weights:\n\n| | |\n|---|---|\n{rows}\n"
+        f"## Results\n\nLast evaluation before the checkpoint was written, on the split {code(data.get('eval_split'))} of the "
+        f"same dataset, with the {evaluated} weights:\n\n| | |\n|---|---|\n{rows}\n"
         "One run with one seed; no interval is known."
     )
     if evaluated != exported:
@@ -184,7 +209,8 @@ def _limits(run: dict[str, Any]) -> str:
     return (
         "## Limits\n\n"
         "- It always answers with one of its classes, also for images of something else.\n"
-        f"- It saw images at {run['augment']['image_px']} px and was evaluated at {px} px; other sizes were not measured.\n"
+        f"- It saw images at {markdown(run['augment']['image_px'])} px and was evaluated at {markdown(px)} px; "
+        "other sizes were not measured.\n"
         "- Not measured, and so not known: calibration of the probabilities, robustness, behaviour on other sources of images, "
         "differences between groups of people or places, overlap of the evaluation split with other data."
     )

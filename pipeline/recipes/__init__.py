@@ -30,10 +30,23 @@ RECIPES: dict[str, Recipe] = {**tiny.RECIPES, **PAPERS, **TWINS}
 def find(name: str) -> Recipe:
     """Raises UserError with the nearest name."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "'normfree pretrain --list' prints them all."
+        near = nearest(name)
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?" if near else "'normfree pretrain --list' prints them all."
+        )
         raise UserError(f"no recipe {name!r}; {hint} A file with a Run is given by a path that ends in .yaml")
     return RECIPES[name]
+
+
+def nearest(name: str) -> list[str]:
+    """Recipes that share most words with a name, at most three; by spelling where none shares two."""
+    words = set(name.lower().replace("-", "_").split("_"))
+    shared = {recipe: len(words & set(recipe.split("_"))) for recipe in RECIPES}
+    most = max(shared.values())
+    close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.9 if most > 1 else 0.4)
+    if close or most < 2:
+        return close
+    return sorted((r for r in RECIPES if shared[r] == most), key=lambda r: (len(r), r))[:3]
 
 
 def listing() -> list[str]:

@@ -144,9 +144,7 @@ def _train(
         if job.must_leave:
             yield from job.leave_stopped()
             return
-    yield from job.saver.settle()
-    if run.save_final and job.saver.newest_step < job.step:
-        yield from job.save(final=True)
+    yield from job.save_last(if_any=run.save_final)
     job.engine.close()
     yield from job.account.close(job.step)
     yield job.finished()

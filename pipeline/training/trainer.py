@@ -6,15 +6,16 @@ Everything that happens between two steps is a method here: the decision where t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 
 from pipeline import distributed
-from pipeline.checkpoint import load, retention
+from pipeline.checkpoint import load, retention, unsaved
 from pipeline.checkpoint.commit import Commit
 from pipeline.checkpoint.part_writer import sentence
 from pipeline.checkpoint.retention import Policy
 from pipeline.checkpoint.saver import Saver
-from pipeline.configuration import to_dict
+from pipeline.configuration import from_dict, to_dict
 from pipeline.data.loading.batches import Batch
 from pipeline.data.loading.datasets import EvalData, TrainData
 from pipeline.data.loading.sample_ledger import plan
@@ -57,6 +58,11 @@ CHANGEABLE = (
 )
 """Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
 there to change it."""
+STALLED = 0.5
+"""The share of the watchdog's limit for saves after which one that does not move is given up, and its state kept here instead:
+the watchdog would end the run without it."""
+KEPT_FOR_THE_DISK = 0.5
+"""The share of the grace period that a save into the run's own place leaves for one onto this machine's disk."""
 
 
 class Job:
@@ -129,7 +135,16 @@ class Job:
             metric=saving.best_metric,
         )
         taken = retention.folder_names(self.out) if self.world.is_main else set()
-        self.saver = Saver(self.out, config=saving, policy=policy, world=self.world, taken=taken)
+        watchdog = run.watchdog
+        self.saver = Saver(
+            self.out,
+            config=saving,
+            policy=policy,
+            world=self.world,
+            taken=taken,
+            stall_s=STALLED * max(watchdog.save_limit_s, watchdog.limit_s),
+            is_enough=lambda: self.stop.left_s < KEPT_FOR_THE_DISK * self.stop.grace_s,
+        )
         self.saver.newest = commit
         if self.save_steps or run.save_final:
             weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
@@ -140,14 +155,16 @@ class Job:
         found: object = None
         if self.world.is_main:
             try:
-                self._claim_folder()
-                commit, passed = found = load.newest(self.out, self.cache_dir)
+                is_new = not self._claim_folder()
+                commit, passed = load.newest(self.out, self.cache_dir)
                 if passed and commit is None:  # starting over would throw the work away without a word
                     raise UserError(
                         f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
                         "restore one, or start over in another folder with --out"
                     )
-                found = commit, [retention.mark_damaged(bad) for bad in passed]
+                refuse = partial(self._refuse_other_state, is_new=is_new)
+                commit, said = unsaved.hand_in(self.out, commit, cache_dir=self.cache_dir, refuse=refuse)
+                found = commit, [*(retention.mark_damaged(bad) for bad in passed), *said]
             except UserError as error:
                 found = error
         found = distributed.broadcast(self.world, found)
@@ -155,26 +172,31 @@ class Job:
             raise found
         return found  # type: ignore[return-value]
 
-    def _claim_folder(self) -> None:
+    def _claim_folder(self) -> bool:
+        """Whether the run was there already; UserError where it is another one."""
         place = objects.join(self.out, "run.yaml")
         if objects.exists(place):
-            theirs, ours = (
-                _flat(to_dict(load_yaml(objects.read_bytes(place).decode(), place))),
-                _flat(to_dict(self.run)),
-            )
-            changed = [
-                k
-                for k in ours
-                if ours[k] != theirs.get(k) and not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)
-            ]
-            if changed:
-                k = changed[0]
+            self._refuse_other_fields(load_yaml(objects.read_bytes(place).decode(), place))
+            return True
+        objects.write_bytes(place, dump_yaml(self.run).encode())
+        return False
+
+    def _refuse_other_fields(self, other: Run) -> None:
+        theirs, ours = _flat(to_dict(other)), _flat(to_dict(self.run))
+        for name, value in ours.items():
+            if value != theirs.get(name) and not any(name == c or name.startswith(f"{c}.") for c in CHANGEABLE):
                 raise UserError(
-                    f"{self.out} holds a run with {k} = {theirs.get(k)!r}, this one has {ours[k]!r}; "
+                    f"{self.out} holds a run with {name} = {theirs.get(name)!r}, this one has {value!r}; "
                     f"give another folder with --out, or the same settings to resume"
                 )
-        else:
-            objects.write_bytes(place, dump_yaml(self.run).encode())
+
+    def _refuse_other_state(self, kept: Commit, *, is_new: bool) -> None:
+        """UserError for a state that was kept of another run than the one in this folder."""
+        if is_new:
+            raise UserError(f"{self.out} holds no run yet")
+        self._refuse_other_fields(from_dict(Run, kept.config))
+        if kept.dataset.get("digest") != self.data.digest or kept.classes != self.data.classes:
+            raise UserError("its data have another digest, or other classes")
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
         run, per_epoch = self.run, self.data.samples_per_epoch
@@ -289,9 +311,7 @@ class Job:
         if error is None:
             return
         yield from self.account.write(self.step, final=True)
-        yield from self.saver.settle()
-        if self.run.save_every is not None and self.saver.newest_step < self.step:
-            yield from self.save(final=True)
+        yield from self.save_last(if_any=self.run.save_every is not None)
         raise error
 
     def report(self, rate: float) -> Step:
@@ -355,10 +375,29 @@ class Job:
         with self.clock("save"):
             return self._save(final)
 
+    def save_last(self, *, if_any: bool = True) -> Iterator[Record]:
+        """Before the run leaves, its state is saved: in its own place, or else on this machine's disk."""
+        with self.clock("save"):
+            records = self.saver.settle()
+            if if_any and self._is_unsaved():
+                records += self._save(final=True)
+            if if_any and self._is_unsaved():
+                records += self.saver.keep(step=self.step, fragments=self.engine.whole_state(), facts=self._facts())
+        yield from records
+
+    def _is_unsaved(self) -> bool:
+        """Rank 0's word: of a save that was given up, the others may know less."""
+        return cast(bool, distributed.broadcast(self.world, self.saver.newest_step < self.step))
+
     def _save(self, final: bool) -> list[Record]:
         said = self.account.write(self.step)
+        facts, fragments = self._facts(), self.engine.local_fragments()
+        return said + self.saver.save(step=self.step, fragments=fragments, facts=facts, final=final)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a commit file says besides its files."""
         manifest = self.data.manifest
-        facts = {
+        return {
             "samples": self.samples,
             "num_updates": self.engine.num_updates,
             "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
@@ -368,13 +407,10 @@ class Job:
             "classes": self.data.classes,
             "evaluation": self.evaluation,
         }
-        return said + self.saver.save(step=self.step, fragments=self.engine.local_fragments(), facts=facts, final=final)
 
     def leave_stopped(self) -> Iterator[Record]:
         """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
-        yield from self.saver.settle()
-        if self.saver.newest_step < self.step:
-            yield from self.save(final=True)
+        yield from self.save_last()
         yield self.stopped(self._why_stopped())
         self.engine.close()
 
@@ -393,13 +429,9 @@ class Job:
             if self.must_leave:
                 yield from self.leave_stopped()
                 return
-        yield from self.saver.settle()
+        yield from self.save_last()
         if self.saver.newest_step < self.step:
-            yield from self.save(final=True)
-            if self.saver.newest_step < self.step:
-                raise UserError(
-                    f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again"
-                )
+            raise UserError(f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again")
         self.engine.close()
 
     def stopped(self, reason: str) -> Stopped:
@@ -412,10 +444,9 @@ class Job:
         """The end, if its last checkpoint stands; else UserError, so that the exit code says so."""
         newest = self.saver.newest
         if self.run.save_final and self.saver.newest_step < self.step:
-            goes_on = f"it goes on from {newest.url}" if newest else "it starts over, for no checkpoint stands"
             raise UserError(
                 f"all {self.step} steps are done, but the last checkpoint could not be written ({self.saver.last_error}); "
-                f"mend that and run the same command again: {goes_on}"
+                "mend that and run the same command again"
             )
         return Finished(
             step=self.step,

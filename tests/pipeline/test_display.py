@@ -5,6 +5,7 @@ import io
 import unicodedata
 
 import pytest
+from markdown_it import MarkdownIt
 
 from pipeline.display import csv_cell, markdown, markdown_code, shortened, terminal, visible
 
@@ -46,10 +47,33 @@ def test_a_csv_file_of_hostile_cells_has_as_many_rows_as_were_written() -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_markdown_text_has_no_markup() -> None:
-    assert markdown("<img src=x>|[a](javascript:b)&amp;") == r"&lt;img src=x&gt;\|\[a\](javascript:b)&amp;amp;"
-    assert markdown("- a\n# b") == r"\- a\\n# b" and markdown("# a") == r"\# a" and markdown("10. a") == r"10\. a"
+def test_markdown_escapes_what_has_a_meaning_and_leaves_names_readable() -> None:
+    assert markdown("<img src=x>|[a](b)&amp;") == r"&lt;img src=x&gt;\|\[a\](b)&amp;amp;"
     assert markdown("nfnet_f0 (1.5)") == r"nfnet\_f0 (1.5)" and markdown("HTTP://www.x.y") == r"HTTP\://www\.x.y"
+    assert markdown("10. a") == r"10\. a" and markdown("0.9 a-b") == "0.9 a-b" and markdown("- a\n# b") == r"\- a\\n# b"
+
+
+HOSTILE_MARKDOWN = (
+    "<img src=x>",
+    "[a](b)",
+    "![a](b)",
+    "*a* **b** _c_",
+    "`a`",
+    "<http://a>",
+    "&copy;",
+    "a\n\n# b",
+    "1) a",
+    "# a",
+    "- a",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE_MARKDOWN)
+@pytest.mark.parametrize("before", ["", "a "])
+def test_markdown_shows_a_text_as_it_is(text: str, before: str) -> None:
+    (_, inline, _) = MarkdownIt().parse(before + markdown(text))
+    assert {token.type for token in inline.children or ()} <= {"text", "text_special"}
+    assert "".join(token.content for token in inline.children or ()) == before + visible(text)
 
 
 def test_code_cannot_end_its_fence() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.display import csv_cell
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.results.statistics import Estimate, estimate, paired
@@ -84,10 +85,11 @@ def _upstream(task: str, file: str, findings: Findings) -> Upstream:
     split = name_of_test_split(data)
     index, pairs = data.split(split), _pairs(file)
     keys = {key for name, key in pairs if name == split}
+    written = str if file.endswith(".json") else csv_cell  # as `data overlap` writes a key
     if pairs and not keys:
         listed = ", ".join(sorted({name for name, _ in pairs}))
         raise UserError(f"--overlap {file} is about {listed} of its second dataset; compare with --split-b {split}")
-    samples = np.array([place for place, key in enumerate(index.keys) if str(key) in keys], dtype=np.int64)
+    samples = np.array([place for place, key in enumerate(index.keys) if written(str(key)) in keys], dtype=np.int64)
     if len(samples) < len(keys):
         raise UserError(
             f"--overlap {file} names {len(keys) - len(samples)} images that {split} of {data.url} does not have; give the "

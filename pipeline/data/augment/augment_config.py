@@ -27,9 +27,9 @@ class AugmentConfig:
     resized_px: Annotated[int, Range(0, MAX_PX)] = 0
     """For the crop resized."""
     area_min: Share = 0.08
-    """Smallest share of an image that the crop area keeps,"""
+    """Smallest share of an image that the crop area keeps."""
     area_max: Share = 1.0
-    """and the largest."""
+    """Largest share of an image that the crop area keeps."""
     aspect_max: Annotated[float, Range(1)] = 4 / 3
     """Aspect ratios are drawn log-uniformly from 1/aspect_max to aspect_max."""
     pad_px: Annotated[int, Range(0, MAX_PX)] = 4
@@ -57,9 +57,9 @@ class AugmentConfig:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Of every resize; the papers of these networks say bicubic."""
     mean: Annotated[tuple[float, ...], Items(count=3)] = IMAGENET_MEAN
-    """Of red, green and blue from 0 to 1, taken off every pixel;"""
+    """Of red, green and blue from 0 to 1, taken off every pixel."""
     std: Annotated[tuple[Positive, ...], Items(count=3)] = IMAGENET_STD
-    """what it is divided by then."""
+    """What a pixel is divided by, after the mean is taken off."""
 
     def __post_init__(self) -> None:
         check_fields(self, "augment")

@@ -9,11 +9,14 @@ import io
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
+
+from pipeline import documents
 
 MAX_HEADER_BYTES = 1 << 20
 """Extended (pax, GNU) headers above this are an attack, not a file name."""
+_MAX_MEMBER_BYTES = 1 << 50
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -67,7 +70,9 @@ class HashingStream(io.RawIOBase):
         return data
 
 
-def walk(file: Any, *, stream: bool = False) -> Iterator[tuple[Member, tarfile.TarFile, tarfile.TarInfo]]:
+def walk(
+    file: Any, *, stream: bool = False, other: Callable[[tarfile.TarInfo, str], None] | None = None
+) -> Iterator[tuple[Member, tarfile.TarFile, tarfile.TarInfo]]:
     """The regular files of an uncompressed tar, in order, each with what is needed to read it while it is current.
 
     Members are skipped that are links, devices, folders or sparse files. At the end the rest must be empty blocks.
@@ -75,6 +80,7 @@ def walk(file: Any, *, stream: bool = False) -> Iterator[tuple[Member, tarfile.T
     Args:
         file: a binary file; seekable unless `stream`.
         stream: read forwards only, every byte once.
+        other: called as other(info, normalised name) with each member that is skipped; it may raise BadTar.
     Raises:
         BadTar: not a tar, cut short, damaged between members, or with a member whose name leads out of it.
     """
@@ -83,18 +89,23 @@ def walk(file: Any, *, stream: bool = False) -> Iterator[tuple[Member, tarfile.T
         with tarfile.open(fileobj=file, mode="r|" if stream else "r:", tarinfo=_Careful) as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header: gigabytes for millions of members
-                if info.size < 0 or info.offset_data < end:
-                    raise BadTar(f"damaged (a header after {last} points backwards)")
+                if not 0 <= info.size <= _MAX_MEMBER_BYTES or info.offset_data < end:
+                    raise BadTar(f"damaged (a header after {last} points backwards or far beyond the file)")
                 end = info.offset_data
                 name = posixpath.normpath(info.name)
                 if info.name.startswith("/") or name == ".." or name.startswith("../"):
-                    raise BadTar(f"not to be trusted (a member outside itself: {printable(info.name)!r})")
-                last = printable(name)
+                    raise BadTar(f"not to be trusted (a member outside itself: {documents.excerpt(info.name, 200)!r})")
+                last = documents.excerpt(name, 200)
                 if info.isreg() and not info.issparse():
                     yield Member(name, info.offset_data, info.size), tar, info
+                elif other is not None:
+                    other(info, name)
             _check_end(tar, last)
-    except (tarfile.TarError, EOFError, zlib.error, UnicodeError, OverflowError) as error:
-        raise BadTar(f"no readable tar, or cut short after {last} ({error})") from error
+    except BadTar:
+        raise
+    # Python's reader lets numbers of any length and chains of headers of any depth end in errors of the language.
+    except (tarfile.TarError, EOFError, zlib.error, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise BadTar(f"no readable tar, or cut short after {last} ({documents.excerpt(str(error), 200)})") from error
 
 
 def read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -103,9 +114,11 @@ def read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
         opened = tar.extractfile(info)
         data = opened.read() if opened else b""
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise BadTar(f"cut short inside {printable(info.name)} ({error})") from error
+        raise BadTar(
+            f"cut short inside {documents.excerpt(info.name, 200)} ({documents.excerpt(str(error), 200)})"
+        ) from error
     if len(data) != info.size:
-        raise BadTar(f"cut short inside {printable(info.name)}")
+        raise BadTar(f"cut short inside {documents.excerpt(info.name, 200)}")
     return data
 
 

@@ -129,6 +129,12 @@ class TrainData:
         return load(stream, self.config.num_workers, pin=world.device.type == "cuda")
 
 
+def samples_per_epoch(config: DataConfig) -> int:
+    """`TrainData.samples_per_epoch`, from the manifests alone."""
+    stated = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
+    return sum(len(_pool(index, config.subset)) for *_, index in _united(config.train_split, stated)) * config.repeats
+
+
 class _Draws:
     """What one rank draws, micro-batch by micro-batch, from a step of the run on."""
 

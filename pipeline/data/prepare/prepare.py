@@ -57,6 +57,7 @@ def prepare(
     max_bad_share: float = 0.001,
     seed: int = 0,
     val_share: float | None = None,
+    allow_roots: Sequence[str] = (),
     reencode: Reencode | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -71,6 +72,7 @@ def prepare(
         max_bad_share: share of images, over all splits, that may be unreadable; they are listed in the manifest.
         seed: of the order in which samples are written.
         val_share: share of each class held out as val where the source has no split folders.
+        allow_roots: folders and addresses that a list may name beside what lies below its own folder.
         reencode: how images are made smaller; None: their bytes stay as they are.
         workers: processes; the result is the same for any number.
     Raises:
@@ -95,7 +97,15 @@ def prepare(
         return existing
     with full_disk_is_said(out), staging(out) as folders:
         copying = partial(progress, "copying") if progress else None
-        opened = open_source(card, source, val_share=val_share, spool=folders.spool, progress=copying)
+        opened = open_source(
+            card,
+            source,
+            val_share=val_share,
+            splits=splits,
+            allow_roots=allow_roots,
+            spool=folders.spool,
+            progress=copying,
+        )
         recipe["source_fingerprint"] = opened.fingerprint
         if existing is not None:
             return _of_this_source(existing, opened, source)

@@ -12,7 +12,7 @@ from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import Skipped
 from pipeline.data.format.shards import ShardSample, write_shard
 from pipeline.data.format.tars import printable
-from pipeline.data.images.decode import MAX_IMAGE_BYTES, DecodeError, decode_image
+from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.data.images.formats import ENDINGS, JPEG, ending_of
 from pipeline.data.images.perceptual_hash import perceptual_hash
 from pipeline.data.prepare.journal import Record, write_record
@@ -79,12 +79,8 @@ class ShardWriter:
         return sum(sizes) / len(sizes) if sizes else 1.0
 
     def _samples(self, planned: PlannedShard, taken: list[_Taken], skipped: list[Skipped]) -> Iterator[ShardSample]:
-        readable = [entry for entry in planned.entries if entry.size <= MAX_IMAGE_BYTES]
-        contents = self.reader.read(readable)
-        for place, entry in enumerate(planned.entries):
-            data: bytes | Unreadable = Unreadable(f"{entry.size} bytes, more than the {MAX_IMAGE_BYTES} allowed")
-            if entry.size <= MAX_IMAGE_BYTES:
-                data = next(contents)
+        contents = self.reader.read(planned.entries)
+        for place, (entry, data) in enumerate(zip(planned.entries, contents, strict=True)):
             found = self._usable(entry, data)
             if isinstance(found, str):
                 skipped.append(Skipped(entry.split, printable(entry.raw_name), found))

@@ -1,15 +1,19 @@
 """A CSV, TSV or JSONL list of images: columns `path`, `label` and optionally `split`.
 
-A path is absolute, an address (`s3://`, `https://`), or relative to the folder of the list. Labels are class names; where
-all of them are whole numbers, classes are in numeric order.
+A path is absolute, an address (`s3://`, `https://`), or relative to the folder of the list; what lies neither beside nor below
+the list must lie below an allowed root. Labels are class names; where all of them are whole numbers, classes are in numeric
+order.
 """
 
 import csv
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from pipeline import documents
+from pipeline.data.sources.archives.locators import Refused
 from pipeline.data.sources.entry import Entry
+from pipeline.data.sources.list_access import AllowedPlaces
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -29,85 +33,107 @@ def is_list(source: str) -> bool:
     return source.lower().endswith(EXTENSIONS)
 
 
-def open_list(source: str) -> list[Entry]:
-    """The entries of a list, in its order.
+def open_list(source: str, allow_roots: Sequence[str] = ()) -> tuple[list[Entry], str]:
+    """The entries of a list, in its order, and a note.
 
+    Args:
+        allow_roots: places that paths may lie below, beside the folder of the list (`list_access`); all else is counted as
+            images that cannot be read.
     Raises:
-        UserError: no such file, a row without path or label, an unknown split, or a path that is listed twice; each
-            with the number of the line.
+        UserError: no such file, a row without path or label or with one that is none, an unknown split, or a path that is
+            listed twice; each with the number of the line.
     """
-    try:
-        text = objects.read_bytes(source).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no list at {source}: give a CSV or JSONL file with the columns path and label"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"the list {source} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    folder = source.rpartition("/")[0] or "."
+    places = AllowedPlaces(source, allow_roots)
     entries: list[Entry] = []
     lines: dict[str, int] = {}
-    rows = _json_rows(text, source) if source.lower().endswith(EXTENSIONS[2:]) else _csv_rows(text, source)
-    for line, row in rows:
-        path, label, split = (str(row.get(name) if row.get(name) is not None else "").strip() for name in _COLUMNS)
+    num_refused = 0
+    for line, row in _rows(source):
+        where = f"{source}, line {line}"
+        path, label, split = (_text(row.get(name), name, where) for name in _COLUMNS)
         if not path or not label:
-            raise UserError(f"{source}, line {line}: path and label must both be there")
+            raise UserError(f"{where}: path and label must both be there")
         if split and split.lower() not in SPLIT_WORDS:
-            raise UserError(f"{source}, line {line}: split '{split}' must be train, val or test")
-        url = path if "://" in path or path.startswith(("/", "~")) else objects.join(folder, path)
-        if url in lines:
-            raise UserError(f"{source}, line {line}: {path} is on line {lines[url]} already: keep one of them")
-        lines[url] = line
+            raise UserError(f"{where}: split '{documents.excerpt(split)}' must be train, val or test")
+        same, locator, size = places.locate(path)
+        if same in lines:
+            raise UserError(
+                f"{where}: {documents.excerpt(path, 200)} is on line {lines[same]} already: keep one of them"
+            )
+        lines[same] = line
+        num_refused += isinstance(locator, Refused)
         stem, dot, extension = path.partition("://")[2].rpartition(".") if "://" in path else path.rpartition(".")
         if not dot or "/" in extension:
             stem, extension = stem + dot + extension, "img"
         split = SPLIT_WORDS.get(split.lower(), "train")
-        entries.append(Entry(split, label, stem.lstrip("./~"), extension.lower(), (url,), _size(url)))
+        entries.append(Entry(split, label, stem.lstrip("./~"), extension.lower(), locator, size))
     if not entries:
         raise UserError(f"the list {source} has no rows: one image a line is needed")
-    return entries
+    return entries, f"{num_refused} rows of the list name what is not read" if num_refused else ""
+
+
+def _rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows with the numbers of their lines."""
+    if not objects.is_file(source):
+        raise UserError(f"there is no list at {source}: give a CSV or JSONL file with the columns path and label")
+    try:
+        text = objects.read_bytes(source).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the list {source} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    return _json_rows(text, source) if source.lower().endswith(EXTENSIONS[2:]) else _csv_rows(text, source)
+
+
+def _text(value: object, name: str, where: str) -> str:
+    """A cell as text, "" where it is not there."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise UserError(f"{where}: {name} must be text or a whole number, not {documents.excerpt(value)}")
+    text = "" if value is None else str(value).strip().strip("\ufeff").strip()
+    if len(text) > _MAX_CHARACTERS:
+        raise UserError(f"{where}: {name} has {len(text)} characters, more than the {_MAX_CHARACTERS} allowed")
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
+        raise UserError(f"{where}: {name} has a control character: {documents.excerpt(text)!r}")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+        raise UserError(f"{where}: {name} has half a character (a lone surrogate): {documents.excerpt(text)!r}")
+    return text
 
 
 _COLUMNS = ("path", "label", "split")
+_MAX_CHARACTERS = 4000
+_MAX_BYTES = 1 << 32
 
 
-def _csv_rows(text: str, source: str) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if source.lower().endswith(".tsv") else ",")
-    names = [(name or "").strip().lower() for name in reader.fieldnames or []]
-    if not {"path", "label"} <= set(names):
-        raise UserError(
-            f"{source} has the columns {', '.join(names) or '(none)'}: path and label are needed, split may be"
-        )
-    reader.fieldnames = names
-    for row in reader:
-        yield reader.line_num, row
+def _csv_rows(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    delimiter = "\t" if source.lower().endswith(".tsv") else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        names = [(name or "").strip().lower() for name in reader.fieldnames or []]
+        if not {"path", "label"} <= set(names):
+            columns = documents.excerpt(", ".join(names), 200) if names else "(none)"
+            raise UserError(f"{source} has the columns {columns}: path and label are needed, split may be")
+        twice = [name for name in _COLUMNS if names.count(name) > 1]
+        if twice:
+            raise UserError(f"{source} has two columns {twice[0]}: keep one of them")
+        reader.fieldnames = names
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{source}, line {reader.line_num}: no CSV ({documents.excerpt(str(error), 200)})") from error
 
 
-def _json_rows(text: str, source: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{source}, line {number}: no JSON ({error})") from error
+def _json_rows(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in documents.parse_jsonl(text, source, max_bytes=_MAX_BYTES, remedy="mend that line"):
         if not isinstance(row, dict):
             raise UserError(f"{source}, line {number}: an object with path and label is needed")
         yield number, row
 
 
-def _size(url: str) -> int:
-    """Size of a local file; -1 for others: asking a server for each would take hours."""
-    if not objects.is_local(url):
-        return -1
-    try:
-        return objects.size_bytes(url)
-    except OSError:
-        return -1  # reading it will say so, under its name
+def is_number(label: str) -> bool:
+    """Whether a label is a whole number of any length, without sign."""
+    return label.isascii() and label.isdigit()
 
 
 def label_order(labels: set[str]) -> tuple[str, ...]:
     """Class names in label order: numeric where all are whole numbers, else by name."""
-    if all(label.isdecimal() for label in labels):
-        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    if all(is_number(label) for label in labels):
+        digits = {label: label.lstrip("0") for label in labels}  # compared as text: no number is too long for that
+        return tuple(sorted(labels, key=lambda label: (len(digits[label]), digits[label], label)))
     return tuple(sorted(labels))

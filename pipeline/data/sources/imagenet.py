@@ -15,11 +15,15 @@ The two tars may also be there unpacked, as `train/` (class folders or class tar
 import io
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.sources.archives import FoundFile, list_files, list_tar
+from pipeline import documents
+from pipeline.data.sources.archives.find_files import list_files
+from pipeline.data.sources.archives.locators import FoundFile, Refused, Sparse, Zipped
+from pipeline.data.sources.archives.tar_files import list_tar
 from pipeline.data.sources.entry import Entry
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -31,6 +35,7 @@ LABEL_FILES = (
     "ILSVRC2012_validation_synset_labels.txt",
     "val_labels.txt",
 )
+_JPEG = (".jpeg", ".jpg")
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -46,42 +51,56 @@ def open_distributed(source: str) -> tuple[list[Entry], str]:
     Raises:
         UserError: an inner tar that is damaged or not named by a wnid, or validation images without their labels.
     """
-    entries = [
-        Entry("train", wnid, _stem(file.name), "jpeg", file.locator, file.size) for wnid, file in _train_files(source)
-    ]
-    images = _images(source, VAL, "val")
+    left_out: Counter[str] = Counter()
+    train = _train_files(source, left_out)
+    entries = [Entry("train", wnid, _stem(file.name), "jpeg", file.locator, file.size) for wnid, file in train]
+    found = _files(source, VAL, "val", left_out)
+    images = sorted((file for file in found if file.name.lower().endswith(_JPEG)), key=lambda file: file.name)
+    left_out["files of val that are no .JPEG"] += len(found) - len(images)
+    note = "; " + ", ".join(f"{num} {what} were left out" for what, num in left_out.items() if num)
     if not images:
-        return entries, f"no {VAL}: there is no val split"
+        return entries, f"no {VAL}: there is no val split{note}".rstrip("; ")
     labels, where = _val_labels(source, [_stem(file.name) for file in images])
     entries += [
         Entry("val", labels[_stem(file.name)], _stem(file.name), "jpeg", file.locator, file.size) for file in images
     ]
-    return entries, f"validation labels are from {where}"
+    return entries, f"validation labels are from {where}{note}".rstrip("; ")
 
 
-def _images(source: str, archive: str, folder: str) -> list[FoundFile]:
-    found = list_files(objects.join(source, archive)) or list_files(objects.join(source, folder)) or []
-    return sorted((file for file in found if file.name.lower().endswith((".jpeg", ".jpg"))), key=lambda file: file.name)
+def _files(source: str, archive: str, folder: str, left_out: Counter[str]) -> list[FoundFile]:
+    """Those of the archive, or of the folder where there is none; what is left out is added up."""
+    for name in (archive, folder):
+        listing = list_files(objects.join(source, name))
+        if listing is not None and listing.files:
+            left_out += listing.left_out
+            return listing.files
+    return []
 
 
-def _train_files(source: str) -> list[tuple[str, FoundFile]]:
-    archive = objects.join(source, TRAIN)
-    outer = list_files(archive) or list_files(objects.join(source, "train")) or []
+def _train_files(source: str, left_out: Counter[str]) -> list[tuple[str, FoundFile]]:
     found: list[tuple[str, FoundFile]] = []
-    for file in outer:
+    for file in _files(source, TRAIN, "train", left_out):
         folder, _, base = file.name.rpartition("/")
         wnid = base[:-4] if base.endswith(".tar") else folder.rpartition("/")[2]
         if not _WNID.fullmatch(wnid):
             raise UserError(
-                f"{source}: train has {file.name}, which is in no class folder or class tar called n########"
+                f"{source}: train has {documents.excerpt(file.name)}, which is in no class folder or class tar called n########"
             )
         if not base.endswith(".tar"):
             found.append((wnid, file))
             continue
-        inner = list_tar(file.locator[0], *file.locator[1:])
-        if not inner:
-            raise UserError(f"{source}: the class tar {file.name} in train is empty: fetch {TRAIN} again")
-        found += [(wnid, image) for image in inner]
+        place = file.locator
+        if isinstance(place, Refused | Sparse | Zipped):
+            raise UserError(
+                f"{source}: the class tar {documents.excerpt(file.name)} lies in another archive than a plain tar: unpack that"
+            )
+        inner = list_tar(*place)
+        if not inner.files:
+            raise UserError(
+                f"{source}: the class tar {documents.excerpt(file.name)} in train is empty: fetch {TRAIN} again"
+            )
+        left_out += inner.left_out
+        found += [(wnid, image) for image in inner.files]
     if not found:
         raise UserError(f"{source} has no training images: {TRAIN} or train/ is missing or empty")
     return found
@@ -92,7 +111,7 @@ def _val_labels(source: str, stems: Sequence[str]) -> tuple[dict[str, str], str]
     for name in LABEL_FILES:
         where = objects.join(source, name)
         if objects.exists(where):
-            return _label_file(objects.read_bytes(where).decode("utf-8", "replace"), stems, where), name
+            return _label_file(objects.read_bytes(where).decode("utf-8-sig", "replace"), stems, where), name
     devkit = objects.join(source, DEVKIT)
     if objects.exists(devkit):
         return _devkit_labels(objects.read_bytes(devkit), stems, devkit), DEVKIT
@@ -102,7 +121,7 @@ def _val_labels(source: str, stems: Sequence[str]) -> tuple[dict[str, str], str]
 
 
 def _label_file(text: str, stems: Sequence[str], where: str) -> dict[str, str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("ImageId")]
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not line.startswith("ImageId")]
     rows = [re.split(r"[,\s]+", line) for line in lines]
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(stems):
@@ -114,7 +133,12 @@ def _label_file(text: str, stems: Sequence[str], where: str) -> dict[str, str]:
     missing = sorted(set(stems) - set(labels))
     if odd or missing:
         raise UserError(
-            f"{where} " + (f"has a label '{odd[0]}' that is no wnid (n########)" if odd else f"lacks {missing[0]}")
+            f"{where} "
+            + (
+                f"has a label '{documents.excerpt(odd[0])}' that is no wnid (n########)"
+                if odd
+                else f"lacks {documents.excerpt(missing[0])}"
+            )
         )
     return labels
 
@@ -133,7 +157,9 @@ def _devkit_labels(data: bytes, stems: Sequence[str], where: str) -> dict[str, s
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         rows = [wnids[int(line)] for line in truth.decode().split()]
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"the devkit {where} is damaged or another one than of ILSVRC-2012 ({error})") from error
+        raise UserError(
+            f"the devkit {where} is damaged or another one than of ILSVRC-2012 ({documents.excerpt(str(error), 200)})"
+        ) from error
     return _label_file("\n".join(rows), stems, where)
 
 

@@ -4,6 +4,7 @@ Reading one image out of a parquet file costs the whole group of rows around it,
 order of the files, into one spool file on the local disk; writing in shuffled order reads from there.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,14 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import documents
 from pipeline.data.images.formats import has_image_ending
-from pipeline.data.sources.archives import is_folder
+from pipeline.data.sources.archives.find_files import is_folder
+from pipeline.data.sources.archives.locators import Range
 from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
 from pipeline.data.sources.entry import Entry
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
+_FREE_BYTES, _MAX_RATIO = 64 << 20, 100
+"""Images hardly shrink: a file that says it unpacks to more than both is refused before it is."""
+_MAX_BATCH = 4096
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
@@ -46,7 +52,8 @@ def open_parquet(
     folder's name, where that is train, val(idation) or test, else train.
 
     Raises:
-        UserError: no parquet at `source`, damaged, or without one column of images and one of labels.
+        UserError: no parquet at `source`, damaged, without one column of images and one of labels, or with a label that is
+            no class.
     """
     if spool is None:
         raise ValueError(f"a spool folder is needed to read {source}")
@@ -60,43 +67,88 @@ def open_parquet(
     for url in urls:
         with _open(url) as file:
             image, label = _columns(file.schema_arrow, url)
-            names = _class_names(file.schema_arrow, label)
+            names = _class_names(file.schema_arrow, label, url)
             classes = classes or names
             if names != classes:
                 raise UserError(f"{url} has other class names than the files before it: prepare them apart")
             split = _split_of(url)
             stem = url.rpartition("/")[2].removesuffix(".parquet")
             for number, (value, name) in enumerate(_label_rows(file, image, label, url)):
-                if value is None or value == -1 or value == "":
+                if row >= len(sizes):
+                    raise UserError(f"{url} has more labels than images: fetch it again")
+                class_name = _class_of(value, classes, f"{url}, row {number}")
+                if class_name is None:
                     num_unlabelled += 1
                 else:
-                    class_name = classes[value] if classes and isinstance(value, int) else str(value)
                     key, _, extension = (name or "").rpartition(".")
                     key = key or f"{stem}-{number:07d}"
-                    locator = (path, int(offsets[row]), int(sizes[row]))
-                    entries.append(Entry(split, class_name, key, extension.lower() or "img", locator, locator[2]))
+                    place = Range(path, int(offsets[row]), int(sizes[row]))
+                    entries.append(Entry(split, class_name, key, extension.lower() or "img", place, place.size))
                 row += 1
     if not entries:
         raise UserError(f"{source} has no labelled image ({num_unlabelled} rows without label)")
     return entries, classes, f"{num_unlabelled} rows without a label were left out" if num_unlabelled else ""
 
 
-def _open(url: str) -> Any:
-    """A context manager: the parquet file of a URL."""
-    import contextlib
+def _class_of(value: Any, classes: tuple[str, ...], where: str) -> str | None:
+    """The class name of a label; None for a row without one (null, empty text, or -1)."""
+    if value is None or value == "" or (value == -1 and not isinstance(value, bool)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where}: the label is {type(value).__name__}; it must be text or a whole number")
+    if isinstance(value, str):
+        return value.strip().strip("\ufeff")
+    if value < 0 or (classes and value >= len(classes)):
+        raise UserError(
+            f"{where}: the label {value} is none of the classes 0 to {len(classes) - 1 if classes else '...'}"
+        )
+    return classes[value] if classes else str(value)
 
+
+@contextlib.contextmanager
+def _open(url: str) -> Iterator[Any]:
+    """The parquet file of a URL; UserError if it is none, or unpacks to more than its size allows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    @contextlib.contextmanager
-    def opened() -> Iterator[Any]:
-        with objects.open_read(url) as stream:
-            try:
-                yield pq.ParquetFile(stream)
-            except pa.ArrowException as error:
-                raise UserError(f"{url} is no readable parquet, or is cut short ({error}): fetch it again") from error
+    with objects.open_read(url) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+            size = objects.size_bytes(url)
+            unpacked = sum(_group_bytes(file))
+            if unpacked > max(_FREE_BYTES, _MAX_RATIO * size):
+                raise UserError(
+                    f"{url} unpacks from {size} to {unpacked} bytes, as no images do: if you trust it, write it anew with "
+                    "less compression"
+                )
+            yield file
+        # Arrow's errors are of many kinds; those of the operating system carry a number and are not about the file.
+        except (pa.ArrowException, UnicodeError, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"{url} is no readable parquet, or is cut short ({_short(error)}): fetch it again"
+            ) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise UserError(
+                f"{url} is no readable parquet, or is cut short ({_short(error)}): fetch it again"
+            ) from error
 
-    return opened()
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _group_bytes(file: Any) -> list[int]:
+    """What the file says that each group of rows unpacks to. Of a column alone it can say so, too, but pyarrow 25 ends the
+    whole process where that description is damaged."""
+    return [max(0, file.metadata.row_group(group).total_byte_size) for group in range(file.metadata.num_row_groups)]
+
+
+def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    """Rows in batches that are small even if each of them is the largest value of its column: a dictionary holds it once."""
+    rows = min(_MAX_BATCH, max(1, _FREE_BYTES // max(1, *_group_bytes(file), 1)))
+    return iter(file.iter_batches(batch_size=rows, columns=columns, use_threads=False))
 
 
 def _columns(schema: Any, url: str) -> tuple[str, str]:
@@ -124,12 +176,17 @@ def _one(found: Sequence[str], known: Sequence[str], what: str, schema: Any, url
     )
 
 
-def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+def _class_names(schema: Any, label: str, url: str) -> tuple[str, ...]:
     """Names that Hugging Face's metadata gives the numbers of the label column; empty where it does not."""
+    described = (schema.metadata or {}).get(b"huggingface")
+    if described is None:
+        return ()
+    content = documents.parse_json(described, f"the metadata of Hugging Face in {url}", remedy="fetch it again")
     try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return tuple(str(name).replace("/", "_") for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+        return tuple(
+            str(name).strip("\ufeff").replace("/", "_") for name in content["info"]["features"][label]["names"]
+        )
+    except (KeyError, TypeError):
         return ()
 
 
@@ -144,7 +201,7 @@ def _split_of(url: str) -> str:
 def _label_rows(file: Any, image: str, label: str, url: str) -> Iterator[tuple[Any, str | None]]:
     """(label, path of the image inside its struct) of each row; no image bytes are read."""
     has_path = image + ".path" in {file.schema.column(i).path for i in range(len(file.schema))}
-    for batch in file.iter_batches(columns=[label, image + ".path"] if has_path else [label], use_threads=False):
+    for batch in _batches(file, [label, image + ".path"] if has_path else [label]):
         labels = batch.column(label).to_pylist()
         paths = (
             [entry and entry.get("path") for entry in batch.column(image).to_pylist()]
@@ -189,9 +246,14 @@ def _copy_images(url: str, target: Any) -> Iterator[int]:
             for i in range(len(file.schema))
             if file.schema.column(i).path == f"{image}.bytes"
         ]
-        # Small batches: a row of a photograph may be a megabyte.
-        for batch in file.iter_batches(batch_size=64, columns=nested or [image], use_threads=False):
+        limit = max(_FREE_BYTES, _MAX_RATIO * objects.size_bytes(url))
+        for batch in _batches(file, nested or [image]):
             for value in batch.column(image):
                 data = (value["bytes"] if nested else value).as_py() or b""
+                limit -= len(data)
+                if limit < 0:
+                    raise UserError(
+                        f"{url} unpacks to more than {_MAX_RATIO} times its size, as no images do: do not trust it"
+                    )
                 target.write(data)
                 yield len(data)

@@ -16,6 +16,7 @@ from pipeline.data.format.manifest import Manifest, SplitIndex
 from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.data.images.perceptual_hash import FLAT_HASH
 from pipeline.data.verify.hash_search import MAX_RADIUS, hash_pairs
+from pipeline.display import csv_cell
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -62,7 +63,7 @@ class Overlap:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["key_a", "key_b", "distance", "kind", "split_a", "split_b"])
-        writer.writerows(tuple(asdict(pair).values()) for pair in self.pairs)
+        writer.writerows(map(csv_cell, asdict(pair).values()) for pair in self.pairs)
         return text.getvalue().encode()
 
     def to_json(self) -> bytes:

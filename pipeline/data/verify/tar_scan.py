@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.data.format.tars import HashingStream, Member, printable, read_member, walk
-from pipeline.data.images.decode import DecodeError, decode_image
+from pipeline.data.images.decode import MAX_IMAGE_BYTES, DecodeError, decode_image
 from pipeline.data.images.perceptual_hash import perceptual_hash
-from pipeline.data.prepare.shard_writer import MAX_IMAGE_BYTES
 from pipeline.data.verify.wds_labels import LABEL_EXTENSIONS, MAX_LABEL_BYTES, label_text
 from pipeline.storage import objects
 

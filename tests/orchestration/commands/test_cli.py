@@ -1,8 +1,11 @@
 """What a person meets: help, and one sentence with exit code 2 for each mistake."""
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,7 @@ def test_every_example_parses(command: str, capsys: pytest.CaptureFixture[str]) 
         ("pretrain nfnet_tiny_glyphs", "--out"),
         ("pretrain nfnet_tiny_glyphs --out {tmp}/x", "no data"),
         ("pretrain nfnet_tiny_glyphs --out {tmp}/x --data.url {tmp}/nothing", "nothing"),
-        ("pretrain nfnet_tiny_glyphs --out {tmp}/x --optim.learning_rat 1", "did you mean 'learning_rate'"),
+        ("pretrain nfnet_tiny_glyphs --out {tmp}/x --optim.learning_rat 1", "did you mean --optim.learning_rate?"),
         ("pretrain nfnet_tiny_glyphs --out {tmp}/x --seed", "needs a value"),
         ("pretrain {tmp}/nothing.yaml --out {tmp}/x", "no file"),
         ("inspect nfnet_f44", "nfnet_f4"),
@@ -102,8 +105,24 @@ def test_a_mistake_gets_one_sentence_and_two(
 ) -> None:
     code, _, err = run(words.format(tmp=tmp_path), capsys)
     assert code == 2, err
-    assert err.startswith("normfree: ") and len(err.strip().splitlines()) == 1 and message in err
+    lines = [line for line in err.splitlines() if " ... (" not in line]  # what is being done, where it takes long
+    assert len(lines) == 1 and lines[0].startswith("normfree: ") and message in lines[0]
     assert not (tmp_path / "x" / "manifest.json").exists() and not (tmp_path / "x" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "läufe-日"),
+        ({"PYTHONIOENCODING": "ascii"}, r"l\xe4ufe-\u65e5"),
+    ],
+)
+def test_a_locale_of_ascii_keeps_names_and_is_no_fault_of_ours(
+    environment: dict[str, str], shown: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "orchestration.cli", "data", "verify", "läufe-日"]
+    found = subprocess.run(command, env={**os.environ, **environment}, capture_output=True)
+    assert found.returncode == 2 and shown in found.stderr.decode() and b"fault of ours" not in found.stderr
 
 
 def test_verify_sees_one_changed_byte(digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,18 +174,81 @@ def test_the_same_seed_draws_the_same_picture(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_show_prints_the_resolved_run(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run("pretrain nfnet_tiny_glyphs --show --optim.learning_rate 0.125", capsys)
-    assert code == 0 and "learning_rate: 0.125" in out
+    code, out, _ = run("pretrain --optim.learning_rate 0.125 nfnet_tiny_glyphs --show --engine.zero_stage=1", capsys)
+    assert code == 0 and "learning_rate: 0.125" in out and "zero_stage: 1" in out
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("--epochs", "--duration"), ("--lr", "--optim.learning_rate"), ("-lr", "--optim.learning_rate"),
+        ("--batch-size", "--global_batch"), ("--optim.lr", "--optim.learning_rate"), ("--gpus", "--num-processes"),
+        ("--num_processes", "--num-processes"), ("--tracking", "--tracking-uri"), ("--global-batch", "--global_batch"),
+        ("--Optim.Momentum", "--optim.momentum"), ("--model.option.drop_rate", "--model.options.drop_rate"),
+    ],
+)  # fmt: skip
+def test_the_words_of_other_programs_lead_to_ours(word: str, right: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (f"pretrain nfnet_tiny_glyphs {word} 3 --show", f"pretrain {word} 3 nfnet_tiny_glyphs --show"):
+        code, _, err = run(words, capsys)
+        assert code == 2 and f"did you mean {right}" in err
+
+
+def test_the_overview_the_version_and_help_as_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run("", capsys)
+    assert code == 2 and not out and "transfer" in err
+    code, overview, _ = run("--help", capsys)
+    assert code == 0 and run("help", capsys)[:2] == (0, overview) and overview == err
+    assert run("help pretrain", capsys) == run("pretrain --help", capsys)
+    code, out, _ = run("--version", capsys)
+    assert code == 0 and out.startswith("normfree 0.")
+    code, _, err = run("pretran x", capsys)
+    assert code == 2 and "did you mean pretrain?" in err
+
+
+def test_help_breaks_no_word_in_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in COMMANDS:
+        _, out, _ = run(f"{command} --help", capsys)
+        assert not [line for line in out.partition("examples:")[0].splitlines() if line.endswith("-") or len(line) > 80]
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("--duration '20 steps' --optim.warmup '30 steps'", "--optim.warmup"),
+        ("--duration '20 epochs' --optim.warmup '2600 samples' --data.url {digits}", ""),
+        ("--duration '5 steps' --optim.warmup '1 epochs' --data.url {digits}", "--optim.warmup"),
+        ("--global_batch 127 --num-processes 2", "global_batch"),
+        ("--global_batch 126 --data.repeats 4", "data.repeats"),
+        ("--micro_batch 3 --global_batch 9 --augment.mixup_alpha 0.2", "micro_batch"),
+        ("--optim.final_learning_rate 0.5", "optim.final_learning_rate"),
+        ("--augment.area_min 0.9 --augment.area_max 0.5", "augment.area_min"),
+        ("--saving.keep_best 1 --data.eval_split none", "saving.keep_best"),
+        ("--model.name nfnet_f99", "nfnet_f9"),
+        ("--model.options.drop_rate lots", "model.options.drop_rate"),
+        ("--model.name timm:vit_tiny_patch16_224 --model.options.depth 2", "augment.image_px"),
+        ("--model.name timm:vit_tiny_patch16_224 --augment.image_px 224", ""),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_anything_starts(
+    words: str, option: str, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"pretrain nfnet_tiny_glyphs {words.format(digits=digits)}"
+    code, _, err = run(f"{words} --show", capsys)
+    assert (code, option in err) == (2 if option else 0, True), err
+    if option:
+        data = "" if "--data.url" in words else f"--data.url {digits}"
+        assert run(f"{words} {data} --out {tmp_path / 'x'}", capsys)[0] == 2 and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
     ("given", "used"), [([], "http://night:5000"), (["--tracking-uri", "http://mine:5000"], "http://mine:5000")]
 )
 def test_a_run_goes_to_the_tracker_that_the_environment_names_as_every_other_command_does(
-    given: list[str], used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[str], used: str, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("orchestration.launch.local.pretrain", lambda run, out, **named: seen.append(named) or 0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://night:5000")
-    assert main(["pretrain", "nfnet_tiny_glyphs", "--out", str(tmp_path / "run"), *given]) == 0
+    assert main(["pretrain", "nfnet_tiny_glyphs", "--data.url", digits, "--out", str(tmp_path / "run"), *given]) == 0
     assert seen[0]["tracking_uri"] == used

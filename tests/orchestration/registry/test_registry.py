@@ -237,7 +237,8 @@ def test_a_scorecard_stands_in_tags_and_on_the_page(run: str, records: str, tmp_
     version = connect(records).get_model_version("m10", made.version)
     (row,) = json.loads(version.tags["scorecard.rows"])
     assert (row["task"], row["shots"], row["pretrained"], row["gain"]) == ("digits", 5, 0.755, 0.25)
-    assert "| digits | ridge | 5 | 75.5 | 50.5 | +25.0 |" in version.description.replace(sweep_summary.GAP, "")
+    page = version.description.replace(sweep_summary.GAP, "").replace("\u00a0", " ")
+    assert "| Digits | ridge | 5 | 75.5 ± 6.4 | 50.5 ± 6.4 | +25.0 ± 0.0 | 2 | wins |" in page
 
 
 def test_two_commands_from_a_name_to_a_classified_picture(

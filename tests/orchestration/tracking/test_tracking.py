@@ -460,9 +460,10 @@ def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir:
         parent.data.tags["best.digits"] == "0.9000 digits-ridge-pretrained-5-final-0"
     )  # the search's 0.99 is no result
     assert parent.data.tags["failures"] == "digits-ridge-pretrained-5-final-2: out of memory"
-    assert "| Digits | ridge | 5 | 85.0 ± 10.0 | 50.0 | +35.0 | wins, 1 failed |" in parent.data.tags[
-        "mlflow.note.content"
-    ].replace(sweep_summary.GAP, "").replace("\u00a0", " ")
+    assert (
+        "| Digits | ridge | 5 | 85.0 ± 10.0 | 50.0 (one seed) | +35.0 (one seed) | 2/1 | wins, 1 failed |"
+        in parent.data.tags["mlflow.note.content"].replace(sweep_summary.GAP, "").replace("\u00a0", " ")
+    )
     assert "heartbeat_s" in parent.data.tags and parent.info.status == "FAILED"
 
 

@@ -3,13 +3,16 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
+from torch import nn
 
 import nfnet
 from pipeline.checkpoint import commit as checkpoint
@@ -20,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.export import export as export_module
 from pipeline.export import source, to_onnx, to_timm
 from pipeline.export.export import WRITERS, export
+from pipeline.export.model_card import model_card
 from pipeline.export.source import TOLERANCE, open_source
 from pipeline.models.backbone import ModelConfig, build_model, load_backbone
 from pipeline.storage import objects
@@ -305,3 +309,23 @@ def test_the_card_counts_the_samples_that_the_run_lost(make_checkpoint: Make, tm
     pages = [{"epochs": [0, 2], "skipped": 2}, {"epochs": [3, 3], "skipped": 1}]
     (tmp_path / "run" / "ledger.json").write_text(json.dumps({"step": 7, "pages": pages}))
     assert "by its ledger of step 7: 7." in card(url, tmp_path / "out")
+
+
+def test_names_of_the_record_are_no_markup_of_the_card(make_checkpoint: Make, tmp_path: Path) -> None:
+    attack = "x`</code>\n```\n\n# owned\n<img src=http://a>[b](http://c)\x1b[2J"
+    commit = checkpoint.read_commit(make_checkpoint(tmp_path))
+    config = commit.config | {"name": attack, "seed": attack}
+    config |= {"model": {**config["model"], "init_from": attack}, "data": {**config["data"], "eval_split": attack}}
+    record = replace(commit, classes=(attack,), dataset={"name": attack, "digest": attack}, config=config)
+    described = {
+        "kind": "timm", "weights": "raw", "check": {"difference": 0},
+        "preprocessing": {"resize": "square", "resize_px": 8, "px": 8, "interpolation": attack, "mean": [0], "std": [1]},
+    }  # fmt: skip
+    text = model_card(nn.Linear(1, 1), record, described)
+    assert "\x1b" not in text and r"\x1b[2J" in text
+    tokens = [token for one in MarkdownIt().parse(text.split("---\n", 2)[2]) for token in (one, *(one.children or ()))]
+    assert not {"html_block", "html_inline", "link_open", "image"} & {token.type for token in tokens}
+    headings = [
+        token.content for token, before in zip(tokens[1:], tokens, strict=False) if before.type == "heading_open"
+    ]
+    assert headings[1:] == ["Use", "Preprocessing", "Data", "Recipe", "Results", "Limits"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,3 +94,19 @@ def test_files_that_fit_no_task_are_refused(digits_sweep: Path, tmp_path: Path) 
             read_overlaps(words, findings)
     (tmp_path / "empty.csv").write_text(good.read_text().splitlines()[0] + "\n")
     assert read_overlaps([str(tmp_path / "empty.csv")], findings)["digits"].share == 0.0  # nothing found is an answer
+
+
+def test_a_key_that_a_spreadsheet_would_compute_is_text_in_the_file_and_found_again(
+    digits_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = load_findings(digits_sweep)
+    manifest = findings.datasets["digits"]
+    assert not isinstance(manifest, str)
+    index = SimpleNamespace(keys=["=1+1", "-2\t+3", "a"], num_samples=3)
+    monkeypatch.setattr(type(manifest), "split", lambda self, name: index)
+    for name in ("digits.csv", "digits.json"):
+        pairs = tuple(Pair("@up", key, 0, "bytes", "train", "val") for key in ("=1+1", "-2\t+3"))
+        found = Overlap(pairs, 9, 2, 2, 2, 0, 0)
+        (tmp_path / name).write_bytes(found.to_json() if name.endswith("json") else found.to_csv())
+        assert read_overlaps([str(tmp_path / name)], findings)["digits"].samples.tolist() == [0, 1]
+    assert b"\n'@up,'=1+1," in (tmp_path / "digits.csv").read_bytes()

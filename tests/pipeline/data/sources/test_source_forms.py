@@ -138,10 +138,13 @@ def test_a_list_of_addresses_in_a_store_and_on_a_server(tree, tmp_path):
         rows.append({**row, "path": f"{where}/{row['path']}"})
     try:
         source = write_list(tmp_path / "a.jsonl", rows)
-        assert images_of(source) == expected(tree)
+        roots = ["memory://listed", f"http://127.0.0.1:{server.server_port}/"]
+        assert images_of(source) == []  # none lies beside the list
+        assert images_of(source, allow_roots=roots) == expected(tree)
         gone = {**rows[1], "path": f"http://127.0.0.1:{server.server_port}/no-such.png", "split": "train"}
         write_list(source, [*rows, gone])
-        manifest = prepare(CARD, str(tmp_path / "out"), source=str(source), max_bad_share=0.1)
+        out = str(tmp_path / "out")
+        manifest = prepare(CARD, out, source=str(source), max_bad_share=0.1, allow_roots=roots)
     finally:
         server.shutdown()
     assert [entry.reason for entry in manifest.skipped] == ["no such file"]

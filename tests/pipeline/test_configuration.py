@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import nfnet
 from pipeline import recipes
 from pipeline.configuration import from_dict, to_dict
 from pipeline.duration import Duration
@@ -55,6 +56,40 @@ def test_an_override_reaches_the_field_with_its_type() -> None:
 def test_a_wrong_field_or_value_is_refused_with_what_to_change(field: str, value: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(RUN, {field: value})
+
+
+def test_options_of_a_network_have_its_types_from_text_and_from_yaml() -> None:
+    texts = {
+        "drop_rate": "0.3",
+        "ws_eps": "1e-5",
+        "beta_first": "true",
+        "width_divisor": "8",
+        "activation": "silu",
+        "skip_init": "none",
+    }
+    typed = {
+        "drop_rate": 0.3,
+        "ws_eps": 1e-5,
+        "beta_first": True,
+        "width_divisor": 8,
+        "activation": "silu",
+        "skip_init": None,
+    }
+    run = override(RUN, {f"model.options.{name}": text for name, text in texts.items()})
+    assert run.model.options == typed and load_yaml(dump_yaml(run), "x") == run
+    nfnet.create_model("nfnet_tiny", 2, **run.model.options)
+    theirs = {
+        "drop_path_rate": "0.1",
+        "img_size": "[64, 64]",
+        "depth": "2",
+        "qkv_bias": "false",
+        "act_layer": "gelu",
+        "norm": "none",
+    }
+    peer = override(RUN, {"model.name": "timm:x", **{f"model.options.{name}": text for name, text in theirs.items()}})
+    assert list(peer.model.options.values()) == [0.1, [64, 64], 2, False, "gelu", None]
+    with pytest.raises(UserError, match=r"model\.options has no 'drop_rat'; did you mean 'drop_rate'"):
+        override(RUN, {"model.options.drop_rat": "1"})
 
 
 def test_an_unknown_recipe_gets_the_nearest_name() -> None:

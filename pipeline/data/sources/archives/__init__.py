@@ -1,0 +1,1 @@
+"""The files inside a folder, a tar or a zip: found, and read in place."""

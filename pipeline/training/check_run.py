@@ -1,0 +1,62 @@
+"""Whether a run fits together, before anything of it starts: its parts, its processes, its network and its data."""
+
+import torch
+
+from pipeline.data.loading.datasets import samples_per_epoch
+from pipeline.errors import UserError
+from pipeline.models import timm_models
+from pipeline.models.backbone import make
+from pipeline.training.run import Run
+
+
+def check_run(run: Run, *, num_ranks: int = 1, read_data: bool = True) -> None:
+    """Raises UserError naming the field that does not fit.
+
+    Args:
+        read_data: read the dataset's manifest too; without it durations are compared where their units allow it.
+    """
+    micro_batch, _ = run.batch_plan(num_ranks)
+    run.augment.check_micro_batch(micro_batch)
+    if run.global_batch % run.data.repeats:
+        raise UserError(
+            f"global_batch is {run.global_batch} and data.repeats {run.data.repeats}; set global_batch to a multiple of "
+            "data.repeats, so that a batch holds all copies of an image"
+        )
+    if run.saving.keep_best and run.data.eval_split is None:
+        raise UserError("saving.keep_best needs evaluations, and data.eval_split is none; set one of the two")
+    check_network(run)
+    check_durations(run, samples_per_epoch(run.data) if read_data else None)
+
+
+def check_network(run: Run) -> None:
+    """The network as a skeleton without memory: its name, its options and, for timm's, its input size."""
+    name, px = run.model.name, run.augment.image_px
+    with torch.device("meta"):
+        model = make(name, 1000, run.model.options)
+    if timm_models.is_peer(name):
+        try:
+            model.eval()(torch.zeros(1, 3, px, px, device="meta"))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"augment.image_px is {px}, which {name} does not take ({(str(error).splitlines() or [''])[0]}); set it to "
+                "the network's own size, or model.options.img_size to this one"
+            ) from None
+
+
+def check_durations(run: Run, epoch_samples: int | None) -> None:
+    """A warm-up that ends within the run.
+
+    Args:
+        epoch_samples: positions of an epoch; None where nobody knows them yet: what only they decide is passed over.
+    """
+    warmup, duration = run.optim.warmup, run.duration
+    if epoch_samples is None:
+        if warmup.unit != duration.unit and "epochs" in (warmup.unit, duration.unit) and warmup.value:
+            return
+        epoch_samples = 1000 * run.global_batch  # of two in epochs, any size finds the longer one
+    sizes = {"samples_per_epoch": epoch_samples, "global_batch": run.global_batch}
+    if warmup.steps(**sizes) > duration.steps(**sizes):
+        raise UserError(
+            f"optim.warmup is {warmup} ({warmup.steps(**sizes):,} steps), longer than the run's duration of {duration} "
+            f"({duration.steps(**sizes):,} steps); shorten --optim.warmup or lengthen --duration"
+        )

@@ -1,0 +1,87 @@
+"""Which folders are splits, which are classes, and which are refused because they may be either."""
+
+import pytest
+
+from pipeline.data.sources.open_source import open_source
+from pipeline.errors import UserError
+from tests.pipeline.data.sources.trees import CARD, TREE, folder_of, found, note
+
+CLASSES = ["{}/ant/1.png", "{}/bee/2.png"]
+
+
+def in_folders(*splits):
+    return [name.format(split) for split in splits for name in CLASSES]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([*in_folders("train"), "val/1.png", "val/2.png"], r"\(val/1.png and 1 more\).*if val has no labels"),
+        ([*TREE, "test/0.png", "test/1.png"], r"outside the class folders \(test/0.png"),
+        ([*TREE, "train/overview.png"], r"\(train/overview.png\)"),
+        ([*TREE, "cover.png"], r"\(cover.png\)"),
+        (in_folders("training_set", "test_set"), "look like splits.*test_set, training_set"),
+        (in_folders("seg_train", "seg_test"), "look like splits"),
+        (in_folders("seg_train/seg_train", "seg_test/seg_test"), "look like splits"),
+        (in_folders("trainset", "testset"), "look like splits"),
+        (in_folders("train2017", "val2017"), "look like splits"),
+        (in_folders("TrainImages", "TestImages"), "look like splits"),
+        (in_folders("cats-train", "cats-test"), "look like splits"),
+        (["ant/1.png", "bee/2.png", "test/3.png"], r"look like splits.*\(test\)"),
+        (["train/1.png", "test1/2.png"], "look like splits"),
+        ([f"{name}/{n}.png" for n in range(2) for name in ("trainA", "trainB", "testA")], "look like splits"),
+    ],
+)
+def test_what_may_be_a_split_or_a_class_is_refused_by_name(tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
+        found(folder_of(tmp_path, names))
+
+
+@pytest.mark.parametrize("odd", ["bullet_train", "test tube", "train station", "validator", "contest"])
+def test_a_class_with_such_a_word_in_its_name_is_a_class(tmp_path, odd):
+    names = ["ant/1.png", f"{odd}/1.png"]
+    assert found(folder_of(tmp_path, names)) == sorted(f"train/{name}" for name in names)
+
+
+def test_a_train_among_other_things_is_a_class_and_that_is_said(tmp_path):
+    source = folder_of(tmp_path, ["ant/1.png", "bee/1.png", "train/1.png"])
+    assert found(source) == ["train/ant/1.png", "train/bee/1.png", "train/train/1.png"]
+    assert "the folder train was taken for a class" in note(source)
+
+
+def test_a_split_that_is_not_wanted_is_not_looked_at(tmp_path):
+    source = folder_of(tmp_path, [*TREE, "test/0.png"])
+    opened = open_source(CARD, str(source), splits=["train", "val"])
+    assert len(opened.entries) == len(TREE) and "1 images of other splits" in opened.note
+
+
+def test_folders_below_classes_are_said(tmp_path):
+    assert "1 images lie in folders below" in note(folder_of(tmp_path, [*TREE, "train/ant/left/3.png"]))
+
+
+HIDDEN = [
+    "train/.ipynb_checkpoints/1.png",
+    "train/@eaDir/1.png",
+    "train/ant/@eaDir/1.png",
+    "val/__MACOSX/1.png",
+    "__MACOSX/train/ant/._0.png",
+    ".git/objects/a.png",
+    "train/.DS_Store",
+    "train/ant/Thumbs.db",
+    "train/ant/.thumb.png",
+    "$RECYCLE.BIN/1.png",
+]
+
+
+def test_hidden_folders_and_files_are_left_out_at_any_depth_and_counted(tmp_path):
+    source = folder_of(tmp_path / "a", [*TREE, *HIDDEN, "train/ant/notes.txt", "README"])
+    assert found(source) == TREE
+    assert "12 files that are hidden or no images were left out (10 hidden, 1 .txt, 1 without ending)" in note(source)
+
+
+@pytest.mark.parametrize(
+    "name", ["train/cow/.1.png", "train/cow/notes.txt", "train/cow/Thumbs.db", "test/cow/list.txt"]
+)
+def test_a_class_folder_without_a_visible_image_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="cow"):
+        found(folder_of(tmp_path, [*TREE, name]))
