@@ -32,6 +32,7 @@ HOMES = {
         "orchestration/tracking/mlflow_client.py",
         "orchestration/tracking/tracking_uri.py",
         "orchestration/tracking/sweep_tracking.py",
+        "orchestration/serve/own_server.py",
         "orchestration/serve/server.py",
         "orchestration/registry/registry.py",
         "orchestration/registry/export_mlflow.py",

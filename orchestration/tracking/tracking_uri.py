@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import sqlite3
 import sys
 import urllib.parse
@@ -62,11 +63,11 @@ def make_sqlite(tracking_uri: str) -> None:
     """Where the URI is of a SQLite file that is not there yet: MLflow's tables, in a file aside that is then renamed.
 
     MLflow makes its tables one after the other in the file itself; one that was cut short by a kill or a full disk is of no
-    use for ever ("table ... already exists"). Such a file is put aside if it holds no run, and made anew. Nothing is done to
-    any other file: an old one is MLflow's to migrate. UserError for a file that is no database.
+    use for ever ("table ... already exists"). Such a file is put aside if it holds nothing of anybody's, and made anew. Nothing
+    is done to any other file: an old one is MLflow's to migrate. UserError for a file that is no database.
     """
     file = sqlite_file(tracking_uri)
-    if file is None or _has_runs(file):
+    if file is None or _has_content(file):
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with only_one(file.with_name(f".{file.name}.lock"), lambda: False, wait_s=MADE_WITHIN_S, poll_s=0.05) as is_mine:
@@ -74,41 +75,44 @@ def make_sqlite(tracking_uri: str) -> None:
             raise UserError(
                 f"another process has been making {file} for {MADE_WITHIN_S:.0f} s; end it, and start again"
             )
-        if file.exists() and file.stat().st_size and (_has_runs(file) or not _is_unfinished(file)):
+        if file.exists() and file.stat().st_size and (_has_content(file) or not _is_unfinished(file)):
             return
         if file.exists():
             aside = file.with_name(f"{file.name}.unfinished")
             os.replace(file, aside)
             print(
-                f"tracking: {file} was cut short when it was made, and holds no run; it is {aside.name} now",
+                f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now",
                 file=sys.stderr,
             )
         for part in file.parent.glob(f".{file.name}.*.making*"):  # of a process that was killed here: the lock is ours
             part.unlink()
-        making = file.with_name(f".{file.name}.{os.getpid()}.making")
+        # A new name each time: MLflow keeps a store for each URI that it has opened.
+        making = file.with_name(f".{file.name}.{secrets.token_hex(4)}.making")
         _open(making)
         os.replace(making, file)
 
 
-def _has_runs(file: Path) -> bool:
+def _has_content(file: Path) -> bool:
     if not file.exists() or not file.stat().st_size:
         return False
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        try:
-            return connection.execute("select 1 from runs limit 1").fetchone() is not None
-        except sqlite3.OperationalError:  # no such table; or it is locked, and then somebody uses it
-            return False
-        except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"{file} is no SQLite file ({error}); move it away, or give another --tracking-uri"
-            ) from None
+        for query in ("runs", "registered_models", "experiments where experiment_id != 0"):
+            try:
+                if connection.execute(f"select 1 from {query} limit 1").fetchone() is not None:
+                    return True
+            except sqlite3.OperationalError:  # no such table yet; or it is locked, and then somebody uses it
+                continue
+            except sqlite3.DatabaseError as error:
+                text = f"{file} is no SQLite file ({error}); move it away, or give another --tracking-uri"
+                raise UserError(text) from None
+    return False
 
 
 def _is_unfinished(file: Path) -> bool:
     try:
         _open(file)
     except Exception as error:  # of SQLAlchemy, alembic or MLflow; what else is wrong with it, its next user is told
-        return re.search(r"already exists|no such table|duplicate column", str(error)) is not None
+        return re.search(r"already exists|no such table|duplicate column|out-of-date", str(error)) is not None
     return False
 
 

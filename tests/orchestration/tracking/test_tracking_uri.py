@@ -26,8 +26,9 @@ def test_mlflow_keeps_its_records_in_the_run_folder_whatever_its_name(name: str,
     assert (run / "mlflow.db").exists() and [p.name for p in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("is_early", [True, False])
 def test_a_store_that_was_cut_short_is_made_anew_and_kept_aside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    is_early: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlflow.store.db_migrations.versions.e1f2a3b4c5d6_add_budget_policies_table import down_revision
 
@@ -37,6 +38,8 @@ def test_a_store_that_was_cut_short_is_made_anew_and_kept_aside(
         file
     ) as connection:  # as a kill leaves it that comes between a table and the note that it is made
         connection.execute("update alembic_version set version_num = ?", (down_revision,))
+        if is_early:
+            connection.execute("drop table jobs")
     connect(sqlite_uri(file)).create_experiment("e")
     assert (tmp_path / "mlflow.db.unfinished").exists() and "cut short" in capsys.readouterr().err
 
