@@ -136,8 +136,9 @@ def rank_variables(num_processes: int) -> Iterator[dict[str, str]]:
     del store
 
 
-def _die_with(parent: int, number: int) -> None:
-    """Before anything else, so that the only moment that the kernel does not watch is checked afterwards."""
+def die_with(parent: int, number: int) -> None:
+    """Get this signal when `parent` ends; before anything else, so that the only moment that the kernel does not watch is
+    checked afterwards."""
     if number and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
@@ -146,7 +147,7 @@ def _die_with(parent: int, number: int) -> None:
 
 def main() -> Any:
     parent, number, module, *arguments = sys.argv[1:]
-    _die_with(int(parent), int(number))
+    die_with(int(parent), int(number))
     sys.argv = [module, *arguments]
     return runpy.run_module(module, run_name="__main__", alter_sys=True)
 

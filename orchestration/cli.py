@@ -16,7 +16,7 @@ EXIT_OURS = 1
 
 
 class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:  # noqa: ARG002
         from importlib.metadata import version
 
         print(f"normfree {version('normfree')}")

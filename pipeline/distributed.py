@@ -1,18 +1,25 @@
-"""Which process this is, of how many, on which device: one value, asked for once."""
+"""Which process this is, of how many, on which device: one value, asked for once; and what ranks tell each other."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from nfnet.kernels import cpu
+from pipeline.errors import UserError
+from pipeline.supervision.rank_environment import place
+
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others ends with an error instead of hanging."""
@@ -31,17 +38,20 @@ class World:
 
 
 def join() -> World:
-    """This process's place, joining the process group that the launcher's variables (RANK, WORLD_SIZE, ...) describe.
+    """This process's place in the process group that the launcher's variables describe (`place`), joining it.
 
     A process that was started alone makes a group of its own over a temporary file: no port is taken, so any number of
     single-process runs (trials of a sweep) live on one machine. gloo without a GPU, NCCL with one.
     """
     has_gpu = torch.cuda.is_available()
     if not dist.is_initialized():
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed refuses to start without it
+        here = place()
+        if here.overlooked:
+            print(f"normfree: {here.overlooked}", file=sys.stderr)
+        # DeepSpeed reads these itself, and refuses to start without the last.
+        os.environ.update(RANK=str(here.rank), WORLD_SIZE=str(here.size), LOCAL_RANK=str(here.local_rank))
         backend = "nccl" if has_gpu else "gloo"
-        if size > 1:
+        if here.size > 1:
             dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         else:
             meeting_point = Path(tempfile.mkdtemp(prefix="normfree-group-")) / "store"
@@ -67,6 +77,34 @@ def broadcast(world: World, value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(world: World, work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on every rank; a UserError of it too."""
+    found: object = None
+    if world.is_main:
+        try:
+            found = work()
+        except UserError as error:
+            found = error
+    found = broadcast(world, found)
+    if isinstance(found, UserError):
+        raise found
+    return cast(T, found)
+
+
+def together(world: World, work: Callable[[], T]) -> T:
+    """What `work` gives on each rank; if it raises a UserError on any of them, all raise the first one's."""
+    found: object = None
+    try:
+        found = work()
+    except UserError as error:
+        found = error
+    failed = gather(world, (socket.gethostname(), str(found)) if isinstance(found, UserError) else None)
+    if any(failed):
+        host, reason = next(cast(tuple[str, str], f) for f in failed if f)
+        raise UserError(reason if failed[0] else f"{reason} (found on {host})")
+    return cast(T, found)
 
 
 def gather(world: World, value: object) -> list[object]:

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user."""
+"""Exceptions that stand for a mistake of the user, and not for one of ours."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the sentence alone and exits with 2; every other exception is ours (exit 1).
     """
+
+
+class Diverged(UserError):
+    """A training whose loss, gradients or scores are not finite: a result of its settings, the same each time that it is run."""

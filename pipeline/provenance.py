@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 from pipeline.secrets import public
+from pipeline.supervision.rank_environment import TORCHRUN
 
 LIBRARIES = ("normfree", "torch", "deepspeed", "ray", "mlflow", "webdataset", "safetensors", "numpy")
 GIT_S = 5.0
+COMMAND = "NORMFREE_COMMAND"
+"""The variable by which a launcher tells its ranks what was typed."""
 
 
 def facts(root: Path | None = None) -> dict[str, str]:
@@ -29,10 +34,41 @@ def facts(root: Path | None = None) -> dict[str, str]:
         "code.dirty": None if revision is None else str(revision.endswith("-dirty")).lower(),
         "environment.python": platform.python_version(),
         "environment.platform": platform.platform(),
-        "environment.libraries": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name))),
-        "environment.command": public(shlex.join(["normfree", *sys.argv[1:]])),
+        "environment.libraries": libraries(),
+        "environment.command": command(),
     }
     return {name: text for name, text in found.items() if text is not None}
+
+
+@functools.cache
+def libraries() -> str:
+    """Names and versions of those that decide numbers."""
+    return ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name)))
+
+
+def command() -> str:
+    """What was typed, secrets left out: typed again in the same folder, it does the same again."""
+    return os.environ.get(COMMAND) or public(shlex.join(_as_typed(_torchrun() or sys.orig_argv)))
+
+
+def _torchrun() -> list[str]:
+    """The words of torch's launcher on this machine, where it started this process; none otherwise."""
+    if TORCHRUN not in os.environ:
+        return []
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _as_typed(words: list[str]) -> list[str]:
+    """The name of a program on PATH for the interpreter and the script that the system made of it."""
+    name = Path(words[1]).name if len(words) > 1 else ""
+    if name not in ("normfree", "torchrun"):
+        return words
+    found = shutil.which(name)
+    is_found = found is not None and os.path.realpath(found) == os.path.realpath(words[1])
+    return [name if is_found else words[1], *words[2:]]
 
 
 def _git(root: Path) -> str | None:

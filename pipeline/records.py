@@ -62,6 +62,14 @@ class Started(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Changed(Record):
+    """What this start of a run does otherwise than the one before, and may: its length, code, versions, place of its data."""
+
+    what: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Notice(Record):
     """Something that went another way than asked and does no harm to the numbers; said once."""
 

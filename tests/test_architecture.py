@@ -33,7 +33,6 @@ HOMES = {
         "orchestration/tracking/tracking_uri.py",
         "orchestration/tracking/sweep_tracking.py",
         "orchestration/serve/own_server.py",
-        "orchestration/serve/server.py",
         "orchestration/registry/registry.py",
         "orchestration/registry/export_mlflow.py",
         "orchestration/registry/served_model.py",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import Diverged, UserError
 
 Labels = np.ndarray | Sequence[Sequence[int]]
 
@@ -44,7 +44,7 @@ def compute(name: str, scores: np.ndarray, labels: Labels) -> float:
             f"{name} needs scores (images, classes) and as many labels; got {scores.shape} and {len(labels)} labels"
         )
     if np.isnan(scores).any():
-        raise UserError(f"{name}: {int(np.isnan(scores).any(1).sum())} images have scores that are not a number")
+        raise Diverged(f"{name}: {int(np.isnan(scores).any(1).sum())} images have scores that are not a number")
     return float(METRICS[name](scores, labels))
 
 
@@ -52,19 +52,19 @@ def recalls(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Top-1 share of each class, (C,) float64; not a number for a class without an image."""
     labels = _checked(scores, labels)
     num = np.bincount(labels, minlength=scores.shape[1])
-    right = np.bincount(labels, weights=_credit(scores, labels, 1), minlength=scores.shape[1])
+    right = np.bincount(labels, weights=credit(scores, labels, 1), minlength=scores.shape[1])
     return np.divide(right, num, out=np.full(len(num), np.nan), where=num > 0)
 
 
-def _credit(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """(N,): the chance that the label is among the k largest when equals are ordered by lot."""
+def credit(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Of scores (N, C) and labels (N,), (N,) float64: the chance that the label is among the k largest if lots order equals."""
     own = scores[np.arange(len(labels)), labels][:, None]
     larger, equal = (scores > own).sum(1), (scores == own).sum(1)  # `equal` counts the label itself
     return np.clip((k - larger) / equal, 0.0, 1.0)
 
 
 def _top(k: int) -> Callable[[np.ndarray, Any], float]:
-    return lambda scores, labels: _credit(scores, _checked(scores, labels), k).mean()
+    return lambda scores, labels: credit(scores, _checked(scores, labels), k).mean()
 
 
 def _mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:

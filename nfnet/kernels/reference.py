@@ -72,7 +72,7 @@ def standardise_backward(
     rstd: torch.Tensor,
     floored: torch.Tensor,
     *,
-    in_place: bool = False,
+    in_place: bool = False,  # noqa: ARG001
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Derivatives of a loss by weight (its type and layout) and gain, from that by `standardise(...).out`.
 

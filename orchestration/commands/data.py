@@ -142,7 +142,7 @@ def _data_index(actions: Any) -> None:
 
 def data_index(args: argparse.Namespace) -> int:
     from pipeline.data.prepare.adopt import adopt
-    from pipeline.storage import objects
+    from pipeline.data.sources.csv_jsonl import read_classes
 
     splits: dict[str, str] = {}
     for text in args.split or []:
@@ -150,16 +150,11 @@ def data_index(args: argparse.Namespace) -> int:
         if not equals or not pattern:
             raise UserError(f"--split {text}: give NAME=PATTERN, as in --split train='train-*.tar'")
         splits[name] = pattern
-    classes = None
-    if args.classes:
-        if not objects.exists(args.classes):
-            raise UserError(f"no file {args.classes}; --classes wants one class name a line, in label order")
-        classes = [line.strip() for line in objects.read_bytes(args.classes).decode().splitlines() if line.strip()]
     with progress_bar("indexing", "tars") as update:
         manifest = adopt(
             args.url,
             splits=splits or None,
-            classes=classes,
+            classes=read_classes(args.classes) if args.classes else None,
             label_field=args.label_field,
             name=args.name,
             max_bad_share=args.max_bad_share,
@@ -305,7 +300,7 @@ def data_bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def data_cards(args: argparse.Namespace) -> int:
+def data_cards(_args: argparse.Namespace) -> int:
     from pipeline.data.sources.cards import list_cards, load_card
 
     for name in list_cards():

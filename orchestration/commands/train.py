@@ -110,9 +110,10 @@ def _checked(run: Run, num_processes: int) -> str:
     """Refuses a run that does not fit together. A line of YAML about what could not be looked at, or nothing."""
     from pipeline.data.format import manifest
     from pipeline.storage import objects
+    from pipeline.supervision.rank_environment import place
     from pipeline.training.check_run import check_run
 
-    size = max(num_processes, int(os.environ.get("WORLD_SIZE", "1")))
+    size = max(num_processes, place().size)
     has_data = bool(run.data.url) and objects.exists(objects.join(run.data.url, manifest.NAME))
     check_run(run, num_ranks=size, read_data=has_data)
     if has_data or not run.data.url:
@@ -175,6 +176,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if real_labels:
         found = imagenet_labels.real_top1(beside.real_url, args.data, split, kept[0].samples, kept[0].logits)
         real = f"ReaL {found:.2%}, "
+    if not world.is_main:
+        return 0
     say(
         f"{loaded.url} on {split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
         f"{real}loss {result.loss:.4f}, {result.num_samples} images"

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration import child_process
-from orchestration.figures.signal_figure import quiet
+from orchestration.figures.signal_figure import STYLE, quiet
 from orchestration.spool.spool import read
 from pipeline import places
+from pipeline.display import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,15 +28,16 @@ if TYPE_CHECKING:
 FOLDER = "pictures"
 KINDS = ("signal", "training")
 MAX_PARAMETERS = 300_000_000
-"""Larger networks are not built a second time beside a training; `normfree inspect MODEL --signal` draws those."""
+"""Larger networks are not built a second time next to a training; `normfree inspect MODEL --signal` draws those."""
 NUM_IMAGES, MAX_POINTS = 4, 2000
 INK, MUTED = "#22252a", "#6b7079"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
-STYLES = ("-", "--", "-.", ":")
+MAX_LABEL_CHARACTERS = 40
+LINE_STYLES = ("-", "--", "-.", ":")
 
 
 class Pictures:
-    """The pictures of one run folder, drawn by processes beside the uploader. NORMFREE_PICTURES=0: none."""
+    """The pictures of one run folder, drawn by processes of their own. NORMFREE_PICTURES=0: none."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -123,7 +125,7 @@ def training(steps: list[dict[str, Any]], path: Path) -> bool:
         return False
     every = max(1, len(steps) // MAX_POINTS)
     steps = [*steps[:-1:every], steps[-1]]
-    with matplotlib.rc_context({"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12.5, 6.4), layout="constrained")
         (loss, clipped), (norm, speed) = figure.subplots(2, 2)
         _lines(loss, steps, {"": lambda s: s["loss"]}, "Training loss")
@@ -153,10 +155,15 @@ def _lines(axes: Axes, steps: list[dict[str, Any]], series: dict[str, Any], titl
         points = [(s["step"], y) for s in steps if (y := value(s)) is not None and math.isfinite(y)]
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
-            "ls": STYLES[number // len(COLOURS) % len(STYLES)],
+            "ls": LINE_STYLES[number // len(COLOURS) % len(LINE_STYLES)],
             "lw": 1.4,
         }
-        axes.plot([x for x, _ in points], [y for _, y in points], label=label or None, **style)
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            label=shortened(label, MAX_LABEL_CHARACTERS) or None,
+            **style,
+        )
     if log:
         axes.set_yscale("log")
         for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):

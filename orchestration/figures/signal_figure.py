@@ -21,6 +21,8 @@ PANELS = (
     ("variance", "Average channel variance"),
     ("residual_variance", "Residual average channel variance"),
 )
+# Names may hold a dollar sign, which is not the start of a formula.
+STYLE: Any = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "text.parse_math": False}
 FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -42,7 +44,7 @@ def draw_signal(
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12.5, 4.4), layout="constrained")
         figure.suptitle(title, x=0.008, ha="left", fontsize=13, color=INK, fontweight="bold")
         figure.supxlabel(subtitle, x=0.008, ha="left", fontsize=8.5, color=MUTED)
@@ -95,7 +97,7 @@ def _scale(axes: Axes, values: list[float], *, is_mean: bool) -> None:
 
 
 def _stem(axes: Axes, measured: float, predicted: float | None) -> None:
-    """The stem beside the blocks: it is no block, and where it pools it would set the scale of the whole panel."""
+    """The stem next to the blocks: it is no block, and where it pools it would set the scale of the whole panel."""
     low, high = axes.get_ylim()
     if predicted is not None and low <= predicted <= high:
         axes.plot([-0.25, 0.25], [predicted, predicted], color=LAW, lw=1.8, zorder=4)
@@ -143,7 +145,7 @@ def _stages(axes: Axes, signal: SignalPropagation) -> None:
 
 
 def quiet(axes: Axes) -> None:
-    """Rules for the eye along the values, and nothing else beside the curves."""
+    """Rules for the eye along the values, and nothing else but the curves."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestration.run.worker import EXIT_OURS, TRACKING_URI, run_worker
+from orchestration import child_process
+from orchestration.run.worker import EXIT_OURS, RUN, TRACKING_URI, run_worker
 from pipeline.errors import UserError
-from pipeline.storage import objects
+from pipeline.provenance import COMMAND, command
+from pipeline.supervision.rank_environment import place
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, SIGNALS, heeded, say
 from pipeline.supervision.watchdog import EXIT_HANG
 from pipeline.training.run import Run, dump_yaml
@@ -36,45 +39,52 @@ def pretrain(run: Run, out: str, *, num_processes: int, tracking_uri: str | None
     run.batch_plan(num_processes)  # a batch that does not divide is refused before anything starts
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
+    here = place()
     if num_processes == 1:
         return run_worker(run, out, tracking_uri=tracking_uri, debug=debug)
-    requested = objects.join(out, "requested.yaml")
-    objects.write_bytes(requested, dump_yaml(run).encode())
-    arguments = ["-m", "orchestration.run.worker", requested, out]
-    arguments += ["--debug"] if debug else []
+    if here.size > 1:
+        raise UserError(
+            f"--num-processes {num_processes} starts processes, and another launcher has started {here.size} (WORLD_SIZE): "
+            "leave out --num-processes, or start without that launcher"
+        )
     # By the environment: a URI may hold a password, and command lines are for everybody to read.
-    extra = {TRACKING_URI: tracking_uri or ""}
-    return supervise([sys.executable, *arguments], num_processes, grace_s=run.watchdog.grace_s, environment=extra)
+    told = {RUN: dump_yaml(run), COMMAND: command(), TRACKING_URI: tracking_uri or ""}
+    arguments = [out, "--debug"] if debug else [out]
+    return supervise(
+        "orchestration.run.worker", arguments, num_processes, grace_s=run.watchdog.grace_s, environment=told
+    )
 
 
 def supervise(
-    command: list[str], num_processes: int, *, grace_s: float, environment: dict[str, str] | None = None
+    module: str,
+    arguments: Sequence[str],
+    num_processes: int,
+    *,
+    grace_s: float,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs the command once a rank, with the variables that `torch.distributed` reads; returns the code of `outcome`.
+    """Runs the module once a rank, with the variables that `torch.distributed` reads; returns the code of `outcome`.
 
-    SIGTERM, SIGINT and SIGHUP are passed on to all ranks as SIGTERM, once.
+    SIGTERM, SIGINT and SIGHUP are passed on to all ranks as SIGTERM, once. If this process is killed they get it from Linux.
     """
-    from torch.distributed import TCPStore
-
-    # The store through which the ranks find and watch each other outlives each of them here.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
-        **os.environ,
-        **(environment or {}),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes))),
-        **rank_variables(store.port, num_processes),
-    }
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     asked: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
     before: dict[int, Any] = {n: signal.signal(n, ask) for n in heeded()}
-    ranks = [
-        subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(num_processes)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
     try:
-        code = outcome(_watch(ranks, asked, grace_s))
+        with child_process.rank_variables(num_processes) as shared:
+            for r in map(str, range(num_processes)):
+                own = {**(environment or {}), "OMP_NUM_THREADS": threads, **shared, "RANK": r, "LOCAL_RANK": r}
+                # A Run's paths are relative to the folder that the user is in.
+                started = child_process.start(
+                    module, arguments, environment=own, folder=Path.cwd(), on_parent_death=signal.SIGTERM
+                )
+                ranks.append(started)
+            code = outcome(_watch(ranks, asked, grace_s))
         if code == EXIT_REQUEUE and (ranks[0].returncode or 0) < 0:  # it was ended before it could listen, and say so
             say("stopped by a signal while starting; there is nothing to save")
         return code

@@ -32,7 +32,10 @@ class Classifier(PythonModel):
         self.preprocessing: dict[str, Any] = json.loads(facts["preprocessing"])
 
     def predict(
-        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: pandas.DataFrame,
+        params: dict[str, Any] | None = None,
     ) -> pandas.DataFrame:
         """One row an image. Raises ValueError naming the first image that cannot be read."""
         top = max(1, min(int((params or {}).get("top", 5)), len(self.classes)))

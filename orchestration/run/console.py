@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from pipeline.records import (
     Accounted,
+    Changed,
     Evaluation,
     Finished,
     Lost,
@@ -76,6 +77,7 @@ class Console:
             Lost: self._read_lost,
             Accounted: self._read_accounted,
             Notice: self._read_notice,
+            Changed: self._read_notice,
             SaveFailed: self._read_missed,
             SaveSkipped: self._read_missed,
             Finished: self._read_finished,
@@ -186,7 +188,7 @@ class Console:
             + (f"; {page.repeated:,} repeated" if page.repeated else "")
         )
 
-    def _read_notice(self, notice: Notice) -> None:
+    def _read_notice(self, notice: Notice | Changed) -> None:
         self._say(f"note  {notice.text}", style="yellow")
 
     def _read_finished(self, finished: Finished) -> None:

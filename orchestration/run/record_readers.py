@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from orchestration.spool.system_metrics import start_sampler
 from orchestration.tracking.mlflow_client import DRAIN_S, start_uploader
 from orchestration.tracking.tracking_uri import resolve_uri
 from pipeline.errors import UserError
-from pipeline.provenance import facts
+from pipeline.provenance import command, facts
 from pipeline.records import Finished, Phase, Record, Stopped
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -91,7 +90,7 @@ class Readers:
 
     def _next(self, record: Record) -> str | None:
         if isinstance(record, Stopped):
-            return f"normfree {public(shlex.join(sys.argv[1:]))}"
+            return command()
         if not isinstance(record, Finished):
             return None
         checkpoint = shlex.quote(record.checkpoint or self.out)

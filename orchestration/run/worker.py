@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
+from orchestration import child_process
 from pipeline.errors import UserError
 from pipeline.supervision.process_exit import run as run_process
+from pipeline.supervision.rank_environment import TORCHRUN, place
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, StopSignal, say
 
 if TYPE_CHECKING:
     from pipeline.training.run import Run  # torch comes with it, and signals are to be heard before
 
 EXIT_OURS, EXIT_USER = 1, 2
+RUN = "NORMFREE_RUN"
+"""The variable by which the launcher gives its ranks the Run, as YAML;"""
 TRACKING_URI = "NORMFREE_TRACKING_URI"
-"""The variable by which the launcher tells its ranks where the records go; empty or unset: SQLite in the run folder."""
+"""and this is where the records go; empty or unset: SQLite in the run folder."""
 
 
 def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
@@ -30,9 +35,11 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
     from pipeline.records import Finished, Stopped
     from pipeline.training.train import train
 
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    readers: Any = Readers(run, out, tracking_uri, stop) if is_main else None
-    node = NodeReader(out) if not is_main and os.environ.get("LOCAL_RANK") == "0" else None
+    here = place()
+    if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
+        child_process.die_with(os.getppid(), signal.SIGTERM)
+    readers: Any = Readers(run, out, tracking_uri, stop) if here.is_main else None
+    node = NodeReader(out) if not here.is_main and here.local_rank == 0 else None
     last = None
     try:
         for last in train(run, out, stop=stop):
@@ -53,8 +60,7 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
             readers.close(failed=f"{type(error).__name__}: {error}")
         if debug or not isinstance(error, Exception):
             raise
-        rank = os.environ.get("RANK", "0")
-        say(f"rank {rank} failed: {type(error).__name__}: {error} (--debug shows where)")
+        say(f"rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)")
         return EXIT_OURS
     leave()
     if readers:
@@ -65,15 +71,13 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
 
 
 def main() -> int:
-    from pipeline.storage import objects
     from pipeline.training.run import load_yaml
 
     parser = argparse.ArgumentParser(description="one rank of a run (started by 'normfree pretrain --num-processes N')")
-    parser.add_argument("requested")
     parser.add_argument("out")
     parser.add_argument("--debug", action="store_true")
     args = parser.parse_args()
-    run = load_yaml(objects.read_bytes(args.requested).decode(), args.requested)
+    run = load_yaml(os.environ[RUN], RUN)
     return run_worker(run, args.out, tracking_uri=os.environ.get(TRACKING_URI) or None, debug=args.debug)
 
 

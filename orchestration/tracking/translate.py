@@ -137,6 +137,7 @@ class Translator:
             "PassedOver": self._passed_over,
             "Lost": self._lost,
             "Accounted": self._accounted,
+            "Changed": self._changed,
             "Notice": self._notice,
             "Saved": self._saved,
             "SaveFailed": self._save_missed,
@@ -249,6 +250,9 @@ class Translator:
         text = ", ".join(f"{name} {record[name]}" for name in names)
         source = re.sub(r"[^\w./ -]", "_", str(record["source"]))
         return Upload(tags={f"data.account.{source}": text} if record["epoch"] is None else {})
+
+    def _changed(self, record: dict[str, Any]) -> Upload:
+        return Upload(tags={f"attempt.{self.attempt}.{record['what']}": str(record["text"])})
 
     def _notice(self, record: dict[str, Any]) -> Upload:
         return Upload(tags={"notice.last": str(record["text"])})

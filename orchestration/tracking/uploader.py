@@ -143,7 +143,7 @@ class Uploader:
     def _work(self, over: bool) -> bool:
         """One batch to the server; False if none is left, and then the run's ending has been told if it is `over`."""
         if self._client is None:
-            self._open(over)
+            self._open()
         if time.monotonic() >= self._next_heartbeat:
             # If this machine dies, nobody is left here to say so; others see that this stands still.
             heartbeat.beat(self._client, self._state["run_id"], revive=not over)
@@ -221,7 +221,7 @@ class Uploader:
                 self._log(traceback.format_exc())
                 send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
 
-    def _open(self, over: bool) -> None:
+    def _open(self) -> None:
         """Connect, and find the run on the server or make it. Safe to be killed in at any place."""
         client = connect(self.uri)
         run = None

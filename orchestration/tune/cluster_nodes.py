@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestration.tune.local_ray import ROOT
+from orchestration.child_process import ROOT
 from pipeline.errors import UserError
 from pipeline.models.backbone import find_origin
 from transfer.sweep.cells import Cell, Sweep

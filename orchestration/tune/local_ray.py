@@ -12,8 +12,6 @@ import os
 import secrets
 import shutil
 import site
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,10 +24,9 @@ from ray._private import services
 from ray._raylet import AuthenticationTokenLoader, Config
 from ray.tune.execution import class_cache
 
+from orchestration import child_process
 from orchestration.tune import ray_guard
 
-ROOT = Path(__file__).resolve().parents[2]
-"""Holds this package, and in a checkout the cards of datasets."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 LOOPBACK = "127.0.0.1"
 MAX_BASE_CHARS = 20
@@ -119,23 +116,29 @@ def workers_import_this_package() -> Iterator[None]:
     user stands in, who may have a `pipeline` of his own.
     """
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
-    with contextlib.chdir("/" if ROOT in installed else ROOT):
+    with contextlib.chdir("/" if child_process.ROOT in installed else child_process.ROOT):
         yield
 
 
 @contextlib.contextmanager
 def _guard(mark: str, folder: str) -> Iterator[None]:
-    """The process that ends this Ray if we cannot; it hears of our end through its standard input, whose other end we hold."""
-    command = [sys.executable, "-I", "-S", str(Path(ray_guard.__file__)), folder]
-    guard = subprocess.Popen(
-        command, stdin=subprocess.PIPE, cwd="/", env={}, start_new_session=True, close_fds=True, text=True
-    )
-    assert guard.stdin is not None
-    guard.stdin.write(f"{mark}\n")
-    guard.stdin.flush()
+    """The process that ends this Ray if we cannot; it hears of our end through a pipe, whose other end we alone hold."""
+    theirs, ours = os.pipe()
     try:
-        yield
+        guard = child_process.start(
+            "orchestration.tune.ray_guard",
+            [str(theirs), folder],
+            on_parent_death=None,
+            own_session=True,
+            pass_fds=[theirs],
+        )
     finally:
-        guard.stdin.write("ended\n")
-        guard.stdin.close()
-        guard.wait()
+        os.close(theirs)
+    with os.fdopen(ours, "w") as pipe:
+        pipe.write(f"{mark}\n")
+        pipe.flush()
+        try:
+            yield
+        finally:
+            pipe.write("ended\n")
+    guard.wait()

@@ -1,7 +1,7 @@
 """Waits for the end of a sweep's driver, then kills what is left of its Ray: the processes with its mark in their environment.
 
-Started by `orchestration.tune.local_ray` as a file, without site-packages: standard library only. Its standard input gives the
-mark, and later either "ended", or nothing, which is the driver's death; then Ray's folder is removed too.
+A pipe from `orchestration.tune.local_ray` gives the mark, and later either "ended", or nothing, which is the driver's death; then
+Ray's folder is removed too.
 """
 
 import contextlib
@@ -27,8 +27,10 @@ def processes_with(mark: str, proc: Path = Path("/proc")) -> list[int]:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a driver may take long to end after these
         signal.signal(number, signal.SIG_IGN)
-    mark = sys.stdin.readline().strip()
-    has_ended = sys.stdin.readline().strip() == "ended"
+    descriptor, folder = sys.argv[1:]
+    with os.fdopen(int(descriptor)) as pipe:
+        mark = pipe.readline().strip()
+        has_ended = pipe.readline().strip() == "ended"
     for _ in range(10):  # a process may be starting another one just now
         left = processes_with(mark) if mark else []
         for pid in left:
@@ -37,7 +39,7 @@ def main() -> None:
         if not left:
             break
     if not has_ended:
-        shutil.rmtree(sys.argv[1], ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

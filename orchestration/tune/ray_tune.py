@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,12 +33,11 @@ from pipeline.checkpoint import retention
 from pipeline.checkpoint.commit import COMMIT
 from pipeline.errors import UserError
 from pipeline.models.backbone import absolute
-from pipeline.provenance import code_revision
-from pipeline.secrets import public
-from pipeline.storage import objects
+from pipeline.provenance import code_revision, command
+from pipeline.storage import objects, ownership
 from transfer.protocol.methods import Scheduler
 from transfer.protocol.tasks import load_suite
-from transfer.sweep.cells import Sweep, distinct, open_source, plan
+from transfer.sweep.cells import Cell, Sweep, distinct, open_source, plan
 from transfer.sweep.ledger import Ledger, SweepInfo, Trial
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
 from transfer.sweep.trials import Report
@@ -117,12 +114,13 @@ def transfer(
     cells, not_run = plan(sweep)
     if not cells:
         raise UserError(f"the suite {found.name} has nothing that these datasets can give: {not_run[0]['reason']}")
-    _claim(sweep, not_run)
-    _pin(sweep, tell)
-    conductor = Conductor(sweep, cells, tell, budget=budget, limit_s=resources.trial_limit_s)
-    if conductor.has_work:
-        tell({"event": "phase", "name": "starting Ray"})
-        _run_all(sweep, conductor, resources, shape, tell)
+    with ownership.hold(sweep.out, "sweep"):
+        _claim(sweep, cells, not_run)
+        _pin(sweep, tell)
+        conductor = Conductor(sweep, cells, tell, budget=budget, limit_s=resources.trial_limit_s)
+        if conductor.has_work:
+            tell({"event": "phase", "name": "starting Ray"})
+            _run_all(sweep, conductor, resources, shape, tell)
     return SweepResult(
         out=sweep.out,
         num_trials=conductor.done,
@@ -165,7 +163,7 @@ def _absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
-def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
+def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -> None:
     import torch
 
     suite = sweep.suite
@@ -182,7 +180,7 @@ def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
             checkpoint_digest=sweep.source.digest,
             model=sweep.source.model,
             started_s=time.time(),
-            command=public(shlex.join(sys.argv)),
+            command=command(),
             hardware=hardware,
             num_seeds=suite.num_seeds,
             not_run=not_run,
@@ -197,6 +195,7 @@ def _claim(sweep: Sweep, not_run: list[dict[str, Any]]) -> None:
                 }
                 for s in sweep.sources
             ],
+            data={cell.task: cell.any_trial.data_digest for cell in cells},
             scheduler=sweep.scheduler,
             code_revision=code_revision(),
             plan=sweep.plain(),

@@ -34,6 +34,8 @@ class SweepListener:
         elif event["event"] == "asked":
             asked = f"trials {event['done'] + 1} to {event['done'] + event['num']} of {event['of']}"
             self._line(f"{event['cell']}: {asked} asked for, from the results of {event['done']}")
+        elif event["event"] == "again":
+            self._line(f"{event['name']} is run again ({event['tries']} tries so far): {event['why']}")
         elif event["event"] == "budget":
             self._line(
                 f"the budget of {event['reason']} is spent: trials that run are seen through, no other is started"

@@ -15,26 +15,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import selectors
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from orchestration.launch.local import rank_variables
-from pipeline.errors import UserError
+from orchestration import child_process
 from pipeline.storage import objects
 from pipeline.supervision.watchdog import EXIT_HANG
 from transfer.search.successive_halving import work_url
 from transfer.sweep.cells import Sweep
+from transfer.sweep.failures import Cause, TrialFailed
 from transfer.sweep.ledger import Trial
 from transfer.sweep.trials import Report
 
-ROOT = Path(__file__).resolve().parents[2]
 LINGER_S = 5.0
 """After the first failure the others may say something too, for what one says may follow from what another did;"""
 LEAVE_S = 30.0
@@ -54,6 +50,7 @@ class _Rank:
     error: str = ""
     users: bool = False
     """Its error is the user's to mend, and every rank meets the same."""
+    cause: Cause = "error"
 
 
 @dataclass
@@ -74,39 +71,35 @@ def run_ranks(sweep: Sweep, trial: Trial, report: Report, *, until: int, num_pro
     Args:
         has_gpus: a GPU for each of them is visible to this process; else they see none.
     Raises:
-        UserError: a rank failed, with its cause. Whatever `report` raises ends them too.
+        TrialFailed: a rank failed, with its cause. Whatever `report` raises ends them too.
     """
-    from torch.distributed import TCPStore
-
-    # Outlives each of the ranks, which find and watch each other through it; as in `orchestration.launch.local`.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    job = {"out": sweep.out, "trial": dataclasses.asdict(trial), "until": until, "parent": os.getpid()}
-    shared = {**os.environ, **rank_variables(store.port, num_processes)}
-    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    shared["OMP_NUM_THREADS"] = "1"
-    if not has_gpus:
-        shared["CUDA_VISIBLE_DEVICES"] = ""
+    job = {"out": sweep.out, "trial": dataclasses.asdict(trial), "until": until}
     group = _Group([])
-    try:
-        for number in range(num_processes):
-            group.ranks.append(_start(number, shared, job))
-        _listen(group, report)
-        if not group.is_done:
-            raise UserError(_cause(group, work_url(sweep.out, trial.digest)))
-        _await_end(group)
-    finally:
-        for rank in group.ranks:
-            rank.process.kill()
-            rank.process.wait()
-            rank.line.close()
+    with child_process.rank_variables(num_processes) as variables:
+        shared = {**variables, "OMP_NUM_THREADS": "1"} | ({} if has_gpus else {"CUDA_VISIBLE_DEVICES": ""})
+        try:
+            for number in range(num_processes):
+                group.ranks.append(_start(number, shared, job))
+            _listen(group, report)
+            if not group.is_done:
+                raise _failure(group, work_url(sweep.out, trial.digest))
+            _await_end(group)
+        finally:
+            for rank in group.ranks:
+                rank.process.kill()
+                rank.process.wait()
+                rank.line.close()
 
 
 def _start(number: int, shared: dict[str, str], job: dict[str, Any]) -> _Rank:
     ours, theirs = socket.socketpair()
-    variables = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
-    command = [sys.executable, "-m", "orchestration.tune.trial_rank", str(theirs.fileno())]
     with theirs:
-        process = subprocess.Popen(command, env=variables, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        process = child_process.start(
+            "orchestration.tune.trial_rank",
+            [str(theirs.fileno())],
+            environment={**shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+            pass_fds=[theirs.fileno()],
+        )
     ours.sendall(json.dumps(job).encode() + b"\n")
     return _Rank(number, process, ours)
 
@@ -148,27 +141,28 @@ def _take(group: _Group, rank: _Rank, said: dict[str, Any], report: Report) -> N
         report(said["row"])
         rank.line.sendall(b"go on\n")
     elif "error" in said:
-        rank.error, rank.users = said["error"], said["users"]
+        rank.error, rank.users, rank.cause = said["error"], said["users"], said["cause"]
         group.failed.append(rank)
     elif said.get("done"):
         rank.is_done = True
 
 
-def _cause(group: _Group, work: str) -> str:
-    """What ended the trial: a user's mistake, a rank that froze or was killed, or the first error that was said."""
+def _failure(group: _Group, work: str) -> TrialFailed:
+    """What ended the trial: a user's mistake, a rank that froze or was killed, or the first error that was reported."""
     size = len(group.ranks)
     users = [rank for rank in group.failed if rank.users]
     if users:
-        return users[0].error
+        return TrialFailed(users[0].error, users[0].cause)
     for rank in group.failed:
         code = None if rank.error else _code(rank)
         if code == EXIT_HANG:
-            return _hang(work) or f"rank {rank.number} of {size} processes found that one was frozen"
+            frozen = f"rank {rank.number} of {size} processes found that one was frozen"
+            return TrialFailed(_hang(work) or frozen, "lost")
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code} and no word"
-            return f"rank {rank.number} of {size} processes {how} (killed, or out of memory)"
+            return TrialFailed(f"rank {rank.number} of {size} processes {how} (killed, or out of memory)", "lost")
     first = group.failed[0]
-    return f"rank {first.number} of {size} processes: {first.error}"
+    return TrialFailed(f"rank {first.number} of {size} processes: {first.error}", first.cause)
 
 
 def _code(rank: _Rank) -> int | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -16,15 +14,11 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.supervision.process_exit import end
 
-PR_SET_PDEATHSIG = 1
-"""linux/prctl.h"""
-
 
 def main() -> int:
     line = socket.socket(fileno=int(sys.argv[1]))
     reader = line.makefile("rb")
     job = json.loads(reader.readline())
-    _die_with(int(job["parent"]))
     answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(reader, answers), name="worker", daemon=True).start()
 
@@ -38,10 +32,11 @@ def main() -> int:
     try:
         _run(job, report)
     except BaseException as error:
-        from transfer.sweep.trials import reason
+        from transfer.sweep.failures import cause_of, reason
 
         users = isinstance(error, UserError)
-        say(error=reason(error) if isinstance(error, Exception) else type(error).__name__, users=users)
+        text = reason(error) if isinstance(error, Exception) else type(error).__name__
+        say(error=text, users=users, cause=cause_of(error))
         return 1
     say(done=True)
     return 0
@@ -66,14 +61,6 @@ def _hear(reader: Any, answers: queue.SimpleQueue[bytes]) -> None:
         for answer in reader:
             answers.put(answer)
     os._exit(1)
-
-
-def _die_with(parent: int) -> None:
-    """Linux kills this process when the worker's ends, even if it is stopped and hears nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Layout(ABC):
         """Make the network compute with master weights that were written from outside."""
 
     @contextmanager
-    def whole(self, network: nn.Module) -> Iterator[bool]:
+    def whole(self, network: nn.Module) -> Iterator[bool]:  # noqa: ARG002
         """All weights lie whole on every rank inside; yields whether what is written to them is forgotten afterwards."""
         yield False
 

@@ -7,7 +7,6 @@ import json
 import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from pipeline.storage import objects
@@ -112,6 +111,8 @@ def write(report: dict[str, Any], out: str, *, limit_s: float) -> str:
     threading.Thread(target=put, daemon=True).start()
     if is_written.wait(limit_s):
         return where
-    path = Path(tempfile.gettempdir()) / f"normfree-{name}"
-    path.write_bytes(content)
+    # Not under a name that another user of the machine could have taken before.
+    number, path = tempfile.mkstemp(prefix="normfree-", suffix=f"-{name}")
+    with open(number, "wb") as file:
+        file.write(content)
     return f"{path} ({out} did not take the report)"

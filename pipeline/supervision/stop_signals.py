@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from pipeline.supervision.rank_environment import is_alone, is_main
+
 EXIT_REQUEUE = 75
 """EX_TEMPFAIL: stopped by a signal; the same command resumes, so a scheduler may queue it again."""
 SAME_REQUEST_S = 3.0
@@ -44,12 +46,12 @@ def listen(numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGHUP)) 
     """From the first moment of a process on, until a `StopSignal` takes over: a stop signal ends it with a sentence and
     `EXIT_REQUEUE`, its `with` blocks left in order where that takes no longer than UNWIND_S; a second one at once."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(number: int, _frame: FrameType | None) -> None:
         for n in heeded(numbers):
             signal.signal(n, lambda *_: os._exit(EXIT_REQUEUE))
         signal.signal(signal.SIGALRM, lambda *_: os._exit(EXIT_REQUEUE))
         signal.alarm(UNWIND_S)
-        if os.environ.get("RANK", "0") == "0":
+        if is_main():
             say(f"stopped by {signal.Signals(number).name}; nothing was left to save, the same command again goes on")
         raise SystemExit(EXIT_REQUEUE)
 
@@ -71,7 +73,7 @@ class StopSignal:
         self.is_starting = True
         self.told = threading.Event()
         """The watchdog has told the other ranks, or there are none."""
-        if os.environ.get("WORLD_SIZE", "1") == "1":
+        if is_alone():
             self.told.set()
         self.grace_s, self._leave = grace_s, leave  # it does not come back, but in a test
         self._asked_s: float | None = None
@@ -96,7 +98,7 @@ class StopSignal:
             self._before[number] = signal.signal(number, self._set)
         return self
 
-    def _set(self, number: int, frame: FrameType | None) -> None:
+    def _set(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True  # the thread does the rest; this is for whoever looks before it has run
 
     def __exit__(self, *_: object) -> None:
@@ -170,9 +172,9 @@ class StopSignal:
 
     def _leave_start(self) -> None:
         # The others are told first: one that misses a rank in a collective would take it for a failure.
-        if self.told.wait(TELL_S) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if self.told.wait(TELL_S) and not is_alone():
             time.sleep(HEAR_S if self._heard_elsewhere else TELL_S)
-        if os.environ.get("RANK", "0") == "0":
+        if is_main():
             say("stopped by a signal while starting; there is nothing to save")
         self._leave(EXIT_REQUEUE)
 

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from pipeline.supervision import fault_points, hang_report, stack_dumps
 from pipeline.supervision.hang_detection import JUDGED_AT, Beat, Heard, Suspect, WatchdogConfig, is_stuck, judge
 from pipeline.supervision.phase_clock import Clock
+from pipeline.supervision.rank_environment import place
 from pipeline.supervision.stop_signals import StopSignal, say
 
 EXIT_HANG = 76
@@ -54,9 +55,10 @@ class Watchdog:
         global _num_watched
         _num_watched += 1
         self.config, self._clock, self._stop, self._out, self._leave = config, clock, stop, out, leave
-        is_joined = dist.is_initialized()
-        self.rank = dist.get_rank() if is_joined else int(os.environ.get("RANK", "0"))
-        self.size = dist.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
+        if dist.is_initialized():
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        else:
+            self.rank, self.size = (here := place()).rank, here.size
         self._main = threading.get_ident()
         self._name = f"normfree-watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_num_watched}"
         self._interval_s = min(BEAT_S, config.limit_s / BEATS_IN_LIMIT) if config.limit_s else BEAT_S

@@ -58,16 +58,7 @@ class Trouble:
 
 def with_left_out(run: Run, out: str, me: World) -> Run:
     """The run without the data that earlier attempts in its folder left out; rank 0 reads for all."""
-    found: object = None
-    if me.is_main:
-        try:
-            found = [row["steps"] for row in read(out)]
-        except UserError as error:
-            found = error
-    found = distributed.broadcast(me, found)
-    if isinstance(found, UserError):
-        raise found
-    return without(run, cast(list[str], found))
+    return without(run, distributed.from_main(me, lambda: [row["steps"] for row in read(out)]))
 
 
 def without(run: Run, ranges: Iterable[str]) -> Run:

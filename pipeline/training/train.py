@@ -24,6 +24,7 @@ from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.supervision.watchdog import Watchdog
 from pipeline.training.evaluate import OnScores
+from pipeline.training.owner import owned
 from pipeline.training.run import Run
 from pipeline.training.sample_account import lost_in
 from pipeline.training.trainer import Job
@@ -76,7 +77,13 @@ def _train(
 ) -> Iterator[Record]:
     me = distributed.join()
     yield Phase(step=0, name="reading the data's manifest")
-    job = Job(run, out, me, clock, stop, on_scores)
+    with owned(out, me):
+        job = distributed.together(me, lambda: Job(run, out, me, clock, stop, on_scores))
+        yield from _steps(job, leave_at, may_save, goes_back)
+
+
+def _steps(job: Job, leave_at: int, may_save: Callable[[], bool], goes_back: bool) -> Iterator[Record]:
+    run, me, clock, stop = job.run, job.world, job.clock, job.stop
     yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")

@@ -6,16 +6,16 @@ Everything that happens between two steps is a method here: the decision where t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from typing import Any, cast
 
 from pipeline import distributed
-from pipeline.checkpoint import load, retention, unsaved
+from pipeline.checkpoint import load, retention
 from pipeline.checkpoint.commit import Commit
 from pipeline.checkpoint.part_writer import sentence
 from pipeline.checkpoint.retention import Policy
 from pipeline.checkpoint.saver import Saver
-from pipeline.configuration import from_dict, to_dict
+from pipeline.configuration import to_dict
 from pipeline.data.loading.batches import Batch
 from pipeline.data.loading.datasets import EvalData, TrainData
 from pipeline.data.loading.sample_ledger import plan
@@ -24,40 +24,20 @@ from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
 from pipeline.engine.update_stats import UpdateStats, over_updates
-from pipeline.errors import UserError
+from pipeline.errors import Diverged, UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
-from pipeline.records import Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
+from pipeline.records import Changed, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
 from pipeline.storage import objects
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import A_SIGNAL, StopSignal
-from pipeline.training import rollback
+from pipeline.training import identity, resume, rollback
 from pipeline.training.batch_fetcher import Supply, void_batch
 from pipeline.training.evaluate import OnScores, evaluate
 from pipeline.training.rollback import Trouble
-from pipeline.training.run import Run, dump_yaml, load_yaml
+from pipeline.training.run import Run
 from pipeline.training.sample_account import Account
 
-CHANGEABLE = (
-    "micro_batch",
-    "log_every_steps",
-    "save_every",
-    "eval_every",
-    "keep_checkpoints",
-    "saving",
-    "watchdog",
-    "engine",
-    "data.num_workers",
-    "data.read_threads",
-    "data.read_ahead_mb",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.max_lost_share",
-    "data.max_lost_samples",
-    "data.skip_steps",
-)
-"""Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
-there to change it."""
 STALLED = 0.5
 """The share of the watchdog's limit for saves after which one that does not move is given up, and its state kept here instead:
 the watchdog would end the run without it."""
@@ -99,13 +79,22 @@ class Job:
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
-        commit, passed = self._newest()
-        yield from passed
+        for what, text in identity.refuse_mixed_ranks(self.world, self.run, identity.of_run(self.data)).items():
+            yield Changed(step=0, what=f"{what} of machines", text=text)
+        found = distributed.from_main(
+            self.world,
+            lambda: resume.find(self.run, self.out, self.data, cache_dir=self.cache_dir, num_steps=self._steps),
+        )
+        commit, self.data.names = found.commit, list(found.names)
+        yield from found.records
         yield Phase(step=0, name="starting the engine")
         if self.run.engine.parity_check:
             parity_check.check(self.run.engine, world=self.world, accumulation=self.accumulation)
-        config = self.run.model
-        model, _ = build_model(config, len(self.data.classes), seed=self.run.seed)
+        # Restored weights take the place of all that it would start from, which may be gone by now.
+        config = self.run.model if commit is None else replace(self.run.model, init_from=None)
+        model, start = build_model(config, len(self.data.classes), seed=self.run.seed)
+        if commit is None:
+            distributed.from_main(self.world, lambda: identity.claim_start(self.out, start))
         timm_models.refuse_buffers(config.name, model)
         self.engine = Engine(
             model,
@@ -149,54 +138,6 @@ class Job:
         if self.save_steps or run.save_final:
             weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
             self.saver.reserve(4 * weights * (2 + (run.optim.ema_decay is not None)))
-
-    def _newest(self) -> tuple[Commit | None, list[Record]]:
-        """Rank 0 looks and tells the others; the run folder must belong to this run."""
-        found: object = None
-        if self.world.is_main:
-            try:
-                is_new = not self._claim_folder()
-                commit, passed = load.newest(self.out, self.cache_dir)
-                if passed and commit is None:  # starting over would throw the work away without a word
-                    raise UserError(
-                        f"{self.out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
-                        "restore one, or start over in another folder with --out"
-                    )
-                refuse = partial(self._refuse_other_state, is_new=is_new)
-                commit, said = unsaved.hand_in(self.out, commit, cache_dir=self.cache_dir, refuse=refuse)
-                found = commit, [*(retention.mark_damaged(bad) for bad in passed), *said]
-            except UserError as error:
-                found = error
-        found = distributed.broadcast(self.world, found)
-        if isinstance(found, UserError):
-            raise found
-        return found  # type: ignore[return-value]
-
-    def _claim_folder(self) -> bool:
-        """Whether the run was there already; UserError where it is another one."""
-        place = objects.join(self.out, "run.yaml")
-        if objects.exists(place):
-            self._refuse_other_fields(load_yaml(objects.read_bytes(place).decode(), place))
-            return True
-        objects.write_bytes(place, dump_yaml(self.run).encode())
-        return False
-
-    def _refuse_other_fields(self, other: Run) -> None:
-        theirs, ours = _flat(to_dict(other)), _flat(to_dict(self.run))
-        for name, value in ours.items():
-            if value != theirs.get(name) and not any(name == c or name.startswith(f"{c}.") for c in CHANGEABLE):
-                raise UserError(
-                    f"{self.out} holds a run with {name} = {theirs.get(name)!r}, this one has {value!r}; "
-                    f"give another folder with --out, or the same settings to resume"
-                )
-
-    def _refuse_other_state(self, kept: Commit, *, is_new: bool) -> None:
-        """UserError for a state that was kept of another run than the one in this folder."""
-        if is_new:
-            raise UserError(f"{self.out} holds no run yet")
-        self._refuse_other_fields(from_dict(Run, kept.config))
-        if kept.dataset.get("digest") != self.data.digest or kept.classes != self.data.classes:
-            raise UserError("its data have another digest, or other classes")
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
         run, per_epoch = self.run, self.data.samples_per_epoch
@@ -260,7 +201,7 @@ class Job:
     def diverged(self) -> UserError:
         """What ends a run that may not go back."""
         steps = self.trouble.steps
-        return UserError(
+        return Diverged(
             f"the updates of steps {steps[0]} to {steps[-1]} were not finite; lower optim.learning_rate or optim.clipping"
         )
 
@@ -269,7 +210,7 @@ class Job:
         steps = self.trouble.steps
         yield from self.saver.settle()
         with self.clock("save"):
-            commit, passed = self._newest()
+            commit, passed = distributed.from_main(self.world, lambda: resume.newest(self.out, self.cache_dir))
         yield from passed
         reason = f"the updates of steps {steps[0]} to {steps[-1]} were not finite"
         if commit is None or commit.url == self.trouble.went_back_to:
@@ -455,13 +396,3 @@ class Job:
             seconds_s=self.clock.elapsed_s,
             evaluation=self.evaluation,
         )
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -17,7 +17,7 @@ from transfer.probes import features
 from transfer.protocol.methods import KnnSettings, Method, RidgeSettings
 from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.results import rerun
-from transfer.sweep import trials
+from transfer.sweep import probe_job
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Ledger, SweepInfo
@@ -46,8 +46,8 @@ def standing_in() -> Iterator[None]:
     """While this holds, `pretrained` gives pixels, and `from_scratch` four random mixtures of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "extract", _extract)
-        patch.setattr(trials, "pretrained", lambda url: features.Backbone("pixels", f"checkpoint {url}"))  # type: ignore[arg-type]
-        patch.setattr(trials, "from_scratch", lambda name, options, seed: features.Backbone(seed, f"weights {seed}"))
+        patch.setattr(probe_job, "pretrained", lambda url, digest: features.Backbone("pixels", f"checkpoint {url}"))  # type: ignore[arg-type]
+        patch.setattr(probe_job, "from_scratch", lambda name, options, seed: features.Backbone(seed, f"weights {seed}"))
         patch.setattr(rerun, "find_origin", lambda url: SimpleNamespace(digest=WEIGHTS))
         yield
 
@@ -97,7 +97,7 @@ def run_sweep(out: Path, digits: str, *, l2: float = 1024.0, weights: str = WEIG
     cells = plan(sweep)[0]
     with standing_in():
         for init in ("pretrained", "scratch"):
-            assert all(entry.is_ok for entry in trials.run_probes(sweep, [c for c in cells if c.init == init]))
+            assert all(entry.is_ok for entry in probe_job.run_probes(sweep, [c for c in cells if c.init == init]))
     return out
 
 

@@ -20,8 +20,10 @@ from pipeline.configuration import to_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.datasets import DataConfig, EvalData
+from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig, build_model, load_backbone
 from pipeline.storage import objects
+from transfer.arrays import read_arrays
 from transfer.protocol.methods import sha256
 from transfer.protocol.sealed_splits import TestSplit
 from transfer.protocol.tasks import Task
@@ -37,9 +39,17 @@ class Backbone:
     digest: str
 
 
-def pretrained(checkpoint_url: str) -> Backbone:
-    """The network of a checkpoint, on its evaluated (averaged, where there are any) weights."""
+def pretrained(checkpoint_url: str, digest: str = "") -> Backbone:
+    """The network of a checkpoint, on its evaluated (averaged, where there are any) weights.
+
+    UserError where its digest is not `digest`, if one is given: it was replaced since the sweep began.
+    """
     loaded = load_backbone(checkpoint_url, need_head=False)
+    if digest and loaded.digest != digest:
+        raise UserError(
+            f"{checkpoint_url} holds other weights now (digest {loaded.digest[:12]}, then {digest[:12]}); restore the "
+            "checkpoint, or run another sweep"
+        )
     return Backbone(loaded.model, f"checkpoint {loaded.digest}")
 
 
@@ -89,8 +99,14 @@ def features(
     digest = feature_digest(made.digest, augment, task.data_digest, split)
     url = objects.join(sweep, "features", f"{digest}.npz")
     if objects.exists(url):
-        with np.load(io.BytesIO(objects.read_bytes(url))) as file:
-            return file["features"], file["labels"]
+        kept = read_arrays(objects.read_bytes(url), url, "delete this file, the features are extracted again")
+        if (
+            {"features", "labels"} <= kept.keys()
+            and kept["features"].ndim == 2
+            and len(kept["features"]) == len(kept["labels"])
+        ):
+            return kept["features"], kept["labels"]
+        raise UserError(f"{url} holds no features; delete this file, they are extracted again")
     found = extract(made.model, task, augment, split)
     buffer = io.BytesIO()
     np.savez(buffer, features=found[0], labels=found[1])

@@ -129,7 +129,7 @@ def _place(path: str, data_root: str) -> str:
 
 
 @functools.cache  # a task is opened for each of its trials
-def _check_names(url: str, digest: str, split: str) -> None:
+def _check_names(url: str, digest: str, split: str) -> None:  # noqa: ARG001
     for name in Manifest.open(url).split(split).keys:
         number_of(name)
 

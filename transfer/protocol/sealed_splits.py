@@ -7,39 +7,50 @@ on the held-out part of the train split, with the support of seed 0. It is writt
     <sweep>/openings/<trial digest>-<time>.json      `Opening`: one for each time that a trial was given the test split
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
+from pipeline import documents
+from pipeline.documents import Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.protocol.tasks import Init, Task
+
+REMEDY = "restore it, or run the sweep again in another folder: a choice is not made twice"
+
+
+class Candidate(TypedDict):
+    """A point that was compared: the protocol's metric on the held-out part (None if it failed), and the trial that gave it."""
+
+    hyperparameters: dict[str, Any]
+    score: float | None
+    loss: float | None
+    step: int
+    status: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """The content of a selection record."""
 
-    task: str
-    method: str
+    task: Text
+    method: Text
     """Its name in the suite."""
     init: Init
     shots: int
     hyperparameters: dict[str, Any]
-    candidates: list[dict[str, Any]]
-    """For each: hyperparameters, score (the protocol's metric on the held-out part, None if it failed), loss, step, status,
-    digest."""
-    protocol_digest: str
-    data_digest: str
-    checkpoint_digest: str
+    candidates: list[Candidate]
+    protocol_digest: Text
+    data_digest: Text
+    checkpoint_digest: Text
     """Empty for a from-scratch cell."""
-    backbone_digest: str = ""
+    backbone_digest: Text = ""
     """Of the architecture and its preprocessing."""
-    rule: str = ""
+    rule: Text = ""
     """How it was chosen, in a sentence."""
     time_s: float = field(default_factory=time.time)
 
@@ -48,15 +59,15 @@ class Selection:
 class Opening:
     """One time that a trial was given a test split."""
 
-    task: str
-    data_digest: str
-    trial: str
+    task: Text
+    data_digest: Text
+    trial: Text
     """Digest of the trial."""
-    protocol_digest: str
-    selection_url: str
-    selection_sha256: str
+    protocol_digest: Text
+    selection_url: Text
+    selection_sha256: Text
     time_s: float
-    what: str = "test"
+    what: Text = "test"
     """Which images: the task's own test split, or another dataset that it is measured on as well."""
 
 
@@ -102,13 +113,9 @@ def write_selection(url: str, selection: Selection) -> str:
 def read_selection(url: str) -> Selection:
     """UserError if there is none, or it is not one."""
     try:
-        return Selection(**json.loads(objects.read_bytes(url)))
+        return documents.read(url, Selection, remedy=REMEDY)
     except FileNotFoundError:
         raise UserError(f"there is no selection record at {url}; without one the test split stays closed") from None
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(
-            f"{url} is not a selection record ({error}); delete the sweep folder and run the sweep again"
-        ) from None
 
 
 def open_test(task: Task, url: str, *, trial: str) -> TestSplit:
@@ -143,7 +150,7 @@ def _record(task: Task, url: str, trial: str, data_digest: str, what: str) -> No
         trial=trial,
         protocol_digest=selection.protocol_digest,
         selection_url=url,
-        selection_sha256=hashlib.sha256(objects.read_bytes(url)).hexdigest(),
+        selection_sha256=record_sha256(url),
         time_s=now_s,
         what=what,
     )
@@ -152,10 +159,15 @@ def _record(task: Task, url: str, trial: str, data_digest: str, what: str) -> No
     objects.write_bytes(place, (json.dumps(asdict(opening), indent=1) + "\n").encode())
 
 
+def record_sha256(url: str) -> str:
+    """Of a selection record's bytes: the seal of each opening."""
+    return hashlib.sha256(objects.read_bytes(url)).hexdigest()
+
+
 def openings(sweep: str) -> list[Opening]:
     """Every recorded opening of a sweep, in the order of time."""
     found = [
-        Opening(**json.loads(objects.read_bytes(u)))
+        documents.read(u, Opening, remedy="restore it, or run the sweep again in another folder")
         for u in objects.list_urls(objects.join(sweep, "openings"), ".json")
     ]
     return sorted(found, key=lambda o: o.time_s)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.data.format.manifest import Manifest
 from pipeline.storage import objects
+from transfer.measurement.predictions import url_of
 from transfer.protocol.sealed_splits import Opening
 from transfer.report.html_template import fill
 from transfer.results.error_analysis import confusion
@@ -15,7 +16,6 @@ from transfer.results.scorecard import Row
 from transfer.results.statistics import Estimate, estimate
 from transfer.results.sweep_results import Findings, Folder
 from transfer.sweep.ledger import Entry
-from transfer.sweep.predictions import url_of
 
 MAX_MATRIX_CLASSES = 16
 MAX_LISTED_CLASSES = 24

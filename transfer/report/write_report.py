@@ -51,6 +51,9 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
     console = _console(stream)
     console.print(table)
     console.print("± half width of a 95 % Student-t interval over n seeds; the gain is paired by seed", style="dim")
+    for row in rows:
+        if row.damage:
+            console.print(Text(terminal(f"damaged: {row.task} {row.method} {shots_text(row.shots)}: {row.damage}")))
     for one in vtab_scores(rows):
         if one.groups:
             parts = ", ".join(f"{group} {percent(value)}" for group, value in one.groups.items() if group != "all")
@@ -127,7 +130,7 @@ def write_report(
     urls = [sweep_urls] if isinstance(sweep_urls, str | os.PathLike) else list(sweep_urls)
     findings = load_findings(*urls, data_root=data_root)
     check_lineage(findings)
-    rows = scorecard(findings.cells)
+    rows = scorecard(findings.cells, findings.damages)
     versus = comparisons(rows)
     upstream = read_overlaps(overlaps, findings)
     clean = {task: (found, cleaned(findings, found)) for task, found in upstream.items()}

@@ -17,11 +17,9 @@ import numpy as np
 from pipeline.display import csv_cell
 from pipeline.errors import UserError
 from pipeline.storage import objects
+from transfer.measurement.predictions import recomputed
 from transfer.results.statistics import Estimate, estimate, paired
 from transfer.results.sweep_results import Findings, name_of_test_split
-
-RECOMPUTED = ("top1", "top5", "mean_per_class", "balanced_accuracy")
-"""Metrics that follow from what was predicted; the others need all scores."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +115,6 @@ def _pairs(file: str) -> list[tuple[str, str]]:
         ) from None
 
 
-def score(metric: str, predicted: dict[str, np.ndarray], keep: np.ndarray) -> float | None:
-    """A metric over the kept predictions ((N,) bool), or None where it cannot be told from them or none is kept."""
-    if metric not in RECOMPUTED or not keep.any():
-        return None
-    labels = predicted["label"][keep]
-    if metric == "top5":
-        return float((predicted["top5"][keep] == labels[:, None]).any(1).mean())
-    right = predicted["predicted"][keep] == labels
-    if metric == "top1":
-        return float(right.mean())
-    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
-
-
 def cleaned(findings: Findings, upstream: Upstream) -> list[Cleaned]:
     """The cells of a task with and without the upstream images, from the predictions of their final trials."""
     rows = []
@@ -143,7 +128,7 @@ def cleaned(findings: Findings, upstream: Upstream) -> list[Cleaned]:
                 continue
             seen = np.isin(predicted["sample"], upstream.samples)
             for part, keep in zip(parts, (np.ones_like(seen), ~seen, seen), strict=True):
-                value = score(entry.metric, predicted, keep)
+                value = recomputed(entry.metric, predicted, keep)
                 if value is not None:
                     part[entry.seed] = value
         if parts[0]:

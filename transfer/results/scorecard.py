@@ -6,7 +6,7 @@ selection record.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
@@ -56,8 +56,10 @@ class Row:
     """Names of the two cells; empty where there is none."""
     values: tuple[dict[int, float], dict[int, float]] = ({}, {})
     """By seed, of the source and of its baseline."""
+    damage: str = ""
+    """Why its numbers are not those of an undisturbed sweep, in a sentence; shown with the row."""
     extra: tuple["Row", ...] = ()
-    """The same cell by further metrics (`transfer.sweep.extra_test_sets`); no verdict over tasks counts them."""
+    """The same cell by further metrics (`transfer.measurement.extra_test_sets`); no verdict over tasks counts them."""
 
     @property
     def column(self) -> tuple[str, str, int]:
@@ -83,8 +85,10 @@ def start_of(entry: Entry) -> str:
     return f"{entry.backbone} from scratch" if entry.backbone else "from scratch"
 
 
-def scorecard(cells: Iterable[Entry]) -> list[Row]:
+def scorecard(cells: Iterable[Entry], damages: Mapping[str, str] | None = None) -> list[Row]:
     """One row for each task, method, number of images a class and source, from the final trials. Failed ones count as failed.
+
+    `damages`: what is known of cells besides, by their names (`transfer.results.sweep_results.Findings.damages`).
 
     UserError where trials of one task, method and number of images do not compare: different protocols or data, one source
     with different checkpoints, or a seed twice.
@@ -96,7 +100,8 @@ def scorecard(cells: Iterable[Entry]) -> list[Row]:
     rows = []
     for key in sorted(groups, key=lambda k: column_order(groups[k][0])):
         refuse_mixture(groups[key])
-        rows += [_row(part, name) for name, part in _by_source(groups[key]).items()]
+        for name, part in _by_source(groups[key]).items():
+            rows.append(replace(_row(part, name), damage=_damage(part, damages or {})))
     return rows
 
 
@@ -193,6 +198,13 @@ def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
         scratch_cell=names["scratch"],
         values=(sides["pretrained"], sides["scratch"]),
     )
+
+
+def _damage(cells: Iterable[Entry], damages: Mapping[str, str]) -> str:
+    """What cells of a row lack: their own final trials, or the results that their choice should follow from."""
+    found = {f"{start_of(cell)}: {damages[cell_name(cell)]}" for cell in cells if cell_name(cell) in damages}
+    found |= {f"{start_of(cell)}: {cell.error}" for cell in cells if cell.lacks_result}
+    return "; ".join(sorted(found))
 
 
 def _where(entry: Entry) -> str:

@@ -35,7 +35,7 @@ COLUMNS = (
 )
 CSV_FIELDS = (
     *("task", "task_title", "method", "shots", "metric", "pretrained", "scratch", "gain", "verdict", "num_failed"),
-    *("protocol_digest", "backbone", "pretrained_cell", "scratch_cell"),
+    *("protocol_digest", "backbone", "pretrained_cell", "scratch_cell", "damage"),
 )
 """Estimates (pretrained, scratch, gain) become four columns each."""
 
@@ -58,8 +58,9 @@ class Line:
         value = getattr(self.row, column.field)
         if column.field in ("pretrained", "scratch", "gain"):
             return percent(value, sign=column.field == "gain")
-        if column.field == "verdict" and self.row.num_failed:
-            return f"{value}, {self.row.num_failed} failed"
+        if column.field == "verdict":
+            words = ["damaged"] if self.row.damage else [str(value)]
+            return ", ".join(words + ([f"{self.row.num_failed} failed"] if self.row.num_failed else []))
         return shots_text(value) if column.field == "shots" else str(value)
 
 

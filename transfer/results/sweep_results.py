@@ -7,11 +7,11 @@ folders' seeds are never mixed in one mean. What was measured by another protoco
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ import numpy as np
 from pipeline.data.format.manifest import Manifest
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from transfer.protocol.sealed_splits import Opening, openings
+from transfer.measurement import predictions
+from transfer.protocol.sealed_splits import Opening, openings, read_selection, record_sha256
 from transfer.results.scorecard import cell_name, column_order, refuse_mixture
-from transfer.sweep import predictions
 from transfer.sweep.ledger import Entry, Ledger
 from transfer.sweep.replay import Played, play_again
 
@@ -40,6 +40,8 @@ class Folder:
     """Digests of the trials whose predictions are there."""
     openings: dict[str, list[Opening]] = field(default_factory=dict)
     """Of test splits, by the trial's digest."""
+    sealed: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each selection record, by its name."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,14 @@ class Findings:
         return self.home[entry.digest].selections.get(cell_name(entry), {})
 
     def predictions(self, entry: Entry) -> dict[str, np.ndarray] | None:
-        """`transfer.sweep.predictions`; None where the trial kept none."""
+        """`transfer.measurement.predictions`; None where the trial kept none."""
         home = self.home[entry.digest]
         return predictions.read(home.url, entry.digest) if entry.digest in home.predicted else None
+
+    @functools.cached_property
+    def damages(self) -> dict[str, str]:
+        """Cells whose selection was made while a candidate had no result, as earlier versions did; a sentence for each."""
+        return {name: said for folder in self.folders for name, said in _damages(folder).items()}
 
     @functools.cached_property
     def played(self) -> list[Played]:
@@ -154,7 +161,7 @@ def load_findings(*sweep_urls: str | os.PathLike[str], data_root: str = "") -> F
 def _folder(url: str) -> Folder:
     entries = load_entries(url)
     urls = objects.list_urls(objects.join(url, "selection"), ".json")
-    selections = {_stem(u): _read_json(u) for u in urls}
+    found = {_stem(u): read_selection(u) for u in urls}
     about = objects.join(url, "sweep.json")
     opened: dict[str, list[Opening]] = defaultdict(list)
     for opening in openings(url):
@@ -162,11 +169,26 @@ def _folder(url: str) -> Folder:
     return Folder(
         url,
         entries,
-        selections,
-        _read_json(about) if objects.exists(about) else {},
+        {name: asdict(one) for name, one in found.items()},
+        asdict(Ledger(url).info()) if objects.exists(about) else {},
         frozenset(map(_stem, objects.list_urls(objects.join(url, "predictions"), ".npz"))),
         dict(opened),
+        {name: record_sha256(u) for name, u in zip(found, urls, strict=True)},
     )
+
+
+def _damages(folder: Folder) -> dict[str, str]:
+    entries, found = {entry.digest: entry for entry in folder.entries}, {}
+    for name, record in folder.selections.items():
+        for candidate in record["candidates"]:
+            entry = entries.get(candidate["digest"])
+            if candidate["status"] != "ok" and (entry is None or entry.lacks_result):
+                point = ", ".join(f"{k} {v}" for k, v in candidate["hyperparameters"].items())
+                why = (entry.error if entry else None) or "its entry is gone"
+                found[name] = (
+                    f"selected without the candidate of {point}, which has no result ({why}); run the sweep in another folder"
+                )
+    return found
 
 
 def _cells(folder: Folder) -> dict[tuple[str, str], list[Entry]]:
@@ -239,34 +261,40 @@ def _source_name(cell: Entry, home: dict[str, Folder]) -> str:
 
 
 def check_lineage(findings: Findings) -> None:
-    """UserError if a final trial names a record that is not there: a number whose origin is lost is not shown as if it had one.
+    """UserError for a final trial whose number is not what its records say: a record is gone or was changed, or the predictions
+    give another number. Its origin lost, a number is not shown as if it had one.
 
     Trials of versions that wrote no such records name none.
     """
-    for entry in findings.finals:
-        home, missing = findings.home[entry.digest], ""
-        if entry.selection and entry.selection not in home.selections:
-            missing = objects.join(home.url, "selection", f"{entry.selection}.json")
-        elif entry.config_digest and entry.digest not in home.predicted:
-            missing = predictions.url_of(home.url, entry.digest)
-        elif entry.config_digest and entry.digest not in home.openings:
-            missing = objects.join(home.url, "openings", f"{entry.digest}-*.json")
-        if missing:
-            raise UserError(
-                f"{cell_name(entry)}, seed {entry.seed}: its record {missing} is gone; restore it, or delete the trial "
-                f"{objects.join(home.url, 'trials', entry.digest + '.json')} and run the sweep again"
-            )
+    with ThreadPoolExecutor(8) as pool:  # an object store takes its time for each of hundreds of small objects
+        problems = pool.map(lambda entry: _problem(findings, entry), findings.finals)
+        for entry, problem in zip(findings.finals, problems, strict=True):
+            if problem:
+                trial = objects.join(findings.home[entry.digest].url, "trials", f"{entry.digest}.json")
+                raise UserError(
+                    f"{cell_name(entry)}, seed {entry.seed}: {problem}; restore it, or delete the trial {trial} and run the "
+                    "sweep again"
+                )
+
+
+def _problem(findings: Findings, entry: Entry) -> str:
+    home = findings.home[entry.digest]
+    record = objects.join(home.url, "selection", f"{entry.selection}.json")
+    if entry.selection and entry.selection not in home.selections:
+        return f"its record {record} is gone"
+    if entry.config_digest and entry.digest not in home.predicted:
+        return f"its record {predictions.url_of(home.url, entry.digest)} is gone"
+    if entry.config_digest and entry.digest not in home.openings:
+        return f"its record {objects.join(home.url, 'openings', entry.digest + '-*.json')} is gone"
+    if entry.selection and home.selections[entry.selection]["hyperparameters"] != entry.hyperparameters:
+        return f"its hyperparameters are not those that its record {record} has selected"
+    sealed = {opening.selection_sha256 for opening in home.openings.get(entry.digest, [])}
+    if sealed and home.sealed.get(entry.selection, "") not in sealed:
+        return f"its record {record} is not the one for which the test split was opened"
+    found = findings.predictions(entry)
+    other = predictions.contradiction(asdict(entry), found) if found is not None else ""
+    return other and f"{other} ({predictions.url_of(home.url, entry.digest)})"
 
 
 def _stem(url: str) -> str:
     return url.rpartition("/")[2].rpartition(".")[0]
-
-
-def _read_json(url: str) -> dict[str, Any]:
-    try:
-        value = json.loads(objects.read_bytes(url))
-    except ValueError as error:
-        raise UserError(f"{url} is not readable as JSON ({error}); remove it, and the sweep runs it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{url} does not hold one JSON object; remove it")
-    return value

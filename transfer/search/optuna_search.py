@@ -10,15 +10,16 @@ The model is Optuna's: TPE (Bergstra et al. 2011), over all ranges jointly (Falk
 counted as poor ones so that they keep apart (constant liar). It sees scores on the held-out part, never a test split.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from pipeline import documents
 from pipeline.configuration import from_dict
+from pipeline.documents import Count, Text
+from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.protocol.methods import sha256
 from transfer.protocol.search_space import Axis, Search, Space
@@ -31,30 +32,37 @@ Point = dict[str, float | int]
 DIGITS = 6
 """Significant digits of a point: what another processor's logarithm rounds otherwise must not make another trial."""
 
+REMEDY = "restore it, or run the sweep again in another folder: what was asked is not asked again"
+
+
+class Row(TypedDict):
+    """Of a trial: its score on the held-out part, null where it had failed."""
+
+    hyperparameters: Point
+    digest: Text
+    score: float | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """What was asked at one time."""
 
-    cell: str
-    number: int
+    cell: Text
+    number: Count
     search: dict[str, Any]
     """`Search.plain`."""
-    axes: list[dict[str, Any]]
-    """Fields of each `Axis`."""
+    axes: list[Axis]
     fixed: dict[str, float | int]
-    rows: list[dict[str, Any]]
-    """Of every trial of the earlier generations, in their order: hyperparameters, digest, score; null where it had failed."""
+    rows: list[Row]
+    """Of every trial of the earlier generations, in their order."""
     points: list[Point]
-    library: str
+    library: Text
     """And its version: another one may ask otherwise."""
     time_s: float = field(default_factory=time.time)
 
     @property
     def space(self) -> Space:
-        return Space(
-            search=from_dict(Search, self.search, "search"), axes=tuple(Axis(**a) for a in self.axes), fixed=self.fixed
-        )
+        return Space(search=from_dict(Search, self.search, "search"), axes=tuple(self.axes), fixed=self.fixed)
 
 
 def generation_url(sweep: str, cell: str, number: int) -> str:
@@ -62,10 +70,24 @@ def generation_url(sweep: str, cell: str, number: int) -> str:
 
 
 def read_generation(url: str) -> Generation | None:
+    """None where there is none; UserError for what is damaged, or could not have been asked."""
     try:
-        return Generation(**json.loads(objects.read_bytes(url)))
+        found = documents.read(url, Generation, remedy=REMEDY)
+        space, names = found.space, {axis.name for axis in found.axes}
     except FileNotFoundError:
         return None
+    for axis in found.axes:
+        if not axis.low < axis.high or (axis.scale == "log" and axis.low <= 0):
+            raise UserError(
+                f"{url}: {axis.name} runs from {axis.low:g} to {axis.high:g} on a {axis.scale} scale; {REMEDY}"
+            )
+    if any(not names <= set(row["hyperparameters"]) for row in found.rows):
+        raise UserError(f"{url}: a row lacks one of {', '.join(sorted(names))}; {REMEDY}")
+    if len(found.points) != space.size(found.number):
+        raise UserError(
+            f"{url} asks for {len(found.points)} trials, its search for {space.size(found.number)}; {REMEDY}"
+        )
+    return found
 
 
 def written(sweep: str, cell: str) -> list[Generation]:
@@ -90,9 +112,9 @@ def next_generation(sweep: str, cell: str, space: Space, number: int, rows: Sequ
         cell=cell,
         number=number,
         search=space.search.plain(),
-        axes=[asdict(axis) for axis in space.axes],
+        axes=list(space.axes),
         fixed=space.fixed,
-        rows=[dict(row) for row in rows],
+        rows=[Row(hyperparameters=row["hyperparameters"], digest=row["digest"], score=row["score"]) for row in rows],
         points=ask(space, number, rows),
         library=library(),
     )
@@ -132,7 +154,7 @@ def _sampler(search: Search, number: int) -> Any:
     return TPESampler(seed=seed, n_startup_trials=search.num_random, multivariate=True, constant_liar=True)
 
 
-def _distribution(axis: Axis) -> BaseDistribution:
+def _distribution(axis: Axis) -> "BaseDistribution":
     from optuna.distributions import FloatDistribution, IntDistribution
 
     if axis.is_whole:
@@ -140,7 +162,7 @@ def _distribution(axis: Axis) -> BaseDistribution:
     return FloatDistribution(axis.low, axis.high, log=axis.scale == "log")
 
 
-def _tell(study: Study, axes: dict[str, BaseDistribution], row: Mapping[str, Any]) -> None:
+def _tell(study: "Study", axes: dict[str, "BaseDistribution"], row: Mapping[str, Any]) -> None:
     from optuna.trial import TrialState, create_trial
 
     state = TrialState.FAIL if row["score"] is None else TrialState.COMPLETE

@@ -6,15 +6,37 @@
 <sweep>/work/<trial>/                            the loop's own run folder of a trial that is under way
 """
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
+from pipeline import documents
+from pipeline.documents import Count, Text
+from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.search.grids import Bracket, survivors
+
+REMEDY = "restore it, or run the sweep again in another folder: a decision is not taken twice"
+
+
+class Row(TypedDict):
+    """Of a candidate in a decision."""
+
+    index: Count
+    digest: Text
+    score: float | None
+    loss: float | None
+
+
+class AshaEvent(TypedDict):
+    """What ASHA was told, and what it said."""
+
+    trial: dict[str, Any]
+    step: Count
+    accuracy: float
+    verdict: str
+    time_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +63,9 @@ class Decision:
     bracket: int
     step: int
     scheduler: str
-    rows: list[dict[str, Any]]
-    """Of each candidate that had come so far: index, digest, score, loss; null where it had failed."""
-    kept: list[int]
+    rows: list[Row]
+    """Of each candidate that had come so far; null where it had failed."""
+    kept: list[Count]
     """Their indices."""
     time_s: float = field(default_factory=time.time)
 
@@ -57,10 +79,15 @@ def write_rung(sweep: str, rung: Rung) -> None:
 
 
 def read_rung(sweep: str, digest: str, step: int) -> Rung | None:
+    """None where it has not got there. UserError where its record is damaged, or another candidate's."""
+    url = rung_url(sweep, digest, step)
     try:
-        return Rung(**json.loads(objects.read_bytes(rung_url(sweep, digest, step))))
+        found = documents.read(url, Rung, remedy="delete this file, its trial runs to there again")
     except FileNotFoundError:
         return None
+    if (found.digest, found.step) != (digest, step):
+        raise UserError(f"{url} says step {found.step} of trial {found.digest[:12]}; delete this file")
+    return found
 
 
 def decide(
@@ -80,9 +107,13 @@ def decide(
     url = decision_url(sweep, cell, number, step)
     there = read_decision(url)
     if there is not None:
+        if [(row["index"], row["digest"]) for row in there.rows] != [(i, digest) for i, (digest, _) in alive.items()]:
+            raise UserError(f"{url} was taken about other candidates than this sweep has at step {step}; {REMEDY}")
+        if replay(there, bracket) != there.kept:
+            raise UserError(f"{url}: by its own numbers others go on than it keeps; {REMEDY}")
         return there
     scores = {i: None if rung is None else (rung.score, rung.loss) for i, (_, rung) in alive.items()}
-    rows = [
+    rows: list[Row] = [
         {"index": i, "digest": digest, "score": rung.score if rung else None, "loss": rung.loss if rung else None}
         for i, (digest, rung) in alive.items()
     ]
@@ -104,14 +135,17 @@ def decision_url(sweep: str, cell: str, number: int, step: int) -> str:
 
 def read_decision(url: str) -> Decision | None:
     try:
-        return Decision(**json.loads(objects.read_bytes(url)))
+        return documents.read(url, Decision, remedy=REMEDY)
     except FileNotFoundError:
         return None
 
 
 def replay(decision: Decision, bracket: Bracket) -> list[int]:
     """Who goes on by the numbers in a decision; equal to its `kept` unless somebody changed either."""
-    scores = {r["index"]: None if r["score"] is None else (r["score"], r["loss"]) for r in decision.rows}
+    scores: dict[int, tuple[float, float] | None] = {}
+    for row in decision.rows:
+        score, loss = row["score"], row["loss"]
+        scores[row["index"]] = None if score is None or loss is None else (score, loss)
     return survivors(bracket, [r["index"] for r in decision.rows], scores)
 
 
@@ -126,7 +160,7 @@ def asha_url(sweep: str, cell: str) -> str:
 def read_asha(sweep: str, cell: str) -> list[dict[str, Any]]:
     """Events of ASHA in a cell: digest, step, accuracy, verdict, time_s."""
     try:
-        return list(json.loads(objects.read_bytes(asha_url(sweep, cell))))
+        return [dict(event) for event in documents.read(asha_url(sweep, cell), list[AshaEvent], remedy=REMEDY)]
     except FileNotFoundError:
         return []
 

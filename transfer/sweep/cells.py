@@ -11,6 +11,7 @@ come in generations, and `with_points` adds them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,29 @@ from pipeline.errors import UserError
 from pipeline.models.backbone import find_origin, make
 from pipeline.provenance import code_revision
 from transfer.probes.fit import grid
-from transfer.probes.ridge import rank_selected
 from transfer.protocol.methods import PROBES, Method, Scheduler, sha256
-from transfer.protocol.sealed_splits import Selection, selection_name, selection_url, write_selection
+from transfer.protocol.sealed_splits import (
+    Candidate,
+    Selection,
+    read_selection,
+    selection_name,
+    selection_url,
+    write_selection,
+)
 from transfer.protocol.search_space import Space
-from transfer.protocol.tasks import INITS, Init, Suite, Task, not_prepared, open_task, suite_of, task_protocol
+from transfer.protocol.tasks import (
+    INITS,
+    Init,
+    Suite,
+    Task,
+    TaskEntry,
+    not_prepared,
+    open_task,
+    suite_of,
+    task_protocol,
+)
 from transfer.search.grids import REDUCTION, Point, candidates, ranges
+from transfer.sweep.failures import Cause
 from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Entry, Ledger, Trial, entry
 
@@ -45,8 +63,18 @@ class Sweep:
         return self.sources[0]
 
     def task(self, name: str) -> Task:
-        found = next(e for e in self.suite.tasks if e.name == name)
-        return open_task(found, self.data_root)
+        """Opened once a process, or since `open_again`."""
+        return _opened(next(e for e in self.suite.tasks if e.name == name), self.data_root)
+
+    def task_of(self, trial: Trial) -> Task:
+        """UserError if its dataset is another one now than when the trial was planned."""
+        task = self.task(trial.task)
+        if task.data_digest != trial.data_digest:
+            raise UserError(
+                f"{task.url} holds other data now (digest {task.data_digest[:12]}, then {trial.data_digest[:12]}); restore "
+                "them, or run another sweep"
+            )
+        return task
 
     def source_of(self, trial: Trial) -> Source:
         """The backbone of a trial; from scratch any that has its architecture."""
@@ -74,8 +102,8 @@ class Sweep:
             "scheduler": self.scheduler,
         }
 
-    def failed(self, trial: Trial, error: str) -> Entry:
-        return self.entry(trial, value=None, error=error)
+    def failed(self, trial: Trial, error: str, cause: Cause = "error") -> Entry:
+        return self.entry(trial, value=None, error=error, cause=cause)
 
     def entry(self, trial: Trial, *, value: float | None, **facts: Any) -> Entry:
         """`transfer.sweep.ledger.entry` with what the sweep knows about the trial."""
@@ -93,6 +121,16 @@ class Sweep:
             code_revision=code_revision(),
             **facts,
         )
+
+
+@functools.lru_cache
+def _opened(stated: TaskEntry, data_root: str) -> Task:
+    return open_task(stated, data_root)
+
+
+def open_again() -> None:
+    """Tasks from now on as their datasets are now."""
+    _opened.cache_clear()
 
 
 def sweep_of(out: str) -> Sweep:
@@ -155,6 +193,9 @@ def distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
     )
 
 
+DIGESTS = ("checkpoint_digest", "backbone_digest")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of the scorecard, with all its seeds."""
@@ -205,7 +246,19 @@ class Cell:
     def selection_url(self, sweep: str) -> str:
         return selection_url(sweep, self.name)
 
-    def select(self, sweep: str, hyperparameters: dict[str, Any], rows: list[dict[str, Any]], rule: str = "") -> str:
+    def selected(self, sweep: str) -> dict[str, Any]:
+        """The hyper-parameters of the selection record. UserError if there is none, or it is of other data, weights, protocol."""
+        url = self.selection_url(sweep)
+        found = read_selection(url)
+        for name in ("task", "method", "init", "shots", "protocol_digest", "data_digest", *DIGESTS):
+            there, ours = getattr(found, name), getattr(self.any_trial, name)
+            if there != ours:
+                raise UserError(
+                    f"{url} was written for {name} {there}, and this sweep has {ours}; use another sweep folder"
+                )
+        return found.hyperparameters
+
+    def select(self, sweep: str, hyperparameters: dict[str, Any], rows: list[Candidate], rule: str = "") -> str:
         """Write the selection record; its URL."""
         trial = self.any_trial
         return write_selection(
@@ -244,7 +297,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
         if reason is not None:
             not_run.append({"task": stated.name, "method": "", "shots": None, "reason": reason})
             continue
-        task = open_task(stated, sweep.data_root)
+        task = sweep.task(stated.name)
         for method in sweep.suite.methods:
             for shots in method.settings.columns:
                 row = {"task": task.name, "method": method.name, "shots": shots}
@@ -290,49 +343,3 @@ def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, 
     if len(points) > 1 and not method.is_probe:
         return cell.with_points(points)
     return dataclasses.replace(cell, points=tuple(points), search=(any_trial,) if len(points) > 1 else ())
-
-
-def choose(cell: Cell, ledger: Ledger) -> str | None:
-    """Select among the search trials in the ledger and write the record; its URL, or None if none ran to its end.
-
-    The highest value on the held-out part wins, then the lowest loss. A candidate that the scheduler stopped early is listed
-    with what it had reached, and is not chosen: its number belongs to an unfinished schedule.
-    """
-    rows = [_row(trial, ledger.find(trial.digest)) for trial in cell.search]
-    whole = [r for r in rows if r["status"] == "ok" and r["step"] == r["hyperparameters"]["num_steps"]]
-    if not whole:
-        return None
-    best = min(whole, key=lambda r: (-r["score"], r["loss"]))
-    return cell.select(ledger.sweep, best["hyperparameters"], rows)
-
-
-def choose_point(cell: Cell, found: Entry, sweep: str) -> str:
-    """The record of a probe from its search trial: the first of the best points."""
-    best = max(found.grid, key=lambda row: row["score"])
-    rows = [{**row, "loss": None, "step": 0, "status": "ok", "digest": found.digest} for row in found.grid]
-    rule = f"highest {found.metric} on the held-out part, the first of equals"
-    return cell.select(sweep, best["hyperparameters"], rows, rule)
-
-
-def choose_by_rank(cells: Sequence[Cell], found: Sequence[Entry], sweep: str) -> list[str]:
-    """One penalty for several tasks at one number of shots: the best mean rank (`transfer.probes.ridge.rank_selected`)."""
-    l2s = [float(p["l2"]) for p in cells[0].points]
-    l2 = rank_selected({e.task: [row["score"] for row in e.grid] for e in found}, l2s)
-    rule = f"best mean rank over {', '.join(sorted(e.task for e in found))}, by the metric on the held-out part"
-    urls = []
-    for cell, own in zip(cells, found, strict=True):
-        rows = [{**row, "loss": None, "step": 0, "status": "ok", "digest": own.digest} for row in own.grid]
-        urls.append(cell.select(sweep, {"l2": l2}, rows, rule))
-    return urls
-
-
-def _row(trial: Trial, found: Entry | None) -> dict[str, Any]:
-    last = found.history[-1] if found and found.history else {"step": 0, "loss": None}
-    return {
-        "hyperparameters": trial.hyperparameters,
-        "score": found.value if found else None,
-        "loss": last["loss"],
-        "step": int(last["step"] or 0),
-        "status": found.status if found else "not run",
-        "digest": trial.digest,
-    }

@@ -19,7 +19,8 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
-from pipeline.models.backbone import ModelConfig
+from pipeline.errors import UserError
+from pipeline.models.backbone import ModelConfig, find_origin
 from pipeline.training.run import Run
 from transfer.protocol.bit_hyperrule import HyperRule, hyperrule
 from transfer.protocol.methods import FinetuneSettings, HyperruleSettings, Method, sha256
@@ -57,6 +58,15 @@ class Source:
     def backbone_digest(self) -> str:
         """Of everything but the weights: equal where one from-scratch twin serves."""
         return sha256([self.model, self.backbone_options(), to_dict(evaluation_form(self.augment))])
+
+    def check_weights(self) -> None:
+        """UserError if the checkpoint was replaced since the sweep began."""
+        now = find_origin(self.checkpoint_url).digest
+        if now != self.digest:
+            raise UserError(
+                f"{self.checkpoint_url} holds other weights now (digest {now[:12]}, then {self.digest[:12]}); restore the "
+                "checkpoint, or run another sweep"
+            )
 
 
 def evaluation_form(augment: AugmentConfig) -> AugmentConfig:

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline import distributed
 from pipeline.distributed import World
 from pipeline.training.evaluate import Scores
-from transfer.sweep.resource_usage import Memory, Power
+from transfer.measurement.resource_usage import Memory, Power
 
 SAVE_SHARE = 0.05
 """A trial's state is saved once a pass over its images, while saving takes no more than this share of its time: a kill costs it

@@ -26,7 +26,7 @@ def _enhance(magnitude: float) -> float:
     return magnitude / 10 * 1.8 + 0.1
 
 
-def _published_contrast(canvas: Canvas, magnitude: float, draws: Draws) -> None:
+def _published_contrast(canvas: Canvas, magnitude: float, draws: Draws) -> None:  # noqa: ARG001
     # The published code means the mean gray but sums the histogram's counts: its ground is the number of pixels / 256,
     # which is 144 at 192 px, 196 at 224 px and white from 256 px up. The recipes were tuned with that.
     width, height = canvas.size

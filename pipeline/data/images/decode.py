@@ -65,7 +65,7 @@ class WholePicture:
     def size(self) -> tuple[int, int]:
         return self.pixels.shape[1], self.pixels.shape[0]
 
-    def crop(self, box: Box, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    def crop(self, box: Box, at_least: tuple[int, int] | None = None) -> np.ndarray:  # noqa: ARG002
         left, top, right, bottom = box
         return self.pixels[top:bottom, left:right]
 

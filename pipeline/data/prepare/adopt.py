@@ -16,7 +16,7 @@ from pipeline.data.format.tars import BadTar
 from pipeline.data.prepare import journal
 from pipeline.data.prepare.assemble import assemble
 from pipeline.data.prepare.journal import Record
-from pipeline.data.prepare.output_folder import full_disk_is_said, publish, staging
+from pipeline.data.prepare.output_folder import full_disk_is_said, only_writer, publish, staging
 from pipeline.data.process_pool import each
 from pipeline.data.sources.cards import SPLIT_NAMES
 from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
@@ -114,7 +114,7 @@ def adopt(
     if existing is not None:
         journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
-    with full_disk_is_said(base), staging(base) as folders:
+    with full_disk_is_said(base), only_writer(base, None), staging(base) as folders:
         records = _scan_all(scanner, tars, max_bad_share, workers, progress)
         texts = {text for record in records for text in record.label_texts}
         class_names, numbers = label_classes(texts, classes)

@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import documents
 from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import Skipped
+from pipeline.documents import Count
+from pipeline.errors import UserError
 from pipeline.storage import objects
 
 FOLDER = "PREPARING"
+_MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ def read_records(out: str, plans: dict[str, str]) -> dict[str, Record]:
     found: dict[str, Record] = {}
     for name, plan in plans.items():
         url = listed.get(_file_name(name))
-        record = _parse(objects.read_bytes(url)) if url else None
-        if record is not None and record.plan == plan and _has_shard(out, record.shard):
+        record = _read(url) if url else None
+        if record is not None and (record.plan, record.shard.name) == (plan, name) and _has_shard(out, record.shard):
             found[name] = record
     return found
 
@@ -93,22 +97,34 @@ def _has_shard(out: str, shard: Shard) -> bool:
         return False
 
 
-def _parse(data: bytes) -> Record | None:
+@dataclass(frozen=True)
+class _Content:
+    """A record as it lies in the output, which others may write to."""
+
+    plan: str
+    split: str
+    shard: Shard
+    keys: tuple[str, ...]
+    offset: list[Count]
+    size: list[Count]
+    label: list[Count]
+    phash: list[int]
+    crc32: list[Count]
+    skipped: tuple[Skipped, ...]
+    label_texts: tuple[str, ...]
+
+
+def _read(url: str) -> Record | None:
     """None for a record that is damaged or of another version: its shard is written again."""
     try:
-        content: dict[str, Any] = json.loads(data)
-        arrays: dict[str, Any] = {name: np.array(content[name], dtype=kind) for name, kind in _ARRAYS.items()}
-        return Record(
-            plan=content["plan"],
-            split=content["split"],
-            shard=Shard(**content["shard"]),
-            keys=tuple(content["keys"]),
-            skipped=tuple(Skipped(**entry) for entry in content["skipped"]),
-            label_texts=tuple(content["label_texts"]),
-            **arrays,
-        )
-    except (ValueError, KeyError, TypeError):
+        content = documents.read(url, _Content, max_bytes=_MAX_BYTES)
+        arrays: dict[str, Any] = {name: np.array(getattr(content, name), dtype=kind) for name, kind in _ARRAYS.items()}
+    except (UserError, OverflowError):
         return None
+    if {len(content.keys), *map(len, arrays.values())} != {content.shard.num_samples}:
+        return None
+    others = {name: getattr(content, name) for name in ("plan", "split", "shard", "keys", "skipped", "label_texts")}
+    return Record(**others, **arrays)
 
 
 def _file_name(shard: str) -> str:

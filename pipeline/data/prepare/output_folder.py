@@ -13,17 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import places
+from pipeline import documents, places
 from pipeline.data.format.manifest import NAME, Manifest
 from pipeline.data.prepare import journal
 from pipeline.data.sources.cards import Card
 from pipeline.errors import UserError
-from pipeline.storage import objects
+from pipeline.storage import objects, ownership
 
 MARK = f"{journal.FOLDER}.json"
 """In a place without manifest: a preparation is under way there, or was interrupted."""
 STAGING = ".staging"
 _OURS = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.arrow|\.keys\.parquet)")
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What the mark says."""
+
+    card: documents.Text
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,16 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
         return found
     mark = objects.join(out, MARK)
     if objects.exists(mark):
-        name = json.loads(objects.read_bytes(mark))["card"]
-        if name != card.name:
+        found_mark = documents.read(mark, _Mark, remedy="remove it and what lies beside it, or choose another --out")
+        if found_mark.card != card.name:
+            name = documents.excerpt(found_mark.card)
             raise UserError(f"{out} holds an unfinished '{name}': finish or remove it, or choose another --out")
     else:
-        strangers = [url for url in objects.list_urls(out) if f"/{STAGING}/" not in url]
+        strangers = [
+            url
+            for url in objects.list_urls(out)
+            if f"/{STAGING}/" not in url and not url.endswith(f"/{ownership.NAME}")
+        ]
         if strangers:
             raise UserError(
                 f"{out} holds other files (such as {os.path.basename(strangers[0])}): choose an empty --out"
@@ -67,12 +79,24 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
     return None
 
 
-def claim(out: str, card: Card, recipe: dict[str, Any]) -> None:
-    """Mark `out` as ours.
+@contextlib.contextmanager
+def only_writer(out: str, existing: Manifest | None) -> Iterator[None]:
+    """Own the place inside the block, unless a dataset is there already and nothing will be written.
 
-    What an interrupted run left is not removed: its finished shards are kept, and another process may be at the same
-    work, where equal recipes write equal bytes.
+    Raises:
+        UserError: another process writes there, or has finished the dataset while this one was waiting.
     """
+    if existing is not None:
+        yield
+        return
+    with ownership.hold(out, "dataset", remedy="choose another folder"):
+        if objects.exists(objects.join(out, NAME)):
+            raise UserError(f"{out} was finished by another process just now: run the same command again")
+        yield
+
+
+def claim(out: str, card: Card, recipe: dict[str, Any]) -> None:
+    """Mark `out` as ours. What an interrupted run left is not removed: its finished shards are kept."""
     objects.write_bytes(objects.join(out, MARK), json.dumps({"card": card.name, "recipe": recipe}).encode())
 
 

@@ -27,6 +27,7 @@ from pipeline.data.prepare.output_folder import (
     claim,
     existing_dataset,
     full_disk_is_said,
+    only_writer,
     publish,
     release,
     remove_written,
@@ -95,7 +96,7 @@ def prepare(
     gone = card.kind != "embedded" and (source is None or card.kind == "torchvision" or not objects.exists(source))
     if existing is not None and gone:
         return existing
-    with full_disk_is_said(out), staging(out) as folders:
+    with full_disk_is_said(out), only_writer(out, existing), staging(out) as folders:
         copying = partial(progress, "copying") if progress else None
         opened = open_source(
             card,

@@ -126,6 +126,28 @@ def _json_rows(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
+def read_classes(url: str) -> list[str]:
+    """Class names in label order from a text file with one a line.
+
+    Raises:
+        UserError: no such file, not UTF-8, a name with control characters, or one that stands twice.
+    """
+    if not objects.is_file(url):
+        raise UserError(f"no file {url}; one class name a line is needed, in label order")
+    try:
+        text = objects.read_bytes(url).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{url} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        name = _text(line, "the class name", f"{url}, line {number}")
+        if name in lines:
+            raise UserError(f"{url}, line {number}: {documents.excerpt(name)} is on line {lines[name]} already")
+        if name:
+            lines[name] = number
+    return list(lines)
+
+
 def is_number(label: str) -> bool:
     """Whether a label is a whole number of any length, without sign."""
     return label.isascii() and label.isdigit()

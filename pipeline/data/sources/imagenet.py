@@ -14,17 +14,19 @@ The two tars may also be there unpacked, as `train/` (class folders or class tar
 
 import io
 import re
-import tarfile
+import struct
+import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline import documents
 from pipeline.data.sources.archives.find_files import list_files
 from pipeline.data.sources.archives.locators import FoundFile, Refused, Sparse, Zipped
+from pipeline.data.sources.archives.reader import FileReader
 from pipeline.data.sources.archives.tar_files import list_tar
-from pipeline.data.sources.entry import Entry
+from pipeline.data.sources.entry import Entry, Unreadable
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -35,6 +37,7 @@ LABEL_FILES = (
     "ILSVRC2012_validation_synset_labels.txt",
     "val_labels.txt",
 )
+_MATLAB_COMPRESSED, _MAX_MATLAB_BYTES = 15, 64 << 20
 _JPEG = (".jpeg", ".jpg")
 _WNID = re.compile(r"n\d{8}")
 
@@ -114,7 +117,7 @@ def _val_labels(source: str, stems: Sequence[str]) -> tuple[dict[str, str], str]
             return _label_file(objects.read_bytes(where).decode("utf-8-sig", "replace"), stems, where), name
     devkit = objects.join(source, DEVKIT)
     if objects.exists(devkit):
-        return _devkit_labels(objects.read_bytes(devkit), stems, devkit), DEVKIT
+        return _devkit_labels(stems, devkit), DEVKIT
     raise UserError(
         f"{source} has validation images but not their labels: put {DEVKIT} there, or one of {', '.join(LABEL_FILES)}"
     )
@@ -143,29 +146,50 @@ def _label_file(text: str, stems: Sequence[str], where: str) -> dict[str, str]:
     return labels
 
 
-def _devkit_labels(data: bytes, stems: Sequence[str], where: str) -> dict[str, str]:
+def _devkit_labels(stems: Sequence[str], where: str) -> dict[str, str]:
     """Ground truth by the devkit: line i is the number of image i, and meta.mat says which wnid has that number."""
     from scipy.io import loadmat
 
+    truth, meta = _devkit_files(where, ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
-            members = {Path(member.name).name: member for member in tar if member.isreg()}
-            truth, meta = (
-                _content(tar, members[name]) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
-            )
+        _check_matlab(meta)
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True, struct_as_record=True)["synsets"]
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         rows = [wnids[int(line)] for line in truth.decode().split()]
-    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # scipy's reader ends in errors of any kind on bytes that are no such file
         raise UserError(
             f"the devkit {where} is damaged or another one than of ILSVRC-2012 ({documents.excerpt(str(error), 200)})"
         ) from error
     return _label_file("\n".join(rows), stems, where)
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    opened: Any = tar.extractfile(member)
-    return bytes(opened.read())
+def _devkit_files(where: str, names: Sequence[str]) -> list[bytes]:
+    with tempfile.TemporaryDirectory(prefix="normfree-spool-") as spool:
+        listing = list_files(where, Path(spool))
+        found = {file.name.rpartition("/")[2]: file for file in listing.files} if listing else {}
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise UserError(f"the devkit {where} lacks {missing[0]}: fetch it again")
+        entries = [Entry("", "", name, "", found[name].locator, found[name].size) for name in names]
+        contents = list(FileReader().read(entries))
+    for content in contents:
+        if isinstance(content, Unreadable):
+            raise UserError(f"the devkit {where} cannot be read ({content}): fetch it again")
+    return [content for content in contents if isinstance(content, bytes)]
+
+
+def _check_matlab(data: bytes) -> None:
+    """ValueError for a MATLAB 5 file whose compressed parts, which its reader unpacks whole, are out of proportion."""
+    at, num_bytes = 128, 0
+    while at + 8 <= len(data):
+        kind, size = struct.unpack("<II", data[at : at + 8])
+        if kind == _MATLAB_COMPRESSED:
+            num_bytes += len(zlib.decompressobj().decompress(data[at + 8 : at + 8 + size], _MAX_MATLAB_BYTES + 1))
+        if num_bytes > _MAX_MATLAB_BYTES:
+            raise ValueError(f"meta.mat unpacks to more than {_MAX_MATLAB_BYTES} bytes")
+        at += 8 + size + (-size % 8 if kind != _MATLAB_COMPRESSED else 0)
 
 
 def _stem(name: str) -> str:

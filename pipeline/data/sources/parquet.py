@@ -73,7 +73,7 @@ def open_parquet(
                 raise UserError(f"{url} has other class names than the files before it: prepare them apart")
             split = _split_of(url)
             stem = url.rpartition("/")[2].removesuffix(".parquet")
-            for number, (value, name) in enumerate(_label_rows(file, image, label, url)):
+            for number, (value, name) in enumerate(_label_rows(file, image, label)):
                 if row >= len(sizes):
                     raise UserError(f"{url} has more labels than images: fetch it again")
                 class_name = _class_of(value, classes, f"{url}, row {number}")
@@ -198,7 +198,7 @@ def _split_of(url: str) -> str:
     return "train"
 
 
-def _label_rows(file: Any, image: str, label: str, url: str) -> Iterator[tuple[Any, str | None]]:
+def _label_rows(file: Any, image: str, label: str) -> Iterator[tuple[Any, str | None]]:
     """(label, path of the image inside its struct) of each row; no image bytes are read."""
     has_path = image + ".path" in {file.schema.column(i).path for i in range(len(file.schema))}
     for batch in _batches(file, [label, image + ".path"] if has_path else [label]):

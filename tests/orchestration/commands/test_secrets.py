@@ -5,6 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name in ("home", "tmp", "work"):
             (tmp_path / "seen" / name).mkdir(parents=True)
         folders = {"HOME": str(tmp_path / "seen/home"), "TMPDIR": str(tmp_path / "seen/tmp")}
+        folders["NORMFREE_CACHE"] = str(tmp_path / "seen/home/cache")
         for name, value in {**variables, **folders}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -157,6 +159,76 @@ def test_after_training_tracking_registering_and_pulling_no_byte_holds_the_secre
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     objects = fs.find("bucket/run")
     assert any(o.endswith("KEEP") for o in objects) and not [o for o in objects if _found(fs.cat_file(o))]
+
+
+class Watch:
+    """While it is entered: every command line of this machine and every log of a running Ray, looked at for the secret."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+        self.num_logs = 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._end.wait(0.1):
+            logs = [
+                path
+                for path in Path("/tmp").glob("nf-ray-*/**/*")
+                if path.is_file() and path.suffix in (".log", ".out")
+            ]
+            self.num_logs = max(self.num_logs, len(logs))
+            for path in [*Path("/proc").glob("[0-9]*/cmdline"), *logs]:
+                with contextlib.suppress(OSError):
+                    if _found(path.read_bytes()):
+                        self.found.add(str(path))
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+@pytest.mark.slow  # a run and a sweep with Ray
+@pytest.mark.usefixtures("s3")
+def test_after_a_run_and_a_sweep_no_planted_secret_is_anywhere(
+    digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    for name in (
+        "PGPASSWORD",
+        "HF_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MY_API_KEY",
+        "GITHUB_TOKEN",
+    ):
+        monkeypatch.setenv(name, PLANTED)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    # A tracker that is not there, with a password in its address: by the environment, where one may stand.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:{PLANTED}@127.0.0.1:9")
+    monkeypatch.setenv("NORMFREE_WAIT_FOR_TRACKER", "1")
+    Path(".env").write_text("SECRET=none of ours\n")
+    fields = ["--global_batch", "16", "--augment.image_px", "16", "--optim.warmup", "1 steps", "--duration", "2 steps"]
+    data_root = str(Path(digits).parent)
+    commands = [
+        ["pretrain", "nfnet_tiny_glyphs", "--data.url", digits, "--out", "s3://bucket/run2", *fields],
+        ["transfer", "s3://bucket/run2", "--suite", "demo", "--data-root", data_root, "--out", "sweep"],
+    ]
+    commands[1] += ["--budget", "2 trials"]
+    with Watch() as watch:
+        for words in commands:
+            command = [sys.executable, "-m", "orchestration.cli", *words]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert PLANTED not in done.stdout + done.stderr
+    assert not watch.found and watch.num_logs
+    files = [p for p in seen.rglob("*") if p.is_file()]
+    assert {"records.jsonl", "sweep.json"} <= {p.name for p in files} and not [
+        p for p in files if _found(p.read_bytes())
+    ]
 
 
 WATCHED = """

@@ -1,5 +1,6 @@
 """A real sweep under Ray Tune: killed, gone on with, repeated, extended; with trials that fail in the midst of it."""
 
+import dataclasses
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig
+from pipeline.storage import ownership
 from pipeline.training.run import Run
 from pipeline.training.train import train
 from tests.orchestration.sweep_runner import SUITE, Runner
@@ -142,6 +144,13 @@ def test_mistakes_are_named_before_anything_starts(runner: Runner, checkpoint_di
     other.write_text(SUITE.replace("[6]", "[7]"))
     with pytest.raises(UserError, match="another suite"):
         transfer(str(checkpoint_dir), str(other), out, data_root=root)
+    driver = dataclasses.replace(ownership.this_process(), pid=os.getppid(), started=ownership.started_at(os.getppid()))
+    now_s = time.time()
+    record = ownership.Record(what="sweep", token="ab" * 16, since_s=now_s, beat_s=now_s, processes=(driver,))
+    (runner.out / ownership.NAME).write_bytes(record.to_json())
+    with pytest.raises(UserError, match=f"in use: a sweep of process {os.getppid()} on "):
+        transfer(str(checkpoint_dir), suite, out, data_root=root)
+    (runner.out / ownership.NAME).unlink()
 
 
 @pytest.mark.slow
@@ -203,19 +212,67 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_trial_that_hangs_dies_or_wants_too_much_memory_is_one_red_row(
+def test_a_search_with_a_trial_that_hangs_dies_or_wants_too_much_memory_selects_nothing(
     checkpoint_dir: Path, digits: str, tmp_path: Path
 ) -> None:
     suite = (
         SUITE.split("  ridge")[0] + "  finetune: {shots: [1], learning_rates: [0.1, 0.7, 0.8, 0.9], num_steps: [2]}\n"
     )
     faulty = Runner(checkpoint_dir, digits, tmp_path / "faults", suite=suite, program=FAULTS)
-    assert faulty.finish()[-1] == {"num_failed": 2 * 3, "num_run": 2 * (4 + 1)}
-    failed = {e.hyperparameters["learning_rate"]: e for e in Ledger(str(faulty.out)).entries() if e.status == "failed"}
+    assert faulty.finish()[-1] == {"num_failed": 2 * (3 + 1), "num_run": 2 * (4 + 1)}
+    failed = {
+        e.hyperparameters["learning_rate"]: e
+        for e in Ledger(str(faulty.out)).entries()
+        if e.kind == "search" and not e.is_ok
+    }
     assert "--trial-limit" in str(failed[0.7].error) and "died" in str(failed[0.8].error)
     assert "MemoryError" in str(failed[0.9].error)
+    assert [failed[rate].num_tries for rate in (0.7, 0.8, 0.9)] == [1, 3, 3]
     finals = [e for e in Ledger(str(faulty.out)).entries() if e.kind == "final"]
-    assert len(finals) == 2 and all(e.is_ok and e.hyperparameters["learning_rate"] == 0.1 for e in finals)
+    assert len(finals) == 2 and all(e.cause == "search" for e in finals) and not (faulty.out / "selection").exists()
+
+
+DIES_ONCE = """
+import json, os, signal, sys
+from pathlib import Path
+import orchestration.tune.ray_tune as sweep
+original = sweep._trainable
+
+def dying(config, sweep, **rest):
+    import transfer.sweep.trials as trials
+    real = trials.run_finetune
+    def run(sweep, trial, report, **rest):
+        mark = Path(sweep.out).with_name(f"died-{trial.init}")
+        if trial.kind == "search" and trial.hyperparameters["learning_rate"] == 0.1 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(sweep, trial, report, **rest)
+    trials.run_finetune = run
+    try:
+        original(config, sweep=sweep, **rest)
+    finally:
+        trials.run_finetune = real
+
+if __name__ == "__main__":
+    checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
+    if Path(out).with_name("disturbed").exists():
+        sweep._trainable = dying
+    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2)
+    print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_once_changes_no_number(checkpoint_dir: Path, digits: str, tmp_path: Path) -> None:
+    suite = SUITE.split("  ridge")[0] + "  finetune: {shots: [1], learning_rates: [0.1, 0.3], num_steps: [20]}\n"
+    runs = [Runner(checkpoint_dir, digits, tmp_path / name, suite=suite, program=DIES_ONCE) for name in ("ref", "kill")]
+    (runs[1].folder / "disturbed").touch()
+    secret = {"AWS_SECRET_ACCESS_KEY": "plantedMARK", "MLFLOW_TRACKING_PASSWORD": "plantedMARK"}
+    runs[1]._variables = secret
+    assert [run.finish()[-1] for run in runs] == [{"num_failed": 0, "num_run": 6}] * 2
+    assert len(list(runs[1].folder.glob("died-*"))) == 2 and runs[0].table() == runs[1].table()
+    assert sorted(e.num_tries for e in Ledger(str(runs[1].out)).entries()) == [1, 1, 1, 1, 2, 2]
+    assert not [p for p in runs[1].folder.rglob("*") if p.is_file() and b"plantedMARK" in p.read_bytes()]
 
 
 FREEZES = """
@@ -244,10 +301,10 @@ def test_a_worker_that_is_stopped_is_ended_by_the_driver_and_the_sweep_goes_on(
     suite = SUITE.split("  ridge")[0] + "  finetune: {shots: [1], learning_rates: [0.1, 0.7], num_steps: [2]}\n"
     frozen = Runner(checkpoint_dir, digits, tmp_path / "frozen", suite=suite, program=FREEZES)
     events = frozen.finish()
-    failed = [e for e in Ledger(str(frozen.out)).entries() if e.status == "failed"]
+    failed = [e for e in Ledger(str(frozen.out)).entries() if e.kind == "search" and e.status == "failed"]
     assert [e.hyperparameters.get("learning_rate") for e in failed] == [0.7, 0.7], [e.error for e in failed]
     assert all("not done after 60 s (--trial-limit)" in str(e.error) for e in failed)
-    assert events[-1] == {"num_failed": 2, "num_run": 2 * (2 + 1)}
+    assert events[-1] == {"num_failed": 2 * 2, "num_run": 2 * (2 + 1)}
 
 
 STEPS = """
@@ -258,7 +315,7 @@ original = sweep._trainable
 def counted(config, sweep, **rest):
     import time
     from pipeline.training.sample_account import Account
-    from transfer import trial_ranks
+    from transfer.sweep import trial_ranks
     trial_ranks.SAVE_SHARE = 100.0  # on a loaded machine too, an epoch is worth its save
     real = Account.enter
     folder = os.path.dirname(sweep.out)

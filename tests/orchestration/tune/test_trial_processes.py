@@ -14,10 +14,11 @@ import pytest
 
 from orchestration.tune.trial_group import run_ranks
 from tests.orchestration.sweep_runner import SUITE, Runner, sweep_in
+from transfer.measurement import predictions
 from transfer.protocol.sealed_splits import openings
 from transfer.search.successive_halving import read_rung
-from transfer.sweep import predictions
 from transfer.sweep.cells import Cell, Sweep, plan
+from transfer.sweep.failures import TrialFailed
 from transfer.sweep.ledger import Ledger, Trial
 from transfer.sweep.trials import Report, processes_of, run_finetune, run_job
 
@@ -91,9 +92,10 @@ def test_a_rank_that_is_killed_is_one_failed_entry_with_its_cause(digits: str, c
     def ranks(sweep: Sweep, trial: Trial, report: Report, until: int, number: int) -> None:
         run_ranks(sweep, trial, report, until=until, num_processes=number, has_gpus=False)
 
-    run_job(sweep, {"cell": 0, "trial": vars(trial)}, report, max_processes=2, run_ranks=ranks)
+    with pytest.raises(TrialFailed):  # the sweep runs it again
+        run_job(sweep, {"cell": 0, "trial": vars(trial)}, report, max_processes=2, run_ranks=ranks)
     found = Ledger(sweep.out).find(trial.digest)
-    assert killed and found is not None and found.status == "failed" and found.num_processes == 2
+    assert killed and found is not None and found.cause == "lost" and found.num_processes == 2
     assert "rank 1 of 2 processes was killed by signal 9" in str(found.error)
     assert not ranks_of()
 

@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.models.backbone import load_backbone
 from pipeline.training.evaluate import Scores, evaluate
 from tests.transfer.conftest import WEIGHTS, standing_in
+from transfer.measurement import extra_test_sets, predictions
 from transfer.protocol.imagenet_labels import EXTRA_METRICS, load_real, real_sets
 from transfer.protocol.methods import FinetuneSettings, Method, RidgeSettings, sha256
 from transfer.protocol.sealed_splits import open_v2, openings
@@ -32,7 +33,7 @@ from transfer.report.html_tables import scorecard_table
 from transfer.report.write_report import print_table
 from transfer.results.scorecard import scorecard, with_extra_metrics
 from transfer.results.scorecard_table import to_csv
-from transfer.sweep import extra_test_sets, predictions, trials
+from transfer.sweep import probe_job, trials
 from transfer.sweep.cells import Cell, Sweep, plan
 from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Entry, Ledger
@@ -105,7 +106,7 @@ def measured(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swee
     sweep = make_sweep(root, tmp_path_factory.mktemp("sweep"), real_labels="real.json", v2=str(root / "v2"))
     cells = [c for c in plan(sweep)[0] if c.init == "pretrained"]
     with standing_in():
-        (found,) = trials.run_probes(sweep, cells)
+        (found,) = probe_job.run_probes(sweep, cells)
     assert found.is_ok, found.error
     return sweep, found
 

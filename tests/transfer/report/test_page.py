@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from tests.transfer.records import edit_entry
+from transfer.measurement import predictions
 from transfer.report.html_page import check_links
 from transfer.report.html_template import record
 from transfer.report.write_report import write_report
@@ -19,7 +21,6 @@ from transfer.results.error_analysis import confusion, worst_mistakes
 from transfer.results.scorecard import scorecard
 from transfer.results.search_effects import main_effects, whole_candidates
 from transfer.results.sweep_results import check_lineage, load_findings
-from transfer.sweep import predictions
 from transfer.sweep.ledger import Entry
 
 VOID = {"meta", "img", "br", "path", "use", "link"}
@@ -147,7 +148,7 @@ def test_a_cell_comes_whole_from_the_folder_with_most_of_its_seeds(digits_sweep:
         if entry["seed"] == 2:
             path.unlink()
         else:
-            path.write_text(json.dumps({**entry, "value": 0.0}))
+            edit_entry(path, value=0.0)
     joint = load_findings(fewer, digits_sweep)
     assert joint.num_shared == len(joint.by_cell()) == 6
     assert {e.digest: e.value for e in joint.finals} == {e.digest: e.value for e in load_findings(digits_sweep).finals}

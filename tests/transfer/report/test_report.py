@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
+from tests.transfer.records import selection_json, sweep_json
 from transfer.report.html_curves import learning
 from transfer.report.write_report import load_entries, load_findings, print_table, scorecard, write_report
 from transfer.sweep.ledger import Entry
@@ -53,7 +54,7 @@ def write_ledger(folder: Path, trials: list[dict[str, Any]], **sweep: Any) -> Pa
         (folder / part).mkdir(parents=True, exist_ok=True)
     for one in trials:
         (folder / "trials" / f"{one['digest']}.json").write_text(json.dumps(one))
-    (folder / "sweep.json").write_text(json.dumps(sweep))
+    (folder / "sweep.json").write_text(sweep_json(**sweep))
     return folder
 
 
@@ -88,9 +89,17 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
                         record = {"hyperparameters": {"learning_rate": 0.09}, "candidates": rows, "time_s": 1.7e9}
                         name = f"{task}-{method}-{init}-{shots}.json"
                         (folder / "selection").mkdir(parents=True, exist_ok=True)
-                        (folder / "selection" / name).write_text(json.dumps(record))
+                        (folder / "selection" / name).write_text(selection_json(**record))
     trials.append(
-        trial(task="flowers", task_title="Flowers", data_digest="flowers" * 2, seed=7, status="failed", error=EVIL)
+        trial(
+            task="flowers",
+            task_title="Flowers",
+            data_digest="flowers" * 2,
+            seed=7,
+            status="failed",
+            value=None,
+            error=EVIL,
+        )
     )
     return write_ledger(
         folder,
@@ -101,7 +110,7 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
         model=f"nfnet_tiny {EVIL}",
         started_s=1.7e9,
         command="normfree transfer s3://ada:secret@bucket/runs/c100 --suite small_images",
-        hardware={"cpu": "2 cores", "gpu": None},
+        hardware="2 cores",
         num_seeds=num_seeds,
         not_run=[
             {"task": "flowers", "shots": 100, "method": "ridge", "reason": f"a class has only 80 images {EVIL}"},
@@ -164,10 +173,10 @@ def test_a_ledger_that_is_none_is_refused_in_a_sentence(tmp_path: Path) -> None:
         load_entries(tmp_path)
     broken = write_ledger(tmp_path, [trial()])
     (broken / "trials" / "x.json").write_text('{"digest": "x"}')
-    with pytest.raises(UserError, match=r"x\.json is not an entry of a sweep"):
+    with pytest.raises(UserError, match=r"x\.json is not usable: at digest"):
         load_entries(broken)
     (broken / "trials" / "x.json").write_text("{")
-    with pytest.raises(UserError, match=r"x\.json is not an entry of a sweep"):
+    with pytest.raises(UserError, match=r"x\.json is cut short"):
         load_entries(broken)
 
 
@@ -207,7 +216,7 @@ def test_searches_are_drawn_over_steps_where_they_were_measured_at_several(tmp_p
     folder = write_ledger(tmp_path, [*finals, *lines])
     for init in ("pretrained", "scratch"):
         record = {"hyperparameters": {"learning_rate": 0.3, "num_steps": 30}, "candidates": []}
-        (folder / "selection" / f"cifar10-finetune-{init}-5.json").write_text(json.dumps(record))
+        (folder / "selection" / f"cifar10-finetune-{init}-5.json").write_text(selection_json(**record))
     drawn = learning(load_findings(folder), ["pretrained"])
     assert drawn.count("<svg") == 1 and "top-1 accuracy, %" in drawn and "search, held-out part" in drawn
     thick = re.findall(r"stroke: var\(--(\w+)\); stroke-width: 1.8", drawn)

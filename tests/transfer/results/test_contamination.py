@@ -10,10 +10,10 @@ import pytest
 from pipeline.data.verify.overlap import Overlap, Pair
 from pipeline.errors import UserError
 from transfer import metrics
+from transfer.measurement import predictions
 from transfer.report.write_report import write_report
-from transfer.results.contamination import cleaned, read_overlaps, score
+from transfer.results.contamination import cleaned, read_overlaps
 from transfer.results.sweep_results import Findings, load_findings, name_of_test_split
-from transfer.sweep import predictions
 
 SEEN = (0, 5, 17, 400)
 """Places of the test images that are said to be upstream."""
@@ -69,9 +69,9 @@ def test_metrics_from_predictions_are_those_from_scores(tmp_path: Path, metric: 
     scores, labels = rng.normal(size=(60, 8)), rng.integers(0, 7, 60)
     predictions.write(str(tmp_path), "d", np.arange(60), scores, labels)
     keep = rng.random(60) < 0.7
-    ours = score(metric, predictions.read(str(tmp_path), "d"), keep)
+    ours = predictions.recomputed(metric, predictions.read(str(tmp_path), "d"), keep)
     assert ours == pytest.approx(metrics.compute(metric, scores[keep], labels[keep]), abs=1e-12)
-    assert score("auroc", predictions.read(str(tmp_path), "d"), keep) is None
+    assert predictions.recomputed("auroc", predictions.read(str(tmp_path), "d"), keep) is None
 
 
 def test_files_that_fit_no_task_are_refused(digits_sweep: Path, tmp_path: Path) -> None:

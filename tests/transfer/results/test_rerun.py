@@ -9,6 +9,7 @@ import pytest
 
 from orchestration.cli import main
 from pipeline.errors import UserError
+from tests.transfer.records import edit_entry
 from transfer.results import rerun as module
 from transfer.results.rerun import Rerun, rerun
 from transfer.results.statistics import Estimate
@@ -26,7 +27,7 @@ def changed(sweep: Path, to: Path, **fields: Any) -> Path:
         if entry["kind"] == "final" and entry["selection"].startswith(CELL):
             value = entry["value"] + fields.get("shift", 0.0)
             more = {k: v for k, v in fields.items() if k != "shift"}
-            path.write_text(json.dumps({**entry, "value": value, **more}))
+            edit_entry(path, **{"value": value, **more})
     return to
 
 

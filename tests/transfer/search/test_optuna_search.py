@@ -355,20 +355,21 @@ def test_a_generation_is_written_before_any_of_its_trials_is_started(sweep: Swee
 
 
 def test_a_failed_trial_is_run_again_until_a_later_generation_follows_from_it(sweep: Sweep) -> None:
-    def died(until: int) -> Conductor:
+    def diverged(until: int) -> Conductor:
         conductor = Conductor(sweep, plan(sweep)[0], lambda event: None)
         for number in range(until):
             job = conductor.next_job(str(number))
             assert job is not None
-            conductor.ended(str(number), job, crashed=True)
+            conductor.ledger.write(sweep.failed(Trial(**job["trial"]), "updates were not finite", "diverged"))
+            conductor.ended(str(number), job, crashed=False)
         return conductor
 
-    died(3)  # of the first cell's four
-    conductor = died(0)
+    diverged(3)  # of the first cell's four
+    conductor = diverged(0)
     assert conductor.done == 0  # all are open again
-    died(4)
+    diverged(4)
     cell = plan(sweep)[0][0]
     assert [r["score"] for r in written(sweep.out, cell.name)[1].rows] == [None] * 4
-    conductor = died(0)
+    conductor = diverged(0)
     assert conductor.done == 4  # settled: the second generation stands
     assert Path(generation_url(sweep.out, cell.name, 1)).exists()

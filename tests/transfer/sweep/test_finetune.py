@@ -14,13 +14,13 @@ from pipeline.data.sampling.subset import select
 from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig, build_model
 from pipeline.training.run import Run
+from transfer.measurement import predictions
 from transfer.protocol.bit_hyperrule import hyperrule
 from transfer.protocol.methods import ALL_IMAGES, FinetuneSettings, Method, parse_methods
 from transfer.protocol.sealed_splits import open_test, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.search.grids import candidates, grace_steps
 from transfer.search.successive_halving import read_rung
-from transfer.sweep import predictions
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.finetune import Source, finetune_run
 from transfer.sweep.ledger import Ledger
@@ -144,6 +144,7 @@ def test_a_final_trial_keeps_what_it_said_of_each_test_image_and_records_the_ope
     assert {k: v.dtype.name for k, v in said.items()} == {
         **dict.fromkeys(("sample", "label", "predicted", "top5"), "int64"),
         "confidence": "float32",
+        **dict.fromkeys(("credit", "credit5"), "float64"),
     }
     from pipeline.data.format.manifest import Manifest
 

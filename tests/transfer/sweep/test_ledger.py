@@ -39,7 +39,7 @@ FIELDS = {
     *("num_test", "hyperparameters", "history", "seconds_s", "images_seen", "protocol_digest", "checkpoint_url"),
     *("checkpoint_digest", "data_digest", "status", "error", "backbone_digest", "metrics", "backbone", "model"),
     *("method_kind", "method_title", "selection", "stopped_at", "grid", "config", "config_digest", "max_memory_bytes"),
-    *("watts", "num_processes", "code_revision"),
+    *("watts", "num_processes", "code_revision", "cause", "num_tries", "seal"),
 }
 
 
@@ -124,9 +124,66 @@ def test_an_entry_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     ledger.write(make())
     path = tmp_path / "trials" / f"{TRIAL.digest}.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("metrics", "backbone", "code_revision")}))
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("metrics", "backbone", "cause", "seal")}))
     found = ledger.find(TRIAL.digest)
     assert found is not None and found.is_ok and found.metrics == {} and found.backbone == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("value", 7.5, "at value: it needs a number <= 1"),
+        ("value", -0.5, "at value: it needs a number >= 0"),
+        ("value", True, "at value: it needs"),
+        ("value", "0.9", "at value: it needs"),
+        ("value", 0.995, "value is not what was written there"),
+        ("value", None, "status 'ok' and value None"),
+        ("metrics", {"top1": 75}, "metrics"),
+        ("num_test", -1, "at num_test"),
+        ("digest", "../../etc/passwd", "at digest: it needs"),
+        ("seed", "<b>", "at seed"),
+        ("status", "wins", "at status"),
+        ("watts", {"<svg>": 3.0}, "watts is not what was written there"),
+        ("hyperparameters", {"learning_rate": 0.2}, "hyperparameters is not what was written there"),
+        ("seal", {}, "is not what was written there"),
+    ],
+)
+def test_an_entry_that_is_not_what_was_written_is_refused_with_its_file_and_field(
+    tmp_path: Path, field: str, value: object, words: str
+) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.write(make())
+    path = tmp_path / "trials" / f"{TRIAL.digest}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(UserError, match=words) as refused:
+        list(ledger.entries())
+    assert str(path) in str(refused.value)
+
+
+def test_an_entry_under_another_name_or_of_another_trial_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.write(make())
+    path = tmp_path / "trials" / f"{TRIAL.digest}.json"
+    copied = path.with_name(f"zz{path.name}")
+    copied.write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="under another name"):
+        list(ledger.entries())
+    copied.unlink()
+    other = dataclasses.replace(TRIAL, seed=1)
+    ledger.write(dataclasses.replace(make(), digest=other.digest))
+    with pytest.raises(UserError, match="its name says another"):
+        ledger.find(other.digest)
+
+
+def test_a_damaged_sweep_json_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.claim(INFO)
+    path = tmp_path / "sweep.json"
+    whole = path.read_bytes()
+    for data in (b"", whole[:100], b"[]", whole.replace(b'"num_seeds": 3', b'"num_seeds": "3"')):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"sweep\.json .*start the sweep again"):
+            ledger.info()
 
 
 def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
@@ -136,3 +193,13 @@ def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="delete this file"):
         ledger.is_done(TRIAL)
+
+
+def test_a_sweep_grows_by_tasks_and_is_refused_other_data_under_a_tasks_name(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.claim(dataclasses.replace(INFO, data={"digits": "a" * 64}))
+    assert set(ledger.claim(dataclasses.replace(INFO, data={"glyphs": "b" * 64})).data) == {"digits", "glyphs"}
+    with pytest.raises(
+        UserError, match="data for digits with digest aaaaaaaaaaaa, the data there now have cccccccccccc"
+    ):
+        ledger.claim(dataclasses.replace(INFO, data={"digits": "c" * 64}))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.transfer.records import sweep_json
 from tests.transfer.search import test_optuna_search as by_model
 from tests.transfer.sweep import test_scheduler as by_halving
 from tests.transfer.sweep.test_scheduler import SOURCE
@@ -137,7 +138,7 @@ def test_the_report_and_a_cell_that_is_run_again_say_which_decision_does_not_hol
 
 
 def test_the_page_shows_a_search_by_a_model_trial_by_trial_and_over_its_ranges(searched: Sweep) -> None:
-    Path(searched.out, "sweep.json").write_text(json.dumps({"plan": searched.plain()}))
+    Path(searched.out, "sweep.json").write_text(sweep_json(plan=searched.plain()))
     findings = load_findings(searched.out)
     text = search_table(findings)
     assert text.count("<figure") == 1 and "played again from what is written down: all hold" in text

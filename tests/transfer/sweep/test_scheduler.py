@@ -17,10 +17,11 @@ from transfer.protocol.tasks import Suite, TaskEntry
 from transfer.search.grids import brackets
 from transfer.search.successive_halving import Rung, read_decision, replay, write_rung
 from transfer.sweep.cells import Sweep, plan
+from transfer.sweep.failures import MAX_TRIES, TrialFailed, cause_of
 from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Ledger, Trial, entry
+from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.scheduler import Budget, Conductor, Job
-from transfer.sweep.trials import probe_trials
 
 SOURCE = Source(checkpoint_url="nowhere", digest="c" * 64, model="nfnet_tiny", options={}, augment=AugmentConfig())
 TUNE = FinetuneSettings(shots=(5,), learning_rates=(0.1, 0.4), num_steps=(20, 40))
@@ -171,6 +172,75 @@ def test_a_dead_worker_is_one_failed_trial_and_the_next_start_mends_it(sweep: Sw
     jobs = play(conductor)
     assert len(jobs) == 2 + 4 and conductor.num_failed == 0
     assert all(e.status == "ok" for e in Ledger(sweep.out).entries())
+
+
+def test_a_process_that_died_is_no_result_and_its_candidate_runs_again(sweep: Sweep) -> None:
+    """The best candidate is lost: the table is that of an undisturbed sweep, once it has run."""
+    play(start(replace(sweep, out=f"{sweep.out}/undisturbed"))[0])
+    expected = table(replace(sweep, out=f"{sweep.out}/undisturbed"))
+    deaths: list[str] = []
+
+    def dies(times: int) -> Player:
+        def player(conductor: Conductor, job_id: str, job: Job) -> None:
+            is_best = job["cell"] >= 0 and job["trial"]["hyperparameters"] == {"learning_rate": 0.1, "num_steps": 40}
+            if is_best and job["trial"]["kind"] == "search" and len(deaths) < times:
+                deaths.append(job_id)
+                conductor.ended(job_id, job, crashed=True)
+            else:
+                well(conductor, job_id, job)
+
+        return player
+
+    conductor, events = start(sweep)
+    play(conductor, dies(2))
+    assert conductor.num_failed == 0 and conductor.num_died == 2 and len(deaths) == 2
+    assert [e["tries"] for e in events if e["event"] == "again"] == [1, 1]
+    tries = [e.num_tries for e in Ledger(sweep.out).entries()]
+    assert sorted(tries)[-3:] == [1, 2, 2] and table(sweep) == expected
+
+
+def test_a_search_that_lacks_a_result_selects_nothing_until_a_later_start_has_it(sweep: Sweep, tmp_path: Path) -> None:
+    play(start(replace(sweep, out=f"{sweep.out}/undisturbed"))[0])
+
+    def dies(conductor: Conductor, job_id: str, job: Job) -> None:
+        if (
+            job["cell"] >= 0
+            and job["trial"]["init"] == "scratch"
+            and job["trial"]["hyperparameters"]["num_steps"] == 40
+        ):
+            conductor.ended(job_id, job, crashed=True)
+        else:
+            well(conductor, job_id, job)
+
+    conductor, _ = start(sweep)
+    play(conductor, dies)
+    assert conductor.num_died == 2 * MAX_TRIES and conductor.num_failed == 2 + 2
+    assert not list((tmp_path / "selection").glob("digits-finetune-scratch-*"))
+    failed = [e for e in Ledger(sweep.out).entries() if e.kind == "final" and not e.is_ok]
+    assert len(failed) == 2 and all(e.cause == "search" and "learning_rate" in str(e.error) for e in failed)
+    play(start(sweep)[0])
+    assert table(sweep) == table(replace(sweep, out=f"{sweep.out}/undisturbed"))
+
+
+@pytest.mark.parametrize("how", ["time limit", "gone", "stopped", "memory"])
+def test_no_other_loss_of_a_candidate_changes_what_is_selected(sweep: Sweep, tmp_path: Path, how: str) -> None:
+    def loses(conductor: Conductor, job_id: str, job: Job) -> None:
+        if job["cell"] < 0 or job["trial"]["kind"] == "final" or job["trial"]["hyperparameters"]["num_steps"] != 40:
+            return well(conductor, job_id, job)
+        trial = Trial(**job["trial"])
+        if how == "gone":
+            conductor.settled.add(trial.digest)
+        elif how == "time limit":
+            conductor.limit_s = 1e-9
+        else:
+            error = MemoryError("x") if how == "memory" else TrialFailed("SIGTERM", "lost")
+            conductor.ledger.write(conductor.sweep.failed(trial, str(error), cause_of(error)))
+        return conductor.ended(job_id, job, crashed=how == "time limit")
+
+    conductor, _ = start(sweep)
+    play(conductor, loses)
+    assert not list((tmp_path / "selection").glob("digits-finetune-*"))
+    assert all(not e.is_ok for e in conductor.ledger.entries() if e.kind == "final" and e.method == "finetune")
 
 
 def test_a_search_without_a_survivor_ends_its_cell_and_can_be_tried_again(sweep: Sweep) -> None:

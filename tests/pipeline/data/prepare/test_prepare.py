@@ -1,9 +1,11 @@
 """Preparing: shards that a reader we did not write agrees with, equal bytes every time, nothing half done."""
 
+import dataclasses
 import io
 import json
 import os
 import tarfile
+import time
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -21,7 +23,7 @@ from pipeline.data.sources.cards import load_card
 from pipeline.data.sources.open_source import iterate
 from pipeline.data.verify.verify import verify
 from pipeline.errors import UserError
-from pipeline.storage import objects
+from pipeline.storage import objects, ownership
 
 DATA = Path(os.environ.get("NORMFREE_TEST_DATA", Path(__file__).resolve().parents[5] / "shared" / "data"))
 CARD = load_card("images")
@@ -229,3 +231,23 @@ def test_real_tars(name, tmp_path):
     assert manifest.skipped == () and manifest.source_note == ""
     assert_sound(manifest, list(iterate(card, str(raw))))
     assert "/work" not in json.dumps(json.loads((tmp_path / name / "manifest.json").read_bytes()))
+
+
+def test_a_place_that_another_process_writes_to_is_refused_by_its_name(tmp_path: Path) -> None:
+    out = str(tmp_path / "digits")
+    other = dataclasses.replace(ownership.this_process(), pid=os.getppid(), started=ownership.started_at(os.getppid()))
+    now_s = time.time()
+    record = ownership.Record(what="dataset", token="ab" * 16, since_s=now_s, beat_s=now_s, processes=(other,))
+    objects.write_bytes(objects.join(out, ownership.NAME), record.to_json())
+    with pytest.raises(UserError, match=rf"a dataset of process {os.getppid()} on "):
+        prepare(load_card("digits"), out)
+    objects.remove(objects.join(out, ownership.NAME))
+    prepare(load_card("digits"), out)
+    assert not (tmp_path / "digits" / ownership.NAME).exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"card": ', "[" * 100_000, '{"card": 3}', "{}"])
+def test_a_damaged_mark_of_an_unfinished_preparation_is_named(tmp_path, text):
+    (tmp_path / "PREPARING.json").write_text(text)
+    with pytest.raises(UserError, match=r"PREPARING\.json .*choose another --out"):
+        prepare(load_card("digits"), str(tmp_path))

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from pipeline.data.sources.csv_jsonl import read_classes
 from pipeline.data.sources.entry import Unreadable
 from pipeline.data.sources.list_access import AllowedPlaces, is_link_local
 from pipeline.data.sources.open_source import open_source
@@ -127,6 +128,16 @@ def test_addresses_are_read_below_an_allowed_root_only(images):
     assert [type(remote.locate(path)[1]).__name__ for path in ("a.png", "../a.png", "/etc/passwd", "~/a.png")] == [
         "Whole", "Refused", "Refused", "Refused"
     ]  # fmt: skip
+
+
+def test_class_files(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_bytes("\ufeffant\r\nbee\u2028x\n\ncow ".encode())
+    assert read_classes(str(path)) == ["ant", "bee\u2028x", "cow"]
+    for data, message in ((b"a\nb\na", "line 3: a is on line 1"), (b"\xff", "not UTF-8"), (b"a\x1b[2J", "control")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            read_classes(str(path))
 
 
 @pytest.mark.parametrize(

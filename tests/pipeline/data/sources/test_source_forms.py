@@ -9,6 +9,7 @@ import os
 import tarfile
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,27 @@ def test_imagenet_with_labels_as_text(imagenet, form):
         lines = "".join(f"{name},{wnid} 85 1 499 272 {wnid} 1 2 3 4\n" for name, wnid in pairs)
         (raw / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + lines)
     assert images_of(raw) == images
+
+
+def test_a_devkit_that_is_a_bomb_is_refused(imagenet):
+    raw, _, _ = imagenet
+    matlab = bytes(128) + (15).to_bytes(4, "little") + (1 << 20).to_bytes(4, "little") + zlib.compress(bytes(80 << 20))
+    truth = b"1\n" * 5
+    with tarfile.open(raw / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        for name, data in (("meta.mat", matlab), ("ILSVRC2012_validation_ground_truth.txt", truth)):
+            member = tarfile.TarInfo(f"data/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"meta\.mat unpacks to more than"):
+        images_of(raw)
+
+
+def test_hidden_files_beside_the_class_tars_are_left_out(imagenet):
+    raw, images, _ = imagenet
+    with tarfile.open(raw / "ILSVRC2012_img_train.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("._n01440764.tar"))
+    assert images_of(raw) == images
+    assert "1 hidden files were left out" in open_source(CARD, str(raw)).note
 
 
 def test_imagenet_with_one_label_too_few_or_a_cut_class_tar_is_refused(imagenet):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer.sweep.resource_usage import Power
+from transfer.measurement.resource_usage import Power
 
 
 def package(folder: Path, name: str, microjoules: int) -> Path:

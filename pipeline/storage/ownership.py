@@ -1,0 +1,314 @@
+"""One owner at a time for a folder that is being written: a run, a sweep, a dataset; on a disk, a shared one or in a bucket.
+
+    with ownership.hold(url, "run"):    the second process that asks is refused with a sentence that names the first
+
+    FOLDER/owner.json    its processes, since when, a random token, and a beat every `BEAT_S` seconds; gone with the owner
+
+An owner on this machine lives as long as one of its processes (number and time of start). Of one on another machine only the
+beat is known: it is dead when the record has stood still for `LIMIT_S` on our clock, so the clocks of machines need not agree.
+A dead owner is taken over. `pipeline.storage.conditional_put` lets one of several takers win.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.storage import conditional_put, objects
+
+NAME = "owner.json"
+BEAT_S = 10.0
+LIMIT_S = 60.0
+"""An owner on another machine whose record does not change for this long is dead."""
+OLD_S = 1800.0
+"""No two clocks differ by this much: a record whose last beat is older needs no watching."""
+LEAVE_S = 180.0
+"""Processes whose launcher was killed save and leave: so long the next start waits for them."""
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Process:
+    machine: str
+    """Of a boot and a process namespace: only there do process numbers mean something."""
+    host: str
+    pid: int
+    started: str
+    launcher: int = 0
+    """Process that started it and ends with it; 0 where there is none."""
+    launcher_started: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        return self.machine == _machine()
+
+    @property
+    def is_alive(self) -> bool:
+        """For one of this machine."""
+        return started_at(self.pid) == self.started
+
+    @property
+    def has_launcher(self) -> bool:
+        return not self.launcher or started_at(self.launcher) == self.launcher_started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The content of `owner.json`."""
+
+    what: str
+    token: str
+    since_s: float
+    beat_s: float
+    """Unix time by the owner's clock."""
+    processes: tuple[Process, ...]
+    """The first one writes the record."""
+
+    @property
+    def main(self) -> Process:
+        return self.processes[0]
+
+    def to_json(self) -> bytes:
+        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What `hold` gives: proof of ownership that other processes can look for (`is_seen`)."""
+
+    url: str
+    token: str
+
+    def is_seen(self) -> bool:
+        """Whether this process finds the owner's record at its own `url`."""
+        found = conditional_put.read(objects.join(self.url, NAME))
+        record = _parse(found[0]) if found else None
+        return record is not None and record.token == self.token
+
+
+def this_process(*, launched: bool = False) -> Process:
+    """This process, to be named in a record; `launched`: it ends with the process that started it."""
+    launcher = os.getppid() if launched else 0
+    return Process(
+        _machine(),
+        socket.gethostname(),
+        os.getpid(),
+        started_at(os.getpid()) or "",
+        launcher,
+        (started_at(launcher) or "gone") if launched else "",
+    )
+
+
+@contextlib.contextmanager
+def hold(
+    url: str,
+    what: str,
+    *,
+    processes: Sequence[Process] = (),
+    remedy: str = "give another folder with --out",
+    leave: Callable[[int], None] = os._exit,
+) -> Iterator[Holder]:
+    """Own the folder `url` inside the block.
+
+    Args:
+        what: "run", "sweep", "dataset": for the sentence.
+        processes: all that write there on behalf of this one, which is the first; default: this one alone.
+        remedy: what else a second process could do.
+        leave: ends the process when another one has taken the folder over, since this one stood still for so long.
+    Raises:
+        UserError: the folder has a living owner, or cannot be written.
+    """
+    now_s = time.time()
+    mine = Record(
+        what=what,
+        token=secrets.token_hex(16),
+        since_s=now_s,
+        beat_s=now_s,
+        processes=tuple(processes) or (this_process(),),
+    )
+    is_new = objects.is_local(url) and not objects.local_path(url).exists()
+    with _writable(url):
+        _claim(objects.join(url, NAME), url, mine, remedy)
+    closed = threading.Event()
+    thread = threading.Thread(target=_beat, args=(url, mine, closed, leave), name="owner", daemon=True)
+    thread.start()
+    _held[mine.token] = closed, thread
+    try:
+        yield Holder(url, mine.token)
+    finally:
+        _end_beat(mine.token)
+        _release(url, mine, remove_folder=is_new)
+
+
+_held: dict[str, tuple[threading.Event, threading.Thread]] = {}
+
+
+def _end_beat(token: str) -> None:
+    if token in _held:
+        closed, thread = _held.pop(token)
+        closed.set()
+        thread.join(BEAT_S)
+
+
+def _claim(place: str, url: str, mine: Record, remedy: str) -> None:
+    seen, since_s, begin_s, said = b"", time.monotonic(), time.monotonic(), False
+    while True:
+        before = conditional_put.read(place)
+        if before is None:
+            if conditional_put.replace(place, mine.to_json(), None):
+                return
+            continue  # somebody was quicker: see who
+        owner = _parse(before[0])
+        if owner is not None and owner.token == mine.token:
+            return  # the answer to the write was lost on the way
+        if before[0] != seen:
+            beats = bool(seen) and owner is not None and not owner.main.is_here
+            if owner is not None and (beats or (owner.main.is_here and _lives_here(owner, begin_s))):
+                raise UserError(f"{url} is in use: {_describe(owner)}; wait for its end, stop it, or {remedy}")
+            seen, since_s = before[0], time.monotonic()
+        if _is_dead(owner, time.monotonic() - since_s):
+            if owner is not None and _is_mine(owner):
+                _end_beat(owner.token)
+            # Another machine that takes it over has watched it for a minute, and hears of us with its first beat.
+            is_here = owner is not None and owner.main.is_here
+            if conditional_put.replace(place, mine.to_json(), before, others_are_here=is_here):
+                return
+            continue
+        if not said:
+            said = True
+            _say(_why_it_waits(url, owner))
+        time.sleep(POLL_S)
+
+
+def _why_it_waits(url: str, owner: Record | None) -> str:
+    if owner is None:
+        return f"{url} has an {NAME} that is not readable; looking for {LIMIT_S:.0f} s whether anybody writes it"
+    if owner.main.is_here:
+        return f"{url} is in use: {_describe(owner)}; its launcher is gone, so it saves and leaves: waiting for that"
+    return f"{url} may be in use: {_describe(owner)}; looking for at most {LIMIT_S:.0f} s whether it still lives"
+
+
+def _lives_here(owner: Record, begin_s: float) -> bool:
+    """Whether it goes on: not one that leaves because its launcher is gone, which is waited for."""
+    if not any(p.is_alive for p in owner.processes if p.is_here) or _is_mine(owner):
+        return False
+    return owner.main.has_launcher or time.monotonic() - begin_s > LEAVE_S
+
+
+def _is_mine(owner: Record) -> bool:
+    """A block of this very process, which was given up without being closed."""
+    return owner.main.is_here and owner.main.pid == os.getpid()
+
+
+def _is_dead(owner: Record | None, still_s: float) -> bool:
+    if owner is not None and owner.main.is_here:
+        return _is_mine(owner) or not any(p.is_alive for p in owner.processes if p.is_here)
+    is_old = owner is not None and time.time() - owner.beat_s > OLD_S
+    return is_old or still_s > LIMIT_S
+
+
+def _describe(owner: Record) -> str:
+    since = datetime.fromtimestamp(owner.since_s).strftime("%Y-%m-%d %H:%M:%S")
+    return (
+        f"a {owner.what} of process {owner.main.pid} on {owner.main.host} since {since}, "
+        f"last sign of life {max(0.0, time.time() - owner.beat_s):.0f} s ago"
+    )
+
+
+def _beat(url: str, mine: Record, closed: threading.Event, leave: Callable[[int], None]) -> None:
+    place = objects.join(url, NAME)
+    while not closed.wait(BEAT_S):
+        try:
+            found = conditional_put.read(place)
+            owner = _parse(found[0]) if found else None
+            if owner is not None and owner.token != mine.token:
+                if closed.is_set():
+                    return
+                _say(
+                    f"{url} was taken over by {_describe(owner)}, for this process stood still; it leaves, and writes no more"
+                )
+                leave(2)
+                return
+            beat = dataclasses.replace(mine, beat_s=time.time())
+            if not closed.is_set():
+                objects.write_bytes(place, beat.to_json())
+        except Exception:  # the store is away, and clients raise what they like: the next beat tries again
+            continue
+
+
+def _release(url: str, mine: Record, *, remove_folder: bool) -> None:
+    """What cannot be removed now is that of a dead owner soon."""
+    with contextlib.suppress(Exception):
+        if Holder(url, mine.token).is_seen():
+            objects.remove(objects.join(url, NAME))
+        if remove_folder:  # nothing was written: a run that is refused while it starts leaves no trace
+            objects.local_path(url).rmdir()
+
+
+@contextlib.contextmanager
+def _writable(url: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not objects.is_local(url):
+            raise
+        path = objects.local_path(url).absolute()
+        why = "it is a file" if path.is_file() else error.strerror or str(error)
+        raise UserError(f"{path} cannot be written ({why}); give a folder that can") from None
+
+
+def _parse(data: bytes) -> Record | None:
+    try:
+        fields = json.loads(data)
+        fields["processes"] = tuple(Process(**p) for p in fields["processes"])
+        record = Record(**fields)
+        return record if record.processes and record.beat_s + record.since_s > 0 else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+@functools.cache
+def _machine() -> str:
+    """The name too: clones of a running virtual machine share their boot's number."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def started_at(pid: int | None) -> str | None:
+    """When a living process started, None for one that is gone: a process number alone may have gone to another."""
+    if pid is None:
+        return None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    except (OSError, IndexError):
+        return None
+    try:  # no /proc here: the number must do
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _say(text: str) -> None:
+    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"normfree: {text}\n".encode())

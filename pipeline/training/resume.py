@@ -1,0 +1,156 @@
+"""Where a run in a folder goes on, and whether it is the one that the folder holds: configuration, data, length.
+
+    run.yaml         the Run of the last start; fields that decide numbers must be the same, but for the length and for places
+    identity.json    what the run was made of (`pipeline.training.identity`)
+
+Rank 0 looks, and all ranks get what it found (`pipeline.distributed.from_main`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.checkpoint import load, retention, unsaved
+from pipeline.checkpoint.commit import Commit
+from pipeline.configuration import from_dict, to_dict
+from pipeline.data.loading.datasets import TrainData
+from pipeline.duration import Duration
+from pipeline.errors import UserError
+from pipeline.records import Changed, PassedOver, Record
+from pipeline.storage import objects
+from pipeline.training import identity
+from pipeline.training.run import Run, dump_yaml, load_yaml
+
+NAME = "run.yaml"
+CHANGEABLE = (
+    "duration",
+    "data.url",
+    "micro_batch",
+    "log_every_steps",
+    "save_every",
+    "eval_every",
+    "keep_checkpoints",
+    "saving",
+    "watchdog",
+    "engine",
+    "data.num_workers",
+    "data.read_threads",
+    "data.read_ahead_mb",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.max_lost_share",
+    "data.max_lost_samples",
+    "data.skip_steps",
+)
+"""Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
+there to change it, and for the duration, which is said. Data may lie elsewhere if they are the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a run folder holds for a start."""
+
+    commit: Commit | None
+    """To go on from."""
+    records: Sequence[Record] = ()
+    names: Sequence[str] = ()
+    """Of the data's sources in the run's account: where they lay when the run began."""
+
+
+def find(run: Run, out: str, data: TrainData, *, cache_dir: str, num_steps: Callable[[Duration], int]) -> Found:
+    """The folder made this run's, and where it goes on. UserError where it holds another run, or nothing that can go on."""
+    place = objects.join(out, NAME)
+    earlier = load_yaml(objects.read_bytes(place).decode(), place) if objects.exists(place) else None
+    if earlier is not None:
+        _refuse_other_fields(out, earlier, run)
+    now, before = identity.of_run(data), identity.read(out)
+    changed: dict[str, str] = {}
+    if before is not None:
+        identity.refuse_other_data(out, now, digest=before.data_digest, classes=before.classes, before=before)
+        changed = identity.changes(before, now)
+        now = dataclasses.replace(now, initial_weights=before.initial_weights, names=before.names)
+
+    def refuse(checkpoint: Commit) -> None:
+        digest = str(checkpoint.dataset.get("digest", ""))
+        identity.refuse_other_data(out, now, digest=digest, classes=checkpoint.classes, before=before)
+
+    def refuse_kept(checkpoint: Commit) -> None:
+        if earlier is None:
+            raise UserError(f"{out} holds no run yet")
+        _refuse_other_fields(out, from_dict(Run, checkpoint.config), run)
+        refuse(checkpoint)
+
+    commit, passed = newest(out, cache_dir)
+    if commit is not None:
+        refuse(commit)
+    commit, handed_in = unsaved.hand_in(out, commit, cache_dir=cache_dir, refuse=refuse_kept)
+    step = commit.step if commit else 0
+    if num_steps(run.duration) < step:
+        raise UserError(
+            f"{out} has done {step} steps, and {run.duration} are {num_steps(run.duration)}; set --duration to at least "
+            f"'{step} steps', or give another folder with --out"
+        )
+    if earlier is not None and num_steps(earlier.duration) != num_steps(run.duration):
+        changed["length"] = _other_length(run, step, num_steps(earlier.duration), num_steps(run.duration), num_steps)
+    if earlier is None or (earlier.duration, earlier.data.sources()) != (run.duration, run.data.sources()):
+        objects.write_bytes(place, dump_yaml(run).encode())
+    if now != before:
+        identity.write(out, now)
+    records = [*passed, *handed_in, *(Changed(step=step, what=what, text=text) for what, text in changed.items())]
+    return Found(commit=commit, records=records, names=now.names)
+
+
+def newest(out: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver]]:
+    """The newest checkpoint that verifies, and those that were passed over, marked as damaged."""
+    commit, passed = load.newest(out, cache_dir)
+    if passed and commit is None:  # starting over would throw the work away without a word
+        raise UserError(
+            f"{out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
+            "restore one, or start over in another folder with --out"
+        )
+    return commit, [retention.mark_damaged(bad) for bad in passed]
+
+
+def _refuse_other_fields(out: str, earlier: Run, run: Run) -> None:
+    theirs, ours = _flat(earlier), _flat(run)
+    for name, value in ours.items():
+        if value != theirs.get(name) and not any(name == c or name.startswith(f"{c}.") for c in CHANGEABLE):
+            raise UserError(
+                f"{out} holds a run with {name} = {theirs.get(name)!r}, this one has {value!r}; "
+                f"give another folder with --out, or the same settings to resume"
+            )
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def enter(tree: dict[str, Any], prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict) and value:
+                enter(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    enter(to_dict(run), "")
+    flat["data.mixture"] = [f"dataset {i} = {weight}" for i, (_, weight) in enumerate(run.data.sources())][1:]
+    return flat
+
+
+def _other_length(run: Run, step: int, before: int, now: int, num_steps: Callable[[Duration], int]) -> str:
+    """In words, with what it does to the learning rate."""
+    warmup = num_steps(run.optim.warmup)
+    text = f"the run is {now:,} steps long now, and was {before:,}"
+    if not step or step >= now:
+        return text
+    was = run.optim.rate(step - 1, total_steps=before, warmup_steps=warmup)
+    is_ = run.optim.rate(step, total_steps=now, warmup_steps=warmup)
+    if was == is_:
+        return f"{text}; the learning rate goes on as {is_:.4g}"
+    end = "had ended" if step >= before else f"was that of {before:,} steps"
+    return (
+        f"{text}: its {run.optim.schedule} schedule {end}, and is that of {now:,} steps from step {step:,} on, where the "
+        f"learning rate jumps from {was:.4g} to {is_:.4g}; a run of {now:,} steps from its beginning would be another one"
+    )

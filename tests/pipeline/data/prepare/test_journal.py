@@ -1,0 +1,52 @@
+"""Records of finished shards: one that is damaged, or of another shard, is no record."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.data.format.index import Shard
+from pipeline.data.prepare.journal import Record, read_records, write_record
+
+NAME = "train-000000.tar"
+
+
+@pytest.fixture
+def out(tmp_path):
+    numbers = np.arange(2)
+    record = Record(
+        "p" * 64, "train", Shard(NAME, 5, "a" * 64, 2), ("a", "b"), numbers, numbers, numbers, numbers, numbers, ()
+    )
+    (tmp_path / NAME).write_bytes(b"12345")
+    write_record(str(tmp_path), record)
+    return tmp_path
+
+
+def test_a_record_is_read_as_it_was_written(out):
+    assert read_records(str(out), {NAME: "p" * 64})[NAME].keys == ("a", "b")
+    assert read_records(str(out), {NAME: "q" * 64}) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard": {"name": "../other.tar", "size_bytes": 5, "sha256": "a" * 64, "num_samples": 2}},
+        {"keys": ["a"]},
+        {"label": [1, -1]},
+        {"label": [1, 1 << 40]},
+        {"phash": [1, 1 << 70]},
+        {"offset": "12"},
+        {"skipped": [{"split": "train"}]},
+    ],
+)
+def test_a_record_that_cannot_be_is_none(out, change):
+    path = out / "PREPARING" / f"{NAME}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert read_records(str(out), {NAME: "p" * 64}) == {}
+
+
+def test_a_cut_record_is_none(out):
+    path = out / "PREPARING" / f"{NAME}.json"
+    for text in (path.read_text()[:-20], "", "[" * 100_000):
+        path.write_text(text)
+        assert read_records(str(out), {NAME: "p" * 64}) == {}

@@ -1,0 +1,129 @@
+"""Whatever a run folder records of the run's identity is compared when it is used again."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import provenance
+from pipeline.data.format import manifest as manifests
+from pipeline.data.format.manifest import Manifest
+from pipeline.data.loading.datasets import DataConfig
+from pipeline.duration import Duration
+from pipeline.errors import UserError
+from pipeline.records import Changed, Finished, Record, Started, Step
+from pipeline.storage import objects
+from pipeline.training import identity
+from pipeline.training.run import Run, load_yaml
+from pipeline.training.train import train
+from tests.pipeline.training.test_train import make_run
+
+
+def small_run(url: str, **changes: Any) -> Run:
+    return make_run(url, **{"duration": Duration(4, "steps"), "save_every": None, "eval_every": None, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(digits: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of four steps, and its data."""
+    folder = tmp_path_factory.mktemp("done")
+    shutil.copytree(digits, folder / "data")
+    list(train(small_run(str(folder / "data")), str(folder / "run")))
+    return folder / "run", folder / "data"
+
+
+@pytest.fixture
+def copy(done: tuple[Path, Path], tmp_path: Path) -> tuple[str, Path]:
+    """A run folder to go on with, and the data at another place."""
+    shutil.copytree(done[0], tmp_path / "run")
+    shutil.copytree(done[1], tmp_path / "data")
+    return str(tmp_path / "run"), tmp_path / "data"
+
+
+def rewrite(data: Path, **changes: Any) -> Manifest:
+    """The dataset with other classes or shards, under a digest that is right."""
+    found = dataclasses.replace(Manifest.open(str(data)), **changes)
+    found = dataclasses.replace(found, digest=manifests.dataset_digest(found.classes, found.splits))
+    objects.write_bytes(data / manifests.NAME, found.to_json())
+    return found
+
+
+def refused(run: Run, out: str) -> str:
+    with pytest.raises(UserError) as error:
+        list(train(run, out))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_permuted_classes_are_refused_with_both_digests_and_the_first_difference(
+    has_record: bool, copy: tuple[str, Path]
+) -> None:
+    out, data = copy
+    before = Manifest.open(str(data))
+    if not has_record:  # a run of an earlier version: its checkpoints know
+        Path(out, identity.NAME).unlink()
+    now = rewrite(data, classes=(before.classes[1], before.classes[0], *before.classes[2:]))
+    text = refused(small_run(str(data)), out)
+    assert before.digest[:12] in text and now.digest[:12] in text
+    assert f"class 0 was '{before.classes[0]}' and is '{before.classes[1]}'" in text
+
+
+def test_other_shards_are_refused_though_names_and_numbers_are_the_same(copy: tuple[str, Path]) -> None:
+    out, data = copy
+    splits = dict(Manifest.open(str(data)).splits)
+    first, *rest = splits["train"].shards
+    other = dataclasses.replace(first, sha256="0" * 64)
+    splits["train"] = dataclasses.replace(splits["train"], shards=(other, *rest))
+    rewrite(data, splits=splits)
+    assert "the shards hold other bytes" in refused(small_run(str(data)), out)
+
+
+def test_the_same_data_at_another_place_are_taken_and_that_is_said(copy: tuple[str, Path]) -> None:
+    out, data = copy
+    records = list(train(small_run(str(data)), out))
+    (changed,) = [r for r in records if isinstance(r, Changed)]
+    assert changed.what == "data" and str(data) in changed.text and isinstance(records[-1], Finished)
+    assert load_yaml(Path(out, "run.yaml").read_text(), "run.yaml").data.url == str(data)
+
+
+def test_a_finished_run_is_lengthened_and_says_what_that_does_to_the_schedule(copy: tuple[str, Path]) -> None:
+    out, data = copy
+    longer = small_run(str(data), duration=Duration(8, "steps"))
+    records: list[Record] = list(train(longer, out))
+    length = next(r for r in records if isinstance(r, Changed) and r.what == "length")
+    assert "is 8 steps long now, and was 4" in length.text and "its cosine schedule had ended" in length.text
+    rate = next(r for r in records if isinstance(r, Step)).learning_rate
+    assert f"to {rate:.4g}" in length.text
+    assert next(r for r in records if isinstance(r, Started)).step == 4 and records[-1].step == 8
+    pages = json.loads(Path(out, "ledger.json").read_text())["pages"]
+    assert sum(page["used"] * len(range(page["epochs"][0], page["epochs"][1] + 1)) for page in pages) == 8 * 16
+    text = refused(small_run(str(data), duration=Duration(6, "steps")), out)
+    assert "has done 8 steps, and 6 steps are 6" in text
+    assert load_yaml(Path(out, "run.yaml").read_text(), "run.yaml").duration == Duration(8, "steps")
+
+
+def test_other_code_and_versions_are_said_and_recorded(copy: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, data = copy
+    monkeypatch.setattr(provenance, "code_revision", lambda: "0123456789+")
+    monkeypatch.setattr(provenance, "libraries", lambda: "torch 9.9, numpy 1.0")
+    said = {r.what: r.text for r in train(small_run(str(data)), out) if isinstance(r, Changed)}
+    assert "the code is 0123456789+" in said["code"] and "torch 9.9" in said["libraries"]
+    assert json.loads(Path(out, identity.NAME).read_text())["code"] == "0123456789+"
+
+
+def test_a_run_without_a_checkpoint_does_not_start_over_from_other_weights(tmp_path: Path) -> None:
+    kept = identity.Identity(sources=[], names=[], classes=[])
+    identity.write(str(tmp_path), kept)
+    identity.claim_start(str(tmp_path), "weights of a")
+    identity.claim_start(str(tmp_path), "weights of a")
+    with pytest.raises(UserError, match="started from weights of a, and now it would from weights of b"):
+        identity.claim_start(str(tmp_path), "weights of b")
+
+
+def test_a_config_field_that_decides_numbers_is_refused(copy: tuple[str, Path]) -> None:
+    out, data = copy
+    run = small_run(str(data), data=DataConfig(url=str(data), mix_blocks=4, block_mb=0.02))
+    assert "data.block_mb = 0.01, this one has 0.02" in refused(run, out)

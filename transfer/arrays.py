@@ -1,0 +1,26 @@
+"""Arrays of a sweep's own .npz files, which somebody else may have written: no more memory than the file has bytes."""
+
+import io
+import zipfile
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+MAX_ENTRIES = 16
+
+
+def read_arrays(data: bytes, where: str, remedy: str) -> dict[str, np.ndarray]:
+    """Entry name -> array of numbers. UserError for what `numpy.savez` does not write: compressed entries, objects, cut files."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+        if len(entries) > MAX_ENTRIES or any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+            raise ValueError("its entries are not those of numpy.savez")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("an entry is no array")
+        return found
+    except Exception as error:  # a damaged archive can fail in any way
+        raise UserError(f"{where} is damaged ({str(error).partition(';')[0]}); {remedy}") from None

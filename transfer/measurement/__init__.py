@@ -1,0 +1,1 @@
+"""What is measured of a trial: what it predicts, on which images, and what it takes."""

@@ -1,0 +1,145 @@
+"""What a final trial predicts for each test image, kept for metrics, error analysis, and whoever asks later.
+
+<sweep>/predictions/<trial digest>.npz
+    sample      (N,) int64      place of the image in the test split's index, rising
+    label       (N,) int64
+    predicted   (N,) int64
+    confidence  (N,) float32    share of the predicted class: the probability, or the softmax of the scores
+    top5        (N, 5) int64    the likeliest classes, first first; fewer columns where there are fewer classes
+    credit      (N,) float64    chance that the answer is right, where classes with equal scores are ordered by lot
+    credit5     (N,) float64    the same for the five likeliest
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.storage import objects
+from transfer import metrics
+from transfer.arrays import read_arrays
+
+ARRAYS = dict.fromkeys(("sample", "label", "predicted", "top5"), "int64")
+ARRAYS |= {"confidence": "float32", "credit": "float64", "credit5": "float64"}
+OPTIONAL = {"credit", "credit5"}
+RECOMPUTED = ("top1", "top5", "mean_per_class", "balanced_accuracy")
+"""Metrics that follow from what was predicted; the others need all scores."""
+REMEDY = "restore it, or delete the trial's entry under trials/ and run the sweep again"
+MAX_AUROC_CLASSES = 400
+"""A curve for each class is sorted; beyond this it takes longer than the trial."""
+
+
+def url_of(sweep: str, digest: str) -> str:
+    return objects.join(sweep, "predictions", f"{digest}.npz")
+
+
+def write(
+    sweep: str,
+    digest: str,
+    samples: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    kind: Literal["scores", "probabilities"] = "scores",
+) -> None:
+    """Write what `scores` (N, C) say, whole or not at all."""
+    order = np.argsort(samples, kind="stable")
+    samples, scores, labels = samples[order], scores[order].astype(np.float64), labels[order]
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    shares = scores
+    if kind == "scores":
+        shares = np.exp(scores - scores.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        sample=samples.astype(np.int64),
+        label=labels.astype(np.int64),
+        predicted=top[:, 0].astype(np.int64),
+        confidence=np.take_along_axis(shares, top[:, :1], 1)[:, 0].astype(np.float32),
+        top5=top.astype(np.int64),
+        credit=metrics.credit(scores, labels, 1),
+        credit5=metrics.credit(scores, labels, 5),
+    )
+    objects.write_bytes(url_of(sweep, digest), buffer.getvalue())
+
+
+def read(sweep: str, digest: str) -> dict[str, np.ndarray]:
+    """The arrays by name, and one row an image in each; "credit" and "credit5" are not in files of earlier versions.
+
+    Raises:
+        FileNotFoundError: the trial kept none.
+        UserError: the file is damaged, or is something else.
+    """
+    url = url_of(sweep, digest)
+    found = read_arrays(objects.read_bytes(url), url, REMEDY)
+    missing = ARRAYS.keys() - found.keys() - OPTIONAL
+    if missing:
+        raise UserError(f"{url} lacks {', '.join(sorted(missing))}; {REMEDY}")
+    num = len(found["label"]) if found["label"].ndim else -1
+    for name, dtype in ARRAYS.items():
+        if name in found:
+            shape = found[name].shape
+            if (
+                found[name].dtype != dtype
+                or shape[:1] != (num,)
+                or len(shape) != (2 if name == "top5" else 1)
+                or 0 in shape
+            ):
+                raise UserError(f"{url}: {name} is {found[name].dtype} of shape {shape}, for {num} images; {REMEDY}")
+    if min(int(found[name].min()) for name in ("label", "predicted", "top5", "sample")) < 0:
+        raise UserError(f"{url} has a class or an image of a negative number; {REMEDY}")
+    if any(not ((found[name] >= 0) & (found[name] <= 1)).all() for name in ("confidence", *OPTIONAL) if name in found):
+        raise UserError(f"{url} has a confidence outside 0 to 1; {REMEDY}")
+    return found
+
+
+def recomputed(metric: str, found: Mapping[str, np.ndarray], keep: np.ndarray | None = None) -> float | None:
+    """A metric over the kept predictions ((N,) bool; None = all). None where it cannot be told from them, or none is kept."""
+    if metric not in RECOMPUTED or (keep is not None and not keep.any()):
+        return None
+    keep = np.ones(len(found["label"]), bool) if keep is None else keep
+    labels = found["label"][keep]
+    if metric == "top5":
+        right = found["credit5"] if "credit5" in found else (found["top5"] == found["label"][:, None]).any(1)
+        return float(right[keep].mean())
+    right = (found["credit"] if "credit" in found else found["predicted"] == found["label"])[keep]
+    if metric == "top1":
+        return float(right.mean())
+    num, sums = np.bincount(places := np.unique(labels, return_inverse=True)[1]), np.bincount(places, weights=right)
+    return float((sums / num).mean())
+
+
+def contradiction(entry: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
+    """How an entry's numbers differ from what follows from its predictions, in a sentence; "" = they agree.
+
+    Args:
+        entry: value, metric, metrics and num_test of a final trial.
+    """
+    if entry["num_test"] != len(found["label"]):
+        return f"num_test is {entry['num_test']}, and there are {len(found['label'])} predictions"
+    # Equal scores at the top share their credit, which files of earlier versions do not hold.
+    tolerance = 1e-9 if "credit" in found else 0.02
+    numbers = {"value": (entry["metric"], entry["value"])}
+    numbers |= {f"metrics.{name}": (name, value) for name, value in entry["metrics"].items()}
+    for field, (metric, value) in numbers.items():
+        expected = recomputed(metric, found)
+        if expected is not None and abs(expected - value) > tolerance:
+            return f"{field} is {value:.6g}, and its predictions give {expected:.6g}"
+    other = entry["metrics"].get(entry["metric"], entry["value"])
+    return "" if other == entry["value"] else f"value is {entry['value']:.6g}, and metrics say {other:.6g}"
+
+
+def all_metrics(scores: np.ndarray, labels: np.ndarray, also: Sequence[str] = ()) -> dict[str, float]:
+    """Every metric that these scores can give, by name.
+
+    Args:
+        also: metrics that must be among them; what cannot be measured raises UserError.
+    """
+    num_classes = scores.shape[1]
+    names = ["top1", "mean_per_class", "balanced_accuracy"]
+    names += ["top5"] if num_classes > 5 else []
+    names += ["auroc"] if num_classes <= MAX_AUROC_CLASSES and len(np.unique(labels)) > 1 else []
+    return {name: metrics.compute(name, scores, labels) for name in dict.fromkeys((*names, *also))}

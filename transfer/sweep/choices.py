@@ -1,0 +1,115 @@
+"""What follows from the results of a search: the point that a cell uses, or the points that a model asks for next."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transfer.probes.ridge import rank_selected
+from transfer.protocol.sealed_splits import Candidate
+from transfer.search.optuna_search import Row, next_generation, written
+from transfer.sweep.cells import Cell
+from transfer.sweep.ledger import Entry, GridRow, Ledger, Trial
+
+
+class NothingChosen(Exception):
+    """Why a search that is over selects nothing."""
+
+
+def choose(cell: Cell, ledger: Ledger) -> str:
+    """Select among the search trials in the ledger and write the record; its URL.
+
+    The highest value on the held-out part wins, then the lowest loss. A candidate that the scheduler stopped early is listed
+    with what it had reached, and is not chosen: its number belongs to an unfinished schedule.
+
+    Raises:
+        NothingChosen: none ran to its end. Or one has no result: its process died, or it is not in the ledger. It may have been
+            the best one, and among the others another one would win.
+    """
+    found = {trial.digest: ledger.find(trial.digest) for trial in cell.search}
+    for trial in cell.search:
+        entry = found[trial.digest]
+        if entry is None or entry.lacks_result:
+            why = entry.error if entry is not None else "it was not run"
+            point = ", ".join(f"{name} {value:g}" for name, value in trial.hyperparameters.items())
+            raise NothingChosen(
+                f"nothing was selected, for the candidate of {point} has no result ({why}); the same command runs it again"
+            )
+    whole = [
+        (t, e)
+        for t in cell.search
+        if (e := found[t.digest]) and e.is_ok and _last(e)[0] == t.hyperparameters["num_steps"]
+    ]
+    if not whole:
+        raise NothingChosen("no candidate of the search ran to its end")
+    best, _ = min(whole, key=lambda one: (-(one[1].value or 0.0), _last(one[1])[1]))
+    return cell.select(ledger.sweep, best.hyperparameters, [_candidate(t, found[t.digest]) for t in cell.search])
+
+
+def choose_point(cell: Cell, found: Entry, sweep: str) -> str:
+    """The record of a probe from its search trial: the first of the best points."""
+    best = max(found.grid, key=lambda row: row["score"])
+    rule = f"highest {found.metric} on the held-out part, the first of equals"
+    return cell.select(sweep, best["hyperparameters"], of_grid(found.grid, found.digest), rule)
+
+
+def choose_by_rank(cells: Sequence[Cell], found: Sequence[Entry], sweep: str) -> list[str]:
+    """One penalty for several tasks at one number of shots: the best mean rank (`transfer.probes.ridge.rank_selected`)."""
+    l2s = [float(p["l2"]) for p in cells[0].points]
+    l2 = rank_selected({e.task: [row["score"] for row in e.grid] for e in found}, l2s)
+    rule = f"best mean rank over {', '.join(sorted(e.task for e in found))}, by the metric on the held-out part"
+    return [
+        cell.select(sweep, {"l2": l2}, of_grid(own.grid, own.digest), rule)
+        for cell, own in zip(cells, found, strict=True)
+    ]
+
+
+def of_grid(grid: Sequence[GridRow], digest: str = "") -> list[Candidate]:
+    """The candidates of a probe's search trial."""
+    return [Candidate(**row, loss=None, step=0, status="ok", digest=digest) for row in grid]
+
+
+def _candidate(trial: Trial, found: Entry | None) -> Candidate:
+    step, loss = _last(found) if found is not None else (0, None)
+    return {
+        "hyperparameters": trial.hyperparameters,
+        "score": found.value if found else None,
+        "loss": loss,
+        "step": step,
+        "status": found.status if found else "not run",
+        "digest": trial.digest,
+    }
+
+
+def _last(found: Entry) -> tuple[int, Any]:
+    """Step and loss of the last row of its history."""
+    return (int(found.history[-1]["step"]), found.history[-1]["loss"]) if found.history else (0, None)
+
+
+# --- points that a model asks for -------------------------------------------------------------------------------------
+
+
+def taken_up(cell: Cell, ledger: Ledger) -> tuple[Cell, set[str]]:
+    """The cell with the points that an earlier start asked for, and the digests of those whose results are settled.
+
+    A trial that failed is run again by the next start, unless a later generation follows from its failure.
+    """
+    generations = written(ledger.sweep, cell.name)
+    for generation in generations:
+        cell = cell.with_points(generation.points)
+    followed = {row["digest"] for row in generations[-1].rows} if generations else set()
+    return cell, {digest for digest in followed if ledger.find(digest) is not None}
+
+
+def asked(cell: Cell, ledger: Ledger) -> Cell:
+    """The cell with one more generation, asked from the results of all its trials so far, which are over."""
+    assert cell.space is not None
+    number = len(cell.points) // cell.space.search.num_parallel
+    return cell.with_points(next_generation(ledger.sweep, cell.name, cell.space, number, _rows(cell, ledger)).points)
+
+
+def _rows(cell: Cell, ledger: Ledger) -> list[Row]:
+    rows: list[Row] = []
+    for trial in cell.search:
+        found = ledger.find(trial.digest)
+        score = found.value if found is not None and found.is_ok else None
+        rows.append({"hyperparameters": trial.hyperparameters, "digest": trial.digest, "score": score})
+    return rows

@@ -1,0 +1,192 @@
+"""A probe job: all probes, shots and seeds of a (task, backbone), since they share one pass over the images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pipeline.configuration import to_dict
+from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.sampling.subset import select
+from pipeline.storage import objects
+from transfer import metrics
+from transfer.measurement import extra_test_sets, predictions
+from transfer.measurement.resource_usage import Memory, Power
+from transfer.probes import fit
+from transfer.probes.features import Backbone, features, from_scratch, pretrained
+from transfer.protocol.methods import sha256
+from transfer.protocol.sealed_splits import TestSplit, open_test
+from transfer.protocol.tasks import Part, Task
+from transfer.sweep.cells import Cell, Sweep
+from transfer.sweep.choices import choose_point, of_grid
+from transfer.sweep.failures import cause_of, reason
+from transfer.sweep.finetune import at_resolution
+from transfer.sweep.ledger import Entry, GridRow, Ledger, Trial
+
+
+def probe_trials(sweep: Sweep, cell: Cell) -> list[Trial]:
+    """All trials of a probe cell that can be named now: its search, and its finals once its point is known."""
+    found = list(cell.search)
+    if not cell.search:
+        found += cell.finals(dict(cell.points[0]), sweep.suite.num_seeds)
+    elif objects.exists(cell.selection_url(sweep.out)):
+        found += cell.finals(cell.selected(sweep.out), sweep.suite.num_seeds)
+    return found
+
+
+def run_probes(sweep: Sweep, cells: list[Cell]) -> Iterator[Entry]:
+    """All missing trials of the probes of one (task, backbone): an entry each, written to the ledger before it is yielded.
+
+    Per seed another support and, from scratch, another network. What is chosen by rank over tasks (`ridge_selected`) stops
+    after its search until the conductor has written the record.
+    """
+    task = sweep.task_of(cells[0].any_trial)
+    networks = _Networks(sweep, cells[0])
+    ledger = Ledger(sweep.out)
+    for cell in cells:
+        if not objects.exists(cell.selection_url(sweep.out)):
+            yield from _guarded(sweep, ledger, cell, _search(sweep, ledger, task, cell, networks))
+    for seed in range(sweep.suite.num_seeds):
+        for cell in cells:
+            if objects.exists(cell.selection_url(sweep.out)):
+                final = cell.finals(cell.selected(sweep.out), seed + 1)[seed]
+                if not ledger.is_done(final):
+                    yield from _guarded(sweep, ledger, cell, _final(sweep, ledger, task, cell, final, networks), final)
+
+
+class _Networks:
+    """The backbone of a probe job: one for all seeds, or from scratch one a seed; made when features are not kept yet."""
+
+    def __init__(self, sweep: Sweep, cell: Cell) -> None:
+        self.source = sweep.source_of(cell.any_trial)
+        self._init, self._made = cell.init, -1
+        self._backbone: Backbone | None = None
+
+    def __call__(self, seed: int) -> Backbone:
+        wanted = 0 if self._init == "pretrained" else seed
+        if self._backbone is None or self._made != wanted:
+            if self._init == "pretrained":
+                self._backbone = pretrained(self.source.checkpoint_url, self.source.digest)
+            else:
+                self._backbone = from_scratch(self.source.model, self.source.backbone_options(), seed)
+            self._made = wanted
+        return self._backbone
+
+
+def _guarded(
+    sweep: Sweep, ledger: Ledger, cell: Cell, entries: Iterator[Entry], final: Trial | None = None
+) -> Iterator[Entry]:
+    """What goes wrong in one probe is that probe's failed entry; the others go on."""
+    try:
+        yield from entries
+    except Exception as error:
+        ended = [final] if final else [*cell.search] or cell.finals(dict(cell.points[0]), sweep.suite.num_seeds)
+        for trial in ended:
+            found = sweep.failed(trial, reason(error), cause_of(error))
+            ledger.write(found)
+            yield found
+
+
+def _of_part(
+    sweep: Sweep, task: Task, part: Part, augment: AugmentConfig, backbone: Callable[[], Backbone]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) and labels (N,) of some training images."""
+    found = [features(backbone, task, augment, sweep.out, split=split) for split in part.split.split("+")]
+    if not np.array_equal(found[0][1], task.train_labels) and part.split.startswith(task.train_split):
+        raise RuntimeError(f"features of {task.name} are not in the order of its index")
+    train, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    chosen = np.arange(len(labels)) if part.subset is None else select(labels, part.subset)
+    return train[chosen], labels[chosen]
+
+
+def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[Entry]:
+    """All points of the grid on the held-out part, and the selection record that follows from them."""
+    begin = time.perf_counter()
+    method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
+    parts = task.parts(method.settings, cell.shots, 0)
+    trial = cell.search[0] if cell.search else None
+    there = ledger.find(trial.digest) if trial else None
+    if there is not None and there.is_ok:
+        if cell.kind != "ridge_selected":
+            choose_point(cell, there, sweep.out)
+        return
+    augment = at_resolution(networks.source.augment, method)
+    support, labels = _of_part(sweep, task, parts.search, augment, lambda: networks(0))
+    held, held_labels = _of_part(sweep, task, parts.holdout, augment, lambda: networks(0))
+    scorer = fit.fit(method, cell.points, support, labels, task.num_classes, seed=0, device=_device())
+    scores = [metrics.compute(cell.any_trial.metric, s, held_labels) for s in scorer(held)]
+    rows: list[GridRow] = [{"hyperparameters": dict(p), "score": s} for p, s in zip(cell.points, scores, strict=True)]
+    if trial is None:
+        rule = "nothing was searched; the score is for information"
+        cell.select(sweep.out, dict(cell.points[0]), of_grid(rows[:1]), rule)
+        return
+    found = sweep.entry(
+        trial,
+        value=max(scores),
+        num_train=len(support),
+        num_test=len(held),
+        seconds_s=time.perf_counter() - begin,
+        images_seen=len(support),
+        grid=rows,
+        max_memory_bytes=memory.max_bytes(),
+        watts=power.watts(),
+    )
+    ledger.write(found)
+    if cell.kind != "ridge_selected":
+        choose_point(cell, found, sweep.out)
+    yield found
+
+
+def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks) -> Iterator[Entry]:
+    begin = time.perf_counter()
+    method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
+    part = task.parts(method.settings, cell.shots, trial.seed).final
+    augment = at_resolution(networks.source.augment, method)
+    support, labels = _of_part(sweep, task, part, augment, lambda: networks(trial.seed))
+    opened = open_test(task, cell.selection_url(sweep.out), trial=trial.digest)
+    test, test_labels = features(lambda: networks(trial.seed), task, augment, sweep.out, test=opened)
+    scorer = fit.fit(
+        method,
+        [trial.hyperparameters],
+        support,
+        labels,
+        task.num_classes,
+        seed=trial.seed,
+        device=_device(),
+    )
+    scores = next(scorer(test))
+    numbers = predictions.all_metrics(scores, test_labels, [trial.metric])
+
+    def score_other(other: Task, open_there: TestSplit) -> tuple[np.ndarray, np.ndarray]:
+        found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, test=open_there)
+        return next(scorer(found)), labels
+
+    places = np.arange(len(test_labels))
+    numbers |= extra_test_sets.numbers(
+        task, opened, trial=trial.digest, samples=places, scores=scores, score=score_other
+    )
+    config = {"method": method.plain(), "augment": to_dict(augment), "part": to_dict(part), "data": task.url}
+    predictions.write(sweep.out, trial.digest, places, scores, test_labels, kind=fit.scores_are(method))
+    found = sweep.entry(
+        trial,
+        value=numbers[trial.metric],
+        num_train=len(support),
+        num_test=len(test_labels),
+        seconds_s=time.perf_counter() - begin,
+        images_seen=len(support),
+        metrics=numbers,
+        config=config,
+        config_digest=sha256(config),
+        max_memory_bytes=memory.max_bytes(),
+        watts=power.watts(),
+    )
+    ledger.write(found)
+    yield found
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
