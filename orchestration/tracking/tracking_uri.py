@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import sqlite3
 import sys
 import urllib.parse
@@ -75,21 +76,25 @@ def make_sqlite(tracking_uri: str) -> None:
             raise UserError(
                 f"another process has been making {file} for {MADE_WITHIN_S:.0f} s; end it, and start again"
             )
-        if file.exists() and file.stat().st_size and (_has_content(file) or not _is_unfinished(file)):
-            return
-        if file.exists():
+        for rest in file.parent.glob(f".{file.name}.*.making*"):  # of a process that was killed here: the lock is ours
+            rest.unlink()
+        if file.exists() and file.stat().st_size:
+            if _has_content(file) or not _is_unfinished(file):
+                return
             aside = file.with_name(f"{file.name}.unfinished")
             os.replace(file, aside)
             print(
                 f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now",
                 file=sys.stderr,
             )
-        for part in file.parent.glob(f".{file.name}.*.making*"):  # of a process that was killed here: the lock is ours
-            part.unlink()
-        # A new name each time: MLflow keeps a store for each URI that it has opened.
-        making = file.with_name(f".{file.name}.{secrets.token_hex(4)}.making")
+        making = _aside(file)
         _open(making)
         os.replace(making, file)
+
+
+def _aside(file: Path) -> Path:
+    """A new name each time: MLflow keeps an open store for each URI that it was ever asked for."""
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.making")
 
 
 def _has_content(file: Path) -> bool:
@@ -109,10 +114,14 @@ def _has_content(file: Path) -> bool:
 
 
 def _is_unfinished(file: Path) -> bool:
+    copy = _aside(file)
+    shutil.copyfile(file, copy)
     try:
-        _open(file)
+        _open(copy)
     except Exception as error:  # of SQLAlchemy, alembic or MLflow; what else is wrong with it, its next user is told
         return re.search(r"already exists|no such table|duplicate column|out-of-date", str(error)) is not None
+    finally:
+        copy.unlink()
     return False
 
 
