@@ -58,7 +58,7 @@ def doing(what: str, *, quiet_s: float = 3.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; gives update(phase, done, total)."""
+    """A bar on a terminal, a line now and then elsewhere; gives update(phase, done, total)."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -69,7 +69,9 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], No
     )
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty()) as progress:
+    is_terminal = sys.stderr.isatty()
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not is_terminal)
+    with bar as progress, contextlib.nullcontext() if is_terminal else doing(title):
         task = progress.add_task(title, total=None, unit=unit)
 
         def update(phase: str, done: int, total: int) -> None:

@@ -29,6 +29,7 @@ FOLDER = "pictures"
 KINDS = ("signal", "training")
 MAX_PARAMETERS = 300_000_000
 """Larger networks are not built a second time next to a training; `normfree inspect MODEL --signal` draws those."""
+MAX_PX = 1024
 NUM_IMAGES, MAX_POINTS = 4, 2000
 INK, MUTED = "#22252a", "#6b7079"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
@@ -94,6 +95,8 @@ def signal(config: dict[str, Any], path: Path) -> bool:
     from orchestration.figures.signal_figure import draw_signal
 
     name, options = config["model"]["name"], config["model"].get("options") or {}
+    if config["augment"]["image_px"] > MAX_PX:  # somebody else's numbers, perhaps
+        return False
     with torch.device("meta"):
         if sum(p.numel() for p in nfnet.create_model(name, **options).parameters()) > MAX_PARAMETERS:
             return False

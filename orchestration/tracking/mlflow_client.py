@@ -26,6 +26,7 @@ from typing import Any
 from orchestration import child_process
 from orchestration.tracking.tracking_uri import make_sqlite, resolve_uri, sqlite_file
 from orchestration.tracking.translate import DatasetUsed, Point, Upload, public
+from pipeline import places
 from pipeline.errors import UserError
 
 DATASET_DIGITS = 36  # of a digest, as MLflow stores it
@@ -113,6 +114,16 @@ def send(client: Any, run_id: str, upload: Upload) -> None:
     for start in range(0, len(upload.points), BATCH_POINTS):
         chunk = upload.points[start : start + BATCH_POINTS]
         client.log_batch(run_id, metrics=[Metric(p.key, p.value, p.time_ms, p.step) for p in chunk])
+
+
+def send_file(client: Any, run_id: str, root: Path, file: Path, folder: str | None = None) -> None:
+    """`file`, which lies below `root`, as an artifact of the run.
+
+    Raises:
+        UserError: it, or a folder on the way, is a link: what somebody else has made may link to a file of ours.
+    """
+    os.close(places.open_below(root, str(file.relative_to(root)), os.O_RDONLY, f"the folder {root}"))
+    client.log_artifact(run_id, str(file), folder)
 
 
 def high_water(client: Any, run_id: str) -> dict[str, int]:

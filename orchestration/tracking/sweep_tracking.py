@@ -23,9 +23,10 @@ from typing import Any
 from orchestration.spool.state_file import read_state, write_state
 from orchestration.tracking import heartbeat, lineage
 from orchestration.tracking.lineage import Origin
-from orchestration.tracking.mlflow_client import connect, experiment_id, missing, send, send_datasets
+from orchestration.tracking.mlflow_client import connect, experiment_id, missing, send, send_datasets, send_file
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_uri
 from orchestration.tracking.translate import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, public
+from pipeline.errors import UserError
 
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name: its pages fold children under this run
 DIGEST_TAG = "normfree.trial"
@@ -246,7 +247,10 @@ class SweepTracker:
             lineage.link_back(self._client, origin, digest, run_id, tags.get("sweep_dir", self._name))
         for path in artifacts:
             if path.exists():
-                self._client.log_artifact(run_id, str(path))
+                try:  # reports lie in a folder of the sweep's
+                    send_file(self._client, run_id, path.parent.parent, path)
+                except UserError as error:
+                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
 
     def _origin(self, digest: str, url: str) -> Origin:
         """Whence these weights come; asked once."""

@@ -26,7 +26,16 @@ from orchestration.spool.spool import Follower, Line
 from orchestration.spool.state_file import read_state, write_state
 from orchestration.spool.system_metrics import node_name, spool_name
 from orchestration.tracking import heartbeat
-from orchestration.tracking.mlflow_client import DRAIN_S, connect, experiment_id, high_water, hurry, send, send_datasets
+from orchestration.tracking.mlflow_client import (
+    DRAIN_S,
+    connect,
+    experiment_id,
+    high_water,
+    hurry,
+    send,
+    send_datasets,
+    send_file,
+)
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_uri
 from orchestration.tracking.translate import Ending, Point, Translator, Upload, cause
 from pipeline import places
@@ -211,10 +220,7 @@ class Uploader:
     def _send_artifacts(self, files: Sequence[Path], folder: str | None = None) -> None:
         for file in files:
             try:
-                # A run that somebody else has made may hold a link to a file of ours, which is for nobody else to read.
-                name = str(file.relative_to(self.run_dir))
-                os.close(places.open_below(self.run_dir, name, os.O_RDONLY, f"the run {self.run_dir}"))
-                self._client.log_artifact(self._state["run_id"], str(file), folder)
+                send_file(self._client, self._state["run_id"], self.run_dir, file, folder)
             except Exception as error:
                 if isinstance(error, UserError):
                     print(f"tracking: a file is not sent: {error}", file=sys.stderr)

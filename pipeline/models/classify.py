@@ -18,12 +18,13 @@ import torch
 from pipeline.configuration import from_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise
+from pipeline.data.images import formats
 from pipeline.data.images.decode import DecodeError, open_picture
 from pipeline.errors import UserError
 from pipeline.models.backbone import LoadedBackbone, load_backbone
 from pipeline.storage import objects
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif")
+ENDINGS = tuple(f".{ending}" for ending in formats.ENDINGS)
 """Of a folder's files, those that are taken; a file that is named itself may have any."""
 BATCH_IMAGES = 32
 

@@ -109,9 +109,10 @@ def read_bytes(url: str | os.PathLike[str], max_bytes: int | None = None) -> byt
         if max_bytes is None:
             return path.read_bytes()
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path} is no regular file; give the path of one")
-            return file.read(max_bytes)
+            return file.read(min(max_bytes, status.st_size))  # read(n) takes n bytes of memory, whatever the file has
 
     def start(fs: Any, path: str) -> bytes:
         try:

@@ -15,6 +15,7 @@ from orchestration.spool import process_lock, system_metrics
 from orchestration.spool.mirror import pull
 from orchestration.spool.spool import Spool, is_spool, records_folder
 from orchestration.tracking import uploader
+from orchestration.tracking.mlflow_client import send_file
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -93,6 +94,16 @@ def test_an_import_sends_no_file_from_outside_the_run(
     (run / "run.yaml").unlink()
     work._send_config({"name": "r"})
     assert sent == [str(run / "run.json")]
+
+
+def test_a_report_behind_a_link_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "scorecard.html").write_text("private")
+    (tmp_path / "sweep" / "report").symlink_to(tmp_path / "elsewhere")
+    client = SimpleNamespace(log_artifact=lambda *_: pytest.fail("sent"))
+    with pytest.raises(UserError, match="is it a link"):
+        send_file(client, "1", tmp_path / "sweep", tmp_path / "sweep" / "report" / "scorecard.html")
 
 
 def test_the_sampler_of_another_machine_copies_its_spool_into_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def _local_file(url: str) -> bytes | Unreadable:
 
 
 def _object(url: str) -> bytes | Unreadable:
-    data = objects.read_bytes(url)
+    data = objects.read_bytes(url, max_bytes=MAX_IMAGE_BYTES + 1)
     return _too_large(len(data), len(data)) or data
 
 
