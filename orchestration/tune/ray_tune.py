@@ -37,9 +37,10 @@ from pipeline.provenance import code_revision, command
 from pipeline.storage import objects, ownership
 from transfer.protocol.methods import Scheduler
 from transfer.protocol.tasks import load_suite
-from transfer.sweep.cells import Cell, Sweep, distinct, open_source, plan
+from transfer.sweep.cells import Cell, Sweep, plan
 from transfer.sweep.ledger import Ledger, SweepInfo, Trial
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
+from transfer.sweep.sources import distinct, open_source
 from transfer.sweep.trials import Report
 
 ENVIRONMENT = {
@@ -167,7 +168,6 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -
     import torch
 
     suite = sweep.suite
-
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     hardware = (
         f"{num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
@@ -186,12 +186,8 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -
             not_run=not_run,
             sources=[
                 {
-                    "name": s.name,
                     "url": s.checkpoint_url,
-                    "digest": s.digest,
-                    "model": s.model,
-                    "options": s.options,
-                    "classes": s.classes,
+                    **{n: getattr(s, n) for n in ("name", "digest", "model", "options", "classes")},
                 }
                 for s in sweep.sources
             ],
