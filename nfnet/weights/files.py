@@ -87,7 +87,7 @@ def read_description(path: str | Path) -> tuple[str, int, dict[str, Any]]:
             found = file.metadata() or {}
         if found.get("format") == FORMAT:
             return found["name"], int(found["num_classes"]), dict(json.loads(found["options"]))
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a file of nfnet.save_weights: {error}; save it again") from None
     raise ValueError(
         f"{path} does not say which network it is of; create that and call nfnet.load_published(model, path)"
