@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import progress_bar, say
 from orchestration.commands.parser import add
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def classify(args: argparse.Namespace) -> int:
                 {"image": found.image, "predictions": ranked, **({"error": found.error} if found.error else {})}
             )
         elif not found.error:
-            print(f"{found.image}: " + ", ".join(f"{name} {share:.1%}" for name, share in found.ranked), flush=True)
+            say(f"{found.image}: " + ", ".join(f"{name} {share:.1%}" for name, share in found.ranked))
     if args.json:
         print(json.dumps(rows, indent=1))
     if not failed:
@@ -69,7 +70,7 @@ def classify(args: argparse.Namespace) -> int:
     if len(failed) == 1:
         raise UserError(f"{failed[0].image} cannot be classified: {failed[0].error}")
     for one in failed:
-        print(f"{one.image} cannot be classified: {one.error}", file=sys.stderr)
+        print(terminal(f"{one.image} cannot be classified: {one.error}"), file=sys.stderr)
     raise UserError(f"{len(failed)} images cannot be classified, they are named above; give files that are images")
 
 
@@ -119,9 +120,9 @@ def export(args: argparse.Namespace) -> int:
     made = export_checkpoint(args.checkpoint, args.format, args.out, weights=args.weights, tolerance=args.tolerance)
     kind = "averaged" if made.weights == "ema" else "raw"
     agrees = "logits are equal" if made.difference == 0 else f"logits differ by {made.difference:.1e} of the largest"
-    print(f"{made.source_url} ({kind} weights, digest {made.source_digest[:12]}) on a fixed batch: {agrees}")
-    print(f"made {made.url} ({len(made.files) + 1} files, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:12]})")
-    print("next: " + _NEXT[made.kind].format(out=shlex.quote(made.url)))
+    say(f"{made.source_url} ({kind} weights, digest {made.source_digest[:12]}) on a fixed batch: {agrees}")
+    say(f"made {made.url} ({len(made.files) + 1} files, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:12]})")
+    say("next: " + _NEXT[made.kind].format(out=shlex.quote(made.url)))
     return 0
 
 

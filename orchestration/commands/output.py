@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from pipeline.display import terminal
+
 
 def plain_streams() -> None:
     """What a terminal's or a file's encoding lacks is printed as ASCII that looks like it, or is written out."""
@@ -32,7 +34,9 @@ _LIKENESS = {"±": "+-", "×": "x", "━": "=", "–": "-", "—": "-", "…": "
 
 
 def say(*lines: str) -> None:
-    print(*lines, sep="\n")
+    """Each on its line, without a character that would move the cursor: names of classes, files and keys come from outside."""
+    for line in lines:
+        print(terminal(line), flush=True)
 
 
 @contextlib.contextmanager

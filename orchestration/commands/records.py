@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from orchestration.commands.output import say
 from orchestration.commands.parser import add
 from pipeline.errors import UserError
 
@@ -132,7 +133,7 @@ def track_status(args: argparse.Namespace) -> int:
     client = connect(uri)
     experiments = heartbeat.all_experiments(client)
     for run_id, why in heartbeat.sweep_once(client, experiments):
-        print(f"marked {run_id} as failed: {why}")
+        say(f"marked {run_id} as failed: {why}")
     for run in client.search_runs(experiments, max_results=args.limit):
-        print(status_line(run))
+        say(status_line(run))
     return 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from pipeline.display import terminal
 from pipeline.records import (
     Accounted,
     Changed,
@@ -222,7 +223,7 @@ class Console:
         from rich.text import Text
 
         # Text and not markup: a file name with brackets must come out as it is.
-        self._rich.print(Text(text, style=style or ""))
+        self._rich.print(Text(terminal(text, keep_lines=True), style=style or ""))
         if not self._is_live:
             self._stream.flush()
 

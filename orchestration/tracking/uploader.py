@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestration.figures.run_figures import Pictures
 from orchestration.spool.mirror import Mirror
-from orchestration.spool.process_lock import only_one, started_at
+from orchestration.spool.process_lock import only_one
 from orchestration.spool.spool import Follower, Line
 from orchestration.spool.state_file import read_state, write_state
 from orchestration.spool.system_metrics import node_name, spool_name
@@ -41,6 +41,7 @@ from orchestration.tracking.translate import Ending, Point, Translator, Upload, 
 from pipeline import places
 from pipeline.errors import UserError
 from pipeline.secrets import public
+from pipeline.storage.ownership import started_at
 
 MAX_WAIT_S = 15.0
 MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk

@@ -24,7 +24,7 @@ from nfnet.variants import adjust, get_variant
 from nfnet.weights.state_dict import load_entries
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load
-from pipeline.configuration import check_fields, convert, hints, nearest
+from pipeline.configuration import check_fields, convert, from_dict, hints, nearest
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.field_types import Count, ShareBelowOne, Text
@@ -154,8 +154,16 @@ def load_backbone(url: str, weights: Which = "evaluated", *, need_head: bool = T
         need_head: refuse weights without a head of their own classes, as a probe of features need not.
     """
     tensors, origin = load_origin(url, weights)
+    num_classes = len(origin.classes) or 1000
+    if spelled(url) is None:  # a commit file's word for how large the network is, before memory is taken for it
+        with torch.device("meta"):
+            claimed = sum(
+                value.numel() for value in make(origin.model, num_classes, origin.options).state_dict().values()
+            )
+        if claimed > 2 * sum(tensor.numel() for tensor in tensors.values()):
+            raise UserError(f"{origin.url} holds fewer weights than its {origin.model} has; use another checkpoint")
     with torch.random.fork_rng(devices=[]):
-        model = make(origin.model, len(origin.classes) or 1000, origin.options)
+        model = make(origin.model, num_classes, origin.options)
     if _load(model, tensors, origin.url) and need_head:
         raise UserError(
             f"{origin.url} lacks the head of its own {len(origin.classes)} classes; give another checkpoint"
@@ -241,16 +249,20 @@ def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str, *, new_h
 
 
 def _of_commit(commit: checkpoint.Commit) -> Origin:
-    model = commit.config["model"]
-    augment: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in commit.config["augment"].items()}
+    """Raises UserError where the configuration in the commit file, which anybody may have written, is none."""
+    where = f"the configuration in {commit.url}"
+    for part in ("model", "augment"):
+        if not isinstance(commit.config.get(part), dict):
+            raise UserError(f"{where} has no {part}; use another checkpoint")
+    model = from_dict(ModelConfig, commit.config["model"], f"{where}: model")
     place = commit.url.rstrip("/").split("/")
     return Origin(
         url=commit.url,
         digest=commit.digest,
-        label=f"{commit.config.get('name', model['name'])}, step {commit.step}" if len(place) > 1 else commit.url,
-        model=model["name"],
-        options=model["options"],
-        augment=AugmentConfig(**augment),
+        label=f"{commit.config.get('name', model.name)}, step {commit.step}" if len(place) > 1 else commit.url,
+        model=model.name,
+        options=typed_options(model.name, model.options),
+        augment=from_dict(AugmentConfig, commit.config["augment"], f"{where}: augment"),
         config=commit.config,
         classes=commit.classes,
     )

@@ -512,4 +512,15 @@ def test_the_source_that_mlflow_shows_is_the_command_without_its_arguments_and_t
     attempt = {"kind": "Attempt", "attempt": 1, "time_s": T0_S, "code.revision": "abc"}
     tags = Translator().translate({**attempt, "environment.command": "normfree pretrain x --out s3://b/run"}).tags
     assert tags["mlflow.source.name"] == "normfree pretrain" and tags["mlflow.source.git.commit"] == "abc"
+    command = "torchrun --nproc-per-node 2 /opt/bin/normfree pretrain x"
+    assert Translator().translate({**attempt, "environment.command": command}).tags["mlflow.source.name"] == (
+        "normfree pretrain"
+    )
     assert not [tag for tag in Translator().translate(attempt).tags if tag.startswith("mlflow.")]
+
+
+def test_what_a_start_does_otherwise_is_a_tag_of_that_attempt() -> None:
+    translator = Translator()
+    translator.translate({"kind": "Attempt", "attempt": 2, "time_s": T0_S})
+    changed = {"kind": "Changed", "step": 4, "time_s": T0_S, "what": "length", "text": "8 steps long now, and was 4"}
+    assert translator.translate(changed).tags == {"attempt.2.length": "8 steps long now, and was 4"}
