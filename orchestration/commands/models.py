@@ -256,7 +256,7 @@ def register(args: argparse.Namespace) -> int:
         say(f"note: {made.note}")
     place = f"{made.name}@{args.alias}" if args.alias else f"{made.name}/{made.version}"
     where = f" --tracking-uri {shlex.quote(public(args.tracking_uri))}" if args.tracking_uri else ""
-    say(f"next: normfree pull models:/{place}{where}")
+    say(f"next: normfree pull {shlex.quote(f'models:/{place}')}{where}")
     return 0
 
 

@@ -118,7 +118,8 @@ def track_status(args: argparse.Namespace) -> int:
     """List a server's runs with how they ended, after ending those that fell silent."""
     from orchestration.serve.import_records import records_of, refuse_dead_server, status_line, tracking_uri
     from orchestration.tracking import heartbeat
-    from orchestration.tracking.mlflow_client import connect, sqlite_file
+    from orchestration.tracking.mlflow_client import connect
+    from orchestration.tracking.tracking_uri import sqlite_file
 
     uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri or not args.run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.near_names import check_names
@@ -79,10 +78,11 @@ def pretrain(args: argparse.Namespace) -> int:
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     from orchestration.launch.local import pretrain as launch
+    from orchestration.tracking.tracking_uri import chosen_uri
 
+    uri = chosen_uri(args.tracking_uri)
     with doing("checking the run against its data"):
         _checked(run, args.num_processes)
-    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
 
 

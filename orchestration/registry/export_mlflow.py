@@ -111,9 +111,9 @@ def _images_package(folder: Path) -> Path:
     package.mkdir()
     (package / "__init__.py").write_text('"""Image bytes -> pixels; a copy of normfree\'s pipeline.data.images."""\n')
     here = Path(pipeline.data.images.__file__).parent
-    for name in ("decode.py", "turbojpeg.py", "icc.py"):
-        text = (here / name).read_text(encoding="utf-8").replace("pipeline.data.images", _IMAGES_PACKAGE)
-        (package / name).write_text(text, encoding="utf-8")
+    for path in sorted(here.glob("[a-z]*.py")):  # all of them, since they import each other
+        text = path.read_text(encoding="utf-8").replace("pipeline.data.images", _IMAGES_PACKAGE)
+        (package / path.name).write_text(text, encoding="utf-8")
     return package
 
 

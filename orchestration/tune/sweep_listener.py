@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from orchestration.run.console import duration
 from orchestration.run.time_left import TimeLeft
 from orchestration.tracking.sweep_records import SweepRecords
+from orchestration.tracking.tracking_uri import chosen_uri
 
 LINE_EVERY_S = 10.0
 
@@ -20,6 +20,7 @@ class SweepListener:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
+        self._uri = chosen_uri(args.tracking_uri)
         self._found: SweepRecords | None = None
         self._time_left, self._shown_s = TimeLeft(), time.monotonic()
         self._live = sys.stderr.isatty()
@@ -74,8 +75,7 @@ class SweepListener:
 
     def _records(self) -> SweepRecords:
         if self._found is None:
-            uri = self._args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-            self._found = SweepRecords(self._args.out, uri)
+            self._found = SweepRecords(self._args.out, self._uri)
         return self._found
 
     def finish(self) -> None:

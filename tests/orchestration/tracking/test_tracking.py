@@ -19,8 +19,9 @@ from orchestration.serve.server import serve
 from orchestration.spool.mirror import Mirror, pull
 from orchestration.spool.spool import Follower, Spool, read
 from orchestration.tracking import mlflow_client, sweep_summary, uploader
-from orchestration.tracking.mlflow_client import connect, resolve_uri, start_uploader
+from orchestration.tracking.mlflow_client import connect, start_uploader
 from orchestration.tracking.sweep_tracking import SweepTracker
+from orchestration.tracking.tracking_uri import resolve_uri
 from orchestration.tracking.translate import STEP_KEYS, Translator, public
 from orchestration.tracking.uploader import Uploader
 from pipeline.errors import UserError
