@@ -35,7 +35,8 @@ import json, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from transfer.sweep.cells import Sweep, open_source, plan
+from transfer.sweep.cells import Sweep, plan
+from transfer.sweep.sources import open_source
 from transfer.protocol.tasks import load_suite
 from transfer.sweep.trials import run_finetune
 checkpoint, suite, out, root = sys.argv[1:]

@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from nfnet.kernels import cpu
+from pipeline import places
 from pipeline.errors import UserError
 from pipeline.supervision.rank_environment import place
 
@@ -40,11 +40,13 @@ class World:
 def join() -> World:
     """This process's place in the process group that the launcher's variables describe (`place`), joining it.
 
-    A process that was started alone makes a group of its own over a temporary file: no port is taken, so any number of
+    A process that was started alone makes a group of its own in its memory: no port and no file is taken, so any number of
     single-process runs (trials of a sweep) live on one machine. gloo without a GPU, NCCL with one.
     """
     has_gpu = torch.cuda.is_available()
     if not dist.is_initialized():
+        for folder in {tempfile.gettempdir(), places.socket_folder()}:
+            places.remove_leftovers(folder)
         here = place()
         if here.overlooked:
             print(f"normfree: {here.overlooked}", file=sys.stderr)
@@ -54,8 +56,7 @@ def join() -> World:
         if here.size > 1:
             dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         else:
-            meeting_point = Path(tempfile.mkdtemp(prefix="normfree-group-")) / "store"
-            dist.init_process_group(backend, init_method=meeting_point.as_uri(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:

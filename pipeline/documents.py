@@ -106,8 +106,8 @@ def convert(value: Any, kind: type[T], where: str, *, remedy: str = REMEDY) -> T
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise UserError(f"{where} is not usable: {_sentence(str(error))}; {remedy}") from None
-    except RecursionError:
-        raise UserError(f"{where} has more than {MAX_DEPTH} levels; {remedy}") from None
+    except UnicodeEncodeError:  # half of a surrogate pair in a key
+        raise UserError(f"{where} is not usable: it has a name that is no Unicode text; {remedy}") from None
 
 
 def is_sha256(value: object) -> bool:

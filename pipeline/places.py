@@ -2,17 +2,19 @@
 
 A name out of a bucket, a dataset, an archive, a manifest or a URL becomes a path only through `entry_name` or `below`. What may
 stand in a folder that others write to is opened by `open_below`, which follows no link on the way. Records, caches and
-sockets that are nobody else's business lie in a `private_folder`; what is needed for a while, in `tempfile`'s folders, which are
-private too and have random names.
+sockets that are nobody else's business lie in a `private_folder`; what is needed for a while, in a `temporary_folder`, which is
+private too, has a random name, and outlives its process by no more than the next start.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import pwd
 import re
 import secrets
+import shutil
 import stat
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 MAX_NAME_BYTES = 255
+TEMPORARY = "normfree-tmp-"
 MAX_SOCKET_FOLDER = 60
 """Bytes. Linux takes 107 of a socket's whole path; Python's own names below the folder need some 45."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -206,3 +209,46 @@ def socket_folder() -> str:
     """A folder whose path is short enough for Unix sockets: the temporary folder where it is, else /tmp."""
     folder = tempfile.gettempdir()
     return folder if len(os.fsencode(folder)) <= MAX_SOCKET_FOLDER else "/tmp"
+
+
+@contextlib.contextmanager
+def temporary_folder(what: str, within: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A private folder with a random name in `within` (the system's temporary folder), removed at the end of the block."""
+    path, lock = hold_folder(what, within)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def hold_folder(what: str, within: str | os.PathLike[str] | None = None) -> tuple[Path, int]:
+    """A new folder as `temporary_folder` gives, which the caller removes, and a descriptor that keeps others from removing it.
+
+    The kernel lets go of that when the process ends, however that ends: what a killed one left is removed by the next that
+    makes a folder in the same place.
+    """
+    remove_leftovers(within)
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{what}-", dir=within))
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody else can take one there either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.is_dir():  # between its making and its lock another process may have taken it for a leftover
+            return path, lock
+        os.close(lock)
+
+
+def remove_leftovers(within: str | os.PathLike[str] | None = None) -> None:
+    """Remove the temporary folders of this user's processes that are no more."""
+    with contextlib.suppress(OSError), os.scandir(within or tempfile.gettempdir()) as entries:
+        for entry in entries:
+            if not entry.name.startswith(TEMPORARY) or entry.stat(follow_symlinks=False).st_uid != os.getuid():
+                continue
+            with contextlib.suppress(OSError):  # it is somebody's, or went meanwhile
+                lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                finally:
+                    os.close(lock)

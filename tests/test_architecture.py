@@ -30,6 +30,7 @@ HOMES = {
     "optuna": ("transfer/search/optuna_search.py",),
     "mlflow": (
         "orchestration/tracking/mlflow_client.py",
+        "orchestration/tracking/tracking_uri.py",
         "orchestration/tracking/sweep_tracking.py",
         "orchestration/serve/own_server.py",
         "orchestration/registry/registry.py",

@@ -26,9 +26,9 @@ class ActivationMemory:
     kept: int
     """Between the forward and the backward pass."""
     checkpointed: int | None
-    """The same with activation checkpointing; None: the network has no `set_grad_checkpointing`."""
+    """The same with activation checkpointing; None: the network cannot."""
     largest_block: int
-    """With checkpointing this comes on top while the block that keeps most is computed again."""
+    """With checkpointing this comes on top while the block that keeps most is computed again; 0 where no block is found."""
 
 
 class SavedBytes:
@@ -65,34 +65,43 @@ def activation_memory(
         model: on any device, the meta device included; it is not touched.
         precision: fp32, or bf16 for autocast over fp32 weights.
     Raises:
-        ValueError: an unknown precision, or a network without residual blocks.
+        ValueError: an unknown precision.
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is {precision!r}; choose fp32 or bf16")
     images = (batch, in_chans, px, px)
     kept, largest = _forward(model, images, precision, checkpointing=False)
-    if not hasattr(model, "set_grad_checkpointing"):
+    try:
+        checkpointed = _forward(model, images, precision, checkpointing=True)[0]
+    except (AttributeError, AssertionError):  # it has no `set_grad_checkpointing`, or one that says so (VGG's)
         return ActivationMemory(kept, None, largest)
-    return ActivationMemory(kept, _forward(model, images, precision, checkpointing=True)[0], largest)
+    return ActivationMemory(kept, checkpointed, largest)
 
 
 def _forward(model: nn.Module, shape: tuple[int, ...], precision: str, *, checkpointing: bool) -> tuple[int, int]:
     """Bytes kept of the whole network, and of the block that keeps most."""
     with FakeTensorMode():
         twin: Any = _fake(model).train()
-        if hasattr(twin, "set_grad_checkpointing"):
-            twin.set_grad_checkpointing(checkpointing)
+        if checkpointing:
+            twin.set_grad_checkpointing(True)
         images = torch.empty(shape).to(memory_format=torch.channels_last)
         starts: list[int] = []
         shares: list[int] = []
         with saved_bytes(twin) as counter:
-            for block in residual_blocks(twin):
+            for block in _blocks(twin):
                 block.register_forward_pre_hook(lambda *_: starts.append(counter.total))
                 block.register_forward_hook(lambda *_: shares.append(counter.total - starts[-1]))
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 output = twin(images)
         del output  # until here, so that nothing saved was given back before it was counted
-    return counter.total, max(shares)
+    return counter.total, max(shares, default=0)
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    try:
+        return residual_blocks(model)
+    except ValueError:
+        return []
 
 
 def _fake(model: nn.Module) -> nn.Module:

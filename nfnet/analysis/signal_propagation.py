@@ -1,11 +1,11 @@
 """Signal propagation: how activations' statistics travel through the residual blocks (Brock et al. 2021a, section 3).
 
-Works on this package's networks and on others that build residual networks the common way (torchvision, timm). What is
-looked for: modules whose class is called `...Block`, `...Bottleneck` or `...Basic` and that have a convolution; in them a
-child `conv_shortcut`, `downsample` or `shortcut` (the shortcut's own layers; its presence makes the block a transition)
-and a child `drop_path` (what it reads is the end of the branch; without one, the end is what the last other child returns,
-an activation after the sum excepted). A block must hold its layers as direct children. This package's blocks tell by
-themselves (`Block.watch`).
+Works on this package's networks and on others that build residual networks the common way (torchvision, timm). Blocks are
+modules whose class is called `...Block`, `...Bottleneck` or `...Basic`, else those that the network names itself (timm's
+`group_matcher`: EfficientNet, MobileNet). Looked for in them are a child `conv_shortcut`, `downsample` or `shortcut` (the
+shortcut's own layers; its presence makes the block a transition) and a child `drop_path` (what it reads is the end of the
+branch; without one, the end is what the last other child returns, an activation after the sum excepted). A block must hold its
+layers as direct children. This package's blocks tell by themselves (`Block.watch`).
 """
 
 from __future__ import annotations
@@ -55,11 +55,31 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
             visit(child)
 
     visit(model)
+    found = found or _named_blocks(model)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no residual blocks: no module's class is called ...Block, ...Bottleneck or ...Basic"
+            f"{type(model).__name__} has no residual blocks: no module's class is called ...Block, ...Bottleneck or ...Basic, "
+            "and the network names none itself"
         )
     return found
+
+
+def _named_blocks(model: nn.Module) -> list[nn.Module]:
+    """What timm's networks say of themselves: patterns of the names of their blocks. Single layers (VGG's) are none."""
+    matcher = getattr(model, "group_matcher", None)
+    stated = matcher(coarse=False).get("blocks", ()) if callable(matcher) else ()
+    patterns = [stated] if isinstance(stated, str) else [pattern for pattern, order in stated if order is None]
+    return [
+        module
+        for name, module in model.named_modules()
+        if any(re.fullmatch(pattern, name) for pattern in patterns)
+        and sum(getattr(m, "weight", None) is not None for m in module.modules()) > 1
+    ]
+
+
+def channels_last(shape: torch.Size) -> bool:
+    """Whether a block gives tokens (N, tokens, C) or (N, H, W, C), as transformers do."""
+    return len(shape) != 4 or (shape[1] == shape[2] != shape[3])
 
 
 def shortcut_of(block: nn.Module) -> nn.Module | None:
@@ -159,6 +179,10 @@ def _is_activation(module: nn.Module) -> bool:
 
 def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Average channel squared mean and average channel variance of (N, C, H, W)."""
+    if channels_last(x.shape):
+        raise ValueError(
+            f"signal propagation is defined for maps of channels, not for {tuple(x.shape)}: tokens or channels last"
+        )
     var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     return mean.square().mean(), var.mean()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import nn
 
 from nfnet.analysis.activation_memory import ActivationMemory, activation_memory
 from nfnet.analysis.flops import count_parameters, meta_twin, multiply_adds
-from nfnet.analysis.signal_propagation import residual_blocks, shortcut_of
+from nfnet.analysis.signal_propagation import channels_last, residual_blocks, shortcut_of
 from nfnet.layers import WSConv2d
 
 
@@ -21,10 +22,11 @@ class Stage(NamedTuple):
     depth: int
     width: int
     inner: int
-    """Channels of the blocks' 3x3 convolutions, in ..."""
+    """Channels of the blocks' 3x3 convolutions, in ...; 0 where they have none."""
     groups: int
     px: int
-    """Side of its maps at the training resolution."""
+    """Side of its maps at the training resolution; of tokens without a place, their number."""
+    is_map: bool = True
 
 
 class Feature(NamedTuple):
@@ -66,9 +68,17 @@ class Summary:
         """For a person."""
         lines = [f"{self.name}: {self.num_parameters:,} parameters (1000 classes), {self.num_features} features"]
         for i, s in enumerate(self.stages, 1):
-            shape = f"inner {s.inner} in {s.groups} group{'s' * (s.groups != 1)}"
-            lines.append(f"  stage {i}: {s.depth:2} blocks, width {s.width}, {shape}, maps of {s.px}x{s.px}")
-        lines.append("  features: " + ", ".join(f"{f.num_chs} at 1/{f.reduction}" for f in self.feature_info))
+            inner = f", inner {s.inner} in {s.groups} group{'s' * (s.groups != 1)}" if s.inner else ""
+            maps = f"maps of {s.px}x{s.px}" if s.is_map else f"{s.px} tokens"
+            lines.append(f"  stage {i}: {s.depth:2} blocks, width {s.width}{inner}, {maps}")
+        if not self.stages:
+            lines.append(
+                "  stages: not known, since none of its modules is a block by its class or by the network's own words"
+            )
+        if self.feature_info:
+            runs = itertools.groupby(f"{f.num_chs} at 1/{f.reduction}" for f in self.feature_info)
+            counted = ((text, len(list(run))) for text, run in runs)
+            lines.append("  features: " + ", ".join(f"{text} ({n} times)" if n > 1 else text for text, n in counted))
         for label, (px, count) in self.multiply_adds.items():
             lines.append(f"  {count / 1e9:9.3f} G multiply-adds at {px} px ({label})")
         px = next(iter(self.multiply_adds.values()))[0]
@@ -91,11 +101,10 @@ def _gib(num_bytes: int) -> str:
 def summarise(model: nn.Module, name: str, sizes: Mapping[str, int], *, batch: int = 8, in_chans: int = 3) -> Summary:
     """
     Args:
-        model: ours, or a residual network that `nfnet.analysis.signal_propagation` reads; the meta device will do.
+        model: ours, or any other that takes images; the meta device will do. Stages are the residual blocks that
+            `nfnet.analysis.signal_propagation` finds, and none where it finds none.
         sizes: what for -> px; stages and memory are those of the first.
         batch: images, for activation memory.
-    Raises:
-        ValueError: the network has no residual blocks.
     """
     px = next(iter(sizes.values()))
     twin = meta_twin(model)
@@ -121,26 +130,29 @@ def summarise(model: nn.Module, name: str, sizes: Mapping[str, int], *, batch: i
 @torch.no_grad()
 def _stages(twin: nn.Module, images: torch.Tensor) -> list[Stage]:
     shapes: list[torch.Size] = []
-    blocks = residual_blocks(twin)
+    try:
+        blocks = residual_blocks(twin)
+    except ValueError:
+        return []
     for block in blocks:
         block.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape))
     twin.eval()(images)
     stages: list[Stage] = []
     for block, shape in zip(blocks, shapes, strict=True):
         inner, groups = _inner(block)
-        width, px = shape[1], shape[2]
+        width, px = (shape[-1], shape[1]) if channels_last(shape) else (shape[1], shape[2])
         if stages and (stages[-1].width, stages[-1].px) == (width, px):
             # The last block speaks for the stage: the first may have another inner width (NF-RegNet).
-            stages[-1] = Stage(stages[-1].depth + 1, width, inner, groups, px)
+            stages[-1] = Stage(stages[-1].depth + 1, width, inner, groups, px, len(shape) == 4)
         else:
-            stages.append(Stage(1, width, inner, groups, px))
+            stages.append(Stage(1, width, inner, groups, px, len(shape) == 4))
     return stages
 
 
 def _inner(block: nn.Module) -> tuple[int, int]:
-    """Channels and groups of the branch's last convolution that is not 1x1."""
+    """Channels and groups of the branch's last convolution that is not 1x1; (0, 1) without convolutions."""
     shortcut = shortcut_of(block)
     aside: Sequence[nn.Module] = [] if shortcut is None else list(shortcut.modules())
     convs = [m for m in block.modules() if isinstance(m, WSConv2d | nn.Conv2d) and m not in aside]
     spatial = [m for m in convs if m.weight.shape[-1] > 1] or convs
-    return spatial[-1].weight.shape[0], spatial[-1].groups
+    return (spatial[-1].weight.shape[0], spatial[-1].groups) if spatial else (0, 1)

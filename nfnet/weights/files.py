@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +14,10 @@ import torch
 
 from nfnet.model import NFNet
 from nfnet.weights.haiku import load_haiku, unflattened
-from nfnet.weights.npz import read_npz
+from nfnet.weights.npz import check_archive, read_npz
+from nfnet.weights.pickle_program import check_program
 from nfnet.weights.safe_pickle import read_pickle
-from nfnet.weights.state_dict import LoadReport, load_entries
+from nfnet.weights.state_dict import LoadReport, load_entries, plain_names
 from nfnet.weights.timm import from_timm, is_timm
 
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -44,10 +46,11 @@ def load_published(model: NFNet, path: str | Path, *, which: str | None = None) 
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give the path of a file of weights")
     content = _read(path)
-    if isinstance(content, dict) and is_timm(content):
+    entries, notes = plain_names(content) if isinstance(content, Mapping) else ({}, ())
+    if is_timm(entries):
         return from_timm(model, content, str(path))
-    if isinstance(content, dict) and any(isinstance(k, str) and k.startswith("blocks.") for k in content):
-        return load_entries(model, content, str(path))
+    if any(isinstance(v, torch.Tensor) and k.startswith("blocks.") for k, v in entries.items()):
+        return load_entries(model, entries, str(path), notes=notes)
     return load_haiku(model, content, str(path), which=which)
 
 
@@ -84,7 +87,7 @@ def read_description(path: str | Path) -> tuple[str, int, dict[str, Any]]:
             found = file.metadata() or {}
         if found.get("format") == FORMAT:
             return found["name"], int(found["num_classes"]), dict(json.loads(found["options"]))
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a file of nfnet.save_weights: {error}; save it again") from None
     raise ValueError(
         f"{path} does not say which network it is of; create that and call nfnet.load_published(model, path)"
@@ -100,6 +103,7 @@ def _read(path: Path) -> Any:
         if start[:4] == b"PK\x03\x04":
             return _read_zip(file, path)
         if start.startswith(_LEGACY_TORCH):
+            _check_legacy(path)
             return _read_torch(path)
         # safetensors: the length of the header, then the header, a JSON object.
         if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
@@ -112,26 +116,58 @@ def _read(path: Path) -> Any:
 def _read_zip(file: IO[bytes], path: Path) -> Any:
     try:
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+            check_archive(archive, file)
+            programs = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
+            for name in programs:
+                check_program(archive.read(name))
     except Exception as error:  # a damaged archive can fail in any way
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from None
-    if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
+        raise ValueError(f"{path} is damaged or refused ({_reason(error)}); fetch it again") from None
+    if programs:
         return _read_torch(path)
     file.seek(0)
     return unflattened(read_npz(file, str(path)))
 
 
+def _check_legacy(path: Path) -> None:
+    """The five pickles (magic number, version, system, contents, storages) that an old file of torch begins with."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for _ in range(5):
+                check_program(data)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or refused ({_reason(error)}); fetch it again") from None
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
+        first = "".join(c for c in (str(error).splitlines() or [""])[0][:300] if c.isprintable())
         raise ValueError(
             f"{path} is refused, nothing of it was run: torch found more than weights in it ({first}); "
             "if you trust the file, save its state dict alone, best as safetensors, where it was made"
         ) from None
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again") from None
+        raise ValueError(f"{path} is damaged ({_reason(error)}); fetch it again") from None
+    for tensor in _tensors(content, 8):
+        # A view may be larger than what it is of: four bytes of a file, and as many elements as it says.
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path} is refused: it holds a sparse or expanded tensor; save plain ones where it was made"
+            )
+    return content
+
+
+def _tensors(content: Any, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, Mapping) and depth:
+        for value in content.values():
+            yield from _tensors(value, depth - 1)
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -94,7 +94,7 @@ def our_name(module: str, key: str) -> str:
     if not path:
         return f"{module}:{key}"
     # A numbered name: nf_block is the first, nf_block_3 the fourth, stem_conv2 the third.
-    found = re.fullmatch(r"(nf_block|nf_res_block|stem_conv)_?(\d*)", path[0])
+    found = re.fullmatch(r"(nf_block|nf_res_block|stem_conv)_?(\d{0,4})", path[0])
     number = int(found[2] or 0) if found else 0
     if found and found[1] == "stem_conv":
         return f"stem.{2 * number}.{leaf}"

@@ -29,12 +29,25 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 _MAX_HEADER_BYTES = 1 << 16
+_MAX_DIMENSIONS = 32
+_FREE_BYTES = 64 << 20
+_MAX_RATIO = 20
+"""Weights hardly compress; an archive that claims more than this, and 64 MiB, is no file of weights."""
+
+
+def show(value: object) -> str:
+    """A value from a file for a sentence: short, on one line, and in bounded time, which repr of a tree is not."""
+    if isinstance(value, str | bytes):
+        return ascii(value[:60])[:80].strip("'")
+    if isinstance(value, tuple) and len(value) <= 8 and all(type(n) is int and abs(n) < 1 << 64 for n in value):
+        return str(value)
+    return str(value) if isinstance(value, bool | float | None) else f"a {type(value).__name__}"
 
 
 def torch_dtype(code: object) -> torch.dtype:
     """NumPy's type code without its byte order ("f4") -> torch's. Raises ValueError for all that is not a number."""
     if not isinstance(code, str) or code not in _DTYPES:
-        what = "Python objects" if isinstance(code, str) and code.startswith("O") else f"type {code!r}"
+        what = "Python objects" if isinstance(code, str) and code.startswith("O") else f"type {show(code)}"
         raise ValueError(f"an array of {what} holds no weights")
     return _DTYPES[code]
 
@@ -48,12 +61,15 @@ class Array:
         self, data: Any, dtype: torch.dtype, shape: object, *, fortran: bool = False, big_endian: bool = False
     ) -> None:
         if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError(f"an array has the shape {shape!r}")
+            raise ValueError(f"an array has the shape {show(shape)}")
+        if len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"an array has {len(shape)} dimensions")
         if not isinstance(data, bytes | bytearray):
             raise ValueError(f"an array's memory is of type {type(data).__name__}")
         claimed = math.prod(shape) * dtype.itemsize
         if claimed != len(data):
-            raise ValueError(f"an array of shape {shape} claims {claimed} bytes where the file holds {len(data)}")
+            amount = claimed if claimed < 1 << 80 else "too many"
+            raise ValueError(f"an array of shape {show(shape)} claims {amount} bytes where the file holds {len(data)}")
         self.data, self.dtype, self.shape = data, dtype, shape
         self.fortran, self.big_endian = fortran, big_endian
 
@@ -90,17 +106,28 @@ def read_npy(file: IO[bytes]) -> Array:
     found = re.fullmatch(r"([<>|=]?)(\w+)", descr) if isinstance(descr, str) else None
     dtype = torch_dtype(found[2] if found else descr)
     if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"its shape is {shape!r}")
+        raise ValueError(f"its shape is {show(shape)}")
     # One byte more than claimed, so that a longer array is seen too; a claim beyond the file reads to its end only.
     data = file.read(math.prod(shape) * dtype.itemsize + 1)
     return Array(data, dtype, shape, fortran=bool(fortran), big_endian=bool(found and found[1] == ">"))
+
+
+def check_archive(archive: zipfile.ZipFile, file: IO[bytes]) -> None:
+    """Raises ValueError where the members claim more than weights of such a file can be, or one name stands twice."""
+    size = file.seek(0, 2)
+    claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > _MAX_RATIO * size + _FREE_BYTES:
+        raise ValueError(f"its {size} bytes claim to hold {claimed}, which weights do not; nothing of it was unpacked")
+    names = archive.namelist()
+    if len(set(names)) != len(names):
+        raise ValueError("a member stands in it twice")
 
 
 def read_npz(file: IO[bytes], where: str) -> dict[str, torch.Tensor]:
     """Entry name -> tensor of an .npz archive; `where` is its name in messages.
 
     Raises:
-        ValueError: an entry is no array of numbers, or does not hold what it claims.
+        ValueError: an entry is no array of numbers, or does not hold what it claims; members claim more than weights can.
     """
     found = {}
     with zipfile.ZipFile(file) as archive:
@@ -110,7 +137,11 @@ def read_npz(file: IO[bytes], where: str) -> dict[str, torch.Tensor]:
                     found[entry.filename.removesuffix(".npy")] = read_npy(member).take_tensor()
             except Exception as error:  # a damaged archive can fail in any way
                 raise ValueError(
-                    f"{where}: entry {entry.filename} cannot be read: {error}; fetch the file again, "
+                    f"{where}: entry {show(entry.filename)} cannot be read: {_line(error)}; fetch the file again, "
                     "or save plain arrays of numbers with numpy.savez"
                 ) from None
     return found
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

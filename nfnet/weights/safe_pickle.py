@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import mmap
 import pickle
-import pickletools
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
 
-from nfnet.weights.npz import Array, torch_dtype
+from nfnet.weights.npz import Array, show, torch_dtype
+from nfnet.weights.pickle_program import Refused, check_program
 
 _MAX_DEPTH = 8
+_FREE_BYTES = 1 << 20
 
 
-class _Refused(ValueError):
-    """What a file asked for and is not given."""
+class _Budget:
+    """Bytes that calls may make. A byte of the file may be used again and again by a few more, so all together are bounded."""
+
+    def __init__(self, file_bytes: int) -> None:
+        self.left = 4 * file_bytes + _FREE_BYTES
+
+    def spend(self, num_bytes: int) -> None:
+        self.left -= num_bytes
+        if self.left < 0:
+            raise Refused("it makes many times as many bytes as it has")
 
 
 class _Token:
@@ -37,10 +46,10 @@ class _Token:
         return self._call(*args)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise _Refused(f"it sets {name} on {self._name}")
+        raise Refused(f"it sets {name} on {self._name}")
 
     def __setstate__(self, state: Any) -> NoReturn:
-        raise _Refused(f"it changes {self._name}")
+        raise Refused(f"it changes {self._name}")
 
     def __repr__(self) -> str:
         return f"{self._name}"
@@ -58,7 +67,7 @@ class _Dtype:
         try:
             self.dtype = torch_dtype(text.lstrip("<>|=").rpartition(".")[2] if isinstance(text, str) else text)
         except ValueError as error:
-            raise _Refused(str(error)) from None
+            raise Refused(str(error)) from None
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) > 1:
@@ -68,56 +77,84 @@ class _Dtype:
 class _Blank:
     """An array before its state: numpy.core.multiarray._reconstruct(ndarray, (0,), b"b")."""
 
-    __slots__ = ("array",)
+    __slots__ = ("_budget", "array")
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, budget: _Budget) -> None:
         self.array: Array | None = None
+        self._budget = budget
 
     def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise Refused("an array's state is none")
         _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Dtype):
-            raise _Refused("an array's type is no numpy.dtype")
-        self.array = Array(data, dtype.dtype, shape, fortran=bool(fortran), big_endian=dtype.big_endian)
+        self.array = _array(self._budget, data, dtype, shape, fortran=bool(fortran))
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
-    """numpy._core.numeric._frombuffer: how protocol 5 stores an array."""
+def _array(budget: _Budget, data: Any, dtype: Any, shape: Any, *, fortran: bool) -> Array:
     if not isinstance(dtype, _Dtype):
-        raise _Refused("an array's type is no numpy.dtype")
-    return Array(data, dtype.dtype, shape, fortran=order == "F", big_endian=dtype.big_endian)
-
-
-def _scalar(dtype: Any, data: Any = b"") -> Array:
-    return _from_buffer(data, dtype, (), "C")
+        raise Refused("an array's type is no numpy.dtype")
+    budget.spend(len(data) if isinstance(data, bytes | bytearray) else 0)  # taken when its tensor is made
+    return Array(data, dtype.dtype, shape, fortran=fortran, big_endian=dtype.big_endian)
 
 
 def _built(function: Any, args: Any, state: Any, *ignored: Any) -> Any:
     """A constructor, its arguments and the state: dill's _create_array and jax's reconstruct_device_array."""
     if not isinstance(function, _Token):
-        raise _Refused("an array is built by something else than NumPy")
+        raise Refused("an array is built by something else than NumPy")
     array = function(*args)
     if not isinstance(array, _Blank):
-        raise _Refused(f"{function} builds no array")
+        raise Refused(f"{function} builds no array")
     array.__setstate__(state)
     return array
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """_codecs.encode: how protocols below 3 store bytes."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise _Refused(f"it encodes text as {encoding!r}")
-    return text.encode("latin1")
-
-
 def _no_call(*args: Any) -> NoReturn:
-    raise _Refused("it calls a type")
+    raise Refused("it calls a type")
 
 
-def _admitted() -> dict[tuple[str, str], _Token]:
+def _admitted(budget: _Budget) -> dict[tuple[str, str], _Token]:
+    """The globals that a file may name, and what they are here."""
+
+    def blank(*args: Any) -> _Blank:
+        return _Blank(budget)
+
+    def from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+        """numpy._core.numeric._frombuffer: how protocol 5 stores an array."""
+        return _array(budget, data, dtype, shape, fortran=order == "F")
+
+    def scalar(dtype: Any, data: Any = b"") -> Array:
+        return from_buffer(data, dtype, (), "C")
+
+    def encode(text: Any, encoding: Any = "latin1") -> bytes:
+        """_codecs.encode: how protocols below 3 store bytes."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise Refused("it encodes something else than latin1 text")
+        budget.spend(len(text))
+        return text.encode("latin1")
+
+    def make_bytes(data: Any = b"", encoding: Any = None) -> bytes:
+        if encoding is not None:
+            return encode(data, encoding)
+        if not isinstance(data, bytes | bytearray):
+            raise Refused(f"it makes bytes of a {type(data).__name__}")
+        budget.spend(len(data))
+        return bytes(data)
+
+    def mapping(items: Any = ()) -> dict[Any, Any]:
+        if not isinstance(items, dict | list | tuple):
+            raise Refused(f"it makes a dictionary of a {type(items).__name__}")
+        budget.spend(100 * len(items))
+        return dict(items)
+
+    def dill_type(name: Any) -> _Token:
+        """A built-in type by dill's name for it; only those that are admitted under their own name can be called."""
+        own = {"BytesType": "bytes", "DictType": "dict"}.get(name, name) if isinstance(name, str) else ""
+        return table.get(("builtins", own)) or _Token(show(name), _no_call)
+
     numpy: dict[str, Callable[..., Any]] = {
-        "core.multiarray._reconstruct": _Blank,
-        "core.multiarray.scalar": _scalar,
-        "core.numeric._frombuffer": _from_buffer,
+        "core.multiarray._reconstruct": blank,
+        "core.multiarray.scalar": scalar,
+        "core.numeric._frombuffer": from_buffer,
     }
     calls: dict[str, Callable[..., Any]] = {
         "numpy.ndarray": _no_call,
@@ -128,65 +165,34 @@ def _admitted() -> dict[tuple[str, str], _Token]:
         "jax._src.device_array.reconstruct_device_array": _built,
         "jax._src.array._reconstruct_array": _built,
         "dill._dill._create_array": _built,
-        "dill._dill._load_type": _dill_type,
-        "_codecs.encode": _encode,
+        "dill._dill._load_type": dill_type,
+        "_codecs.encode": encode,
         # bytearray and bytes of a number would be that many zeros: memory that no file pays for.
-        **{f"{home}.{name}": _bytes for home in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
-        **{f"{home}.dict": _mapping for home in ("builtins", "__builtin__")},
-        "collections.OrderedDict": _mapping,
-        "collections.defaultdict": lambda factory=None, *items: _mapping(*items),  # its factory is not kept
-        "haiku._src.data_structures.FlatMapping": _mapping,
-        "haiku._src.data_structures.FlatMap": _mapping,
-        "haiku._src.data_structures.frozendict": _mapping,
+        **{f"{home}.{name}": make_bytes for home in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
+        **{f"{home}.dict": mapping for home in ("builtins", "__builtin__")},
+        "collections.OrderedDict": mapping,
+        "collections.defaultdict": lambda factory=None, *items: mapping(*items),  # its factory is not kept
+        "haiku._src.data_structures.FlatMapping": mapping,
+        "haiku._src.data_structures.FlatMap": mapping,
+        "haiku._src.data_structures.frozendict": mapping,
     }
-    return {(name.rpartition(".")[0], name.rpartition(".")[2]): _Token(name, call) for name, call in calls.items()}
-
-
-def _mapping(items: Any = ()) -> dict[Any, Any]:
-    return dict(items)
-
-
-def _bytes(data: Any = b"", encoding: Any = None) -> bytes:
-    if encoding is not None:
-        return _encode(data, encoding)
-    if not isinstance(data, bytes | bytearray):
-        raise _Refused(f"it makes bytes of a {type(data).__name__}")
-    return bytes(data)
-
-
-def _dill_type(name: Any) -> _Token:
-    """A built-in type by dill's name for it; only those that are admitted under their own name can be called."""
-    own = {"BytesType": "bytes", "DictType": "dict"}.get(name, name) if isinstance(name, str) else ""
-    return _ADMITTED.get(("builtins", own)) or _Token(str(name), _no_call)
-
-
-_ADMITTED = _admitted()
+    table = {(name.rpartition(".")[0], name.rpartition(".")[2]): _Token(name, call) for name, call in calls.items()}
+    return table
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, table: dict[tuple[str, str], _Token]) -> None:
+        super().__init__(file)
+        self._table = table
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ADMITTED[module, name]
+            return self._table[module, name]
         except KeyError:
-            raise _Refused(f"it asks for {module}.{name}") from None
+            raise Refused(f"it asks for {show(module)}.{show(name)}") from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("it asks for an object that is kept elsewhere (a persistent id)")
-
-
-_EXTENSIONS = ("EXT1", "EXT2", "EXT4")
-_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
-
-
-def _check_opcodes(data: Any) -> None:
-    """One pass over the program before it runs: every length fits the file, no name is hidden behind a number."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        # The unpickler would look these up in the process's own registry, past `find_class`.
-        if opcode.name in _EXTENSIONS:
-            raise _Refused(f"it asks for extension {argument} of the copyreg registry")
-        # Places are numbered as they are used; a large number would make the unpickler ask for as much memory.
-        if opcode.name in _PUTS and argument is not None and int(argument) > count:
-            raise _Refused(f"it uses place {argument} of its memory before place {count}")
+        raise Refused("it asks for an object that is kept elsewhere (a persistent id)")
 
 
 def _plain(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
@@ -195,7 +201,7 @@ def _plain(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
     `done` has each container and array once, by identity: a small file can point to one of them a million times.
     """
     if depth > _MAX_DEPTH:
-        raise _Refused(f"its containers are nested more than {_MAX_DEPTH} deep")
+        raise Refused(f"its containers are nested more than {_MAX_DEPTH} deep")
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, dict):
@@ -205,7 +211,7 @@ def _plain(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
     elif isinstance(value, Array | _Blank):
         array = value.array if isinstance(value, _Blank) else value
         if array is None:
-            raise _Refused("an array has no contents")
+            raise Refused("an array has no contents")
         found = array.take_tensor()
     else:
         return value if isinstance(value, int | float | str | bytes | None) else type(value)
@@ -227,10 +233,10 @@ def read_pickle(file: IO[bytes], where: str) -> Any:
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            _check_opcodes(data)
+            check_program(data)
             data.seek(0)
-            return _plain(_Unpickler(data).load(), {})
-        except _Refused as refusal:
+            return _plain(_Unpickler(data, _admitted(_Budget(len(data)))).load(), {})
+        except Refused as refusal:
             raise ValueError(
                 f"{where} is refused, nothing of it was run: {refusal}, and only NumPy arrays in plain containers are "
                 "read; if you trust the file, save its arrays with numpy.savez or safetensors where it was made"

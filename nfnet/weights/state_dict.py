@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,10 +25,45 @@ class LoadReport:
     head_remade: bool
     """The head was absent, of another size, or not wanted: the network keeps the fresh one that it had."""
     notes: tuple[str, ...] = ()
+    head_classes: int = 0
+    """Of the file's head, which may have another size than the network's; 0 = it has none."""
 
     def __str__(self) -> str:
         head = ("the head is made anew",) if self.head_remade else ()
         return "; ".join((f"{self.num_loaded} parameters from {self.source} ({self.format})", *head, *self.notes))
+
+
+_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+"""Where training scripts keep a state dict; averaged weights first."""
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile and its kin put into names, wherever they wrap."""
+_PREFIXES = ("module.", "model.", "encoder.", "backbone.", "network.", "net.")
+"""What DataParallel, Lightning and others put in front of every name."""
+
+
+def plain_names(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
+    """A state dict out of its container and without what wrappers put before its names; and notes that say so.
+
+    A prefix is taken off where every name has it, so that nothing is chosen among several networks. What holds no tensors
+    comes back as it is.
+    """
+    inner = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
+    tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if not tensors:
+        return content, ()
+    # The number of averagings, beside the network, is torch's own (swa_utils.AveragedModel).
+    names = {name: name for name in tensors if name != "n_averaged"}
+    others = len(inner) - len(tensors)
+    taken: list[str] = []
+    for wrapper in _WRAPPERS:
+        plain = {name.replace(wrapper, ""): own for name, own in names.items()}
+        if len(plain) == len(names) and plain != names:
+            names, taken = plain, [*taken, wrapper]
+    while prefix := next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None):
+        names, taken = {name.removeprefix(prefix): own for name, own in names.items()}, [*taken, prefix]
+    notes = [f"{' and '.join(taken)} in its names was left out"] if taken else []
+    notes += [f"{others} entries that are no tensors were left out"] if others else []
+    return {name: tensors[own] for name, own in names.items()}, tuple(notes)
 
 
 def load_entries(
@@ -59,12 +95,19 @@ def load_entries(
         raise ValueError(f"{source} does not fit the network: {_differences(own, entries, wrong)}; {advice}")
     if any(v.is_meta for v in own.values()):
         raise ValueError("the network is on the meta device, where nothing can be loaded; give it memory with to_empty")
+    odd = [k for k in expected if not torch.isfinite(theirs[k]).all()]
+    if odd:
+        raise ValueError(
+            f"{source} holds values that are not finite, in {', '.join(odd[:3])}{' and more' if len(odd) > 3 else ''}; "
+            "a network of them says nothing: give another file"
+        )
     with torch.no_grad():
         for k in expected:
             own[k].copy_(theirs[k])
     if not head and any(k.startswith("head.") for k in entries):
         notes = (*notes, "the file's head is left out, for the network has none")
-    return LoadReport(source, format, len(expected), remade, notes)
+    head_classes = entries["head.weight"].shape[0] if "head.weight" in entries else 0
+    return LoadReport(source, format, len(expected), remade, notes, head_classes)
 
 
 def _differences(own: Mapping[str, torch.Tensor], entries: Mapping[str, torch.Tensor], wrong: list[str]) -> str:
@@ -102,7 +145,7 @@ def _advice(
 
 def _families(shapes: Mapping[str, torch.Size]) -> list[str]:
     """Variants with as many blocks and stem convolutions, and of the same width in the end (timm rounds it to 8)."""
-    numbers = [int(found[1]) for k in shapes if (found := re.match(r"blocks\.(\d+)\.", k))]
+    numbers = [int(found[1]) for k in shapes if (found := re.match(r"blocks\.(\d{1,4})\.", k))]
     if not numbers:
         return []
     width = shapes.get(f"blocks.{max(numbers)}.conv2.weight", torch.Size())[:1]

@@ -19,10 +19,9 @@ from nfnet.block import Conventions
 from nfnet.layers import GAMMA
 from nfnet.model import NFNet
 from nfnet.variants import get_variant
-from nfnet.weights.state_dict import LoadReport, load_entries
+from nfnet.weights.state_dict import LoadReport, load_entries, plain_names
 
 _CONVS = {"conv0": "conv1", "conv1": "conv2", "conv1b": "conv2b", "conv2": "conv3", "conv_shortcut": "downsample.conv"}
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def timm_options(name: str) -> dict[str, Any]:
@@ -77,11 +76,11 @@ def timm_names(model: NFNet) -> dict[str, str]:
 
 def _our_name(name: str, depths: list[int]) -> str:
     """The inverse of `timm_names` for any of the networks; timm's own name for what none of them has."""
-    if found := re.fullmatch(r"stem\.conv(\d*)\.(\w+)", name):
+    if found := re.fullmatch(r"stem\.conv(\d{0,4})\.(\w+)", name):
         return f"stem.{2 * max(int(found[1] or 1) - 1, 0)}.{found[2]}"
     if name.startswith("head."):
         return f"head.{name.rpartition('.')[2]}"
-    found = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(?:(.+)\.)?(\w+)", name)
+    found = re.fullmatch(r"stages\.(\d{1,2})\.(\d{1,4})\.(?:(.+)\.)?(\w+)", name)
     if not found:
         return name
     block, place = f"blocks.{sum(depths[: int(found[1])]) + int(found[2])}", found[3]
@@ -95,18 +94,15 @@ def _our_name(name: str, depths: list[int]) -> str:
 
 def _depths(names: Mapping[str, Any]) -> list[int]:
     """Blocks of each stage."""
-    places = [found.groups() for name in names if (found := re.match(r"stages\.(\d+)\.(\d+)\.", name))]
+    places = [found.groups() for name in names if (found := re.match(r"stages\.(\d{1,2})\.(\d{1,4})\.", name))]
     stages = max(int(stage) for stage, _ in places) + 1
     return [max((int(i) + 1 for s, i in places if int(s) == stage), default=0) for stage in range(stages)]
 
 
-def _unwrapped(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((state_dict[w] for w in _WRAPPERS if isinstance(state_dict.get(w), Mapping)), state_dict)
-
-
 def is_timm(entries: Mapping[str, Any]) -> bool:
-    pattern = re.compile(r"(module\.)?stages\.\d+\.\d+\.conv1\.gain")
-    return any(pattern.fullmatch(k) for k in _unwrapped(entries) if isinstance(k, str))
+    """Whether these are names (`state_dict.plain_names`) of timm's normaliser-free networks."""
+    pattern = re.compile(r"stages\.\d{1,2}\.\d{1,4}\.conv1\.gain")
+    return any(pattern.fullmatch(k) for k in entries if isinstance(k, str))
 
 
 def _timm_name(model: NFNet) -> str:
@@ -149,13 +145,13 @@ def from_timm(model: NFNet, state_dict: Mapping[str, Any], source: str = "timm's
     Raises:
         ValueError: names or shapes differ.
     """
-    theirs = {k.removeprefix("module."): v for k, v in _unwrapped(state_dict).items()}
+    theirs, taken = plain_names(state_dict)
     if not is_timm(theirs) or not all(isinstance(v, torch.Tensor) for v in theirs.values()):
         raise ValueError(f"{source} holds no weights of timm's normaliser-free networks; give one of their state dicts")
     gammas = {} if any(k.endswith("skipinit_gain") for k in theirs) else _leftover_gammas(model)
     depths, different = _depths(theirs), _different_options(model)
     note = f"outputs are not timm's, for {', '.join(different)} differ from nfnet.timm_options({_timm_name(model)!r})"
-    notes = (note,) if different else ()
+    notes = (*taken, note) if different else taken
     entries = {}
     for name, value in theirs.items():
         own = _our_name(name, depths)

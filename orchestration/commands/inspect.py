@@ -135,14 +135,23 @@ def _signal(args: argparse.Namespace, px: int) -> dict[str, Any]:
         raise UserError(f"--device is {args.device!r}, which cannot be used: {str(error).splitlines()[0]}") from None
     torch.manual_seed(args.seed)
     model, _ = _network(args.model)
-    open_branches(model, args.skip_init)
+    try:
+        open_branches(model, args.skip_init)
+    except ValueError as error:
+        raise UserError(f"--signal cannot be had: {error}; leave it out, or name another network") from None
     images = torch.randn(args.batch, 3, px, px).to(device, memory_format=torch.channels_last)
+    try:
+        measured = nfnet.signal_propagation(model.to(device), images)
+    except ValueError as error:
+        raise UserError(
+            f"--signal cannot be had of {args.model}: {error}; leave it out, or name another network"
+        ) from None
+    model.to("cpu")
     try:
         law = predict(model)
     except ValueError:
         law = None
     on_noise = predict_on_noise(model)
-    measured = nfnet.signal_propagation(model.to(device), images)
     if not all(map(math.isfinite, measured.variance)):
         raise UserError(
             f"{args.model} gives no finite numbers at {px} px and {args.batch} images; raise --px or --batch"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import progress_bar, say
 from orchestration.commands.parser import add
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def _classify(commands: Any) -> None:
         ],
     )
     p.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder (its newest one) or an exported folder"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a checkpoint, a run folder (its newest one) or an exported folder; also NAME@FILE, FILE.safetensors and "
+        "timm:NAME[@FILE], whose classes are numbers where nobody names them",
     )
     p.add_argument("images", metavar="IMAGE", nargs="+", help="paths or URLs of images, folders, or patterns with *")
     p.add_argument("--top", type=int, default=5, metavar="N", help="classes to name (default %(default)s)")
@@ -61,7 +65,7 @@ def classify(args: argparse.Namespace) -> int:
                 {"image": found.image, "predictions": ranked, **({"error": found.error} if found.error else {})}
             )
         elif not found.error:
-            print(f"{found.image}: " + ", ".join(f"{name} {share:.1%}" for name, share in found.ranked), flush=True)
+            say(f"{found.image}: " + ", ".join(f"{name} {share:.1%}" for name, share in found.ranked))
     if args.json:
         print(json.dumps(rows, indent=1))
     if not failed:
@@ -69,7 +73,7 @@ def classify(args: argparse.Namespace) -> int:
     if len(failed) == 1:
         raise UserError(f"{failed[0].image} cannot be classified: {failed[0].error}")
     for one in failed:
-        print(f"{one.image} cannot be classified: {one.error}", file=sys.stderr)
+        print(terminal(f"{one.image} cannot be classified: {one.error}"), file=sys.stderr)
     raise UserError(f"{len(failed)} images cannot be classified, they are named above; give files that are images")
 
 
@@ -119,9 +123,9 @@ def export(args: argparse.Namespace) -> int:
     made = export_checkpoint(args.checkpoint, args.format, args.out, weights=args.weights, tolerance=args.tolerance)
     kind = "averaged" if made.weights == "ema" else "raw"
     agrees = "logits are equal" if made.difference == 0 else f"logits differ by {made.difference:.1e} of the largest"
-    print(f"{made.source_url} ({kind} weights, digest {made.source_digest[:12]}) on a fixed batch: {agrees}")
-    print(f"made {made.url} ({len(made.files) + 1} files, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:12]})")
-    print("next: " + _NEXT[made.kind].format(out=shlex.quote(made.url)))
+    say(f"{made.source_url} ({kind} weights, digest {made.source_digest[:12]}) on a fixed batch: {agrees}")
+    say(f"made {made.url} ({len(made.files) + 1} files, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:12]})")
+    say("next: " + _NEXT[made.kind].format(out=shlex.quote(made.url)))
     return 0
 
 
@@ -252,7 +256,7 @@ def register(args: argparse.Namespace) -> int:
         say(f"note: {made.note}")
     place = f"{made.name}@{args.alias}" if args.alias else f"{made.name}/{made.version}"
     where = f" --tracking-uri {shlex.quote(public(args.tracking_uri))}" if args.tracking_uri else ""
-    say(f"next: normfree pull models:/{place}{where}")
+    say(f"next: normfree pull {shlex.quote(f'models:/{place}')}{where}")
     return 0
 
 

@@ -11,6 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from pipeline.display import terminal
+
+LINE_EVERY_S = 10.0
+
 
 def plain_streams() -> None:
     """What a terminal's or a file's encoding lacks is printed as ASCII that looks like it, or is written out."""
@@ -32,7 +36,9 @@ _LIKENESS = {"±": "+-", "×": "x", "━": "=", "–": "-", "—": "-", "…": "
 
 
 def say(*lines: str) -> None:
-    print(*lines, sep="\n")
+    """Each on its line, without a character that would move the cursor: names of classes, files and keys come from outside."""
+    for line in lines:
+        print(terminal(line), flush=True)
 
 
 @contextlib.contextmanager
@@ -58,7 +64,8 @@ def doing(what: str, *, quiet_s: float = 3.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; gives update(phase, done, total)."""
+    """A bar on a terminal, a line now and then elsewhere; gives update(phase, done, total)."""
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -68,14 +75,34 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[str, int, int], No
         TimeRemainingColumn,
     )
 
+    if not sys.stderr.isatty():
+        yield from _progress_lines(title, unit)
+        return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=None, unit=unit)
 
         def update(phase: str, done: int, total: int) -> None:
             files = phase == "copying"
             description = f"{title}: {phase}" if phase else title
             progress.update(task, description=description, completed=done, total=total, unit="files" if files else unit)
+
+        yield update
+
+
+def _progress_lines(title: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """For a log: a line when it begins to take long, then at most one every ten seconds."""
+    shown_s = time.monotonic()
+    with contextlib.ExitStack() as before:
+        before.enter_context(doing(title))
+
+        def update(phase: str, done: int, total: int) -> None:
+            nonlocal shown_s
+            before.close()
+            if time.monotonic() - shown_s >= LINE_EVERY_S:
+                shown_s = time.monotonic()
+                what = f"{title}: {phase}" if phase else title
+                print(f"{what} {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
 
         yield update
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from orchestration.commands.output import say
 from orchestration.commands.parser import add
 from pipeline.errors import UserError
 
@@ -117,7 +118,8 @@ def track_status(args: argparse.Namespace) -> int:
     """List a server's runs with how they ended, after ending those that fell silent."""
     from orchestration.serve.import_records import records_of, refuse_dead_server, status_line, tracking_uri
     from orchestration.tracking import heartbeat
-    from orchestration.tracking.mlflow_client import connect, sqlite_file
+    from orchestration.tracking.mlflow_client import connect
+    from orchestration.tracking.tracking_uri import sqlite_file
 
     uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri or not args.run:
@@ -131,7 +133,7 @@ def track_status(args: argparse.Namespace) -> int:
     client = connect(uri)
     experiments = heartbeat.all_experiments(client)
     for run_id, why in heartbeat.sweep_once(client, experiments):
-        print(f"marked {run_id} as failed: {why}")
+        say(f"marked {run_id} as failed: {why}")
     for run in client.search_runs(experiments, max_results=args.limit):
-        print(status_line(run))
+        say(status_line(run))
     return 0

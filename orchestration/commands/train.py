@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.near_names import check_names
@@ -66,23 +65,24 @@ def pretrain(args: argparse.Namespace) -> int:
     if args.help_fields:
         from orchestration.commands.field_help import terminal_lines
 
-        say(*terminal_lines(run))
+        say(*"\n".join(terminal_lines(run)).splitlines())
         return 0
     assert run is not None
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
     if args.show:
-        say(header + _checked(run, args.num_processes) + dump_yaml(run))
+        say(*(header + _checked(run, args.num_processes) + dump_yaml(run)).splitlines())
         return 0
     if not args.out:
         raise UserError("no run folder: set --out to where checkpoints and records go")
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     from orchestration.launch.local import pretrain as launch
+    from orchestration.tracking.tracking_uri import chosen_uri
 
+    uri = chosen_uri(args.tracking_uri)
     with doing("checking the run against its data"):
         _checked(run, args.num_processes)
-    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
 
 

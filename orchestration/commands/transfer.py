@@ -106,13 +106,13 @@ def transfer(args: argparse.Namespace) -> int:
     paths = write_report(args.out, objects.join(args.out, "report"))
     for row in result.not_run:
         where = f" {row['method']} at {row['shots']} shots" if row["method"] else ""  # else the whole task
-        print(f"not run: {row['task']}{where}: {row['reason']}")
+        say(f"not run: {row['task']}{where}: {row['reason']}")
     listener.finish()
     if result.spent:
-        print(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
-    print(f"made {args.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
-    print(*(f"{kind}: {path}" for kind, path in paths.items()), sep="\n")
-    print(f"next: open {paths['html']}, or: normfree ui {_tracking_words(args)}")
+        say(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
+    say(f"made {args.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
+    say(*(f"{kind}: {path}" for kind, path in paths.items()))
+    say(f"next: open {paths['html']}, or: normfree ui {_tracking_words(args)}")
     return 1 if result.num_failed else 0
 
 

@@ -95,18 +95,6 @@ def supervise(
             signal.signal(number, handler)
 
 
-def rank_variables(port: int, num_processes: int) -> dict[str, str]:
-    """What all ranks of one machine find each other by, at a store on `port`; RANK and LOCAL_RANK are each one's own."""
-    return {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        # The name is that of torch's own launcher, and means that nobody need host another store.
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-    }
-
-
 def _watch(ranks: list[subprocess.Popen[bytes]], asked: list[int], grace_s: float) -> list[int]:
     """Until all have ended; the codes of those that ended before they were told to, in that order."""
     own: list[int] = []

@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import pipeline.data.images
+from pipeline import places
 from pipeline.errors import UserError
 from pipeline.export.source import Answer, Probe, Source
 from pipeline.export.to_onnx import write_onnx
@@ -32,8 +32,7 @@ def write_mlflow(source: Source, folder: Path) -> Answer:
     with _quiet():  # the import has warnings too
         import mlflow.pyfunc
 
-    with tempfile.TemporaryDirectory(prefix="normfree-mlflow-") as temporary, _quiet():
-        parts = Path(temporary)
+    with places.temporary_folder("mlflow") as parts, _quiet():
         write_onnx(source, parts / "onnx")
         mlflow.pyfunc.save_model(
             path=str(folder),
@@ -112,9 +111,9 @@ def _images_package(folder: Path) -> Path:
     package.mkdir()
     (package / "__init__.py").write_text('"""Image bytes -> pixels; a copy of normfree\'s pipeline.data.images."""\n')
     here = Path(pipeline.data.images.__file__).parent
-    for name in ("decode.py", "turbojpeg.py", "icc.py"):
-        text = (here / name).read_text(encoding="utf-8").replace("pipeline.data.images", _IMAGES_PACKAGE)
-        (package / name).write_text(text, encoding="utf-8")
+    for path in sorted(here.glob("[a-z]*.py")):  # all of them, since they import each other
+        text = path.read_text(encoding="utf-8").replace("pipeline.data.images", _IMAGES_PACKAGE)
+        (package / path.name).write_text(text, encoding="utf-8")
     return package
 
 

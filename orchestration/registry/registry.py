@@ -7,6 +7,7 @@ another digest is refused. A registered checkpoint is pinned, so that its run do
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from typing import Any, Literal
 from orchestration.registry import version_facts
 from orchestration.tracking import lineage
 from orchestration.tracking.lineage import DIGEST
-from orchestration.tracking.mlflow_client import connect, resolve_uri, sqlite_file
+from orchestration.tracking.mlflow_client import connect
+from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file, sqlite_uri
 from orchestration.tracking.translate import cause
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load as checkpoint_load
@@ -30,6 +32,8 @@ from pipeline.storage import objects
 
 SCHEME = "models:/"
 SOURCE_CHARACTERS = 500
+NAME_SIGNS = ('"', "/", ":", "@")
+"""MLflow refuses / and :, its filters cannot hold both kinds of quotes, and @ begins an alias."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +85,10 @@ def register(
         alias: set to this version, moved from another if it was there.
         scorecard: URL of a sweep on this very checkpoint.
     Raises:
-        UserError: nothing that verifies, a sweep on other weights, a server that cannot be reached, refuses the name or could
-            not reach a local path. Nothing is registered then.
+        UserError: nothing that verifies, a sweep on other weights, a server that cannot be reached, refuses the name or the
+            alias, or could not reach a local path. Nothing is registered then.
     """
+    _check_names(name, alias)
     uri = _tracking_uri(tracking_uri)
     cache = cache_dir or checkpoint_load.default_cache()
     commit = checkpoint_load.resolve(url, cache)
@@ -97,31 +102,50 @@ def register(
     with _asking(uri) as client:
         found, why = _registered(client, name, commit.digest), _reason(name, uri)
         is_pinned, note = _pin(commit.url, why)  # also for a version that is there: its pin may be gone
-        if found is None:
-            run = lineage.run_of(client, commit.digest)
-            tags |= version_facts.origin_tags(run, commit)
-            try:
+        try:
+            if found is None:
+                run = lineage.run_of(client, commit.digest)
+                tags |= version_facts.origin_tags(run, commit)
                 _make_name(client, name)
                 page, run_id = version_facts.description(commit, rows), run.info.run_id if run else None
                 made = client.create_model_version(
                     name, source, run_id=run_id, tags=tags, description=page, await_creation_for=0
                 )
-            except BaseException:
+                found = Version(
+                    name=name, version=str(made.version), source=source, digest=commit.digest, is_new=True, note=note
+                )
+            else:
+                found = replace(found, note=note)
+                for key, value in tags.items():  # the scorecard may be newer than the version
+                    client.set_model_version_tag(name, found.version, key, value)
+            if alias:
+                client.set_registered_model_alias(name, alias, found.version)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first is what is told
+                if found is not None and found.is_new:
+                    client.delete_model_version(name, found.version)
                 if is_pinned:
                     retention.unpin(commit.url, why)
-                raise
-            found = Version(
-                name=name, version=str(made.version), source=source, digest=commit.digest, is_new=True, note=note
-            )
-        else:
-            found = replace(found, note=note)
-            for key, value in tags.items():  # the scorecard may be newer than the version
-                client.set_model_version_tag(name, found.version, key, value)
+            raise
         if run_id := client.get_model_version(name, found.version).run_id:
             lineage.link_version(client, run_id, name, found.version, commit.digest)
-        if alias:
-            client.set_registered_model_alias(name, alias, found.version)
     return found
+
+
+def _check_names(name: str, alias: str | None) -> None:
+    """What MLflow refuses, or would take and nobody could write as models:/NAME@ALIAS, before anything is made."""
+    wrong = [c for c in NAME_SIGNS if c in name] or [c for c in name if not c.isprintable()]
+    if wrong:
+        raise UserError(
+            f"the model's name {name!r} has {wrong[0]!r} in it; write it in letters, digits, dashes and spaces"
+        )
+    if not name.strip() or name != name.strip():
+        raise UserError(f"the model's name is {name!r}; write one that is not empty and has no spaces around it")
+    if alias and (not re.fullmatch(r"[\w-]+", alias, re.ASCII) or re.fullmatch(r"latest|v\d+", alias, re.I)):
+        raise UserError(
+            f"the alias {alias!r} is none that MLflow takes; write it in letters, digits, dashes and underscores, other than "
+            "'latest' and 'v' with a number"
+        )
 
 
 def find(uri: str, tracking_uri: str | None = None) -> Version:
@@ -243,7 +267,7 @@ def _reason(name: str, uri: str) -> str:
 def _place(uri: str) -> str:
     """A tracker's name for people and for comparison: without passwords, a file by its whole path."""
     file = sqlite_file(uri)
-    return f"sqlite:///{file}" if file is not None else public(uri).rstrip("/")
+    return sqlite_uri(file) if file is not None else public(uri).rstrip("/")
 
 
 def _pin(url: str, why: str) -> tuple[bool, str]:
@@ -261,11 +285,16 @@ def _pin(url: str, why: str) -> tuple[bool, str]:
 
 def _registered(client: Any, name: str, digest: str) -> Version | None:
     """The version under this name with this digest; a second registration, or one after a kill, makes no second version."""
-    quoted = name.replace("'", "")
-    for made in client.search_model_versions(f"name='{quoted}'"):
-        if made.name == name and dict(made.tags).get(DIGEST) == digest:
-            return Version(name=name, version=str(made.version), source=str(made.source), digest=digest)
-    return None
+    # MLflow's filters have no escapes: a name is quoted with the sign that it does not hold (`_check_names`).
+    quote, page = '"' if "'" in name else "'", None
+    while True:
+        found = client.search_model_versions(f"name={quote}{name}{quote}", page_token=page)
+        for made in found:
+            if made.name == name and dict(made.tags).get(DIGEST) == digest:
+                return Version(name=name, version=str(made.version), source=str(made.source), digest=digest)
+        page = found.token
+        if not page:
+            return None
 
 
 def _make_name(client: Any, name: str) -> None:

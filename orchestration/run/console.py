@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from orchestration.run.time_left import TimeLeft
+from pipeline.display import terminal
 from pipeline.records import (
     Accounted,
     Changed,
@@ -35,6 +37,7 @@ from pipeline.records import (
 
 PLAIN_INTERVAL_S = 10.0
 BAR_CELLS = 24
+HEAD_BIAS = "the head's bias"
 
 
 class Console:
@@ -63,6 +66,8 @@ class Console:
         self._started: Started | None = None
         self._step: Step | None = None
         self._phase = ""
+        self._time_left = TimeLeft()
+        self._left_s = math.inf
         self._num_skipped = 0
         self._best: Evaluation | None = None
         self._shows: dict[type[Record], Callable[[Any], None]] = {
@@ -120,13 +125,16 @@ class Console:
 
     def _read_step(self, step: Step) -> None:
         self._step = step
+        now_s = self._clock()
+        left_s = self._time_left.left_s(step.step, self._started.total_steps, now_s) if self._started else None
+        self._left_s = step.remaining_s if left_s is None else left_s
         if self._is_live:
             self._refresh()
             return
         is_last = self._started is not None and step.step >= self._started.total_steps
-        if is_last or self._clock() - self._last_plain_s >= self._interval_s:
-            self._last_plain_s = self._clock()
-            self._say(step_line(step, self._started))
+        if is_last or now_s - self._last_plain_s >= self._interval_s:
+            self._last_plain_s = now_s
+            self._say(step_line(step, self._started, self._left_s))
 
     def _read_skipped(self, skipped: Skipped) -> None:
         self._num_skipped += 1
@@ -222,7 +230,7 @@ class Console:
         from rich.text import Text
 
         # Text and not markup: a file name with brackets must come out as it is.
-        self._rich.print(Text(text, style=style or ""))
+        self._rich.print(Text(terminal(text, keep_lines=True), style=style or ""))
         if not self._is_live:
             self._stream.flush()
 
@@ -240,12 +248,12 @@ class Console:
         if self._step is None or self._started is None:
             return Spinner("dots", Text(self._phase, no_wrap=True))
         done = min(1.0, self._step.step / max(1, self._started.total_steps))
-        text = step_line(self._step, self._started)
+        text = step_line(self._step, self._started, self._left_s)
         # On a narrow terminal the bar gives way first, and then the end of the line, where the least urgent stands.
         width = max(0, min(BAR_CELLS, self._rich.width - len(text) - 2))
         cells = round(done * width)
         line = Text(no_wrap=True, overflow="ellipsis")
-        line.append("━" * cells, style="cyan").append("━" * (width - cells), style="bright_black")
+        line.append("━" * cells, style="cyan").append("·" * (width - cells), style="bright_black")
         line.append(" " * (width > 0) + text)
         if self._phase and self._phase != "training":
             line.append(f"  [{self._phase}]", style="dim")
@@ -278,12 +286,12 @@ def plan_lines(started: Started) -> list[tuple[str, str]]:
     return rows
 
 
-def step_line(step: Step, started: Started | None) -> str:
-    """One line about the updates since the last one."""
+def step_line(step: Step, started: Started | None, left_s: float) -> str:
+    """One line about the updates since the last one; `left_s` until the end of the run."""
     total = f"/{started.total_steps}" if started else ""
     waits = step.data_wait_s / step.step_s if step.step_s > 0 else 0.0
     return (
-        f"step {step.step}{total}  left {duration(step.remaining_s)}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  "
+        f"step {step.step}{total}  left {duration(left_s)}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  "
         f"{step.images_per_s:,.0f} img/s  clipped {step.clipped_share:.0%}{_most(step)}  data wait {waits:.0%}"
         f"{_breakdown(step)}"
     )
@@ -296,7 +304,8 @@ def _most(step: Step) -> str:
         ((numbers["clipped_share"] or 0.0, name) for name, numbers in step.parts.items()), default=(0, "")
     )
     if f"{clipped:.0%}" != f"{step.clipped_share:.0%}" and clipped > step.clipped_share:
-        text = f" ({part} {clipped:.0%})"
+        # The classifier's weight is never clipped: what is clipped of the head is its bias alone.
+        text = f" ({HEAD_BIAS if part == 'head' else part} {clipped:.0%})"
     moves = [
         (ratio, name) for name, numbers in step.parts.items() if math.isfinite(ratio := numbers["update_ratio"] or 0.0)
     ]

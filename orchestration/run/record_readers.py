@@ -13,6 +13,7 @@ from orchestration.spool import mirror
 from orchestration.spool.spool import Spool, records_folder
 from orchestration.spool.system_metrics import start_sampler
 from orchestration.tracking.mlflow_client import DRAIN_S, start_uploader
+from orchestration.tracking.tracking_uri import resolve_uri
 from pipeline.errors import UserError
 from pipeline.provenance import command, facts
 from pipeline.records import Finished, Phase, Record, Stopped
@@ -37,7 +38,7 @@ class Readers:
     def __init__(self, run: Run, out: str, tracking_uri: str | None, stop: StopSignal | None = None) -> None:
         self.run_dir = records_folder(out)
         self.out, self.run = out, run
-        self.tracking_uri = tracking_uri or f"sqlite:///{self.run_dir.resolve() / 'mlflow.db'}"
+        self.tracking_uri = resolve_uri(tracking_uri, self.run_dir)
         self._stop = stop or StopSignal()
         self._console = Console()
         self._console_trouble, self._records_trouble = Trouble("the lines of the console"), Trouble("records")

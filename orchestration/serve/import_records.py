@@ -12,7 +12,8 @@ from orchestration.spool import mirror
 from orchestration.spool.process_lock import only_one
 from orchestration.spool.spool import MAIN, records_folder
 from orchestration.tracking import heartbeat
-from orchestration.tracking.mlflow_client import connect, resolve_uri, sqlite_file
+from orchestration.tracking.mlflow_client import connect
+from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
 from orchestration.tracking.translate import cause
 from pipeline.errors import UserError
 from pipeline.secrets import public

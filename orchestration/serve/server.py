@@ -20,7 +20,8 @@ from orchestration import child_process
 from orchestration.serve import own_server
 from orchestration.serve.import_records import records_of
 from orchestration.tracking.heartbeat import keep_sweeping
-from orchestration.tracking.mlflow_client import connect, resolve_uri, sqlite_file
+from orchestration.tracking.mlflow_client import connect
+from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
 from orchestration.tracking.translate import public
 from pipeline import places
 from pipeline.errors import UserError

@@ -15,11 +15,11 @@ import importlib.util
 import os
 import re
 import secrets
-import tempfile
 from pathlib import Path
 
 from orchestration.serve.server import free_port, run_server
 from orchestration.tracking.translate import cause, public
+from pipeline import places
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -53,8 +53,8 @@ def serve_team(
     """
     backend, artifacts = _checked(backend, artifacts)
     port = free_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="normfree-team-") as folder:
-        settings = Path(folder) / "basic_auth.ini"  # a folder that only we can read
+    with places.temporary_folder("team") as folder:
+        settings = folder / "basic_auth.ini"  # a folder that only we can read
         settings.write_text(SETTINGS.format(database=backend.replace("%", "%%")))
         words = ["server", "--app-name", "basic-auth", "--host", host]
         words += ["--port", str(port), "--workers", str(workers)]

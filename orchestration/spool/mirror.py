@@ -8,7 +8,6 @@ costs asking the server, and never run ahead of them, which would lose lines.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.spool.spool import is_spool
+from orchestration.spool.state_file import read_state, write_state
 from pipeline import documents
 from pipeline.storage import objects
 
@@ -118,9 +118,9 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
 
 def _merge_state(path: Path, theirs: dict[str, Any]) -> None:
     """Their account of what the servers have, but for what only we can know: servers that we alone used, our own SQLite."""
-    mine = json.loads(path.read_text()) if path.exists() else {}
+    mine = read_state(path)
     known = {server: state for server, state in theirs.items() if server not in mine or OURS not in server}
-    objects.write_bytes(path, json.dumps({**mine, **known}, indent=1).encode())
+    write_state(path, {**mine, **known})
 
 
 def _parts(url: str) -> dict[str, list[tuple[int, int, str]]]:

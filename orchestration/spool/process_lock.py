@@ -1,36 +1,14 @@
-"""Is that process still the one I mean, and am I the only one here: questions of processes that outlive each other."""
+"""Am I the only one here: a lock that goes with its process."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline import places
-
-
-def started_at(pid: int | None) -> str | None:
-    """When a living process started, None for one that is gone: a process number alone may have gone to another."""
-    if pid is None:
-        return None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    except (OSError, IndexError):
-        return None
-    try:  # no /proc here: the number must do
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import child_process
+from orchestration.tracking.tracking_uri import make_sqlite, resolve_uri, sqlite_file
 from orchestration.tracking.translate import DatasetUsed, Point, Upload, public
 from pipeline import places
 from pipeline.errors import UserError
@@ -67,24 +68,6 @@ def start_uploader(
     )
 
 
-def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> str:
-    """The tracking URI to use, SQLite in `run_dir` for None. UserError for a folder, which MLflow 3 refuses (M1)."""
-    if not tracking_uri:
-        return f"sqlite:///{Path(run_dir).resolve() / 'mlflow.db'}"
-    if tracking_uri != "databricks" and (
-        not re.match(r"[a-z][a-z0-9+.-]*:", tracking_uri, re.I) or tracking_uri.startswith("file:")
-    ):
-        folder = Path(tracking_uri.removeprefix("file://")).expanduser().resolve()
-        raise UserError(
-            f"the tracking URI {tracking_uri!r} is a folder, and MLflow keeps runs in folders no more; "
-            f"write sqlite:///{folder / 'mlflow.db'}, or the address of a server (http://HOST:5000)"
-        )
-    # The uploader and MLflow's server work in other folders than this process.
-    return re.sub(
-        r"^(sqlite(?:\+\w+)?:///)([^/?][^?]*)", lambda match: match[1] + os.path.abspath(match[2]), tracking_uri
-    )
-
-
 def connect(tracking_uri: str) -> Any:
     """An MlflowClient that gives up after seconds; the defaults hold a call to a dead server for 246 s (M2)."""
     for name, value in {
@@ -98,9 +81,7 @@ def connect(tracking_uri: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    file = sqlite_file(tracking_uri)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    make_sqlite(tracking_uri)
     return MlflowClient(tracking_uri)
 
 
@@ -109,12 +90,6 @@ def hurry(timeout_s: float) -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     known_s = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"))
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(min(timeout_s, known_s))))
-
-
-def sqlite_file(tracking_uri: str) -> Path | None:
-    """The file behind a `sqlite:///` URI, None for any other URI."""
-    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", tracking_uri)
-    return Path(match[1]).resolve() if match else None
 
 
 def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
@@ -176,14 +151,6 @@ def send_datasets(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> 
         source = json.dumps({"uri": used.url})
         dataset = Dataset(used.name[:500], used.digest[:DATASET_DIGITS], "webdataset", source)
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", used.use)])])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces `path` at once: readers see the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", opener=places.no_follow) as file:
-        json.dump(value, file, indent=1)
-    os.replace(temporary, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ recognised by their digest.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import secrets
 import sys
@@ -21,18 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestration.spool.state_file import read_state, write_state
 from orchestration.tracking import heartbeat, lineage
 from orchestration.tracking.lineage import Origin
-from orchestration.tracking.mlflow_client import (
-    connect,
-    experiment_id,
-    missing,
-    resolve_uri,
-    send,
-    send_datasets,
-    send_file,
-    write_json,
-)
+from orchestration.tracking.mlflow_client import connect, experiment_id, missing, send, send_datasets, send_file
+from orchestration.tracking.tracking_uri import resolve_uri, sqlite_uri
 from orchestration.tracking.translate import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, public
 from pipeline.errors import UserError
 
@@ -75,10 +67,8 @@ class SweepTracker:
         self._begin_ms = None if begin_s is None else round(1000 * begin_s)
         self._file = Path(sweep_dir).resolve() / "tracking.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._states: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            self._states = json.loads(self._file.read_text())
-        target = public(self.uri).replace(str(self._file.parent), ".")
+        self._states: dict[str, Any] = read_state(self._file)
+        target = public(self.uri).replace(sqlite_uri(self._file.parent), "sqlite:///.")
         fresh: dict[str, Any] = {"run_id": None, "token": token or secrets.token_hex(8), "children": {}}
         self._state = self._states[target] = fresh | self._states.get(target, {})
         self._client: Any = None
@@ -269,7 +259,7 @@ class SweepTracker:
         return self._origins[digest]
 
     def _save(self) -> None:
-        write_json(self._file, self._states)
+        write_state(self._file, self._states)
 
 
 def _find(client: Any, experiment: str, tag: str, value: str, also: str = "") -> Any:

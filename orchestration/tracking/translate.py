@@ -296,7 +296,9 @@ def source_tags(facts: Mapping[str, str]) -> dict[str, str]:
     """What fills MLflow's own column and line "Source": the command without its arguments, and the revision of the code."""
     if "environment.command" not in facts:
         return {}
-    name = " ".join(word.rpartition("/")[2] for word in facts["environment.command"].split()[:2])
+    words = [word.rpartition("/")[2] for word in facts["environment.command"].split()]
+    ours = [i for i, word in enumerate(words) if word in ("normfree", "orchestration.cli")]
+    name = " ".join(["normfree", *words[ours[0] + 1 : ours[0] + 2]] if ours else words[:2])
     tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": name}
     return tags | ({"mlflow.source.git.commit": facts["code.revision"]} if facts.get("code.revision") else {})
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import shlex
@@ -22,8 +21,9 @@ from typing import Any
 
 from orchestration.figures.run_figures import Pictures
 from orchestration.spool.mirror import Mirror
-from orchestration.spool.process_lock import only_one, started_at
+from orchestration.spool.process_lock import only_one
 from orchestration.spool.spool import Follower, Line
+from orchestration.spool.state_file import read_state, write_state
 from orchestration.spool.system_metrics import node_name, spool_name
 from orchestration.tracking import heartbeat
 from orchestration.tracking.mlflow_client import (
@@ -32,16 +32,16 @@ from orchestration.tracking.mlflow_client import (
     experiment_id,
     high_water,
     hurry,
-    resolve_uri,
     send,
     send_datasets,
     send_file,
-    write_json,
 )
+from orchestration.tracking.tracking_uri import resolve_uri, sqlite_uri
 from orchestration.tracking.translate import Ending, Point, Translator, Upload, cause
 from pipeline import places
 from pipeline.errors import UserError
 from pipeline.secrets import public
+from pipeline.storage.ownership import started_at
 
 MAX_WAIT_S = 15.0
 MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk
@@ -215,7 +215,7 @@ class Uploader:
         file = self.run_dir / "run.yaml"
         if not os.path.lexists(file):
             file = self.run_dir / "run.json"
-            write_json(file, config)
+            write_state(file, config)
         self._send_artifacts([file])
 
     def _send_artifacts(self, files: Sequence[Path], folder: str | None = None) -> None:
@@ -326,9 +326,9 @@ class Uploader:
 
     def _load(self) -> None:
         self._state_file = self.run_dir / "tracking.json"
-        self._states = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
+        self._states = read_state(self._state_file)
         # By the server's public name, with "." for the run folder, which may be moved: a spool can go to many servers.
-        target = public(self.uri).replace(str(self.run_dir), ".")
+        target = public(self.uri).replace(sqlite_uri(self.run_dir.resolve()), "sqlite:///.")
         fresh = {"run_id": None, "token": self._token(), "acknowledged": 0}
         self._state: dict[str, Any] = self._states.setdefault(target, fresh)
         self._state.setdefault("beside", {})
@@ -348,7 +348,7 @@ class Uploader:
         return secrets.token_hex(8)
 
     def _save(self) -> None:
-        write_json(self._state_file, self._states)
+        write_state(self._state_file, self._states)
 
     def _stumble(self, error: Exception) -> None:
         self._client, self._size = None, max(1, self._size // 2)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from orchestration.tune.cluster_nodes import check_nodes
 from orchestration.tune.ray_cluster import Layout, Resources, layout, num_cores, running_ray
 from orchestration.tune.trial_group import run_ranks
 from orchestration.tune.trial_limit import Overdue, Watch
+from pipeline import places
 from pipeline.checkpoint import retention
 from pipeline.checkpoint.commit import COMMIT
 from pipeline.errors import UserError
@@ -37,9 +37,10 @@ from pipeline.provenance import code_revision, command
 from pipeline.storage import objects, ownership
 from transfer.protocol.methods import Scheduler
 from transfer.protocol.tasks import load_suite
-from transfer.sweep.cells import Cell, Sweep, distinct, open_source, plan
+from transfer.sweep.cells import Cell, Sweep, plan
 from transfer.sweep.ledger import Ledger, SweepInfo, Trial
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
+from transfer.sweep.sources import distinct, open_source
 from transfer.sweep.trials import Report
 
 ENVIRONMENT = {
@@ -167,7 +168,6 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -
     import torch
 
     suite = sweep.suite
-
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     hardware = (
         f"{num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
@@ -186,12 +186,8 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -
             not_run=not_run,
             sources=[
                 {
-                    "name": s.name,
                     "url": s.checkpoint_url,
-                    "digest": s.digest,
-                    "model": s.model,
-                    "options": s.options,
-                    "classes": s.classes,
+                    **{n: getattr(s, n) for n in ("name", "digest", "model", "options", "classes")},
                 }
                 for s in sweep.sources
             ],
@@ -208,7 +204,7 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
     os.environ.update(ENVIRONMENT)
     limit_s = resources.trial_limit_s
     with (
-        tempfile.TemporaryDirectory(prefix="normfree-tune-") as storage_path,
+        places.temporary_folder("tune") as storage_path,
         running_ray(resources.ray_address, shape) as ray,
     ):
         if resources.ray_address:
@@ -226,7 +222,9 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
                 max_concurrent_trials=shape.num_concurrent or None,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(storage_path=storage_path, name="sweep", verbose=0, callbacks=[Overdue(limit_s)]),
+            run_config=tune.RunConfig(
+                storage_path=str(storage_path), name="sweep", verbose=0, callbacks=[Overdue(limit_s)]
+            ),
         )
         tuner.fit()
         if ray is not None and conductor.num_died:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from typing import Any
 
+from orchestration.run.console import duration
+from orchestration.run.time_left import TimeLeft
 from orchestration.tracking.sweep_records import SweepRecords
+from orchestration.tracking.tracking_uri import chosen_uri
 
 LINE_EVERY_S = 10.0
 
@@ -18,8 +20,9 @@ class SweepListener:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
+        self._uri = chosen_uri(args.tracking_uri)
         self._found: SweepRecords | None = None
-        self._begin_s = self._shown_s = time.monotonic()
+        self._time_left, self._shown_s = TimeLeft(), time.monotonic()
         self._live = sys.stderr.isatty()
 
     def hear(self, event: dict[str, Any]) -> None:
@@ -50,14 +53,15 @@ class SweepListener:
                 f"FAILED {entry['task']} {entry['method']} {entry['init']} {entry['shots']} shots: {entry['error']}"
             )
         now = time.monotonic()
+        left_s = self._time_left.left_s(event["done"], event["total"], now)
         if not self._live and now - self._shown_s < LINE_EVERY_S and event["done"] < event["total"]:
             return
         self._shown_s = now
         value = "failed" if entry["value"] is None else f"{entry['value']:.1%}"
-        left_s = (now - self._begin_s) / event["done"] * (event["total"] - event["done"])
+        about = "" if left_s is None else f"  left about {duration(left_s)}"
         line = (
             f"trial {event['done']}/{event['total']}  {entry['task']} {entry['method']} {entry['init']} "
-            f"{entry['shots']} shots, {entry['kind']}: {value}  left about {left_s / 60:.0f} min"
+            f"{entry['shots']} shots, {entry['kind']}: {value}{about}"
         )
         if self._live:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
@@ -71,8 +75,7 @@ class SweepListener:
 
     def _records(self) -> SweepRecords:
         if self._found is None:
-            uri = self._args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-            self._found = SweepRecords(self._args.out, uri)
+            self._found = SweepRecords(self._args.out, self._uri)
         return self._found
 
     def finish(self) -> None:

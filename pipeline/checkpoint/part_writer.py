@@ -10,13 +10,12 @@ import contextlib
 import errno
 import hashlib
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from pipeline import places
 from pipeline.checkpoint import direct_io
 from pipeline.checkpoint.snapshot import Image
 from pipeline.errors import UserError
@@ -140,8 +139,8 @@ def _write_file(
         digest = _upload(target, memory[: image.size_bytes], go_on)
     else:
         # Other stores are given finished files only: a stream that breaks would publish what was sent so far.
-        with tempfile.TemporaryDirectory(prefix="normfree-checkpoint-", dir=_staging(staging)) as folder:
-            path = Path(folder) / image.name
+        with places.temporary_folder("checkpoint", _staging(staging)) as folder:
+            path = folder / image.name
             try:
                 digest = direct_io.write(path, memory, image.size_bytes, go_on)
             except OSError as error:

@@ -1,9 +1,10 @@
 """Work on shards in several processes that end with their parent, however that ends."""
 
 import multiprocessing
+import multiprocessing.process
 import multiprocessing.util
 import os
-import tempfile
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -11,8 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
+from pipeline import places
 from pipeline.errors import UserError
-from pipeline.places import socket_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,11 +24,11 @@ def safe_context() -> ForkServerContext:
 
     The sockets through which they talk lie below the temporary folder, or a shorter one where its path is too long for them.
     """
-    before, tempfile.tempdir = tempfile.tempdir, socket_folder()
-    try:
-        multiprocessing.util.get_temp_dir()  # made once a process, and removed at its end
-    finally:
-        tempfile.tempdir = before
+    config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    if config.get("tempdir") is None:  # where the library would keep one of its own, which a kill leaves behind
+        path, _ = places.hold_folder("pool", places.socket_folder())
+        config["tempdir"] = str(path)
+        multiprocessing.util.Finalize(None, shutil.rmtree, args=(path, True), exitpriority=-100)
     return multiprocessing.get_context("forkserver")
 
 

@@ -24,12 +24,12 @@ from nfnet.variants import adjust, get_variant
 from nfnet.weights.state_dict import load_entries
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load
-from pipeline.configuration import check_fields, convert, hints, nearest
+from pipeline.configuration import check_fields, convert, from_dict, hints, nearest
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.field_types import Count, ShareBelowOne, Text
 from pipeline.models import timm_models
-from pipeline.storage import objects
+from pipeline.models.weight_files import Origin, of_file, of_timm
 
 Which = Literal["evaluated", "ema", "raw"]
 
@@ -71,26 +71,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields(self, "model")
         object.__setattr__(self, "options", typed_options(self.name, self.options))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Weights to start from, and what is known of them before a network is made of them."""
-
-    url: str
-    """As it may be given again, from any working directory; of a run folder the checkpoint that was newest."""
-    digest: str
-    """SHA-256 of the checkpoint's commit file, of the file, or of timm's tensors."""
-    label: str
-    """For people."""
-    model: str
-    options: dict[str, Any]
-    augment: AugmentConfig
-    """Preprocessing that the weights were trained with."""
-    config: dict[str, Any]
-    """The resolved configuration of the run that made it; of a file `model` and nothing more."""
-    classes: list[str]
-    """Names of the head's classes, numbers where nobody says; empty where there is no head."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +134,16 @@ def load_backbone(url: str, weights: Which = "evaluated", *, need_head: bool = T
         need_head: refuse weights without a head of their own classes, as a probe of features need not.
     """
     tensors, origin = load_origin(url, weights)
+    num_classes = len(origin.classes) or 1000
+    if spelled(url) is None:  # a commit file's word for how large the network is, before memory is taken for it
+        with torch.device("meta"):
+            claimed = sum(
+                value.numel() for value in make(origin.model, num_classes, origin.options).state_dict().values()
+            )
+        if claimed > 2 * sum(tensor.numel() for tensor in tensors.values()):
+            raise UserError(f"{origin.url} holds fewer weights than its {origin.model} has; use another checkpoint")
     with torch.random.fork_rng(devices=[]):
-        model = make(origin.model, len(origin.classes) or 1000, origin.options)
+        model = make(origin.model, num_classes, origin.options)
     if _load(model, tensors, origin.url) and need_head:
         raise UserError(
             f"{origin.url} lacks the head of its own {len(origin.classes)} classes; give another checkpoint"
@@ -187,9 +175,9 @@ def load_origin(
         return tensors, _of_commit(commit)
     name, file = place
     if timm_models.is_peer(name):
-        return _of_timm(url, name, file)
+        return of_timm(url, name, file)
     assert file is not None
-    return _of_file(url, name, file, like)
+    return of_file(url, name, file, like)
 
 
 def spelled(url: str) -> tuple[str, str | None] | None:
@@ -241,83 +229,20 @@ def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str, *, new_h
 
 
 def _of_commit(commit: checkpoint.Commit) -> Origin:
-    model = commit.config["model"]
-    augment: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in commit.config["augment"].items()}
+    """Raises UserError where the configuration in the commit file, which anybody may have written, is none."""
+    where = f"the configuration in {commit.url}"
+    for part in ("model", "augment"):
+        if not isinstance(commit.config.get(part), dict):
+            raise UserError(f"{where} has no {part}; use another checkpoint")
+    model = from_dict(ModelConfig, commit.config["model"], f"{where}: model")
     place = commit.url.rstrip("/").split("/")
     return Origin(
         url=commit.url,
         digest=commit.digest,
-        label=f"{commit.config.get('name', model['name'])}, step {commit.step}" if len(place) > 1 else commit.url,
-        model=model["name"],
-        options=model["options"],
-        augment=AugmentConfig(**augment),
+        label=f"{commit.config.get('name', model.name)}, step {commit.step}" if len(place) > 1 else commit.url,
+        model=model.name,
+        options=typed_options(model.name, model.options),
+        augment=from_dict(AugmentConfig, commit.config["augment"], f"{where}: augment"),
         config=commit.config,
         classes=commit.classes,
     )
-
-
-def _of_timm(url: str, name: str, file: str | None) -> tuple[dict[str, torch.Tensor], Origin]:
-    tensors, num_classes, digest = timm_models.load(name, None if file is None else _local(file))
-    origin = Origin(
-        url=url,
-        digest=digest,
-        label=name if file is None else f"{name} ({os.path.basename(file)})",
-        model=name,
-        options={},
-        augment=timm_models.preprocessing(name),
-        config={"model": {"name": name, "options": {}}},
-        classes=[str(i) for i in range(num_classes)],
-    )
-    return tensors, origin
-
-
-def _of_file(url: str, name: str, file: str, like: nn.Module | None) -> tuple[dict[str, torch.Tensor], Origin]:
-    path = _local(file)
-    options: dict[str, Any] = dict(getattr(like, "options", None) or {})
-    num_classes = 1000
-    if not name or path.endswith(".safetensors"):
-        try:
-            name, num_classes, options = nfnet.read_description(path)
-        except ValueError as error:
-            if not name:
-                raise UserError(str(error)) from None
-    variant = get_variant(name)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = nfnet.create_model(name, num_classes=num_classes, **options)
-        report = nfnet.load_published(model, path)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    tensors = {k: v for k, v in model.state_dict().items() if not (report.head_remade and k.startswith("head."))}
-    shaping = {k: v for k, v in options.items() if k not in ("drop_rate", "stochastic_depth", "head_init")}
-    origin = Origin(
-        url=url,
-        digest=objects.sha256_file(path),
-        label=f"{variant.name} ({os.path.basename(file)})",
-        model=variant.name,
-        options=shaping,
-        augment=AugmentConfig(
-            image_px=variant.train_px,
-            eval_px=variant.test_px,
-            eval_resize="published" if variant.test_px > 100 else "plain",
-        ),
-        config={"model": {"name": variant.name, "options": shaping}},
-        classes=[] if report.head_remade else [str(i) for i in range(num_classes)],
-    )
-    return tensors, origin
-
-
-def _local(file: str) -> str:
-    """A file's path on this machine; from an object store it is fetched once."""
-    if objects.is_local(file):
-        path = objects.local_path(file)
-        if not path.is_file():
-            raise UserError(f"there is no file {file}; give the path of a file of weights after the @")
-        return str(path)
-    import hashlib
-
-    name = hashlib.sha256(f"{file} {objects.size_bytes(file)}".encode()).hexdigest()[:16]
-    path = os.path.join(load.default_cache(), "files", name, os.path.basename(file))  # type: ignore[assignment]
-    if not os.path.exists(path):
-        objects.download(file, path)
-    return str(path)

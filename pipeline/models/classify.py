@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.configuration import from_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise
 from pipeline.data.images import formats
@@ -52,7 +51,8 @@ def classify(
     """The most probable classes of each image, in order; what cannot be read has an error in place of them.
 
     Args:
-        checkpoint: URL of a checkpoint, of a run folder, or of an exported folder (`--format safetensors`).
+        checkpoint: what `load_backbone` takes: URL of a checkpoint, of a run folder, or of an exported folder (`--format
+            safetensors`); NAME@FILE, FILE.safetensors, timm:NAME[@FILE]. Classes without names are numbers.
         images: also folders and patterns with `*`, whose images come in the order of their names.
         top: how many classes; all of them where there are fewer.
         device: default: a GPU where there is one.
@@ -74,11 +74,10 @@ def predictions(
         raise UserError(f"--top is {top}; set it to 1 or more")
     found = find_images([images] if isinstance(images, str | Path | bytes | np.ndarray) else images)
     loaded = checkpoint if isinstance(checkpoint, LoadedBackbone) else load_backbone(checkpoint)
-    augment: AugmentConfig = from_dict(AugmentConfig, loaded.config["augment"], "augment")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = loaded.model.to(where)
     for first in range(0, len(found), BATCH_IMAGES):
-        yield from _batch(model, loaded.classes, augment, found[first : first + BATCH_IMAGES], top, where)
+        yield from _batch(model, loaded.classes, loaded.augment, found[first : first + BATCH_IMAGES], top, where)
 
 
 def find_images(words: Iterable[Image]) -> list[tuple[str, Image]]:

@@ -121,6 +121,9 @@ def load(name: str, file: str | None) -> tuple[dict[str, torch.Tensor], int, str
         weights["head.bias"] = torch.zeros(num_classes) if classifier.bias is None else classifier.bias.detach()
     whole.reset_classifier(0)  # type: ignore[operator]
     weights |= {f"trunk.{k}": v.detach() for k, v in whole.state_dict().items()}
+    odd = next((key for key, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+    if odd is not None:
+        raise UserError(f"{file or name} holds values that are not finite, in {odd}; give another file")
     hasher = hashlib.sha256()
     for key, tensor in sorted(weights.items()):
         hasher.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())

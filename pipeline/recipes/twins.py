@@ -57,8 +57,8 @@ def shrink(run: Run, num_images: int) -> Run:
         augment=_smaller(run.augment),
         optim=replace(
             run.optim,
-            learning_rate=RATE * run.optim.learning_rate / by_rule,
-            final_learning_rate=RATE * run.optim.final_learning_rate / by_rule,
+            learning_rate=_plain(RATE * run.optim.learning_rate / by_rule),
+            final_learning_rate=_plain(RATE * run.optim.final_learning_rate / by_rule),
             warmup=shorter(run.optim.warmup),
         ),
         global_batch=BATCH,
@@ -75,8 +75,13 @@ def _smaller(augment: AugmentConfig) -> AugmentConfig:
         augment,
         image_px=PX,
         eval_px=8 * round(augment.evaluation_px * share / 8),
-        policy_magnitude=augment.policy_magnitude * share if augment.policy == "nfnet" else augment.policy_magnitude,
+        policy_magnitude=_plain(augment.policy_magnitude * (share if augment.policy == "nfnet" else 1)),
     )
+
+
+def _plain(number: float) -> float:
+    """Without the last digits, which only say in what order it was computed: 0.05 and not 0.05000000000000001."""
+    return float(f"{number:.9g}")
 
 
 def twin(name: str, recipe: Recipe) -> Recipe:

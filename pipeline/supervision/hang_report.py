@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 import threading
 import time
 from typing import Any
 
+from pipeline import places
 from pipeline.storage import objects
 from pipeline.supervision.hang_detection import Heard, Suspect, WatchdogConfig
 from pipeline.supervision.stack_dumps import MAIN
@@ -111,8 +111,6 @@ def write(report: dict[str, Any], out: str, *, limit_s: float) -> str:
     threading.Thread(target=put, daemon=True).start()
     if is_written.wait(limit_s):
         return where
-    # Not under a name that another user of the machine could have taken before.
-    number, path = tempfile.mkstemp(prefix="normfree-", suffix=f"-{name}")
-    with open(number, "wb") as file:
-        file.write(content)
+    path = places.private_folder("hangs") / name
+    path.write_bytes(content)
     return f"{path} ({out} did not take the report)"

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -27,7 +26,6 @@ from pipeline.supervision.phase_clock import PHASES, WHERE
 DUMP_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 7
 """One that no library and no scheduler uses, and that ends a process by default."""
 DUMP_S = 2.0
-BOARD = ".where"
 MAIN = "main"
 """Name of the thread that iterates the loop."""
 
@@ -62,21 +60,26 @@ def machine() -> str:
 
 
 class Dump:
-    """While it stands, `DUMP_SIGNAL` makes this process write its stacks to `path` and end; beside it lies `board`."""
+    """While it stands, `DUMP_SIGNAL` makes this process write its stacks and end; `board` is the memory of `Clock.board`.
+
+    Both are one file in memory, board first, which has no name: others read it through this process's descriptor, and nothing is
+    left of it when they and the process have ended, however they end.
+    """
 
     def __init__(self) -> None:
         self.path = ""
+        """Where others of this user read it while the process is there."""
         self.board: mmap.mmap | None = None
-        """The memory of `Clock.board`."""
         self._file: Any = None
 
     def __enter__(self) -> Dump:
-        if hasattr(faulthandler, "register") and hasattr(signal, "SIGRTMIN"):
-            number, self.path = tempfile.mkstemp(prefix="normfree-stacks-")
+        if hasattr(faulthandler, "register") and hasattr(signal, "SIGRTMIN") and hasattr(os, "memfd_create"):
+            number = os.memfd_create("normfree-stacks")
+            os.ftruncate(number, WHERE.size)
+            os.lseek(number, WHERE.size, os.SEEK_SET)
+            self.board = mmap.mmap(number, WHERE.size)
             self._file = os.fdopen(number, "w")
-            Path(self.path + BOARD).write_bytes(bytes(WHERE.size))
-            with open(self.path + BOARD, "r+b") as board:
-                self.board = mmap.mmap(board.fileno(), WHERE.size)
+            self.path = f"/proc/{os.getpid()}/fd/{number}"
             faulthandler.register(DUMP_SIGNAL, file=self._file, all_threads=True, chain=True)
         return self
 
@@ -84,12 +87,6 @@ class Dump:
         if self._file is not None:
             faulthandler.unregister(DUMP_SIGNAL)
             self._file.close()
-            _remove(self.path)
-
-
-def _remove(path: str) -> None:
-    for name in (path, path + BOARD):
-        Path(name).unlink(missing_ok=True)
 
 
 def examine(pid: int, dump: str) -> dict[str, Any]:
@@ -102,20 +99,23 @@ def examine(pid: int, dump: str) -> dict[str, Any]:
         found["kernel_stack"] = Path(f"/proc/{pid}/stack").read_text().splitlines()  # the superuser's only
     if not dump or found["process"] == "is gone":
         return found
-    with contextlib.suppress(OSError):
-        number, step = WHERE.unpack(Path(dump + BOARD).read_bytes())
+    try:
+        file = open(dump, "rb")  # noqa: SIM115 - now: the process takes the way to it along
+    except OSError:
+        return found
+    with file:
+        number, step = WHERE.unpack(file.read(WHERE.size))
         found |= {"phase": PHASES[number], "last_step": step}
-    with contextlib.suppress(OSError):
-        os.kill(pid, DUMP_SIGNAL)
-        os.kill(pid, signal.SIGCONT)
-    deadline_s, text = time.monotonic() + DUMP_S, ""
-    while time.monotonic() < deadline_s:
         with contextlib.suppress(OSError):
-            before, text = text, Path(dump).read_text()
+            os.kill(pid, DUMP_SIGNAL)
+            os.kill(pid, signal.SIGCONT)
+        deadline_s, text = time.monotonic() + DUMP_S, b""
+        while time.monotonic() < deadline_s:
+            file.seek(WHERE.size)
+            before, text = text, file.read()
             if text and text == before:
                 break
-        time.sleep(0.05)
+            time.sleep(0.05)
     if text:
-        found["stacks"] = text.splitlines()
-        _remove(dump)
+        found["stacks"] = text.decode(errors="replace").splitlines()
     return found

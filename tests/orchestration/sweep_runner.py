@@ -9,8 +9,9 @@ from typing import Any
 
 from transfer.protocol.methods import FinetuneSettings, Method
 from transfer.protocol.tasks import Suite, TaskEntry
-from transfer.sweep.cells import Sweep, open_source
+from transfer.sweep.cells import Sweep
 from transfer.sweep.ledger import Ledger, SweepInfo
+from transfer.sweep.sources import open_source
 
 ROOT = Path(__file__).parents[2]
 SUITE = """

@@ -99,6 +99,8 @@ def test_fitting_values_become_a_dataclass_and_missing_ones_are_named(tmp_path: 
     (tmp_path / "f").write_text('{"name": "a.bin"}')
     with pytest.raises(UserError, match=r"it lacks 'sha256'"):
         documents.read(str(tmp_path / "f"), Entry)
+    with pytest.raises(UserError, match="no Unicode text"):
+        documents.convert({**GOOD, "\ud800": 1}, Entry, "f")
     with pytest.raises(FileNotFoundError):
         documents.read(str(tmp_path / "none"), Entry)
 

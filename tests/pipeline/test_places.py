@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -131,3 +133,32 @@ def test_a_home_that_is_not_ours_is_replaced_and_reported(
     folder = places.cache_folder()
     assert folder.name.startswith("normfree-cache-") and "set NORMFREE_CACHE" in capsys.readouterr().err
     assert places.cache_folder() == folder
+
+
+HOLDER = """
+import sys, time
+from pipeline import places
+with places.temporary_folder("test"):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_start_and_what_lives_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "other-folder").mkdir()
+    (tmp_path / f"{places.TEMPORARY}link").symlink_to(tmp_path / "other-folder")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
+        places.remove_leftovers()
+        (held,) = (p for p in tmp_path.glob(f"{places.TEMPORARY}*") if not p.is_symlink())
+        assert held.stat().st_mode & 0o777 == 0o700
+        holder.kill()
+    assert held.exists()
+    with places.temporary_folder("test") as ours:
+        assert not held.exists() and ours.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{places.TEMPORARY}link", "other-folder"]

@@ -19,8 +19,8 @@ from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.results import rerun
 from transfer.sweep import probe_job
 from transfer.sweep.cells import Sweep, plan
-from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Ledger, SweepInfo
+from transfer.sweep.sources import Source
 
 WEIGHTS = "c" * 64
 

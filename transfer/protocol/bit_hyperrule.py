@@ -10,9 +10,8 @@ The paper does not speak of a warm-up; both variants have the code's.
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 Variant = Literal["paper", "code"]
 SMALL, LARGE = 20_000, 500_000
@@ -22,6 +21,8 @@ SMALL, LARGE = 20_000, 500_000
 @dataclass(frozen=True, kw_only=True)
 class HyperRule:
     """A complete recipe: SGD without weight decay and dropout, a new head of zeros, pixels from -1 to 1.
+
+    Its rates are those of `nfnet.optim.schedule.step_rate`.
 
     Training images are squeezed to `resize_px` squared and cropped at random to `crop_px`; without `random_crop` they
     are squeezed to `crop_px`, as test images always are. One MixUp ratio a batch.
@@ -41,38 +42,6 @@ class HyperRule:
     batch: int = 512
     momentum: float = 0.9
     weight_decay: float = 0.0
-
-    def rate(self, step: int) -> float:
-        """The learning rate of update `step`, from 0.
-
-        As in the published code the update number `decay_steps[i]` still has the larger rate, and update 0 the rate 0.
-
-        Raises:
-            ValueError: the recipe has no such update.
-        """
-        return staircase(self, step)
-
-
-class Staircase(Protocol):
-    """What `staircase` reads of a recipe."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def decay_steps(self) -> tuple[int, ...]: ...
-    @property
-    def learning_rate(self) -> float: ...
-
-
-def staircase(recipe: Staircase, step: int) -> float:
-    """Linear warm-up from 0, then a tenth after each of `decay_steps`. ValueError for a step that is not there."""
-    if not 0 <= step < recipe.steps:
-        raise ValueError(f"the recipe has the updates 0 to {recipe.steps - 1}, not {step}")
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * step / recipe.warmup_steps
-    return recipe.learning_rate / 10 ** bisect.bisect_left(recipe.decay_steps, step)
 
 
 def hyperrule(

@@ -14,12 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
 from pipeline import documents
-from pipeline.documents import Text
+from pipeline.documents import Share, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.protocol.tasks import Init, Task
 
 REMEDY = "restore it, or run the sweep again in another folder: a choice is not made twice"
+
+
+class GridRow(TypedDict):
+    """A point of a probe's grid, with its metric on the held-out part."""
+
+    hyperparameters: dict[str, Any]
+    score: Share
 
 
 class Candidate(TypedDict):

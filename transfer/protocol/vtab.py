@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import UserError
-from transfer.protocol.bit_hyperrule import staircase
 
 Group = Literal["natural", "specialized", "structured"]
 Part = tuple[str, int, int]
@@ -59,28 +58,6 @@ class VtabTask:
         """The same for VTAB-1k: the first 800 of train, the first 200 of val, all of test."""
         (train, t, _), (val, v, _) = self.bounds("train"), self.bounds("val")
         return {"train": (train, t, t + NUM_TRAIN), "val": (val, v, v + NUM_VAL), "test": self.bounds("test")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceRun:
-    """What `scripts/run_all_tasks.sh` of the reference does with 1,000 images: one setting for all tasks.
-
-    Full fine-tuning, a linear head of zeros, images squeezed to 224 x 224 without crop or flip, pixels from 0 to 1, SGD
-    without weight decay. The published leaderboard chose among four settings a task, rates 0.1 and 0.01 with 2,500 and
-    10,000 steps.
-    """
-
-    image_px: int = 224
-    steps: int = 1000
-    batch: int = 64
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    warmup_steps: int = 80
-    decay_steps: tuple[int, ...] = (300, 600, 900)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of update `step`, from 0. ValueError if there is none."""
-        return staircase(self, step)
 
 
 def _bin(edges: Sequence[float], value: float) -> int:

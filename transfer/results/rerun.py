@@ -7,11 +7,11 @@ protocol or settings than recorded) is refused or said.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline import places
 from pipeline.errors import UserError
 from pipeline.models.backbone import find_origin
 from pipeline.storage import objects
@@ -71,7 +71,8 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
     sweep = replace(sweep, data_root=data_root) if data_root else sweep
     planned = _planned(sweep, first)
     _check_weights(first)
-    with tempfile.TemporaryDirectory(prefix="normfree-rerun-") as out:
+    with places.temporary_folder("rerun") as path:
+        out = str(path)
         suite = replace(sweep.suite, num_seeds=max(e.seed for e in entries) + 1)
         temporary = replace(sweep, out=out, suite=suite)
         record = selection_url(folder.url, cell)

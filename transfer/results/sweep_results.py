@@ -21,9 +21,9 @@ from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.measurement import predictions
 from transfer.protocol.sealed_splits import Opening, openings, read_selection, record_sha256
+from transfer.results.replay import Played, play_again
 from transfer.results.scorecard import cell_name, column_order, refuse_mixture
 from transfer.sweep.ledger import Entry, Ledger
-from transfer.sweep.replay import Played, play_again
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Findings:
 
 
 def played(folder: Folder, cell: str = "") -> Played:
-    """`transfer.sweep.replay.play_again` of a sweep's folder, or of one cell's decisions in it."""
+    """`transfer.results.replay.play_again` of a sweep's folder, or of one cell's decisions in it."""
     methods = ((folder.sweep.get("plan") or {}).get("suite") or {}).get("methods") or {}
     return play_again(folder.url, {e.digest: e for e in folder.entries}, methods, cell)
 

@@ -3,9 +3,8 @@
     cell (task, method, backbone, init, shots) -> search on the held-out part -> selection record -> finals on the test
 
 A fine-tuning cell searches with a trial for each candidate, a probe with one trial for its whole grid. Where there is nothing to
-choose there is no search, and the record states the one setting. Where a model searches
-(`transfer.search.optuna_search`), a cell's candidates
-come in generations, and `with_points` adds them.
+choose there is no search, and the record states the one setting. Where a model searches (`transfer.search.optuna_search`), a
+cell's candidates come in generations, and `with_points` adds them.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import documents
 from pipeline.configuration import from_dict, to_dict
 from pipeline.errors import UserError
-from pipeline.models.backbone import find_origin, make
 from pipeline.provenance import code_revision
 from transfer.probes.fit import grid
 from transfer.protocol.methods import PROBES, Method, Scheduler, sha256
@@ -44,8 +43,8 @@ from transfer.protocol.tasks import (
 )
 from transfer.search.grids import REDUCTION, Point, candidates, ranges
 from transfer.sweep.failures import Cause
-from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Entry, Ledger, Trial, entry
+from transfer.sweep.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +69,8 @@ class Sweep:
         """UserError if its dataset is another one now than when the trial was planned."""
         task = self.task(trial.task)
         if task.data_digest != trial.data_digest:
-            raise UserError(
-                f"{task.url} holds other data now (digest {task.data_digest[:12]}, then {trial.data_digest[:12]}); restore "
-                "them, or run another sweep"
-            )
+            digests = f"{task.data_digest[:12]}, then {trial.data_digest[:12]}"
+            raise UserError(f"{task.url} holds other data now (digest {digests}); restore them, or run another sweep")
         return task
 
     def source_of(self, trial: Trial) -> Source:
@@ -133,67 +130,31 @@ def open_again() -> None:
     _opened.cache_clear()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`Sweep.plain`, as sweep.json holds it."""
+
+    data_root: str
+    suite: dict[str, Any]
+    sources: list[dict[str, Any]]
+    scheduler: Scheduler
+
+
 def sweep_of(out: str) -> Sweep:
     """The sweep in a folder, as it was last started. UserError if there is none, or one of an earlier version."""
     info = Ledger(out).info()
     if not info.plan:
         raise UserError(f"{out} was made by an earlier version, which did not keep its plan; run the sweep again")
-    return Sweep(
-        out=out,
-        data_root=info.plan["data_root"],
-        sources=tuple(from_dict(Source, s) for s in info.plan["sources"]),
-        suite=suite_of(info.plan["suite"], out),
-        scheduler=info.plan["scheduler"],
-    )
+    plan = documents.convert(info.plan, Plan, f"the plan of {out}", remedy="start the sweep again with its command")
+    suite = suite_of(plan.suite, out)
+    if info.suite_digest and suite.digest() != info.suite_digest:
+        raise UserError(f"{out}/sweep.json holds another suite than its suite_digest says; start the sweep again")
+    sources = tuple(from_dict(Source, source) for source in plan.sources)
+    return Sweep(out=out, data_root=plan.data_root, sources=sources, suite=suite, scheduler=plan.scheduler)
 
 
-def open_source(url: str, name: str = "") -> Source:
-    """The backbone at `url` (`pipeline.models.backbone`). UserError if there is none, or none that verifies."""
-    origin = find_origin(url)
-    return Source(
-        checkpoint_url=origin.url,
-        digest=origin.digest,
-        model=origin.model,
-        options=origin.options,
-        augment=origin.augment,
-        name=name or origin.label,
-        classes=len(origin.classes),
-        untrainable=_untrainable(origin.model, origin.options),
-    )
-
-
-def _untrainable(model: str, options: dict[str, Any]) -> str:
-    """Why the loop cannot fine-tune a network, or nothing."""
-    import torch
-
-    from pipeline.models import timm_models
-
-    if not timm_models.is_peer(model):
-        return ""
-    try:
-        with torch.device("meta"):
-            timm_models.refuse_buffers(model, make(model, 2, options))
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
-    """Sources with names of their own. UserError where one is given twice."""
-    seen: dict[str, Source] = {}
-    for source in sources:
-        if source.digest in seen:
-            raise UserError(
-                f"{source.checkpoint_url} and {seen[source.digest].checkpoint_url} are the same weights; give one"
-            )
-        seen[source.digest] = source
-    names = [s.name for s in sources]
-    return tuple(
-        dataclasses.replace(s, name=f"{s.name} ({s.digest[:6]})") if names.count(s.name) > 1 else s for s in sources
-    )
-
-
-DIGESTS = ("checkpoint_digest", "backbone_digest")
+IDENTITY = ("task", "method", "init", "shots", "protocol_digest", "data_digest", "checkpoint_digest", "backbone_digest")
+"""What a selection record and the trials that follow it have in common."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +211,7 @@ class Cell:
         """The hyper-parameters of the selection record. UserError if there is none, or it is of other data, weights, protocol."""
         url = self.selection_url(sweep)
         found = read_selection(url)
-        for name in ("task", "method", "init", "shots", "protocol_digest", "data_digest", *DIGESTS):
+        for name in IDENTITY:
             there, ours = getattr(found, name), getattr(self.any_trial, name)
             if there != ours:
                 raise UserError(
@@ -264,16 +225,9 @@ class Cell:
         return write_selection(
             self.selection_url(sweep),
             Selection(
-                task=self.task,
-                method=self.method,
-                init=self.init,
-                shots=self.shots,
+                **{name: getattr(trial, name) for name in IDENTITY},
                 hyperparameters=hyperparameters,
                 candidates=rows,
-                protocol_digest=trial.protocol_digest,
-                data_digest=trial.data_digest,
-                checkpoint_digest=trial.checkpoint_digest,
-                backbone_digest=trial.backbone_digest,
                 rule=rule or f"highest {trial.metric} on the held-out part, then lowest loss",
             ),
         )
@@ -290,6 +244,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
 
     A task whose dataset is not prepared is one row, with method "" and no shots.
     """
+    open_again()
     cells: list[Cell] = []
     not_run: list[dict[str, Any]] = []
     for stated in sweep.suite.tasks:

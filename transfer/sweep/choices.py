@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from transfer.probes.ridge import rank_selected
-from transfer.protocol.sealed_splits import Candidate
+from transfer.protocol.sealed_splits import Candidate, GridRow
 from transfer.search.optuna_search import Row, next_generation, written
 from transfer.sweep.cells import Cell
-from transfer.sweep.ledger import Entry, GridRow, Ledger, Trial
+from transfer.sweep.ledger import Entry, Ledger, Trial
 
 
 class NothingChosen(Exception):

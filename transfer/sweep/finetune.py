@@ -14,65 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint.saver import SavingConfig
-from pipeline.configuration import to_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
-from pipeline.errors import UserError
-from pipeline.models.backbone import ModelConfig, find_origin
+from pipeline.models.backbone import ModelConfig
 from pipeline.training.run import Run
 from transfer.protocol.bit_hyperrule import HyperRule, hyperrule
-from transfer.protocol.methods import FinetuneSettings, HyperruleSettings, Method, sha256
+from transfer.protocol.methods import FinetuneSettings, HyperruleSettings, Method
 from transfer.protocol.sealed_splits import TestSplit, read_selection
 from transfer.protocol.tasks import Part, Task
 from transfer.protocol.vtab import TASKS
 from transfer.search.grids import at_point, image_area
+from transfer.sweep.sources import REGULARISATION, Source
 
 MAX_LOG_POINTS = 10
-REGULARISATION = ("drop_rate", "stochastic_depth", "head_init")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A backbone under test: what trials need to know of it."""
-
-    checkpoint_url: str
-    digest: str
-    model: str
-    options: dict[str, Any]
-    augment: AugmentConfig
-    """Of pretraining: resolution and normalisation carry over."""
-    name: str = ""
-    """For people."""
-    classes: int = 0
-    """Of its own head."""
-    untrainable: str = ""
-    """Why the loop cannot fine-tune it; probes of its features can be had all the same."""
-
-    def backbone_options(self) -> dict[str, Any]:
-        """Options that shape the network; what regularised pretraining is the recipe's to say."""
-        return {k: v for k, v in self.options.items() if k not in REGULARISATION}
-
-    @property
-    def backbone_digest(self) -> str:
-        """Of everything but the weights: equal where one from-scratch twin serves."""
-        return sha256([self.model, self.backbone_options(), to_dict(evaluation_form(self.augment))])
-
-    def check_weights(self) -> None:
-        """UserError if the checkpoint was replaced since the sweep began."""
-        now = find_origin(self.checkpoint_url).digest
-        if now != self.digest:
-            raise UserError(
-                f"{self.checkpoint_url} holds other weights now (digest {now[:12]}, then {self.digest[:12]}); restore the "
-                "checkpoint, or run another sweep"
-            )
-
-
-def evaluation_form(augment: AugmentConfig) -> AugmentConfig:
-    """What of a preprocessing reaches evaluation images and carries over to a task."""
-    kept = ("image_px", "eval_px", "eval_resize", "eval_crop", "interpolation", "mean", "std")
-    return AugmentConfig(**{k: getattr(augment, k) for k in kept})
 
 
 def at_resolution(augment: AugmentConfig, method: Method) -> AugmentConfig:

@@ -6,8 +6,8 @@
     <sweep>/rungs/, decisions/         `transfer.search.successive_halving`, `transfer.search.optuna_search`
     <sweep>/selection/, openings/      `transfer.protocol.sealed_splits`
 
-An entry is written once, whole, when its trial is over. A trial with an "ok" entry is never run again; a failed one
-is run again when the sweep is started again, and its entry replaced.
+An entry is written once, whole, when its trial is over. A trial with an "ok" entry is never run again; a failed one is run again
+when the sweep is started again, and its entry replaced.
 """
 
 import json
@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -24,6 +24,7 @@ from pipeline.documents import Count, Positive, Sha256, Share, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.protocol.methods import sha256
+from transfer.protocol.sealed_splits import GridRow
 from transfer.protocol.tasks import METRIC, Init
 from transfer.sweep.failures import Cause, is_result
 
@@ -31,13 +32,6 @@ Kind = Literal["final", "search"]
 Amount = Annotated[float, Meta(ge=0)]
 SEAL_CHARS = 16
 AGAIN = "delete this file, its trial runs again"
-
-
-class GridRow(TypedDict):
-    """A point of a probe's grid."""
-
-    hyperparameters: dict[str, Any]
-    score: Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +82,7 @@ class Entry:
     """Images that `value` was measured on: of the held-out part for a search trial."""
     hyperparameters: dict[Text, Any]
     history: list[dict[Text, float]] = field(default_factory=list)
-    """Rows of step, time_s (Unix), loss, accuracy: on the held-out part for a search trial, of training for a final
-    one."""
+    """Rows of step, time_s (Unix), loss, accuracy: on the held-out part for a search trial, of training for a final one."""
     seconds_s: Amount
     images_seen: Count
     """Training images consumed, repetitions included."""
@@ -230,12 +223,8 @@ class Ledger:
         except FileNotFoundError:
             return None
 
-    def read(self) -> dict[str, Entry]:
-        """All entries by digest: one listing where asking for each would take as many requests as there are."""
-        return {e.digest: e for e in self.entries()}
-
     def is_done(self, trial: Trial) -> bool:
-        """Whether the trial ended well, and so is not run again."""
+        """It ended well, and so is not run again."""
         found = self.find(trial.digest)
         return found is not None and found.status == "ok"
 

@@ -17,13 +17,13 @@ from transfer.measurement.resource_usage import Memory, Power
 from transfer.probes import fit
 from transfer.probes.features import Backbone, features, from_scratch, pretrained
 from transfer.protocol.methods import sha256
-from transfer.protocol.sealed_splits import TestSplit, open_test
+from transfer.protocol.sealed_splits import GridRow, TestSplit, open_test
 from transfer.protocol.tasks import Part, Task
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import choose_point, of_grid
 from transfer.sweep.failures import cause_of, reason
 from transfer.sweep.finetune import at_resolution
-from transfer.sweep.ledger import Entry, GridRow, Ledger, Trial
+from transfer.sweep.ledger import Entry, Ledger, Trial
 
 
 def probe_trials(sweep: Sweep, cell: Cell) -> list[Trial]:

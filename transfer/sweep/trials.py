@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.records import Evaluation, Saved, SaveFailed, Step, Stopped
 from pipeline.storage import objects
 from pipeline.training.evaluate import Scores
+from pipeline.training.run import Run
 from transfer import metrics
 from transfer.measurement import extra_test_sets, predictions
 from transfer.measurement.resource_usage import Memory, Power
@@ -33,6 +34,7 @@ from transfer.sweep.failures import TrialFailed, cause_of, reason
 from transfer.sweep.finetune import finetune_run, num_processes
 from transfer.sweep.ledger import Entry, Ledger, Trial
 from transfer.sweep.probe_job import run_probes
+from transfer.sweep.sources import Source
 from transfer.sweep.trial_ranks import SavePace, used, whole
 
 Report = Callable[[dict[str, Any]], None]
@@ -111,23 +113,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     num_steps = int(trial.hyperparameters["num_steps"])
     test = _open(sweep, task, trial, me) if trial.kind == "final" else None
     live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
-    run = finetune_run(
-        source,
-        task,
-        method,
-        init=trial.init,
-        shots=trial.shots,
-        seed=trial.seed,
-        hyperparameters=trial.hyperparameters,
-        test=test,
-        eval_every=grace_steps(candidates(method, task, trial.shots)) if live else 0,
-    )
-    epoch_steps = max(1, _num_images(task, method, trial) * run.data.repeats // run.global_batch)
-    run = dataclasses.replace(
-        run,
-        save_every=Duration(epoch_steps, "steps") if epoch_steps < num_steps else None,
-        save_final=test is not None and bool(task.beside.v2_url),  # the network is needed once more
-    )
+    run = _run_of(trial, task, method, source, test, live=live)
     seen, pace = _Seen(trial, me), SavePace(me)
     earlier = _earlier(sweep, trial, until)
     work = work_url(sweep.out, trial.digest)
@@ -188,6 +174,27 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     Ledger(sweep.out).write(found)
     objects.remove_tree(work)
     return found
+
+
+def _run_of(trial: Trial, task: Task, method: Method, source: Source, test: TestSplit | None, *, live: bool) -> Run:
+    """The trial's Run, saved once a pass over its images; `live`: evaluated where ASHA decides."""
+    run = finetune_run(
+        source,
+        task,
+        method,
+        init=trial.init,
+        shots=trial.shots,
+        seed=trial.seed,
+        hyperparameters=trial.hyperparameters,
+        test=test,
+        eval_every=grace_steps(candidates(method, task, trial.shots)) if live else 0,
+    )
+    epoch_steps = max(1, _num_images(task, method, trial) * run.data.repeats // run.global_batch)
+    return dataclasses.replace(
+        run,
+        save_every=Duration(epoch_steps, "steps") if epoch_steps < int(trial.hyperparameters["num_steps"]) else None,
+        save_final=test is not None and bool(task.beside.v2_url),  # the network is needed once more
+    )
 
 
 def _open(sweep: Sweep, task: Task, trial: Trial, me: World) -> TestSplit:

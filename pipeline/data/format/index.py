@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.documents import Count, FileName, RelativePath, Sha256, excerpt
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -29,23 +30,24 @@ COLUMNS = {
 }
 _GROUP_ROWS = 8192
 _GROUPS_HELD = 64
+_MAX_GROUP_BYTES = 64 << 20  # of keys, uncompressed
 
 
 @dataclass(frozen=True)
 class Shard:
-    name: str
-    size_bytes: int
-    sha256: str
-    num_samples: int
+    name: RelativePath
+    size_bytes: Count
+    sha256: Sha256
+    num_samples: Count
 
 
 @dataclass(frozen=True)
 class StoredFile:
     """An object beside the manifest, with its size in bytes and the hex SHA-256 of its content."""
 
-    name: str
-    size_bytes: int
-    sha256: str
+    name: FileName
+    size_bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class IndexFiles:
     """The two files of a split's index, and the digest of each column's bytes."""
 
     columns: StoredFile
-    column_sha256: Mapping[str, str]
+    column_sha256: Mapping[str, Sha256]
     keys: StoredFile
 
 
@@ -100,11 +102,24 @@ class Keys:
 
         try:
             if self._file is None:
-                self._file = pq.ParquetFile(self._path, memory_map=True, page_checksum_verification=True)
+                # As a dictionary where the file has one: one long key that stands 8,192 times is held once.
+                self._file = pq.ParquetFile(
+                    self._path, memory_map=True, page_checksum_verification=True, read_dictionary=["key"]
+                )
+            about = self._file.metadata.row_group(group)
+            expected = min(_GROUP_ROWS, self._num - group * _GROUP_ROWS)
+            if self._file.metadata.num_rows != self._num or about.num_rows != expected:
+                raise ValueError("another number of keys than the manifest says")
+            if about.total_byte_size > _MAX_GROUP_BYTES or self._file.schema_arrow.field("key").type != pa.dictionary(
+                pa.int32(), pa.string()
+            ):
+                raise ValueError("no column of keys, or a huge one")
             rows = self._file.read_row_group(group, columns=["key"], use_threads=False).column("key")
             rows = rows.combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"the keys {self._path} do not verify ({error}): restore them or prepare again") from error
+        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
+            raise UserError(
+                f"the keys {self._path} do not verify ({_line(error)}): restore them or prepare again"
+            ) from error
         self._groups[group] = rows
         if len(self._groups) > _GROUPS_HELD:
             self._groups.popitem(last=False)
@@ -176,22 +191,44 @@ class SplitIndex:
 
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
+            fields = {field.name: str(field.type) for field in reader.schema}
+            if fields != COLUMNS or reader.num_record_batches != 1:
+                raise ValueError("its columns are others")
             batch = reader.get_batch(0)
-            if reader.num_record_batches != 1 or batch.num_rows != self.num_samples:
-                raise UserError(f"the index {self._path} has another number of samples than its manifest says")
+            batch.validate()
+            if batch.num_rows != self.num_samples:
+                raise ValueError("another number of samples than its manifest says")
             return batch
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"the index {self._path} does not verify ({error}): restore it or prepare again") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(
+                f"the index {self._path} does not verify ({_line(error)}): restore it or prepare again"
+            ) from error
 
     def _column(self, name: str) -> np.ndarray:
-        values: np.ndarray = self._batch.column(name).to_numpy(zero_copy_only=True)
-        if name not in self._checked and hashlib.sha256(values.data).hexdigest() != self._column_sha256[name]:
+        try:
+            values: np.ndarray = self._batch.column(name).to_numpy(zero_copy_only=True)
+        except ValueError as error:  # pyarrow's own errors among them: a column with gaps
             raise UserError(
-                f"the index {self._path} does not verify (its column {name} has changed): "
-                "restore it, or prepare the dataset again elsewhere"
+                f"the index {self._path} does not verify ({_line(error)}): restore it or prepare again"
+            ) from error
+        if name in self._checked:
+            return values
+        ends = {"shard": len(self.shards), "label": self.num_classes, "offset": 1 << 62, "size": 1 << 31}
+        problem = None
+        if hashlib.sha256(values.data).hexdigest() != self._column_sha256[name]:
+            problem = f"its column {name} has changed"
+        elif name in ends and len(values) and not 0 <= int(values.min()) <= int(values.max()) < ends[name]:
+            problem = f"its column {name} has values outside 0 to {ends[name] - 1}"
+        if problem:
+            raise UserError(
+                f"the index {self._path} does not verify ({problem}): restore it, or prepare the dataset again elsewhere"
             )
         self._checked.add(name)
         return values
+
+
+def _line(error: BaseException) -> str:
+    return excerpt(" ".join(str(error).split()), 200)
 
 
 def write_index(folder: Path, split: str, arrays: Mapping[str, np.ndarray], keys: Any) -> IndexFiles:

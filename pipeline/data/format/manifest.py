@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import places
+from pipeline import documents, places
 from pipeline.data.format.index import COLUMNS, IndexFiles, Keys, Shard, SplitIndex, StoredFile
+from pipeline.documents import Count, FileName, Sha256, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -22,13 +23,16 @@ __all__ = ["IndexFiles", "Keys", "Manifest", "Shard", "Skipped", "Split", "Split
 
 NAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "normfree-dataset", 2
+MAX_BYTES = 512 << 20
+"""A manifest lists every shard, and every image that was left out."""
+_REMEDY = "restore it, or prepare the dataset again elsewhere"
 
 
 @dataclass(frozen=True)
 class Split:
     """What the manifest says of one split."""
 
-    num_samples: int
+    num_samples: Count
     shards: tuple[Shard, ...]
     index: IndexFiles
 
@@ -37,25 +41,25 @@ class Split:
 class Skipped:
     """A raw image that is in no shard, and why."""
 
-    split: str
-    key: str
-    reason: str
+    split: Text
+    key: Text
+    reason: Text
 
 
 @dataclass(frozen=True)
 class Manifest:
     url: str
-    name: str
-    classes: tuple[str, ...]
-    digest: str
+    name: Text
+    classes: tuple[Text, ...]
+    digest: Sha256
     """SHA-256 over the classes and, for each split, the digests of shards and index columns: two datasets with one
     digest hold the same bytes under the same labels."""
-    splits: Mapping[str, Split]
+    splits: Mapping[FileName, Split]
     skipped: tuple[Skipped, ...]
     recipe: Mapping[str, Any]
     """What was asked of `prepare`: decides whether asking again is the same dataset."""
-    source_note: str
-    created_with: Mapping[str, str]
+    source_note: Text
+    created_with: Mapping[str, Text]
 
     @staticmethod
     def open(url: str) -> "Manifest":
@@ -66,7 +70,7 @@ class Manifest:
         """
         url = str(url)
         try:
-            return _parse(objects.read_bytes(objects.join(url, NAME)), url)
+            return _parse(objects.read_bytes(objects.join(url, NAME), max_bytes=MAX_BYTES + 1), url)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"there is no dataset at {url} (no {NAME}): run 'normfree data prepare CARD --out {url}' (again, if it "
@@ -148,46 +152,22 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def _parse(data: bytes, url: str) -> Manifest:
     where = objects.join(url, NAME)
-    try:
-        content = json.loads(data)
-        known = content["format"] == FORMAT
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise UserError(
-            f"{where} is not a dataset manifest, or it is damaged: restore it or prepare the dataset again elsewhere"
-        )
+    content = documents.parse_json(data, where, max_bytes=MAX_BYTES, remedy=_REMEDY)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{where} is not a dataset manifest; {_REMEDY}")
     if content.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{where} has format version {content.get('format_version')}, this normfree reads {FORMAT_VERSION}: "
-            "prepare the dataset again, or use the normfree that wrote it"
+            f"{where} has format version {documents.excerpt(content.get('format_version'))}, this normfree reads "
+            f"{FORMAT_VERSION}: prepare the dataset again, or use the normfree that wrote it"
         )
-    damaged = f"{where} does not verify (edited or damaged): restore it, or prepare the dataset again elsewhere"
+    damaged = f"{where} does not verify (edited or damaged): {_REMEDY}"
     if content.get("checksum") != _checksum(content):
         raise UserError(damaged)
-    try:
-        splits = {name: _parse_split(split) for name, split in content["splits"].items()}
-        manifest = Manifest(
-            url=url,
-            name=content["name"],
-            classes=tuple(content["classes"]),
-            digest=content["digest"],
-            splits=splits,
-            skipped=tuple(Skipped(**entry) for entry in content["skipped"]),
-            recipe=content["recipe"],
-            source_note=content["source_note"],
-            created_with=content["created_with"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(damaged) from error
-    if manifest.digest != dataset_digest(manifest.classes, splits):
+    manifest = documents.convert({**content, "url": url}, Manifest, where, remedy=_REMEDY)
+    for split in manifest.splits.values():
+        held = sum(shard.num_samples for shard in split.shards)
+        if set(split.index.column_sha256) != set(COLUMNS) or held != split.num_samples:
+            raise UserError(damaged)
+    if manifest.digest != dataset_digest(manifest.classes, manifest.splits):
         raise UserError(damaged)
     return manifest
-
-
-def _parse_split(content: Mapping[str, Any]) -> Split:
-    index = content["index"]
-    if set(index["column_sha256"]) != set(COLUMNS):
-        raise KeyError("column_sha256")
-    files = IndexFiles(StoredFile(**index["columns"]), dict(index["column_sha256"]), StoredFile(**index["keys"]))
-    return Split(content["num_samples"], tuple(Shard(**shard) for shard in content["shards"]), files)

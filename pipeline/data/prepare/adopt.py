@@ -1,6 +1,5 @@
 """WebDataset tars that are there already -> a manifest beside them. The tars are read once and never touched."""
 
-import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,25 +14,14 @@ from pipeline.data.format.manifest import Manifest, Skipped
 from pipeline.data.format.tars import BadTar
 from pipeline.data.prepare import journal
 from pipeline.data.prepare.assemble import assemble
+from pipeline.data.prepare.find_tars import FoundTar, find_tars
 from pipeline.data.prepare.journal import Record
 from pipeline.data.prepare.output_folder import full_disk_is_said, only_writer, publish, staging
 from pipeline.data.process_pool import each
-from pipeline.data.sources.cards import SPLIT_NAMES
-from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
-from pipeline.data.verify.tar_scan import TarScan, in_order, scan_tar
-from pipeline.data.verify.wds_labels import label_classes
+from pipeline.data.verify.tar_scan import DOTTED, TarScan, in_order, scan_tar
+from pipeline.data.verify.wds_labels import label_classes, label_kind
 from pipeline.errors import UserError
 from pipeline.storage import objects
-
-
-@dataclass(frozen=True)
-class FoundTar:
-    """A tar to adopt."""
-
-    split: str
-    name: str
-    """Below the folder of the manifest."""
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,9 @@ class _Scanner:
         rows: list[tuple[str, int, int, int, int, str]] = []
         skipped: list[Skipped] = []
         for sample in in_order(found):
+            skipped += [Skipped(tar.split, f"{tar.name}/{sample.key}.{ending}", DOTTED) for ending in sample.dotted]
+            if sample.dotted and not sample.images:
+                continue  # nothing but images that are named in this way, each of them counted
             try:
                 text = sample.label(self.label_field)
             except ValueError as error:
@@ -95,8 +86,8 @@ def adopt(
     """Write the manifest and the indices of existing WebDataset tars into their folder.
 
     Args:
-        url: a folder (all *.tar in it, at any depth), or its tars by a pattern with `*` or `{000..099}`.
-        splits: pattern of tar names for each split; None: by the names of tars and folders, else all are train.
+        url: a folder (all its tars, at any depth), or its tars by a pattern with `*` or `{000..099}`.
+        splits: pattern of tar names for each split; None: by the words in the names of tars and folders, else all are train.
         classes: class names in label order; None: as the labels say.
         label_field: of JSON labels; None: the usual names.
         name: of the dataset; None: the folder's.
@@ -106,7 +97,7 @@ def adopt(
         UserError: no tars, a damaged tar, too many unusable samples, or a manifest that is there and says otherwise.
             What is scanned is kept for the next run.
     """
-    base, tars = find_tars(url, splits)
+    base, tars, notes = find_tars(url, splits)
     scanner = _Scanner(base, label_field)
     asked: dict[str, Any] = {"splits": dict(splits or {}), "classes": list(classes or [])}
     asked |= {"label_field": label_field, "num_tars": len(tars)}
@@ -122,85 +113,19 @@ def adopt(
             replace(record, label=np.array([numbers[text] for text in record.label_texts], np.int32))
             for record in records
         ]
-        kind = "numbers" if all(str(number) == text for text, number in numbers.items()) else "names"
+        kind = label_kind(class_names, numbers)
         recipe = {"adopted": {**asked, "labels": kind}}
         folders.work.mkdir(parents=True, exist_ok=True)
         title = name or re.sub(r"[^a-z0-9_]+", "_", base.rstrip("/").rpartition("/")[2].lower()) or "adopted"
-        result = assemble(title, base, class_names, records, recipe, _note(records, class_names), folders.work)
+        result = assemble(
+            title, base, class_names, records, recipe, "; ".join((_note(records, class_names), *notes)), folders.work
+        )
         for split in result.splits.values():
             for file in (split.index.columns, split.index.keys):
                 publish(folders.work / file.name, objects.join(base, file.name))
         objects.write_bytes(objects.join(base, manifests.NAME), result.to_json())
     journal.remove_records(base)
     return Manifest.open(base)
-
-
-def find_tars(url: str, splits: Mapping[str, str] | None) -> tuple[str, list[FoundTar]]:
-    """The folder of the manifest and the tars, with their splits, by name."""
-    base, pattern = _base(url)
-    names = {each_url.removeprefix(objects.join(base) + "/"): each_url for each_url in _tars_in(base)}
-    chosen = sorted(names) if pattern is None else _matching(pattern, names, url)
-    if not chosen:
-        raise UserError(
-            f"there is no tar at {url}: give a folder with *.tar, or a pattern such as train-{{000..099}}.tar"
-        )
-    found: dict[str, str] = {}
-    if splits:
-        for split, wanted in splits.items():
-            if split not in SPLIT_NAMES:
-                raise UserError(f"split '{split}' must be one of {', '.join(SPLIT_NAMES)}")
-            for tar in _matching(wanted, chosen, url):
-                if tar in found:
-                    raise UserError(f"{tar} matches the patterns of {found[tar]} and of {split}: make them apart")
-                found[tar] = split
-    else:
-        stated = {tar: _split_of(tar) for tar in chosen}
-        odd = [tar for tar, split in stated.items() if split is None]
-        if odd and len(odd) < len(chosen):
-            raise UserError(
-                f"it is not clear which split {odd[0]} belongs to: say so, as in --split train='train-*.tar'"
-            )
-        found = {tar: split or "train" for tar, split in stated.items()}
-    tars = [FoundTar(split, tar, objects.size_bytes(names[tar])) for tar, split in found.items()]
-    return base, sorted(tars, key=lambda tar: (tar.split, tar.name))
-
-
-def _tars_in(base: str) -> list[str]:
-    return [url for url in objects.list_urls(base, suffix=".tar") if "/.staging/" not in url]
-
-
-def _base(url: str) -> tuple[str, str | None]:
-    """The folder before the first wildcard, and the pattern below it; (folder, None) for a folder."""
-    wild = re.search(r"[*?\[{]", url)
-    if wild is None and not url.endswith(".tar"):
-        return (str(objects.local_path(url)) if objects.is_local(url) else objects.join(url)), None
-    cut = url.rfind("/", 0, wild.start() if wild else len(url))
-    folder = url[:cut] if cut > 0 else "."
-    return (str(objects.local_path(folder)) if objects.is_local(folder) else folder), url[cut + 1 :]
-
-
-def _matching(pattern: str, names: Mapping[str, str] | Sequence[str], where: str) -> list[str]:
-    """Names that match a pattern, by their whole path or their last part. A number range must be there completely."""
-    import braceexpand
-
-    found: list[str] = []
-    missing: list[str] = []
-    for part in braceexpand.braceexpand(pattern):
-        hits = [n for n in names if fnmatch.fnmatchcase(n, part) or fnmatch.fnmatchcase(n.rpartition("/")[2], part)]
-        found += [name for name in sorted(hits) if name not in found]
-        missing += [] if hits else [part]
-    if missing:
-        raise UserError(f"{where}: {len(missing)} tars of {pattern} are not there, such as {missing[0]}")
-    return found
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a tar's name or its folder's begins with."""
-    for part in reversed(name.split("/")):
-        word = re.match(r"[A-Za-z]+", part)
-        if word and word[0].lower() in SPLIT_WORDS:
-            return SPLIT_WORDS[word[0].lower()]
-    return None
 
 
 def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) -> Manifest | None:

@@ -107,7 +107,7 @@ class _Content:
     keys: tuple[str, ...]
     offset: list[Count]
     size: list[Count]
-    label: list[Count]
+    label: list[int]  # -1 in records of adopted tars
     phash: list[int]
     crc32: list[Count]
     skipped: tuple[Skipped, ...]

@@ -10,11 +10,11 @@ extracted: members of an archive are read in place. What is guessed and what is 
 """
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline import places
 from pipeline.data.sources import imagenet
 from pipeline.data.sources.archives.find_files import list_files
 from pipeline.data.sources.archives.reader import FileReader
@@ -47,8 +47,8 @@ def iterate(
     card: Card, source: str | None = None, *, val_share: float | None = None, allow_roots: Sequence[str] = ()
 ) -> Iterator[RawSample]:
     """All samples of a source; those that are not there are left out. UserError: see `open_source`."""
-    with tempfile.TemporaryDirectory(prefix="normfree-spool-") as spool:
-        opened = open_source(card, source, val_share=val_share, allow_roots=allow_roots, spool=Path(spool))
+    with places.temporary_folder("source") as spool:
+        opened = open_source(card, source, val_share=val_share, allow_roots=allow_roots, spool=spool)
         for entry, data in zip(opened.entries, opened.reader.read(opened.entries), strict=True):
             if not isinstance(data, Unreadable):
                 yield RawSample(entry.split, entry.class_name, entry.key, data, entry.extension)

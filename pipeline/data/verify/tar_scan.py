@@ -12,12 +12,14 @@ from typing import Any
 
 from pipeline.data.format.tars import HashingStream, Member, printable, read_member, walk
 from pipeline.data.images.decode import MAX_IMAGE_BYTES, DecodeError, decode_image
+from pipeline.data.images.formats import ENDINGS
 from pipeline.data.images.perceptual_hash import perceptual_hash
 from pipeline.data.verify.wds_labels import LABEL_EXTENSIONS, MAX_LABEL_BYTES, label_text
 from pipeline.storage import objects
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_MEMBER = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)", re.DOTALL)
+DOTTED = "its name has a dot inside, and what follows the first one is its ending to webdataset: rename it"
+_MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]+)", re.DOTALL)
+_HIDDEN = re.compile(r"(?:.*/)?(?:\.|__MACOSX/|@eaDir/).*", re.DOTALL)
 
 
 @dataclass
@@ -32,6 +34,8 @@ class TarSample:
     crc32: int = 0
     """Of the last image's bytes."""
     labels: dict[str, bytes] = field(default_factory=dict)
+    dotted: list[str] = field(default_factory=list)
+    """Endings such as 00001.jpg: images of other samples, if a dot were allowed in a key."""
     problem: str | None = None
 
     def label(self, name: str | None) -> str:
@@ -39,7 +43,7 @@ class TarSample:
         if self.problem:
             raise ValueError(self.problem)
         if len(self.images) != 1:
-            raise ValueError("two images" if self.images else f"no image ({', '.join(IMAGE_EXTENSIONS)})")
+            raise ValueError("two images" if self.images else "no image (jpg, png, webp and the like)")
         return label_text(self.labels, name)
 
 
@@ -71,11 +75,12 @@ def scan_tar(url: str, found: TarScan) -> None:
 
 def _take(found: TarScan, member: Member, read: Any) -> None:
     split = _MEMBER.fullmatch(member.name)
-    if split is None:
+    if split is None or _HIDDEN.fullmatch(member.name):
         return  # no extension or hidden: webdataset leaves it out, too
     key, extension = printable(split[1]), split[2].lower()
     sample = found.samples.setdefault(key, TarSample(key))
-    if extension in IMAGE_EXTENSIONS:
+    stem, _, last = extension.rpartition(".")
+    if extension in ENDINGS:
         sample.images.append((member.offset, member.size))
         if member.size > MAX_IMAGE_BYTES:
             sample.problem = f"an image of {member.size} bytes, more than the {MAX_IMAGE_BYTES} allowed"
@@ -86,6 +91,8 @@ def _take(found: TarScan, member: Member, read: Any) -> None:
             sample.phash = perceptual_hash(decode_image(data))
         except DecodeError as error:
             sample.problem = str(error)
+    elif last in ENDINGS and any(c.isdigit() for c in stem):  # seg.png is a mask of the sample, as webdataset writes it
+        sample.dotted.append(extension)
     elif extension in LABEL_EXTENSIONS:
         if extension in sample.labels:
             sample.problem = f"two members {extension}"

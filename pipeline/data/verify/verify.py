@@ -11,7 +11,7 @@ from pipeline.data.format.tars import BadTar
 from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.data.process_pool import each
 from pipeline.data.verify.tar_scan import TarScan, scan_tar
-from pipeline.data.verify.wds_labels import label_text
+from pipeline.data.verify.wds_labels import is_label, label_text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -39,7 +39,7 @@ class _ShardCheck:
     classes: tuple[str, ...]
     indices: dict[str, SplitIndex]
     label_field: str | None
-    names_are_labels: bool
+    label_kind: str
 
     def __call__(self, place: tuple[str, int]) -> tuple[int, list[str]]:
         """(bytes read, problems) of the shard at (split, number)."""
@@ -84,9 +84,8 @@ class _ShardCheck:
             text = label_text(sample.labels, self.label_field)
         except ValueError as error:
             return f"has lost its label ({error})"
-        label = int(index.label[row])
-        expected = {self.classes[label]} if self.names_are_labels else {str(label)}
-        return None if text in expected else "has another label than its index"
+        is_same = is_label(text, int(index.label[row]), self.classes, self.label_kind)
+        return None if is_same else "has another label than its index"
 
 
 def _unreachable(url: str, offset: int, size: int) -> str:
@@ -127,7 +126,7 @@ def verify(url: str, *, workers: int = 1, progress: Callable[[int, int], None] |
             problems.append(f"{name}: its {len(split.shards)} shards were not checked, for want of an index")
     adopted = manifest.recipe.get("adopted") or {}
     check = _ShardCheck(
-        manifest.url, manifest.classes, indices, adopted.get("label_field"), adopted.get("labels") == "names"
+        manifest.url, manifest.classes, indices, adopted.get("label_field"), adopted.get("labels") or "numbers"
     )
     places = [(name, number) for name, index in indices.items() for number in range(len(index.shards))]
     results: list[tuple[int, list[str]]] = []

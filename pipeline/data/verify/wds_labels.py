@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.data.sources.csv_jsonl import label_order
+from pipeline.documents import excerpt
 from pipeline.errors import UserError
 
 LABEL_EXTENSIONS = ("cls", "json", "txt")
@@ -37,7 +38,7 @@ def label_text(members: Mapping[str, bytes], field: str | None = None) -> str:
 def _from_json(text: str, field: str | None) -> str:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("its json is damaged") from error
     if isinstance(value, dict):
         names = (field,) if field else JSON_FIELDS
@@ -61,19 +62,38 @@ def label_classes(texts: Iterable[str], classes: Sequence[str] | None) -> tuple[
         classes: names in label order, if they are known: texts are then their numbers or the names themselves.
     """
     found = set(texts)
-    numbers = {text: int(text) for text in found if text.isdecimal()}
+    numbers = {text: int(text) for text in found if text.isdecimal() and len(text) < 10}
     all_numbers = len(numbers) == len(found)
     if classes is not None:
         names = {name: number for number, name in enumerate(classes)}
-        if found <= set(names):
-            return tuple(classes), {text: names[text] for text in found}
-        if not all_numbers or max(numbers.values()) >= len(classes):
-            odd = min(text for text in found if text not in names and not numbers.get(text, len(names)) < len(names))
+        numbers = {text: names.get(text, numbers.get(text, len(classes))) for text in found}
+        odd = sorted(text for text, number in numbers.items() if number >= len(classes))
+        if odd:
             raise UserError(
-                f"the label '{odd}' is neither one of the {len(classes)} classes given nor a number below that"
+                f"the label '{excerpt(odd[0])}' is neither one of the {len(classes)} classes given nor a number below that"
             )
         return tuple(classes), numbers
     if all_numbers and max(numbers.values()) < 2 * len(found):
         return tuple(str(number) for number in range(max(numbers.values()) + 1)), numbers
+    if numbers and not all_numbers:
+        name = min(found - set(numbers))
+        raise UserError(
+            f"{len(numbers)} labels are numbers, such as '{min(numbers)}', and {len(found) - len(numbers)} are names, such as "
+            f"'{excerpt(name)}', and nothing says which number is which name: give all names in label order by --classes"
+        )
     order = label_order(found)
     return order, {name: number for number, name in enumerate(order)}
+
+
+def label_kind(classes: Sequence[str], numbers: Mapping[str, int]) -> str:
+    """What the label texts are: numbers, names, or mixed."""
+    if all(str(number) == text for text, number in numbers.items()):
+        return "numbers"
+    return "names" if all(classes[number] == text for text, number in numbers.items()) else "mixed"
+
+
+def is_label(text: str, label: int, classes: Sequence[str], kind: str) -> bool:
+    """Whether a label's text says the class `label`."""
+    by_name = text == classes[label]
+    by_number = text not in classes if kind == "mixed" else kind == "numbers"
+    return (by_name and kind != "numbers") or (by_number and text.isdecimal() and len(text) < 10 and int(text) == label)

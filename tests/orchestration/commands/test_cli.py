@@ -66,7 +66,7 @@ def test_every_example_parses(command: str, capsys: pytest.CaptureFixture[str]) 
     [
         ("data prepare cifar_100 --out {tmp}/x", "cifar100"),
         ("data prepare cifar10 --source {tmp}/nothing.tar --out {tmp}/x", "nothing.tar"),
-        ("data prepare cifar10 --source {tmp} --out {tmp}/x", "missing or empty"),
+        ("data prepare cifar10 --source {tmp} --out {tmp}/x", "the source"),
         ("data prepare images --out {tmp}/x", "source"),
         ("data verify {tmp}/nothing", "nothing"),
         ("pretrain nfnet_tiny_glyph --out {tmp}/x", "did you mean 'nfnet_tiny_glyphs'"),
@@ -78,7 +78,8 @@ def test_every_example_parses(command: str, capsys: pytest.CaptureFixture[str]) 
         ("pretrain {tmp}/nothing.yaml --out {tmp}/x", "no file"),
         ("inspect nfnet_f44", "nfnet_f4"),
         ("inspect timm:resnetv2_5", "resnetv2_50"),
-        ("inspect timm:vgg11", "no residual blocks"),
+        ("inspect timm:vgg11 --signal {tmp}/x.png --px 32", "no residual blocks"),
+        ("inspect timm:vit_tiny_patch16_224 --signal {tmp}/x.png", "tokens"),
         ("inspect nfnet_tiny --px 0", "--px is 0"),
         ("inspect nfnet_tiny --signal {tmp}/x.gif", ".png"),
         ("inspect nfnet_tiny --signal {tmp}/x.png --device nothing", "--device"),
@@ -252,3 +253,17 @@ def test_a_run_goes_to_the_tracker_that_the_environment_names_as_every_other_com
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://night:5000")
     assert main(["pretrain", "nfnet_tiny_glyphs", "--data.url", digits, "--out", str(tmp_path / "run"), *given]) == 0
     assert seen[0]["tracking_uri"] == used
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("vit_tiny_patch16_224", "12 blocks, width 192, 197 tokens"), ("deit_tiny_patch16_224", "1.254 G multiply-adds"),
+        ("swin_tiny_patch4_window7_224", "6 blocks, width 384, maps of 14x14"), ("tf_efficientnet_b0", "0.386 G multiply-adds"),
+        ("mobilenetv3_small_100", "width 96"), ("vgg11", "stages: not known"),
+    ],
+)  # fmt: skip
+def test_inspect_reads_networks_of_every_make(name: str, stages: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(f"inspect timm:{name}", capsys)
+    assert code == 0, err
+    assert stages in out and "parameters" in out and "fp32: " in out

@@ -5,11 +5,13 @@ import re
 import shlex
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
 from orchestration.cli import main
+from orchestration.commands import output
 from pipeline.data.images.formats import ENDINGS
 from tests.pipeline.data.sources.test_parquet import parquet
 from tests.pipeline.data.sources.trees import TREE, folder_of, image_bytes
@@ -94,3 +96,10 @@ def test_refusals_are_as_the_page_has_them(tmp_path, capsys, names, said):
     assert main(["data", "prepare", "images", "--source", str(source), "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_work_without_a_terminal_is_not_silent(capsys, monkeypatch):
+    monkeypatch.setattr(output.doing.__wrapped__, "__kwdefaults__", {"quiet_s": 0.01})
+    with output.progress_bar("images", "images"):
+        time.sleep(0.2)
+    assert capsys.readouterr().err.startswith("images ... (")

@@ -15,7 +15,7 @@ import torch
 
 from orchestration.cli import main
 from orchestration.registry import registry
-from orchestration.registry.registry import find, load, register
+from orchestration.registry.registry import find, load, register, unregister
 from orchestration.tracking import sweep_summary
 from orchestration.tracking.mlflow_client import connect
 from pipeline.checkpoint import commit as checkpoint
@@ -115,6 +115,46 @@ def test_registering_again_makes_no_second_version_and_moves_the_alias(run: str,
     save(run, 4)
     second = register(run, "m4", alias="best", tracking_uri=records)
     assert second.is_new and find("models:/m4@best", records).digest == second.digest != first.digest
+
+
+@pytest.mark.parametrize("name", ["bob's net", "100 % of_it", "Größe\\1"])
+def test_a_name_with_signs_of_a_query_is_one_name(name: str, run: str, records: str) -> None:
+    made = register(run, name, alias="best", tracking_uri=records)
+    assert not register(run, name, tracking_uri=records).is_new
+    assert unregister(run, records).unpinned == []  # its version lives
+    assert find(f"models:/{name}@best", records).version == made.version
+    (url,) = unregister(f"models:/{name}@best", records).unpinned
+    assert retention.pins(url) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [*((name, None) for name in ("a@b", "a/b", "a:b", 'say "it"', " a", "a\nb")),
+     ("m", "v1"), ("m", "Latest"), ("m", "the best")],
+)  # fmt: skip
+def test_a_name_that_nobody_could_pull_is_refused_before_anything_is_registered(
+    name: str, alias: str | None, run: str, records: str
+) -> None:
+    with pytest.raises(UserError, match=r"write (it in letters|one that)"):
+        register(run, name, alias=alias, tracking_uri=records)
+    assert not connect(records).search_registered_models(f"name='{name}'") if '"' not in name else True
+    assert retention.pins(load_module.resolve(run, "unused").url) == []
+
+
+def test_an_alias_that_the_server_refuses_leaves_no_version_and_no_pin(
+    run: str, records: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    def refuses(*_: object) -> None:
+        raise MlflowException("no alias today")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuses)
+    with pytest.raises(UserError, match="no alias today"):
+        register(run, "refused", alias="best", tracking_uri=records)
+    assert not list(connect(records).search_model_versions("name='refused'"))
+    assert retention.pins(load_module.resolve(run, "unused").url) == []
 
 
 def test_a_registered_checkpoint_is_never_deleted_by_its_run(run: str, records: str, tmp_path: Path) -> None:
@@ -290,7 +330,7 @@ def test_a_server_knows_where_the_bytes_lie_and_takes_none(server: str, tmp_path
         save(f"{tmp_path}/run", 2)
         register(f"{tmp_path}/run", "remote", tracking_uri=server)
     assert not (Path(checkpoint.committed(f"{tmp_path}/run")[0]) / retention.KEEP).exists()
-    with pytest.raises(UserError, match="says:"):
+    with pytest.raises(UserError, match="has '/' in it"):
         register(run, "bad/name:", tracking_uri=server, cache_dir=str(tmp_path / "c"))
     assert connect(server).get_model_version("remote", "1").source.startswith("memory://")
 

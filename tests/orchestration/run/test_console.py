@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from orchestration.run.console import Console, duration, size
+from orchestration.run.time_left import TimeLeft
 from pipeline.records import Evaluation, Finished, PassedOver, Phase, Saved, Skipped, Started, Step, Stopped
 
 
@@ -113,9 +114,16 @@ def test_a_step_line_names_the_part_that_is_clipped_most_and_the_one_that_moves_
         "head": {"clipped_share": 0.0, "update_ratio": float("nan")},
     }
     assert "  clipped 12% (stem 50%)  moved at most 1.23% (stage 0)  data" in show(replace(step(10), parts=parts))
+    parts["head"] = {"clipped_share": 1.0, "update_ratio": None}
+    assert "  clipped 12% (the head's bias 100%)  moved" in show(replace(step(10), parts=parts))
     # An update that was not measured, and a network all of whose parts are clipped alike, say no more than the whole.
     parts = {name: {"clipped_share": 0.12, "update_ratio": None} for name in parts}
     assert "  clipped 12%  data wait" in show(replace(step(10), parts=parts))
+
+
+def test_what_is_left_follows_the_recent_pace_and_not_the_start() -> None:
+    left, times = TimeLeft(), [0.0, 1500.0, 1510.0, 1520.0, 1530.0, 1540.0]
+    assert [left.left_s(10 * n, 100, now_s) for n, now_s in enumerate(times, 1)] == [None, None, None, 60.0, 50.0, 40.0]
 
 
 def test_plain_step_lines_are_rare_and_the_last_one_shows() -> None:

@@ -12,8 +12,9 @@ import pytest
 from orchestration.registry.registry import register, unregister
 from orchestration.spool.spool import Spool
 from orchestration.tracking import heartbeat, lineage, mlflow_client
-from orchestration.tracking.mlflow_client import connect, resolve_uri
+from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.sweep_records import SweepRecords
+from orchestration.tracking.tracking_uri import resolve_uri
 from orchestration.tracking.uploader import Uploader
 from pipeline.checkpoint.commit import Commit
 from pipeline.records import Saved

@@ -19,8 +19,9 @@ from orchestration.serve.server import serve
 from orchestration.spool.mirror import Mirror, pull
 from orchestration.spool.spool import Follower, Spool, read
 from orchestration.tracking import mlflow_client, sweep_summary, uploader
-from orchestration.tracking.mlflow_client import connect, resolve_uri, start_uploader
+from orchestration.tracking.mlflow_client import connect, start_uploader
 from orchestration.tracking.sweep_tracking import SweepTracker
+from orchestration.tracking.tracking_uri import resolve_uri
 from orchestration.tracking.translate import STEP_KEYS, Translator, public
 from orchestration.tracking.uploader import Uploader
 from pipeline.errors import UserError
@@ -511,4 +512,15 @@ def test_the_source_that_mlflow_shows_is_the_command_without_its_arguments_and_t
     attempt = {"kind": "Attempt", "attempt": 1, "time_s": T0_S, "code.revision": "abc"}
     tags = Translator().translate({**attempt, "environment.command": "normfree pretrain x --out s3://b/run"}).tags
     assert tags["mlflow.source.name"] == "normfree pretrain" and tags["mlflow.source.git.commit"] == "abc"
+    command = "torchrun --nproc-per-node 2 /opt/bin/normfree pretrain x"
+    assert Translator().translate({**attempt, "environment.command": command}).tags["mlflow.source.name"] == (
+        "normfree pretrain"
+    )
     assert not [tag for tag in Translator().translate(attempt).tags if tag.startswith("mlflow.")]
+
+
+def test_what_a_start_does_otherwise_is_a_tag_of_that_attempt() -> None:
+    translator = Translator()
+    translator.translate({"kind": "Attempt", "attempt": 2, "time_s": T0_S})
+    changed = {"kind": "Changed", "step": 4, "time_s": T0_S, "what": "length", "text": "8 steps long now, and was 4"}
+    assert translator.translate(changed).tags == {"attempt.2.length": "8 steps long now, and was 4"}

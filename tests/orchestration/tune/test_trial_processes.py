@@ -143,7 +143,7 @@ def test_a_sweep_of_trials_of_two_processes_has_the_table_of_one(checkpoint: str
         resources = {"processes_per_trial": number}
         runner = Runner(checkpoint, digits, tmp_path / str(number), suite=suite, resources=resources)
         assert runner.finish(num_seeds=1, concurrent=1)[-1]["num_failed"] == 0
-        found.append(Ledger(str(runner.out)).read())
+        found.append({e.digest: e for e in Ledger(str(runner.out)).entries()})
     one, two = found
     assert set(one) == set(two) and len(one) == 2 * 1 + 2 * (2 + 1)
     for digest, entry in two.items():

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import exported, load
 from pipeline.errors import UserError
+from pipeline.models.backbone import load_backbone
 from tests.fuzzing import fuzz, mutants
 
 Tensors = dict[str, torch.Tensor]
@@ -154,3 +155,22 @@ def test_no_file_of_fragments_hurts(tmp_path: Path, num: int) -> None:
     commit = checkpoint.read_commit(url)
     counts = fuzz(read, mutants([path.read_bytes()], num, tokens=[b"@0", b"@00", b"ema/"]), tmp_path)
     assert counts["read"] and counts["refused"]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "has no model"),
+        ({"model": {}, "augment": {}}, "name"),
+        ({"model": {"name": "nfnet_f7"}, "augment": {}}, "fewer weights"),
+        ({"model": {"name": "nfnet_tiny", "options": {"in_chans": 10**9}}, "augment": {}}, "in_chans|fewer weights"),
+        ({"model": {"name": "nfnet_tiny", "options": {"__class__": "x"}}, "augment": {}}, "no '__class__'"),
+        ({"model": {"name": "../x"}, "augment": {}}, "x"),
+        ({"model": {"name": "nfnet_tiny"}, "augment": {"image_px": "many"}}, "image_px"),
+        ({"model": {"name": "nfnet_tiny"}, "augment": {"evil": 1}}, "evil"),
+        ({"model": [], "augment": {}}, "has no model"),
+    ],
+)
+def test_the_configuration_of_a_commit_is_typed(tmp_path: Path, config: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_backbone(write(tmp_path, config=config))

@@ -35,8 +35,8 @@ plain_write = saver_module.write_part
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "normfree" / "unsaved"
+    monkeypatch.setenv("NORMFREE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "unsaved"
 
 
 @pytest.fixture

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import nfnet
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.batches import Pixels
@@ -139,3 +142,26 @@ def test_folders_patterns_and_stores_are_spelled_out_in_order(folder: Path) -> N
     assert names("https://host/photo.jpg?size=3*4") == ["photo.jpg?size=3*4"]
     with pytest.raises(UserError, match="no images at"):
         find_images([str(folder / "*.jp2")])
+
+
+def test_classify_takes_every_source_that_load_backbone_takes(tmp_path: Path) -> None:
+    small, theirs, plain = (
+        str(tmp_path / name) for name in ("tiny.safetensors", "theirs.safetensors", "plain.safetensors")
+    )
+    nfnet.save_weights(nfnet.create_model("nfnet_tiny", num_classes=6), small)
+    save_file(timm.create_model("mobilenetv3_small_050", num_classes=5).state_dict(), theirs)
+    save_file(nfnet.create_model("nfnet_tiny", num_classes=4).state_dict(), plain)  # says nothing of itself
+    image = noise(40, 40, 3)
+    for source, num_classes in (
+        (small, 6), (f"nfnet_tiny@{small}", 6), (f"timm:mobilenetv3_small_050@{theirs}", 5), (f"nfnet_tiny@{plain}", 4),
+    ):  # fmt: skip
+        (found,) = classify(source, image, top=9)
+        assert sorted(name for name, _ in found.ranked) == list(map(str, range(num_classes)))
+
+
+def test_a_file_of_timms_other_network_is_answered_with_the_words_that_take_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "b0.safetensors")
+    save_file(timm.create_model("nf_regnet_b0").state_dict(), path)
+    with pytest.raises(UserError, match=r"give timm:nf_regnet_b0@.*--model\.options\.width_divisor 8"):
+        classify(f"nf_regnet_b0@{path}", noise(40, 40, 3))
+    assert classify(f"timm:nf_regnet_b0@{path}", noise(40, 40, 3))[0].ranked

@@ -166,3 +166,9 @@ def test_spellings() -> None:
     assert absolute("timm:convnext_atto") == "timm:convnext_atto"
     assert absolute("nfnet_f0@w.npz") == f"nfnet_f0@{Path('w.npz').absolute()}"
     assert absolute("s3://bucket/run") == "s3://bucket/run"
+
+
+def test_weights_that_are_not_finite_are_refused(theirs: nn.Module, tmp_path: Path) -> None:
+    torch.save({k: torch.full_like(v, torch.nan) for k, v in theirs.state_dict().items()}, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match="not finite"):
+        load_backbone(f"{NAME}@{tmp_path}/nan.pth")

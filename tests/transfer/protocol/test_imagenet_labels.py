@@ -35,8 +35,8 @@ from transfer.results.scorecard import scorecard, with_extra_metrics
 from transfer.results.scorecard_table import to_csv
 from transfer.sweep import probe_job, trials
 from transfer.sweep.cells import Cell, Sweep, plan
-from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Entry, Ledger
+from transfer.sweep.sources import Source
 
 WNIDS = [f"n{1_000_000 + 7 * i:08d}" for i in range(1000)]
 NUM_VAL, SIDE = 60, 12

@@ -9,7 +9,6 @@ from pipeline.errors import UserError
 from transfer.protocol.methods import VTAB_IMAGES
 from transfer.protocol.vtab import (
     TASKS,
-    ReferenceRun,
     clevr_distance,
     dsprites_orientation,
     kitti_distance,
@@ -140,14 +139,6 @@ def test_a_list_from_other_data_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="37 classes from 0"):
         write_list(task, {**examples, "test": [("b.jpg", 37)] * 3669}, tmp_path / "x")
     assert not (tmp_path / "x").exists()
-
-
-def test_the_reference_run_falls_after_300_600_and_900() -> None:
-    rate = ReferenceRun().rate
-    expected = {0: 0, 40: 0.005, 80: 0.01, 300: 0.01, 301: 1e-3, 600: 1e-3, 601: 1e-4, 900: 1e-4, 901: 1e-5, 999: 1e-5}
-    assert {step: rate(step) for step in expected} == pytest.approx(expected)
-    with pytest.raises(ValueError, match="0 to 999"):
-        rate(1000)
 
 
 def test_the_score_is_the_mean_over_tasks_and_not_over_groups() -> None:

@@ -18,10 +18,10 @@ from transfer.search.grids import brackets
 from transfer.search.successive_halving import Rung, read_decision, replay, write_rung
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.failures import MAX_TRIES, TrialFailed, cause_of
-from transfer.sweep.finetune import Source
 from transfer.sweep.ledger import Ledger, Trial, entry
 from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.scheduler import Budget, Conductor, Job
+from transfer.sweep.sources import Source
 
 SOURCE = Source(checkpoint_url="nowhere", digest="c" * 64, model="nfnet_tiny", options={}, augment=AugmentConfig())
 TUNE = FinetuneSettings(shots=(5,), learning_rates=(0.1, 0.4), num_steps=(20, 40))

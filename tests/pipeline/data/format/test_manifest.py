@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import documents
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import load_card
@@ -87,7 +88,7 @@ def test_an_edited_manifest_is_refused(dataset, change, message):
 def test_a_damaged_manifest_is_refused(dataset, data):
     path = dataset / "manifest.json"
     path.write_bytes(path.read_bytes()[:-500] if data is None else data)
-    with pytest.raises(UserError, match="not a dataset manifest"):
+    with pytest.raises(UserError, match=r"manifest\.json is .*; restore it, or prepare the dataset again elsewhere$"):
         Manifest.open(str(dataset))
 
 
@@ -178,7 +179,7 @@ def test_verify_holds_the_members_against_the_index(dataset):
     content = json.loads((dataset / "manifest.json").read_bytes())
     shard = content["splits"]["train"]["shards"][0]
     shard.update(sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), size_bytes=len(buffer.getvalue()))
-    splits = {name: manifests._parse_split(split) for name, split in content["splits"].items()}
+    splits = {name: documents.convert(split, manifests.Split, name) for name, split in content["splits"].items()}
     content["digest"] = manifests.dataset_digest(content["classes"], splits)
     content["checksum"] = manifests._checksum(content)
     (dataset / "manifest.json").write_text(json.dumps(content))

@@ -95,5 +95,5 @@ def test_sockets_of_workers_have_short_paths(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", None)  # type: ignore[attr-defined]
     safe_context()
-    assert len(multiprocessing.util.get_temp_dir()) <= MAX_SOCKET_FOLDER + len("/pymp-12345678")
+    assert len(multiprocessing.util.get_temp_dir()) <= MAX_SOCKET_FOLDER + len("/normfree-tmp-pool-12345678")
     assert tempfile.gettempdir() == str(long)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.images.formats import ENDINGS
 from pipeline.data.prepare import journal
 from pipeline.data.prepare.adopt import adopt
 from pipeline.data.prepare.prepare import prepare
@@ -82,7 +83,7 @@ def test_tars_written_by_webdataset_in_its_own_ways(tmp_path):
         index = manifest.split(split)
         seen = 0
         for place, record in enumerate(records):
-            image = next(value for key, value in record.items() if key in tar_scan.IMAGE_EXTENSIONS)
+            image = next(value for key, value in record.items() if key in ENDINGS)
             label = record.get("cls") or record.get("txt") or str(json.loads(record["json"])["label"]).encode()
             assert index_image(manifest, split, place) == image and index.keys[place] == record["__key__"]
             assert index.label[place] == int(label)
@@ -151,7 +152,7 @@ def test_every_sample_that_cannot_be_used_is_listed_with_its_reason(tmp_path):
     assert reasons.pop("cut")
     assert reasons == {
         "nolabel": "no label (cls, json or txt)",
-        "noimage": "no image (jpg, jpeg, png, webp)",
+        "noimage": "no image (jpg, png, webp and the like)",
         "two": "two images",
         "twice": "two members cls",
         "bad": "its json is damaged",
@@ -187,7 +188,7 @@ def test_links_to_files_outside_are_not_followed(tmp_path):
         tar.addfile(label, io.BytesIO(b"1"))
     manifest = adopt(str(tmp_path / "wds"), max_bad_share=0.5)
     assert [(entry.key, entry.reason) for entry in manifest.skipped] == [
-        ("train-0.tar/c", "no image (jpg, jpeg, png, webp)")
+        ("train-0.tar/c", "no image (jpg, png, webp and the like)")
     ]
 
 

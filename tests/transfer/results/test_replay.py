@@ -18,13 +18,13 @@ from transfer.protocol.search_space import Axis
 from transfer.protocol.tasks import Suite, TaskEntry
 from transfer.report.html_search import search_table
 from transfer.report.write_report import write_report
+from transfer.results.replay import Played, play_again
 from transfer.results.rerun import rerun
 from transfer.results.search_effects import range_effects, whole_candidates
 from transfer.results.sweep_results import Findings, load_findings
 from transfer.search import optuna_search, successive_halving
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.ledger import Entry, Ledger
-from transfer.sweep.replay import Played, play_again
 
 
 @pytest.fixture()

@@ -1,0 +1,33 @@
+"""What the servers have acknowledged of a run or sweep, as a file that a kill at any moment leaves whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import documents
+from pipeline.errors import UserError
+from pipeline.storage import objects
+
+
+def read_state(path: Path) -> dict[str, dict[str, Any]]:
+    """By server; {} where there is none. A file that is damaged is put aside and reported, and nothing of it is needed: what a
+    server has is asked of the server, and a run is found there by its token."""
+    try:
+        return documents.read(str(path), dict[str, dict[str, Any]])
+    except FileNotFoundError:
+        return {}
+    except UserError as error:
+        aside = path.with_name(f"{path.name}.{int(time.time())}.damaged")
+        os.replace(path, aside)
+        print(f"tracking: {error}; it is {aside.name} now, and the server is asked what it has", file=sys.stderr)
+        return {}
+
+
+def write_state(path: Path, value: dict[str, Any]) -> None:
+    """Replaces `path` at once: readers see the old content or the new."""
+    objects.write_bytes(path, json.dumps(value, indent=1).encode())
