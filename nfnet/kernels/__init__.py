@@ -1,8 +1,8 @@
-"""Fused loops for the parts of a step that only move memory, each beside a plain torch twin of the same signature.
+"""Fused loops for the parts of a step that only move memory, each with a plain torch reference of the same signature.
 
-`plain` is the reference: the tests compare every other implementation with it. `native` binds the CPU's loops, compiled
-at installation. `gpu` launches the Triton programs of `weight_programs`, `activation_programs` and `update_programs`;
-importing it loads no Triton.
+`reference` is what the tests compare every other implementation with. `cpu` binds the CPU's loops, compiled at installation.
+`triton_layers` and `triton_update` launch the Triton programs of `triton_weight_kernels`, `triton_activation_kernels` and
+`triton_update_kernels`; importing them loads no Triton.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 LAUNCH = {"enable_fp_fusion": True}
-"""Of every Triton program: a * b + c is rounded once. Said aloud because Triton's own default changes between versions."""
+"""Of every Triton program: a * b + c is rounded once. Given explicitly because Triton's own default changes between versions."""
 
 _plain_only = False
 

@@ -1,7 +1,7 @@
-"""The CPU's fused loops (`native.c`), bound. Signatures and arithmetic are those of `plain`.
+"""Bindings of the CPU's fused loops (`native.c`). Signatures and arithmetic are those of `reference`.
 
-The extension is compiled when the package is installed; where no compiler was at hand there is none, `problem` says so and
-everything runs through plain torch.
+The extension is compiled when the package is installed. Where there is none, or one that was compiled for another version of
+this file, `problem` gives the reason and everything runs through plain torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from nfnet.kernels.reference import Standardised, num_units
 
 KINDS = {"gelu": 0, "silu": 1, "relu": 2}
 HALF = {torch.float32: 0, torch.bfloat16: 1}
+INTERFACE = 1
+"""As `nf_interface` of `native.c`: called with other arguments than it was compiled for, a loop would write anywhere."""
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -26,9 +28,15 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if found is None or found.origin is None:
         return None, "the compiled loops are missing: install normfree again with a C compiler on the machine"
     try:
-        return ctypes.CDLL(found.origin), ""
+        library = ctypes.CDLL(found.origin)
     except OSError as error:
         return None, f"the compiled loops do not load ({error}): install normfree again on this machine"
+    number = library.nf_interface() if hasattr(library, "nf_interface") else 0
+    if number != INTERFACE:
+        return None, (
+            f"the compiled loops are of another version (interface {number}, not {INTERFACE}): install normfree again"
+        )
+    return library, ""
 
 
 _library, problem = _load()
@@ -85,7 +93,7 @@ def standardise(
     out_dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Standardised:
-    """As `plain.standardise`; of memory formats, the weight's own and channels-last."""
+    """As `reference.standardise`; of memory formats, the weight's own and channels-last."""
     rows = weight.shape[0]
     out = torch.empty_like(weight, dtype=out_dtype or weight.dtype, memory_format=memory_format)
     mean, rstd = weight.new_empty(rows), weight.new_empty(rows)
@@ -118,7 +126,7 @@ def standardise_backward(
     *,
     in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `plain.standardise_backward`; `in_place`: an fp32 `grad_out` is the caller's own and may become the result."""
+    """As `reference.standardise_backward`; `in_place`: an fp32 `grad_out` is the caller's own and may become the result."""
     rows, turned = weight.shape[0], _turned(grad_out, weight)
     grad_out = grad_out if turned else laid_out_as(grad_out, weight)
     own = in_place and grad_out.dtype == torch.float32 and not turned

@@ -1,6 +1,6 @@
 /* Loops of one pass over memory for the CPU: weight standardisation, scaled activations, and the update.
  *
- * Each has a plain torch twin (plain.py) that states the arithmetic; native.py binds them. Tensors come as dense memory:
+ * reference.py defines the arithmetic of each in plain torch; cpu.py binds them. Tensors come as dense memory:
  * (rows, n) where a row is one output unit, or flat. Nothing here allocates, and a row is worked on by one thread, so
  * results do not depend on the number of threads. Compiled for several instruction sets; the loader takes the best.
  */
@@ -16,6 +16,10 @@
 #endif
 #define EXPORT __attribute__((visibility("default")))
 #define SMALL 32768 /* elements below which threads cost more than they save */
+
+/* Number of this file's interface: raised with every change of an exported function's arguments, here and in cpu.py, which
+ * takes no library with another number. */
+EXPORT int nf_interface(void) { return 1; }
 
 /* ---- bfloat16 ---- */
 static inline float widen(uint16_t h) {

@@ -1,8 +1,13 @@
-"""The compiled loops compute what their plain twins do, whatever the layout, the precision and the number of threads."""
+"""The compiled loops compute what their plain torch references do, whatever the layout, the precision and the number of threads."""
 
+import hashlib
+import importlib.util
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +24,30 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channel
 
 def test_the_loops_were_compiled_where_there_is_a_compiler() -> None:
     if not (shutil.which("cc") or shutil.which("gcc")):
-        pytest.skip("there is no C compiler on this machine; the plain twins serve")
+        pytest.skip("there is no C compiler on this machine; plain torch serves")
     assert cpu.problem == ""
+
+
+def test_a_compiled_library_of_another_version_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler on this machine")
+    for number, text in enumerate(("int nf_interface(void) { return -1; }", "int old;")):
+        (tmp_path / "old.c").write_text(text)
+        library = tmp_path / f"{number}.so"
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "old.c"], check=True)
+        spec = importlib.util.spec_from_file_location("old", library)
+        monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        found, problem = cpu._load()
+        assert found is None and "another version" in problem and "install normfree again" in problem
+
+
+def test_the_interface_s_number_is_raised_with_the_compiled_functions_arguments() -> None:
+    text = Path(cpu.__file__).with_name("native.c").read_text()
+    exported = [" ".join(found.split()) for found in re.findall(r"^EXPORT ([^{]*)", text, re.MULTILINE)]
+    digest = hashlib.sha256("\n".join(exported).encode()).hexdigest()[:12]
+    assert re.findall(r"nf_interface\(void\) \{ return (\d+)", text) == [str(cpu.INTERFACE)]
+    assert (cpu.INTERFACE, digest) == (1, "9ba8d549666d"), "raise both numbers and enter the new digest here"
 
 
 @pytest.fixture(autouse=True)
