@@ -25,7 +25,8 @@ from pipeline.checkpoint import commit, load
 from pipeline.checkpoint.direct_io import ALIGN_BYTES, PIECE_BYTES
 from pipeline.checkpoint.part_writer import NUM_WRITERS
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.checkpoint.snapshot import FILE_BYTES
 from pipeline.distributed import World
 from pipeline.records import Saved

@@ -112,18 +112,8 @@ def _no_call(*args: Any) -> NoReturn:
     raise Refused("it calls a type")
 
 
-def _admitted(budget: _Budget) -> dict[tuple[str, str], _Token]:
-    """The globals that a file may name, and what they are here."""
-
-    def blank(*args: Any) -> _Blank:
-        return _Blank(budget)
-
-    def from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
-        """numpy._core.numeric._frombuffer: how protocol 5 stores an array."""
-        return _array(budget, data, dtype, shape, fortran=order == "F")
-
-    def scalar(dtype: Any, data: Any = b"") -> Array:
-        return from_buffer(data, dtype, (), "C")
+def _plain_calls(budget: _Budget) -> dict[str, Callable[..., Any]]:
+    """The globals of bytes and plain containers."""
 
     def encode(text: Any, encoding: Any = "latin1") -> bytes:
         """_codecs.encode: how protocols below 3 store bytes."""
@@ -146,6 +136,32 @@ def _admitted(budget: _Budget) -> dict[tuple[str, str], _Token]:
         budget.spend(100 * len(items))
         return dict(items)
 
+    return {
+        "_codecs.encode": encode,
+        # bytearray and bytes of a number would be that many zeros: memory that no file pays for.
+        **{f"{home}.{name}": make_bytes for home in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
+        **{f"{home}.dict": mapping for home in ("builtins", "__builtin__")},
+        "collections.OrderedDict": mapping,
+        "collections.defaultdict": lambda factory=None, *items: mapping(*items),  # its factory is not kept
+        "haiku._src.data_structures.FlatMapping": mapping,
+        "haiku._src.data_structures.FlatMap": mapping,
+        "haiku._src.data_structures.frozendict": mapping,
+    }
+
+
+def _admitted(budget: _Budget) -> dict[tuple[str, str], _Token]:
+    """The globals that a file may name, and what they are here."""
+
+    def blank(*args: Any) -> _Blank:
+        return _Blank(budget)
+
+    def from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+        """numpy._core.numeric._frombuffer: how protocol 5 stores an array."""
+        return _array(budget, data, dtype, shape, fortran=order == "F")
+
+    def scalar(dtype: Any, data: Any = b"") -> Array:
+        return from_buffer(data, dtype, (), "C")
+
     def dill_type(name: Any) -> _Token:
         """A built-in type by dill's name for it; only those that are admitted under their own name can be called."""
         own = {"BytesType": "bytes", "DictType": "dict"}.get(name, name) if isinstance(name, str) else ""
@@ -166,15 +182,7 @@ def _admitted(budget: _Budget) -> dict[tuple[str, str], _Token]:
         "jax._src.array._reconstruct_array": _built,
         "dill._dill._create_array": _built,
         "dill._dill._load_type": dill_type,
-        "_codecs.encode": encode,
-        # bytearray and bytes of a number would be that many zeros: memory that no file pays for.
-        **{f"{home}.{name}": make_bytes for home in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
-        **{f"{home}.dict": mapping for home in ("builtins", "__builtin__")},
-        "collections.OrderedDict": mapping,
-        "collections.defaultdict": lambda factory=None, *items: mapping(*items),  # its factory is not kept
-        "haiku._src.data_structures.FlatMapping": mapping,
-        "haiku._src.data_structures.FlatMap": mapping,
-        "haiku._src.data_structures.frozendict": mapping,
+        **_plain_calls(budget),
     }
     table = {(name.rpartition(".")[0], name.rpartition(".")[2]): _Token(name, call) for name, call in calls.items()}
     return table

@@ -27,7 +27,7 @@ from orchestration.spool.mirror import Mirror
 from orchestration.spool.process_lock import only_one
 from orchestration.spool.spool import is_torn
 from pipeline import places
-from pipeline.storage.ownership import started_at
+from pipeline.storage.process_identity import started_at
 
 SAMPLE_EVERY_S = 15.0
 GPU_FIELDS = {

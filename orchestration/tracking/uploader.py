@@ -41,7 +41,7 @@ from orchestration.tracking.translate import Ending, Point, Translator, Upload, 
 from pipeline import places
 from pipeline.errors import UserError
 from pipeline.secrets import public
-from pipeline.storage.ownership import started_at
+from pipeline.storage.process_identity import started_at
 
 MAX_WAIT_S = 15.0
 MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk

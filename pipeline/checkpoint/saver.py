@@ -16,48 +16,24 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
-from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import retention, unsaved
-from pipeline.checkpoint.commit import Commit
+from pipeline.checkpoint.commit import Commit, checkpoint_url, write_commit
 from pipeline.checkpoint.part_writer import Cancelled, sentence, wait_for_parts, write_part
 from pipeline.checkpoint.retention import Policy
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.checkpoint.snapshot import HostMemory, room_bytes
-from pipeline.configuration import check_fields
 from pipeline.distributed import World, broadcast
-from pipeline.field_types import CountOrZero, PositiveDuration, Seconds
 from pipeline.records import Notice, Record, Saved, SaveFailed, SaveSkipped
 from pipeline.storage import objects
 from pipeline.supervision import fault_points
 from pipeline.supervision.fault_points import reach
 
 POLL_S = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavingConfig:
-    """How checkpoints are written and which of them stay; nothing here decides a number of the run."""
-
-    in_background: bool = True
-    """False: training waits until the checkpoint is committed."""
-    max_wait_s: Seconds = 60.0
-    """A save that finds the one before still being written waits for it for this long, then is left out and counted."""
-    staging: str = ""
-    """Local folder where files wait for their upload to a store that is not S3 (S3 takes them from memory); "" = the system's
-    temporary folder."""
-    keep_every: PositiveDuration | None = None
-    """Checkpoints at multiples of this stay, besides the newest `keep_checkpoints`."""
-    keep_best: CountOrZero = 0
-    """This many best ones by `best_metric` stay, besides the newest."""
-    best_metric: Literal["top1", "top5", "loss"] = "top1"
-    """Of the last evaluation before the save."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "saving")
 
 
 @dataclass
@@ -159,7 +135,7 @@ class Saver:
                 reach("commit")
                 kinds = sorted({k for p in parts for k in p["kinds"]})
                 files = [f for p in parts for f in p["files"]]
-                work.commit = checkpoint.write_commit(url, step=step, kinds=kinds, files=files, facts=facts)
+                work.commit = write_commit(url, step=step, kinds=kinds, files=files, facts=facts)
                 work.seconds_s = time.perf_counter() - work.begin_s
                 reach("committed")
                 self._retain(work)
@@ -265,10 +241,10 @@ class Saver:
         choice: tuple[str, str] | None = None
         if self.world.is_main:
             attempt = 1
-            while (url := checkpoint.checkpoint_url(self.run_dir, step, attempt)).rsplit("/", 1)[-1] in self._taken:
+            while (url := checkpoint_url(self.run_dir, step, attempt)).rsplit("/", 1)[-1] in self._taken:
                 attempt += 1
             self._taken.add(url.rsplit("/", 1)[-1])
-            first = checkpoint.checkpoint_url(self.run_dir, step)
+            first = checkpoint_url(self.run_dir, step)
             choice = (
                 url,
                 "" if url == first else f"{first} holds a damaged or unfinished checkpoint and was left as it is",

@@ -20,12 +20,12 @@ from torch import nn
 import nfnet.optim.agc as agc
 from nfnet.optim.losses import MixedLabels
 from nfnet.optim.param_groups import assign, param_groups
-from nfnet.optim.sam import sam_backward
 from nfnet.optim.sgd import SGD
 from pipeline.distributed import World, gather
 from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
 from pipeline.engine.fragments import Fragment, Units, products
 from pipeline.engine.optim_config import OptimConfig
+from pipeline.engine.sam_step import sam_losses
 from pipeline.engine.update_stats import Sums, UpdateStats
 from pipeline.engine.zero_layout import KINDS, Kind, Place, layout
 from pipeline.errors import UserError
@@ -101,36 +101,13 @@ class Engine:
         # Said explicitly: the library counts micro-batches by calls of its step(), which is called once an update here.
         self._engine.set_gradient_accumulation_boundary(is_last)
         if self.optim.sam_rho > 0:
-            loss, correct = self._sam(images, labels)
+            loss, correct = sam_losses(
+                self.network, self._objective, self._engine, self._layout, images, labels, self.optim
+            )
         else:
             loss, correct = self._engine(images, labels)
             self._engine.backward(loss)
         self._seen += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
-
-    def _sam(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ascent passes by the library, which averages the second gradient only; loss at the perturbed weights."""
-        passes = iter((self._objective, self._engine))
-        seen: list[torch.Tensor] = []
-
-        def objective(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
-            loss, correct = next(passes)(images, chosen)
-            seen[:] = [loss, correct]
-            return loss
-
-        with self._layout.whole(self.network) as restored:
-            report = sam_backward(
-                self.network,
-                objective,
-                images,
-                torch.arange(len(images), device=images.device),
-                rho=self.optim.sam_rho,
-                share=self.optim.sam_share,
-                backward=self._engine.backward,
-                restore=not restored,
-            )
-        # An ascent that is not finite moved nothing; through the loss all ranks learn of it, and leave the step out.
-        return seen[0].detach() + 0 * report.ascent_norm, seen[1]
 
     @torch.no_grad()
     def update(

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.storage import conditional_put, objects
+from pipeline.storage.process_identity import Process, this_process
 
 NAME = "owner.json"
 BEAT_S = 10.0
@@ -38,31 +36,6 @@ OLD_S = 1800.0
 LEAVE_S = 180.0
 """Processes whose launcher was killed save and leave: so long the next start waits for them."""
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Process:
-    machine: str
-    """Of a boot and a process namespace: only there do process numbers mean something."""
-    host: str
-    pid: int
-    started: str
-    launcher: int = 0
-    """Process that started it and ends with it; 0 where there is none."""
-    launcher_started: str = ""
-
-    @property
-    def is_here(self) -> bool:
-        return self.machine == _machine()
-
-    @property
-    def is_alive(self) -> bool:
-        """For one of this machine."""
-        return started_at(self.pid) == self.started
-
-    @property
-    def has_launcher(self) -> bool:
-        return not self.launcher or started_at(self.launcher) == self.launcher_started
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +70,6 @@ class Holder:
         found = conditional_put.read(objects.join(self.url, NAME))
         record = _parse(found[0]) if found else None
         return record is not None and record.token == self.token
-
-
-def this_process(*, launched: bool = False) -> Process:
-    """This process, to be named in a record; `launched`: it ends with the process that started it."""
-    launcher = os.getppid() if launched else 0
-    return Process(
-        _machine(),
-        socket.gethostname(),
-        os.getpid(),
-        started_at(os.getpid()) or "",
-        launcher,
-        (started_at(launcher) or "gone") if launched else "",
-    )
 
 
 @contextlib.contextmanager
@@ -278,36 +238,6 @@ def _parse(data: bytes) -> Record | None:
         return record if record.processes and record.beat_s + record.since_s > 0 else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-@functools.cache
-def _machine() -> str:
-    """The name too: clones of a running virtual machine share their boot's number."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
-
-
-def started_at(pid: int | None) -> str | None:
-    """When a living process started, None for one that is gone: a process number alone may have gone to another."""
-    if pid is None:
-        return None
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    except (OSError, IndexError):
-        return None
-    try:  # no /proc here: the number must do
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"
 
 
 def _say(text: str) -> None:

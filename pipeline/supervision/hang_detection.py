@@ -131,3 +131,41 @@ def _silent(rank: int, heard: Heard) -> Suspect:
     if heard.beat is None:
         return Suspect(rank, True, f"has not been heard of for {heard.age_s:.0f} s")
     return Suspect(rank, True, f"has given no sign of life for {heard.age_s:.0f} s")
+
+
+def judge_alone(
+    heard: dict[int, Heard], *, rank: int, has_launcher: bool, idle_s: float, silence: str
+) -> tuple[list[Suspect], list[int]]:
+    """The judgement of `rank` where the store does not answer, by what was heard last: suspects, and who may report them.
+
+    Args:
+        has_launcher: the store lives in a launcher's process on rank 0's machine, and not in rank 0's process.
+        idle_s: the rank's own main thread has not moved for this long.
+        silence: what is known of the store.
+    """
+    mine = Suspect(rank, False, f"has not moved for {idle_s:.0f} s")
+    if len(heard) == 1:
+        return [mine], [rank]
+    beats = [h.beat for _, h in sorted(heard.items()) if h.beat is not None and h.beat.state != "left"]
+    if not has_launcher:
+        why = f"does not answer, and its process holds the run's store ({silence})"
+        return [Suspect(0, True, why)], [b.rank for b in beats if b.rank > 0]
+    here, main = _machine_of(heard, rank), _machine_of(heard, 0)
+    gone = [b.rank for b in beats if b.machine == main != here]
+    why = f"does not answer, nor does the run's store on its machine ({silence})"
+    suspects = [Suspect(other, True, why) for other in gone] or [mine]
+    reporters = [b.rank for b in beats if b.machine == here] if not gone else []
+    return suspects, reporters or [b.rank for b in beats if b.rank not in gone]
+
+
+def _machine_of(heard: dict[int, Heard], rank: int) -> str | None:
+    beat = heard[rank].beat
+    return None if beat is None else beat.machine
+
+
+def neighbour(heard: dict[int, Heard], rank: int, silent: list[int]) -> int | None:
+    """The lowest rank on the machine of a silent one that can look at it."""
+    beats = [h.beat for _, h in sorted(heard.items()) if h.beat is not None]
+    machine = next((b.machine for b in beats if b.rank == rank), None)
+    can = (b.rank for b in beats if b.machine == machine and b.state != "left" and b.rank not in silent)
+    return next(can, None)

@@ -19,14 +19,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.supervision import fault_points, hang_report, stack_dumps
-from pipeline.supervision.hang_detection import JUDGED_AT, Beat, Heard, Suspect, WatchdogConfig, is_stuck, judge
+from pipeline.supervision import fault_points, hang_detection, hang_report, stack_dumps
+from pipeline.supervision.hang_detection import JUDGED_AT, Beat, Heard, Suspect, WatchdogConfig
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.rank_environment import place
 from pipeline.supervision.stop_signals import StopSignal, say
@@ -116,7 +116,7 @@ class Watchdog:
             if self._deadline_s is not None:
                 if now_s > self._deadline_s:
                     self._leave(EXIT_HANG)
-            elif self._is_alone(now_s) and is_stuck(self._beat(), self.config):
+            elif self._is_alone(now_s) and hang_detection.is_stuck(self._beat(), self.config):
                 self._accuse_alone(now_s)
 
     def _is_alone(self, now_s: float) -> bool:
@@ -212,7 +212,7 @@ class Watchdog:
             beat = Beat.from_json(said[rank]) if rank in said else None
             is_new = beat is not None and (before.beat is None or beat.number != before.beat.number)
             self._heard[rank] = Heard(beat, 0.0 if is_new else before.age_s + passed_s)
-        suspects = judge(self._heard, self.config)
+        suspects = hang_detection.judge(self._heard, self.config)
         if suspects and self.config.limit_s > 0:
             self._accuse(suspects)
 
@@ -227,7 +227,8 @@ class Watchdog:
         self._testify(silent)
         there = [r for r, h in self._heard.items() if h.beat is not None and h.beat.state != "left" and r not in silent]
         keys = [f"stacks/{rank}" for rank in there]
-        keys += [f"examined/{rank}" for rank in silent if self._neighbour(rank, silent) is not None]
+        seen = [rank for rank in silent if hang_detection.neighbour(self._heard, rank, silent) is not None]
+        keys += [f"examined/{rank}" for rank in seen]
         self._publish(suspects, self._collect(keys))
         self._store.set("reported", "")
         time.sleep(self._interval_s)  # rank 0's process may be the store's, and the others are to hear it
@@ -241,18 +242,16 @@ class Watchdog:
         self._leave(EXIT_HANG)
 
     def _testify(self, silent: list[int]) -> None:
-        self._store.set(f"stacks/{self.rank}", json.dumps(stack_dumps.of_all_threads(self._main)))
+        for key, stacks in self._evidence(silent):
+            self._store.set(key, json.dumps(stacks))
+
+    def _evidence(self, silent: list[int]) -> Iterator[tuple[str, Any]]:
+        """Stacks of this rank, and of the silent ones that are its to look at."""
+        yield f"stacks/{self.rank}", stack_dumps.of_all_threads(self._main)
         for rank in silent:
             beat = self._heard[rank].beat
-            if beat is not None and self._neighbour(rank, silent) == self.rank:
-                self._store.set(f"examined/{rank}", json.dumps(stack_dumps.examine(beat.pid, beat.dump)))
-
-    def _neighbour(self, rank: int, silent: list[int]) -> int | None:
-        """The lowest rank on the machine of a silent one that can look at it."""
-        beats = [h.beat for _, h in sorted(self._heard.items()) if h.beat is not None]
-        machine = next((b.machine for b in beats if b.rank == rank), None)
-        can = (b.rank for b in beats if b.machine == machine and b.state != "left" and b.rank not in silent)
-        return next(can, None)
+            if beat is not None and hang_detection.neighbour(self._heard, rank, silent) == self.rank:
+                yield f"examined/{rank}", stack_dumps.examine(beat.pid, beat.dump)
 
     def _collect(self, keys: list[str]) -> dict[str, Any]:
         """What comes of these within the time for it."""
@@ -271,34 +270,15 @@ class Watchdog:
         deadline.start()
         if self._heard[self.rank].beat is None:
             self._heard[self.rank] = Heard(self._beat(), 0.0)
-        mine = Suspect(self.rank, False, f"has not moved for {self._idle_s:.0f} s")
         silence = self._store_lost or f"silent for {now_s - self._talked_s:.0f} s"
-        beats = [h.beat for _, h in sorted(self._heard.items()) if h.beat is not None and h.beat.state != "left"]
-        if self.size == 1:
-            suspects, reporters = [mine], [self.rank]
-        elif not self._has_launcher:
-            suspects = [Suspect(0, True, f"does not answer, and its process holds the run's store ({silence})")]
-            reporters = [b.rank for b in beats if b.rank > 0]
-        else:  # the launcher is where rank 0 is
-            gone = [b.rank for b in beats if b.machine == self._machine_of(0) != self._machine]
-            why = f"does not answer, nor does the run's store on its machine ({silence})"
-            suspects = [Suspect(rank, True, why) for rank in gone] or [mine]
-            reporters = [b.rank for b in beats if b.machine == self._machine] if not gone else []
-            reporters = reporters or [b.rank for b in beats if b.rank not in gone]
+        suspects, reporters = hang_detection.judge_alone(
+            self._heard, rank=self.rank, has_launcher=self._has_launcher, idle_s=self._idle_s, silence=silence
+        )
         if self.rank == min(reporters, default=self.rank):
-            seen: dict[str, Any] = {f"stacks/{self.rank}": stack_dumps.of_all_threads(self._main)}
-            for s in suspects:
-                beat = self._heard[s.rank].beat if s.is_silent else None
-                if beat is not None and beat.machine == self._machine:
-                    seen[f"examined/{s.rank}"] = stack_dumps.examine(beat.pid, beat.dump)
-            self._publish(suspects, seen)
+            self._publish(suspects, dict(self._evidence([s.rank for s in suspects if s.is_silent])))
         else:
             time.sleep(self._report_s)  # the reporter's launcher would end it when another rank leaves
         self._leave(EXIT_HANG)
-
-    def _machine_of(self, rank: int) -> str | None:
-        beat = self._heard[rank].beat
-        return None if beat is None else beat.machine
 
     @property
     def _has_launcher(self) -> bool:

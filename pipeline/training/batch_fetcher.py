@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.data.loading.batches import Batch, LoadersKilled, Loss
+from pipeline.data.loading.batches import Batch, Loss
+from pipeline.data.loading.loader_processes import LoadersKilled
 from pipeline.supervision.stop_signals import StopSignal
 
 POLL_S = 0.1

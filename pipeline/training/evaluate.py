@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -91,17 +91,23 @@ def evaluate(
         if counts:
             sums[:4] += _numbers(logits.float(), labels)
     agreement.end()
-    if world.size > 1:
-        dist.all_reduce(sums)
-    loss_sum, top1, top5, count, num_void = sums.tolist()
-    if num_void:
-        return None
-    if count != data.num_samples:
-        raise RuntimeError(f"evaluated {count:.0f} samples of {data.num_samples}; the split was not covered once")
-    if on_scores is not None:
+    found = _mean(sums, data, world, step=step, weights=weights)
+    if found is not None and on_scores is not None:
         if not kept:  # more ranks than images
             kept = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, logits.shape[1]), np.float32))]
         on_scores(Scores(step, data.split, *(np.concatenate(column) for column in zip(*kept, strict=True))))
+    return None if found is None else replace(found, seconds_s=time.perf_counter() - begin)
+
+
+def _mean(sums: torch.Tensor, data: EvalData, world: World, *, step: int, weights: str) -> Evaluation | None:
+    """Of the ranks' sums, equal on every rank; None where a placeholder batch is among them."""
+    if world.size > 1:
+        dist.all_reduce(sums)
+    loss_sum, top1, top5, count, num_placeholders = sums.tolist()
+    if num_placeholders:
+        return None
+    if count != data.num_samples:
+        raise RuntimeError(f"evaluated {count:.0f} samples of {data.num_samples}; the split was not covered once")
     return Evaluation(
         step=step,
         split=data.split,
@@ -110,7 +116,7 @@ def evaluate(
         top1=top1 / count,
         top5=top5 / count,
         num_samples=int(count),
-        seconds_s=time.perf_counter() - begin,
+        seconds_s=0.0,
     )
 
 

@@ -13,7 +13,8 @@ from pipeline import distributed
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from pipeline.storage.ownership import Holder, Process, hold, this_process
+from pipeline.storage.ownership import Holder, hold
+from pipeline.storage.process_identity import Process, this_process
 from pipeline.supervision.rank_environment import TORCHRUN
 
 SEEN_S = 15.0

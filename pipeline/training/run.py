@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.checkpoint.saver import SavingConfig
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.configuration import check_fields, dataclass_of, from_dict, hints, located, to_dict, unknown_field
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig

@@ -24,7 +24,9 @@ from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.supervision.watchdog import Watchdog
 from pipeline.training.evaluate import OnScores
+from pipeline.training.leaving import finish, leave_over_budget, leave_stopped, leave_unfinished
 from pipeline.training.owner import owned
+from pipeline.training.rollback import Rollback, without_skipped
 from pipeline.training.run import Run
 from pipeline.training.sample_account import lost_in
 from pipeline.training.trainer import Job
@@ -52,38 +54,31 @@ def train(
         leave_at: end after this step, evaluated and saved, with the run unfinished: the same call without it goes on. 0 = its
             end.
         may_save: asked on every rank where a save is due, and must say the same on all; False leaves that one out.
-        goes_back: to the newest checkpoint, from updates that are not finite; False ends the run there, so that its numbers do
-            not depend on which saves there were.
+        goes_back: to the newest checkpoint, from updates that are not finite; False ends the run there (`Diverged`), so that
+            its numbers do not depend on which saves there were.
     """
     clock = Clock()
     with (
         StopSignal(grace_s=run.watchdog.grace_s) if stop is None else nullcontext(stop) as stop,
         Watchdog(run.watchdog, clock=clock, stop=stop, out=out),
     ):
-        for record in _train(run, out, clock, stop, on_scores, leave_at, may_save, goes_back):
+
+        def records() -> Iterator[Record]:
+            me = distributed.join()
+            yield Phase(step=0, name="reading the data's manifest")
+            with owned(out, me):
+                job = distributed.together(
+                    me, lambda: Job(without_skipped(run, out, me), out, me, clock, stop, on_scores)
+                )
+                yield from _steps(job, Rollback(job, is_allowed=goes_back), leave_at, may_save)
+
+        for record in records():
             with clock("log"):
                 yield record
 
 
-def _train(
-    run: Run,
-    out: str,
-    clock: Clock,
-    stop: StopSignal,
-    on_scores: OnScores | None,
-    leave_at: int,
-    may_save: Callable[[], bool],
-    goes_back: bool,
-) -> Iterator[Record]:
-    me = distributed.join()
-    yield Phase(step=0, name="reading the data's manifest")
-    with owned(out, me):
-        job = distributed.together(me, lambda: Job(run, out, me, clock, stop, on_scores))
-        yield from _steps(job, leave_at, may_save, goes_back)
-
-
-def _steps(job: Job, leave_at: int, may_save: Callable[[], bool], goes_back: bool) -> Iterator[Record]:
-    run, me, clock, stop = job.run, job.world, job.clock, job.stop
+def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], bool]) -> Iterator[Record]:
+    optim, clock, stop = job.run.optim, job.clock, job.stop
     yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")
@@ -93,19 +88,10 @@ def _steps(job: Job, leave_at: int, may_save: Callable[[], bool], goes_back: boo
     with job.saver:
         while job.step < job.total_steps:
             if job.step == leave_at > 0:
-                yield from job.leave_saved()
+                yield from leave_unfinished(job)
                 return
-            rate = run.optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
-            seen: list[Batch] = []
-            for micro in range(job.accumulation):
-                with clock("wait"):
-                    batch = next(batches)
-                seen.append(batch)
-                _seed_step(run.seed, job.step, micro * me.size + me.rank)
-                with clock("transfer"):
-                    images, labels = normalise(batch.images, run.augment, me.device), batch.targets(me.device)
-                with clock("compute"):
-                    job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
+            rate = optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
+            seen = _forward_backward(job, batches)
             with clock("compute"):
                 stats = job.engine.update(
                     rate,
@@ -115,46 +101,52 @@ def _steps(job: Job, leave_at: int, may_save: Callable[[], bool], goes_back: boo
                     measure=job.reports_after(job.step + 1),
                 )
             if stats.stop_requested and math.isinf(stats.num_lost):  # on some rank no batch came: the step is not done
-                yield from job.leave_stopped()
+                yield from leave_stopped(job)
                 return
             yield from job.account.enter(job.step, stats, seen)
             if stats.num_lost > 0:
-                yield from job.leave_over_budget()
+                yield from leave_over_budget(job)
             job.step += 1
             job.updates.append(stats)
             yield from job.saver.poll()
             if stats.applied:
-                job.trouble.applied(job.step - 1)
+                rollback.applied()
             else:
-                yield job.skipped(stats)
-                if job.trouble.is_too_much:
-                    if not goes_back:
-                        raise job.diverged()
-                    yield from job.roll_back()
+                yield rollback.skipped(stats)
+                if rollback.is_due:
+                    yield from rollback.roll_back()
                     batches = job.batches()
                     continue
             if job.reports_after(job.step):
                 yield job.report(rate)
             yield from job.account.closed(job.step)
             if stats.stop_requested and job.step < job.total_steps:
-                yield from job.leave_stopped()
+                yield from leave_stopped(job)
                 return
             if job.due(job.eval_steps) and job.step < job.total_steps and job.step != leave_at:
                 yield from job.evaluate()
                 if job.must_leave:
-                    yield from job.leave_stopped()
+                    yield from leave_stopped(job)
                     return
             if job.due(job.save_steps) and job.step < job.total_steps and job.step != leave_at and may_save():
                 yield from job.save()
-    if job.eval_data is not None:
-        yield from job.evaluate()
-        if job.must_leave:
-            yield from job.leave_stopped()
-            return
-    yield from job.save_last(if_any=run.save_final)
-    job.engine.close()
-    yield from job.account.close(job.step)
-    yield job.finished()
+    yield from finish(job)
+
+
+def _forward_backward(job: Job, batches: Iterator[Batch]) -> list[Batch]:
+    """This rank's micro-batches of a step, whose gradients the engine has added up."""
+    world, clock = job.world, job.clock
+    seen: list[Batch] = []
+    for micro in range(job.accumulation):
+        with clock("wait"):
+            batch = next(batches)
+        seen.append(batch)
+        _seed_step(job.run.seed, job.step, micro * world.size + world.rank)
+        with clock("transfer"):
+            images, labels = normalise(batch.images, job.run.augment, world.device), batch.targets(world.device)
+        with clock("compute"):
+            job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
+    return seen
 
 
 def _seed_step(seed: int, step: int, micro: int) -> None:

@@ -1,6 +1,7 @@
 """A run in progress: what the loop (`pipeline.training.train`) needs, made in the order in which mistakes are cheapest to find.
 
-Everything that happens between two steps is a method here: the decision where to start, reports, evaluations, saves, ends.
+What happens between two steps is a method here: the decision where to start, reports, evaluations, saves. Rollbacks and ends
+of runs are in `pipeline.training.rollback` and `pipeline.training.leaving`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any, cast
 from pipeline import distributed
 from pipeline.checkpoint import load, retention
 from pipeline.checkpoint.commit import Commit
-from pipeline.checkpoint.part_writer import sentence
 from pipeline.checkpoint.retention import Policy
 from pipeline.checkpoint.saver import Saver
 from pipeline.configuration import to_dict
@@ -24,17 +24,15 @@ from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
 from pipeline.engine.update_stats import UpdateStats, over_updates
-from pipeline.errors import Diverged, UserError
+from pipeline.errors import UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
-from pipeline.records import Changed, Finished, Notice, Phase, Record, RolledBack, Skipped, Started, Step, Stopped
-from pipeline.storage import objects
+from pipeline.records import Changed, Phase, Record, Started, Step
 from pipeline.supervision.phase_clock import Clock
-from pipeline.supervision.stop_signals import A_SIGNAL, StopSignal
-from pipeline.training import identity, resume, rollback
+from pipeline.supervision.stop_signals import StopSignal
+from pipeline.training import identity, resume
 from pipeline.training.batch_fetcher import Supply, void_batch
 from pipeline.training.evaluate import OnScores, evaluate
-from pipeline.training.rollback import Trouble
 from pipeline.training.run import Run
 from pipeline.training.sample_account import Account
 
@@ -51,7 +49,6 @@ class Job:
     def __init__(
         self, run: Run, out: str, me: World, clock: Clock, stop: StopSignal, on_scores: OnScores | None = None
     ) -> None:
-        run = rollback.with_left_out(run, out, me)
         self.run, self.out, self.world, self.clock, self.stop = run, out, me, clock, stop
         self._on_scores = on_scores
         clock.steps_done = lambda: self.step
@@ -70,7 +67,6 @@ class Job:
         self.updates: list[UpdateStats] = []  # since the last report
         self.must_leave = False
         """All ranks have agreed to stop."""
-        self.trouble = Trouble()
         self.evaluation: dict[str, float] = {}
         """loss, top1, top5 of the last one."""
 
@@ -105,15 +101,25 @@ class Job:
             accumulation=self.accumulation,
         )
         if commit is not None:
-            self._restore(commit)
+            self.restore(commit)
         self._start_saver(commit)
         self.first_step = self.step
         self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
 
-    def _restore(self, commit: Commit) -> None:
+    def restore(self, commit: Commit) -> None:
         self.engine.restore(load.load_state(commit, self.cache_dir), commit.num_updates)
         self.step, self.evaluation = commit.step, dict(commit.evaluation)
+
+    def go_back(self, run: Run, commit: Commit) -> None:
+        """To the state of an earlier checkpoint, with other data from there on."""
+        self.run = run
+        self.data.config = run.data
+        with self.clock("save"):
+            self.restore(commit)
+        self.saver.newest, self.updates = commit, []
+        self.account.rewind(self.step)
+        self.clock.take()
 
     def _start_saver(self, commit: Commit | None) -> None:
         run, saving = self.run, self.run.saving
@@ -176,6 +182,10 @@ class Job:
         void = void_batch(self.micro_batch, self.run.augment.image_px)
         return Supply(source, stop=self.stop, void=void, device=self.world.device)
 
+    def sample_keys(self, steps: list[int]) -> tuple[str, ...]:
+        """Of the different samples of all ranks at these steps."""
+        return tuple(key for step in steps for *_, key in self.data.keys(step, self.run.global_batch))
+
     def due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
@@ -185,75 +195,6 @@ class Job:
     @property
     def samples(self) -> int:
         return self.step * self.run.global_batch
-
-    def skipped(self, stats: UpdateStats) -> Skipped:
-        """All ranks left the update of the step before out; UserError if the run must end for it."""
-        step = self.step - 1
-        reason = f"loss {stats.loss}, gradient not finite"
-        self.account.left_out(step, reason)
-        self.trouble.left_out(step)
-        return Skipped(step=self.step, reason=reason, samples=self.samples, keys=self._keys([step]))
-
-    def _keys(self, steps: list[int]) -> tuple[str, ...]:
-        """Of the different samples of all ranks at these steps."""
-        return tuple(key for step in steps for *_, key in self.data.keys(step, self.run.global_batch))
-
-    def diverged(self) -> UserError:
-        """What ends a run that may not go back."""
-        steps = self.trouble.steps
-        return Diverged(
-            f"the updates of steps {steps[0]} to {steps[-1]} were not finite; lower optim.learning_rate or optim.clipping"
-        )
-
-    def roll_back(self) -> Iterator[Record]:
-        """Go back to the newest checkpoint that verifies; the data of the updates in trouble are left out from now on."""
-        steps = self.trouble.steps
-        yield from self.saver.settle()
-        with self.clock("save"):
-            commit, passed = distributed.from_main(self.world, lambda: resume.newest(self.out, self.cache_dir))
-        yield from passed
-        reason = f"the updates of steps {steps[0]} to {steps[-1]} were not finite"
-        if commit is None or commit.url == self.trouble.went_back_to:
-            why = "no checkpoint stands" if commit is None else f"{commit.url} has been gone back to before"
-            raise UserError(
-                f"{reason}, and {why}; lower optim.learning_rate or optim.clipping, or save more often (save_every)"
-            )
-        steps = [s for s in steps if s >= commit.step]
-        data = self.run.data
-        left_out, keys = f"{data.data_step(steps[0])}:{data.data_step(steps[-1]) + 1}", self._keys(steps)
-        yield from self._write_left_out(
-            {"steps": left_out, "reason": reason, "checkpoint": commit.url, "keys": list(keys)}
-        )
-        went = RolledBack(step=commit.step, from_step=self.step, checkpoint=commit.url, reason=reason, keys=keys)
-        self.trouble.went_back(commit.url, steps[0])
-        self.run = rollback.without(self.run, [left_out])
-        self.data.config = self.run.data
-        with self.clock("save"):
-            self._restore(commit)
-        self.saver.newest, self.updates = commit, []
-        self.account.rewind(self.step)
-        self.clock.take()
-        yield went
-
-    def _write_left_out(self, row: dict[str, Any]) -> list[Record]:
-        """The run goes on without the file; only a later start would meet the same updates again."""
-        if not self.world.is_main:
-            return []
-        try:
-            rollback.write(self.out, row)
-        except Exception as error:  # clients of stores raise what they like
-            text = f"what is left out could not be written: {sentence(error, objects.join(self.out, rollback.NAME))}"
-            return [Notice(step=self.step, text=text)]
-        return []
-
-    def leave_over_budget(self) -> Iterator[Record]:
-        """Ends the run on all ranks where the step lost more than is allowed; it was not applied, what came before is saved."""
-        error = self.account.over_budget
-        if error is None:
-            return
-        yield from self.account.write(self.step, final=True)
-        yield from self.save_last(if_any=self.run.save_every is not None)
-        raise error
 
     def report(self, rate: float) -> Step:
         updates = self.updates
@@ -348,51 +289,3 @@ class Job:
             "classes": self.data.classes,
             "evaluation": self.evaluation,
         }
-
-    def leave_stopped(self) -> Iterator[Record]:
-        """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
-        yield from self.save_last()
-        yield self.stopped(self._why_stopped())
-        self.engine.close()
-
-    def _why_stopped(self) -> str:
-        """The reason of a rank that has one of its own, or rank 0's."""
-        reasons = [cast(str, reason) for reason in distributed.gather(self.world, self.stop.reason)]
-        return next((reason for reason in reasons if reason != A_SIGNAL), A_SIGNAL)
-
-    def leave_saved(self) -> Iterator[Record]:
-        """The caller wants no more than these steps for now: they are evaluated and saved, and the run can go on from there.
-
-        One that was killed after that save comes here at once, and is told the same numbers.
-        """
-        if self.eval_data is not None:
-            yield from self.evaluate()
-            if self.must_leave:
-                yield from self.leave_stopped()
-                return
-        yield from self.save_last()
-        if self.saver.newest_step < self.step:
-            raise UserError(f"step {self.step} could not be saved ({self.saver.last_error}); mend that and start again")
-        self.engine.close()
-
-    def stopped(self, reason: str) -> Stopped:
-        newest = self.saver.newest
-        if self.saver.newest_step < self.step:
-            reason += f"; step {self.step} could not be saved ({self.saver.last_error})"
-        return Stopped(step=self.step, checkpoint=newest.url if newest else None, reason=reason)
-
-    def finished(self) -> Finished:
-        """The end, if its last checkpoint stands; else UserError, so that the exit code says so."""
-        newest = self.saver.newest
-        if self.run.save_final and self.saver.newest_step < self.step:
-            raise UserError(
-                f"all {self.step} steps are done, but the last checkpoint could not be written ({self.saver.last_error}); "
-                "mend that and run the same command again"
-            )
-        return Finished(
-            step=self.step,
-            checkpoint=newest.url if newest else None,
-            samples=(self.step - self.first_step) * self.run.global_batch,
-            seconds_s=self.clock.elapsed_s,
-            evaluation=self.evaluation,
-        )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.checkpoint.saver import SavingConfig
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration

@@ -14,8 +14,9 @@ import numpy as np
 
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.format.manifest import Manifest, SplitIndex
-from pipeline.data.loading.batches import Batch, BatchStream, Loss, Pixels, Sources, load
+from pipeline.data.loading.batches import Batch, BatchStream, Loss, Pixels, Sources
 from pipeline.data.loading.data_config import DataConfig
+from pipeline.data.loading.loader_processes import load
 from pipeline.data.loading.prefetch import Place
 from pipeline.data.loading.shard_reader import ShardFault, ShardReader
 from pipeline.data.sampling.mixture import Mixture

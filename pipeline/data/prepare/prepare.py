@@ -82,31 +82,15 @@ def prepare(
     """
     reencode = reencode or Reencode()
     _check_arguments(shard_bytes, shard_samples, max_bad_share, splits)
-    recipe: dict[str, Any] = {
-        "card": card.name,
-        "splits": sorted(splits) if splits else None,
-        "shard_bytes": shard_bytes if shard_samples is None else None,
-        "shard_samples": shard_samples,
-        "seed": seed,
-        "val_share": val_share,
-        "reencode": reencode.to_recipe(),
-    }
+    recipe = _recipe(card, splits, shard_bytes, shard_samples, seed, val_share, reencode)
     existing = existing_dataset(out, card, recipe)
     # A finished dataset does not need its source (or a download) any more; a tar or folder still there must match.
     gone = card.kind != "embedded" and (source is None or card.kind == "torchvision" or not objects.exists(source))
     if existing is not None and gone:
         return existing
     with full_disk_is_said(out), only_writer(out, existing), staging(out) as folders:
-        copying = partial(progress, "copying") if progress else None
-        opened = open_source(
-            card,
-            source,
-            val_share=val_share,
-            splits=splits,
-            allow_roots=allow_roots,
-            spool=folders.spool,
-            progress=copying,
-        )
+        listing = partial(open_source, card, source, val_share=val_share, splits=splits, allow_roots=allow_roots)
+        opened = listing(spool=folders.spool, progress=partial(progress, "copying") if progress else None)
         recipe["source_fingerprint"] = opened.fingerprint
         if existing is not None:
             return _of_this_source(existing, opened, source)
@@ -118,6 +102,27 @@ def prepare(
         _finish(card, out, opened.classes, records, recipe, note, folders)
     release(out)
     return Manifest.open(out)
+
+
+def _recipe(
+    card: Card,
+    splits: Sequence[str] | None,
+    shard_bytes: int,
+    shard_samples: int | None,
+    seed: int,
+    val_share: float | None,
+    reencode: Reencode,
+) -> dict[str, Any]:
+    """What the bytes of the dataset follow from, besides the source; kept in the manifest."""
+    return {
+        "card": card.name,
+        "splits": sorted(splits) if splits else None,
+        "shard_bytes": shard_bytes if shard_samples is None else None,
+        "shard_samples": shard_samples,
+        "seed": seed,
+        "val_share": val_share,
+        "reencode": reencode.to_recipe(),
+    }
 
 
 def _of_this_source(existing: Manifest, opened: Source, source: str | None) -> Manifest:

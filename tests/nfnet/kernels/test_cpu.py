@@ -1,4 +1,4 @@
-"""The compiled loops compute what their plain torch references do, whatever the layout, the precision and the number of threads."""
+"""The compiled loops compute what the reference does, whatever the layout, the precision and the number of threads."""
 
 import hashlib
 import importlib.util

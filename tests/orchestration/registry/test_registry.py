@@ -23,7 +23,8 @@ from pipeline.checkpoint import load as load_module
 from pipeline.checkpoint import retention
 from pipeline.checkpoint.pull import pull
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.models import backbone

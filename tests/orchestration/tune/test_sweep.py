@@ -22,7 +22,7 @@ from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig
-from pipeline.storage import ownership
+from pipeline.storage import ownership, process_identity
 from pipeline.training.run import Run
 from pipeline.training.train import train
 from tests.orchestration.sweep_runner import SUITE, Runner
@@ -144,7 +144,9 @@ def test_mistakes_are_named_before_anything_starts(runner: Runner, checkpoint_di
     other.write_text(SUITE.replace("[6]", "[7]"))
     with pytest.raises(UserError, match="another suite"):
         transfer(str(checkpoint_dir), str(other), out, data_root=root)
-    driver = dataclasses.replace(ownership.this_process(), pid=os.getppid(), started=ownership.started_at(os.getppid()))
+    driver = dataclasses.replace(
+        process_identity.this_process(), pid=os.getppid(), started=process_identity.started_at(os.getppid())
+    )
     now_s = time.time()
     record = ownership.Record(what="sweep", token="ab" * 16, since_s=now_s, beat_s=now_s, processes=(driver,))
     (runner.out / ownership.NAME).write_bytes(record.to_json())

@@ -10,7 +10,8 @@ import torch
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.records import Saved

@@ -22,7 +22,8 @@ from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import download, load, retention
 from pipeline.checkpoint.pull import Pulled, pull
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.storage import objects

@@ -16,7 +16,8 @@ import torch
 
 from pipeline.checkpoint import commit, direct_io, load, snapshot
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.configuration import from_dict
 from pipeline.distributed import World
 from pipeline.errors import UserError

@@ -16,7 +16,8 @@ import torch
 
 from pipeline.checkpoint import load as load_module
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.distributed import World
 from pipeline.engine import deepspeed_engine
 from pipeline.engine.engine import Engine, EngineConfig

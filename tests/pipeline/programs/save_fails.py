@@ -8,7 +8,8 @@ import sys
 import torch
 
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.distributed import join, leave
 from pipeline.supervision import fault_points
 from pipeline.supervision.process_exit import end

@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from pipeline.checkpoint import direct_io, load, retention, snapshot
 from pipeline.checkpoint.retention import Policy
-from pipeline.checkpoint.saver import Saver, SavingConfig
+from pipeline.checkpoint.saver import Saver
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.distributed import World
 from pipeline.supervision import fault_points
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.storage import conditional_put, objects, ownership
+from pipeline.storage import conditional_put, objects, ownership, process_identity
 from tests.pipeline.processes import ROOT
 
 HOLD = (
@@ -23,7 +23,7 @@ HOLD = (
 
 
 def owner_elsewhere(url: str, *, beat_s: float) -> ownership.Record:
-    process = dataclasses.replace(ownership.this_process(), machine="another", host="node7", pid=4321)
+    process = dataclasses.replace(process_identity.this_process(), machine="another", host="node7", pid=4321)
     record = ownership.Record(what="run", token="ab" * 16, since_s=beat_s, beat_s=beat_s, processes=(process,))
     objects.write_bytes(objects.join(url, ownership.NAME), record.to_json())
     return record
@@ -46,7 +46,7 @@ def test_the_second_is_refused_by_name_and_a_killed_one_is_taken_over(tmp_path: 
 
 
 def test_a_process_number_that_went_to_another_process_is_no_owner(tmp_path: Path) -> None:
-    process = dataclasses.replace(ownership.this_process(), pid=os.getppid(), started="1")
+    process = dataclasses.replace(process_identity.this_process(), pid=os.getppid(), started="1")
     now_s = time.time()
     record = ownership.Record(what="run", token="ab" * 16, since_s=now_s, beat_s=now_s, processes=(process,))
     objects.write_bytes(tmp_path / ownership.NAME, record.to_json())
@@ -146,7 +146,9 @@ def test_of_several_at_once_one_wins(
 
 def test_processes_whose_launcher_was_killed_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "POLL_S", 0.1)
-    program = HOLD.replace("'run')", "'run', processes=[ownership.this_process(launched=True)])").replace("600", "2")
+    program = HOLD.replace("'run')", "'run', processes=[process_identity.this_process(launched=True)])").replace(
+        "600", "2"
+    )
     launcher = subprocess.Popen(
         [
             sys.executable,

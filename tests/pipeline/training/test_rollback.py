@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint.saver import SavingConfig
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.data.loading.datasets import TrainData
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError

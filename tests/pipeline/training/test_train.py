@@ -13,7 +13,7 @@ import torch
 
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load
-from pipeline.checkpoint.saver import SavingConfig
+from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration

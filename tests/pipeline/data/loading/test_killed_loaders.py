@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.loading.batches import MAX_DEATHS, Batch, LoadersKilled
+from pipeline.data.loading.batches import Batch
 from pipeline.data.loading.datasets import DataConfig, TrainData
+from pipeline.data.loading.loader_processes import MAX_DEATHS, LoadersKilled
 from pipeline.data.process_pool import safe_context
 from pipeline.distributed import World
 from pipeline.places import MAX_SOCKET_FOLDER

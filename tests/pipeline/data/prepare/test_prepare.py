@@ -23,7 +23,7 @@ from pipeline.data.sources.cards import load_card
 from pipeline.data.sources.open_source import iterate
 from pipeline.data.verify.verify import verify
 from pipeline.errors import UserError
-from pipeline.storage import objects, ownership
+from pipeline.storage import objects, ownership, process_identity
 
 DATA = Path(os.environ.get("NORMFREE_TEST_DATA", Path(__file__).resolve().parents[5] / "shared" / "data"))
 CARD = load_card("images")
@@ -235,7 +235,9 @@ def test_real_tars(name, tmp_path):
 
 def test_a_place_that_another_process_writes_to_is_refused_by_its_name(tmp_path: Path) -> None:
     out = str(tmp_path / "digits")
-    other = dataclasses.replace(ownership.this_process(), pid=os.getppid(), started=ownership.started_at(os.getppid()))
+    other = dataclasses.replace(
+        process_identity.this_process(), pid=os.getppid(), started=process_identity.started_at(os.getppid())
+    )
     now_s = time.time()
     record = ownership.Record(what="dataset", token="ab" * 16, since_s=now_s, beat_s=now_s, processes=(other,))
     objects.write_bytes(objects.join(out, ownership.NAME), record.to_json())

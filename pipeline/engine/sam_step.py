@@ -1,0 +1,51 @@
+"""Sharpness-aware minimisation (`nfnet.optim.sam`) through DeepSpeed, which averages the second gradient only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nfnet.optim.losses import MixedLabels
+from nfnet.optim.sam import sam_backward
+from pipeline.engine.deepspeed_engine import Objective
+from pipeline.engine.optim_config import OptimConfig
+from pipeline.engine.zero_layout import Layout
+
+
+def sam_losses(
+    network: nn.Module,
+    objective: Objective,
+    engine: Any,
+    layout: Layout,
+    images: torch.Tensor,
+    labels: torch.Tensor | MixedLabels,
+    optim: OptimConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both passes of a micro-batch: the ascent, and DeepSpeed's forward and backward pass at the perturbed weights.
+
+    Returns the loss at the perturbed weights and the number of hits, both scalars.
+    """
+    passes = iter((objective, engine))
+    seen: list[torch.Tensor] = []
+
+    def loss_of(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
+        loss, correct = next(passes)(images, chosen)
+        seen[:] = [loss, correct]
+        return loss
+
+    with layout.whole(network) as restored:
+        report = sam_backward(
+            network,
+            loss_of,
+            images,
+            torch.arange(len(images), device=images.device),
+            rho=optim.sam_rho,
+            share=optim.sam_share,
+            backward=engine.backward,
+            restore=not restored,
+        )
+    # An ascent that is not finite moved nothing; through the loss all ranks learn of it, and skip the step.
+    return seen[0].detach() + 0 * report.ascent_norm, seen[1]
