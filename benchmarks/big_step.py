@@ -20,7 +20,8 @@ import torch
 import nfnet
 from benchmarks.turns import hardware
 from pipeline.distributed import join, leave
-from pipeline.engine.engine import Engine, EngineConfig
+from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.engine import Engine
 from pipeline.engine.optim_config import OptimConfig
 
 LIMIT_BYTES, PIXELS, BATCH, STEPS = 24e9, 64, 2, 2

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 import nfnet
 from benchmarks.turns import race
-from nfnet.layers import WSConv2d, padded
+from nfnet.functional import padded
+from nfnet.layers import WSConv2d
 
 BATCH, TARGET = 8, 1.25
 

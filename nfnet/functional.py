@@ -208,3 +208,22 @@ class _ScaledAdd(torch.autograd.Function):
         if torch.is_grad_enabled():
             return grad, *_differentiable(x * coefficient, (x, coefficient), grad, ctx.needs_input_grad[1:])
         return grad, *cpu.scaled_add_backward(grad, x, coefficient)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's "SAME": output ceil(size / stride), the odd pixel of padding at the end."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def padded(
+    x: torch.Tensor, kernel: int, stride: int, padding: str, value: float = 0.0
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The image, padded where the operation itself cannot, and the padding that is left to the operation."""
+    if padding == "symmetric":
+        return x, (kernel // 2, kernel // 2)
+    top, bottom = same_padding(x.shape[2], kernel, stride)
+    left, right = same_padding(x.shape[3], kernel, stride)
+    if top == bottom and left == right:
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom), value=value), (0, 0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nfnet.functional import scaled_activation, standardised, ws_conv2d
+from nfnet.functional import padded, scaled_activation, standardised, ws_conv2d
 
 GAMMA = {
     "identity": 1.0,
@@ -65,12 +64,6 @@ class ScaledActivation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}, factor={self.factor:.6g}"
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "SAME": output ceil(size / stride), the odd pixel of padding at the end."""
-    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
 
 
 class Standardisation(NamedTuple):
@@ -140,19 +133,6 @@ class WSConv2d(nn.Module):
     def extra_repr(self) -> str:
         out, inner, k, _ = self.weight.shape
         return f"{inner * self.groups}, {out}, kernel={k}, stride={self.stride}, groups={self.groups}"
-
-
-def padded(
-    x: torch.Tensor, kernel: int, stride: int, padding: str, value: float = 0.0
-) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The image, padded where the operation itself cannot, and the padding that is left to the operation."""
-    if padding == "symmetric":
-        return x, (kernel // 2, kernel // 2)
-    top, bottom = same_padding(x.shape[2], kernel, stride)
-    left, right = same_padding(x.shape[3], kernel, stride)
-    if top == bottom and left == right:
-        return x, (top, left)
-    return F.pad(x, (left, right, top, bottom), value=value), (0, 0)
 
 
 class MaxPoolSame(nn.Module):

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nfnet.layers import GAMMA, ScaledActivation, StochasticDepth, WSConv2d, avg_pool_same, padded
+from nfnet.functional import padded
+from nfnet.layers import GAMMA, ScaledActivation, StochasticDepth, WSConv2d, avg_pool_same
 from nfnet.model import NFNet
 from nfnet.variants import Variant
 
