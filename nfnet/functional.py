@@ -6,6 +6,7 @@ whatever the kernels do not take: other types, other devices, other layouts.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
