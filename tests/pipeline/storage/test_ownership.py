@@ -17,7 +17,7 @@ from pipeline.storage import conditional_put, objects, ownership, process_identi
 from tests.pipeline.processes import ROOT
 
 HOLD = (
-    "import sys, time\nfrom pipeline.storage import ownership\n"
+    "import sys, time\nfrom pipeline.storage import ownership, process_identity\n"
     "with ownership.hold(sys.argv[1], 'run'):\n    print('held', flush=True)\n    time.sleep(600)\n"
 )
 
