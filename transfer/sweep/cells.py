@@ -105,7 +105,7 @@ class Sweep:
         return self.entry(trial, value=None, error=error, cause=cause)
 
     def entry(self, trial: Trial, *, value: float | None, **facts: Any) -> Entry:
-        """`transfer.sweep.ledger.entry` with what the sweep knows about the trial."""
+        """`transfer.sweep.entry.entry` with what the sweep knows about the trial."""
         task, method, source = self.task(trial.task), self.suite.method(trial.method), self.source_of(trial)
         return entry(
             trial,
