@@ -93,8 +93,8 @@ def sentence(error: BaseException, url: str) -> str | None:
         )
     if answer.code in _SKEWED:
         return (
-            f"the store refuses {what}: the clock of this machine is {_skew(answer.date)}; set it by the network's time "
-            "(timedatectl set-ntp true, or chrony)"
+            f"the store refuses {what}: the clock of this machine is {_skew(answer.date)} the store's; set it by the "
+            "network's time (timedatectl set-ntp true, or chrony)"
         )
     if _is_full(answer):
         return f"the store has no room for {url} ({said}): raise the quota of its bucket or user, or delete there"
@@ -128,5 +128,7 @@ def _skew(date: str) -> str:
     try:
         ahead_s = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
     except (ValueError, TypeError):
-        return "not the store's"
-    return f"{abs(ahead_s) / 60:.0f} min {'ahead of' if ahead_s > 0 else 'behind'} the store's" if date else "wrong"
+        return "not"
+    if abs(ahead_s) < 60:  # the answer's date is then of a gateway in front of the store
+        return "not"
+    return f"{abs(ahead_s) / 60:.0f} min {'ahead of' if ahead_s > 0 else 'behind'}"
