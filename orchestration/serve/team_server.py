@@ -107,6 +107,7 @@ def _environment(backend: str, settings: Path) -> dict[str, str]:
         "MLFLOW_BACKEND_STORE_URI": backend,
         "MLFLOW_AUTH_CONFIG_PATH": str(settings),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes that nothing of ours asks for anything
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "PYTHONWARNINGS": "ignore",
     }
