@@ -59,6 +59,12 @@ def server_name(tracking_uri: str, folder: Path) -> str:
     return public(tracking_uri).replace(sqlite_uri(folder), "sqlite:///.")
 
 
+def server_uri(name: str, folder: Path) -> str:
+    """The tracking URI behind a `server_name`."""
+    rest = name.removeprefix("sqlite:///.")
+    return name if rest == name else sqlite_uri(folder) + rest
+
+
 def chosen_uri(given: str | None) -> str | None:
     """What a command tells: what was given, else MLFLOW_TRACKING_URI, else None. UserError as `resolve_uri`, before anything
     is written."""
