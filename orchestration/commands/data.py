@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import cores, progress_bar, say
 from orchestration.commands.parser import add
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -174,8 +175,10 @@ def data_verify(args: argparse.Namespace) -> int:
     if found.problems:
         say(*found.problems)
         print(
-            f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore the "
-            "shards named above, or prepare the dataset again",
+            terminal(
+                f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore "
+                "the shards named above, or prepare the dataset again"
+            ),
             file=sys.stderr,
         )
         return 1

@@ -27,6 +27,7 @@ from orchestration import child_process
 from orchestration.tracking.tracking_uri import make_sqlite, resolve_uri, sqlite_file
 from orchestration.tracking.translate import DatasetUsed, Point, Upload, public
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 DATASET_DIGITS = 36  # of a digest, as MLflow stores it
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.nice(10)  # the steps of the training come first
         return Uploader(args.run_dir, uri, **names, watch_pid=args.watch_pid, drain_s=args.drain_s).run()
     except UserError as error:
-        print(f"tracking: {public(str(error))}", file=sys.stderr)
+        print(terminal(f"tracking: {public(str(error))}"), file=sys.stderr)
         return 2
 
 

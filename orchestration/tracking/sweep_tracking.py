@@ -26,6 +26,7 @@ from orchestration.tracking.lineage import Origin
 from orchestration.tracking.mlflow_client import connect, experiment_id, missing, send, send_datasets, send_file
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_uri
 from orchestration.tracking.translate import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, public
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name: its pages fold children under this run
@@ -147,8 +148,10 @@ class SweepTracker:
                 return True
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
         print(
-            f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._trouble}; {self.num_failures} calls "
-            "failed); they are in the sweep's ledger, and running the same command again sends them",
+            terminal(
+                f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._trouble}; {self.num_failures} calls "
+                "failed); they are in the sweep's ledger, and running the same command again sends them"
+            ),
             file=sys.stderr,
         )
         return False
@@ -250,7 +253,7 @@ class SweepTracker:
                 try:  # reports lie in a folder of the sweep's
                     send_file(self._client, run_id, path.parent.parent, path)
                 except UserError as error:
-                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
+                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
 
     def _origin(self, digest: str, url: str) -> Origin:
         """Whence these weights come; asked once."""
