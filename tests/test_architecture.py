@@ -31,9 +31,8 @@ HOMES = {
     "mlflow": (
         "orchestration/tracking/mlflow_client.py",
         "orchestration/tracking/tracking_uri.py",
-        "orchestration/tracking/sweep_tracking.py",
         "orchestration/serve/own_server.py",
-        "orchestration/registry/registry.py",
+        "orchestration/registry/versions.py",
         "orchestration/registry/export_mlflow.py",
         "orchestration/registry/served_model.py",
     ),

@@ -14,7 +14,7 @@ from orchestration.spool.spool import MAIN, records_folder
 from orchestration.tracking import heartbeat
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
-from orchestration.tracking.translate import cause
+from orchestration.tracking.upload import cause
 from pipeline import documents
 from pipeline.display import terminal
 from pipeline.errors import UserError

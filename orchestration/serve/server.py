@@ -22,10 +22,10 @@ from orchestration.serve.import_records import records_of
 from orchestration.tracking.heartbeat import keep_sweeping
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
-from orchestration.tracking.translate import public
 from pipeline import places
 from pipeline.display import terminal
 from pipeline.errors import UserError
+from pipeline.secrets import public
 from pipeline.storage import objects
 
 START_S = 180.0  # a first start makes the tables

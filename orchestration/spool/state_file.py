@@ -31,6 +31,20 @@ def read_state(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
+class ServerState(dict[str, Any]):
+    """What one server has of a run or sweep: its part of `tracking.json`, which holds one for each server."""
+
+    def __init__(self, file: Path, server: str, fresh: dict[str, Any]) -> None:
+        """`fresh`: what a server has that is new; the same keys are there for a known one."""
+        self.file = file
+        self.everywhere: dict[str, dict[str, Any]] = read_state(file)
+        super().__init__(fresh | self.everywhere.get(server, {}))
+        self.everywhere[server] = self
+
+    def save(self) -> None:
+        write_state(self.file, self.everywhere)
+
+
 def write_state(path: Path, value: dict[str, Any]) -> None:
     """Replaces `path` at once: readers see the old content or the new."""
     objects.write_bytes(path, json.dumps(value, indent=1).encode())

@@ -15,6 +15,7 @@ from pathlib import Path
 from orchestration.spool.process_lock import only_one
 from pipeline.display import terminal
 from pipeline.errors import UserError
+from pipeline.secrets import public
 
 MADE_WITHIN_S = 120.0
 """How long another process may take to make the same file; it takes a second on an idle machine."""
@@ -52,6 +53,11 @@ def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> st
     return sqlite_uri(
         file
     )  # an absolute path: the uploader and MLflow's server work in other folders than this process
+
+
+def server_name(tracking_uri: str, folder: Path) -> str:
+    """A server's name in `tracking.json`: without passwords, and with "." for the folder of the records, which may be moved."""
+    return public(tracking_uri).replace(sqlite_uri(folder), "sqlite:///.")
 
 
 def chosen_uri(given: str | None) -> str | None:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from orchestration.run.console import duration
+from orchestration.run.lines import duration
 from orchestration.run.time_left import TimeLeft
 from orchestration.tracking.sweep_records import SweepRecords
 from orchestration.tracking.tracking_uri import chosen_uri

@@ -28,8 +28,8 @@ from pipeline.storage import objects
 from pipeline.supervision.watchdog import EXIT_HANG
 from transfer.search.successive_halving import work_url
 from transfer.sweep.cells import Sweep
+from transfer.sweep.entry import Trial
 from transfer.sweep.failures import Cause, TrialFailed
-from transfer.sweep.ledger import Trial
 from transfer.sweep.trials import Report
 
 LINGER_S = 5.0
