@@ -13,6 +13,7 @@ import urllib.parse
 from pathlib import Path
 
 from orchestration.spool.process_lock import only_one
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -96,7 +97,7 @@ def make_sqlite(tracking_uri: str) -> None:
             aside = file.with_name(f"{file.name}.unfinished")
             os.replace(file, aside)
             print(
-                f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now",
+                terminal(f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now"),
                 file=sys.stderr,
             )
         making = _aside(file)
