@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from transfer.sweep.ledger import Ledger, SweepInfo, Trial, entry
+from transfer.sweep.entry import Trial, entry
+from transfer.sweep.ledger import Ledger, SweepInfo
 
 TRIAL = Trial(
     kind="final",
