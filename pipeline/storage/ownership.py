@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.storage import conditional_put, objects
 from pipeline.storage.process_identity import Process, this_process
@@ -241,4 +242,4 @@ def _parse(data: bytes) -> Record | None:
 
 
 def _say(text: str) -> None:
-    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"normfree: {text}\n".encode())
+    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"normfree: {terminal(text)}\n".encode())
