@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 PACKAGES = ("nfnet", "pipeline", "transfer", "orchestration")
+NEEDED = ("fsspec", "deepspeed", "mlflow", "ray")
+"""One library of each kind that the extra `cli` brings."""
 
 
 def problem() -> str:
@@ -25,6 +27,9 @@ def problem() -> str:
                 f"the package {name!r} of normfree in {here} {where}; install normfree into an environment of its own, and "
                 "take other folders off PYTHONPATH"
             )
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"the command needs {', '.join(missing)}, which the networks alone do not; pip install 'normfree[cli]'"
     return ""
 
 

@@ -1,7 +1,8 @@
 """From sweeps' ledgers to a scorecard: who wins, by how much, and how sure that is.
 
 Reads what the sweeps wrote (and, for pictures and overlaps, the test images that they were measured on), so a report can be made
-anywhere and any time. Shares (0 to 1) everywhere inside; points and per cent only where people read.
+anywhere and any time. A number without its records is not shown (`check_lineage`; `check_links` for the page). Shares (0 to 1)
+everywhere inside; points and per cent only where people read.
 """
 
 import os
