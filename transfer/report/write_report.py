@@ -19,7 +19,8 @@ from transfer.results.comparison import Versus, comparisons
 from transfer.results.contamination import cleaned, read_overlaps
 from transfer.results.scorecard import Row, percent, scorecard, shots_text
 from transfer.results.scorecard_table import columns_of, lines_of, to_csv
-from transfer.results.sweep_results import check_lineage, load_entries, load_findings
+from transfer.results.sweep_results import load_entries, load_findings
+from transfer.results.trial_records import check_lineage
 from transfer.results.vtab_score import vtab_scores
 
 __all__ = [
