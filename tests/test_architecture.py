@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"nfnet": 0, "pipeline": 1, "transfer": 2, "orchestration": 3}
 HOMES = {
     "deepspeed": ("pipeline/engine/deepspeed_engine.py", "pipeline/engine/zero_layout.py"),
-    "fsspec": ("pipeline/storage/objects.py",),
+    "fsspec": ("pipeline/storage/clients.py",),
     "safetensors": ("nfnet/weights/files.py", "pipeline/checkpoint/load.py"),
     "webdataset": ("pipeline/data/",),
     "triton": ("nfnet/kernels/",),

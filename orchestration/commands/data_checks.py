@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestration.commands.output import cores, progress_bar, say
 from orchestration.commands.parser import add
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 
@@ -33,8 +34,10 @@ def data_verify(args: argparse.Namespace) -> int:
     if found.problems:
         say(*found.problems)
         print(
-            f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore the "
-            "shards named above, or prepare the dataset again",
+            terminal(
+                f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore the "
+                "shards named above, or prepare the dataset again"
+            ),
             file=sys.stderr,
         )
         return 1

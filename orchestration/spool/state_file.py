@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -24,7 +25,9 @@ def read_state(path: Path) -> dict[str, dict[str, Any]]:
     except UserError as error:
         aside = path.with_name(f"{path.name}.{int(time.time())}.damaged")
         os.replace(path, aside)
-        print(f"tracking: {error}; it is {aside.name} now, and the server is asked what it has", file=sys.stderr)
+        print(
+            terminal(f"tracking: {error}; it is {aside.name} now, and the server is asked what it has"), file=sys.stderr
+        )
         return {}
 
 

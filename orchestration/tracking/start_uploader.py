@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestration import child_process
 from orchestration.tracking.mlflow_client import DRAIN_S
 from orchestration.tracking.tracking_uri import resolve_uri
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.nice(10)  # the steps of the training come first
         return Uploader(args.run_dir, uri, **names, watch_pid=args.watch_pid, drain_s=args.drain_s).run()
     except UserError as error:
-        print(f"tracking: {public(str(error))}", file=sys.stderr)
+        print(terminal(f"tracking: {public(str(error))}"), file=sys.stderr)
         return 2
 
 

@@ -34,6 +34,7 @@ from orchestration.tracking.mlflow_client import (
 )
 from orchestration.tracking.tracking_uri import resolve_uri, server_name
 from orchestration.tracking.upload import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, points_of
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -154,8 +155,10 @@ class SweepTracker:
                 return True
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
         print(
-            f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._fault}; {self.num_failures} calls "
-            "failed); they are in the sweep's ledger, and running the same command again sends them",
+            terminal(
+                f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._fault}; {self.num_failures} calls "
+                "failed); they are in the sweep's ledger, and running the same command again sends them"
+            ),
             file=sys.stderr,
         )
         return False
@@ -251,7 +254,7 @@ class SweepTracker:
                 try:  # reports lie in a folder of the sweep's
                     send_file(self._client, run_id, path.parent.parent, path)
                 except UserError as error:
-                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
+                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
 
     def _origin(self, digest: str, url: str) -> Origin:
         """Whence these weights come; asked once."""

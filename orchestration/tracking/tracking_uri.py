@@ -13,6 +13,7 @@ import urllib.parse
 from pathlib import Path
 
 from orchestration.spool.process_lock import only_one
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -59,6 +60,12 @@ def server_name(tracking_uri: str, folder: Path) -> str:
     return public(tracking_uri).replace(sqlite_uri(folder), "sqlite:///.")
 
 
+def server_uri(name: str, folder: Path) -> str:
+    """The tracking URI behind a `server_name`."""
+    rest = name.removeprefix("sqlite:///.")
+    return name if rest == name else sqlite_uri(folder) + rest
+
+
 def chosen_uri(given: str | None) -> str | None:
     """What a command tells: what was given, else MLFLOW_TRACKING_URI, else None. UserError as `resolve_uri`, before anything
     is written."""
@@ -90,7 +97,7 @@ def make_sqlite(tracking_uri: str) -> None:
             aside = file.with_name(f"{file.name}.unfinished")
             os.replace(file, aside)
             print(
-                f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now",
+                terminal(f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now"),
                 file=sys.stderr,
             )
         making = _aside(file)

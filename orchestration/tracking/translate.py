@@ -102,18 +102,18 @@ class Translator:
 
     def translate(self, record: dict[str, Any]) -> Upload:
         """What one line means. Unknown kinds mean nothing: an older uploader may read a newer spool."""
-        read = self._readers.get(record["kind"])
         try:
+            read = self._readers.get(record["kind"])
             upload = read(record) if read else Upload()
             if "time_s" in record:
                 self._mark_time(round(record["time_s"] * 1000))
-        except (KeyError, TypeError, ValueError):  # one odd line must not hold up all those behind it
+            upload.tags = {key: shorten(public(value)) for key, value in upload.tags.items()}
+        except Exception:  # one odd line, of whatever oddity, must not hold up all those behind it
             upload = Upload()
             self.num_odd += 1
         upload.points = [p for p in upload.points if p.step > self._floor.get(p.key, -1)]
         for point in upload.points:
             self._highest[point.key] = max(point.step, self._highest.get(point.key, -1))
-        upload.tags = {key: shorten(public(value)) for key, value in upload.tags.items()}
         return upload
 
     def _mark_time(self, time_ms: int) -> None:

@@ -36,6 +36,7 @@ from orchestration.tracking.mlflow_client import (
 from orchestration.tracking.tracking_uri import resolve_uri
 from orchestration.tracking.upload import Ending, Point, Upload, cause
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage.ownership import started_at
@@ -207,7 +208,7 @@ class Uploader:
                 send_file(self._client, self._state["run_id"], self.run_dir, file, folder)
             except Exception as error:
                 if isinstance(error, UserError):
-                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
+                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
                 self._log(traceback.format_exc())
                 send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
 
@@ -285,13 +286,15 @@ class Uploader:
         where = public(self.uri)
         if self._num_refused:
             log = self.run_dir / "tracking.log"
-            print(f"tracking: {where} refused {self._num_refused} records; see {log}", file=sys.stderr)
+            print(terminal(f"tracking: {where} refused {self._num_refused} records; see {log}"), file=sys.stderr)
         if self._is_reported:
             return 0
         print(
-            f"tracking: {num_left} of {num_all} records are not in MLflow at {where} ({self._fault}); they "
-            f"are kept in {self.run_dir}/{MAIN}, and this sends them later: normfree track import "
-            f"{shlex.quote(str(self.run_dir))} --tracking-uri {shlex.quote(where)}",
+            terminal(
+                f"tracking: {num_left} of {num_all} records are not in MLflow at {where} ({self._fault}); they "
+                f"are kept in {self.run_dir}/{MAIN}, and this sends them later: normfree track import "
+                f"{shlex.quote(str(self.run_dir))} --tracking-uri {shlex.quote(where)}"
+            ),
             file=sys.stderr,
         )
         return EXIT_NOT_UPLOADED
