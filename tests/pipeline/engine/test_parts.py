@@ -57,7 +57,7 @@ def test_a_list_is_that_list_or_an_error() -> None:
     labels = np.zeros(5, np.int64)
     assert select(labels, Subset(per_class=0, listed=(3, 1))).tolist() == [1, 3]
     for listed in ((1, 1), (5,), (-1,)):
-        with pytest.raises(UserError, match="does not fit|a whole number of 0 or more"):
+        with pytest.raises(UserError, match=r"does not fit|a whole number of 0 or more"):
             select(labels, Subset(per_class=0, listed=listed))
 
 
