@@ -39,6 +39,7 @@ def find_server() -> str | None:
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """Environment variables that point clients at a running, empty server with one bucket."""
     import fsspec
+    import s3fs
 
     master, volume, filer, s3 = _free_ports(4)
     data = folder / "data"
@@ -79,7 +80,10 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
                 if time.monotonic() > deadline or server.poll() is not None:
                     raise RuntimeError(f"the S3 server did not start; see {folder / 'log'}") from error
                 time.sleep(0.3)
+        # Clients are kept by their arguments, and the server's address is none of them: it is in the environment.
+        s3fs.S3FileSystem.clear_instance_cache()
         yield environment
     finally:
+        s3fs.S3FileSystem.clear_instance_cache()
         os.killpg(server.pid, signal.SIGKILL)  # safe for this server, and instant; SIGTERM takes 25 s
         server.wait()

@@ -32,7 +32,8 @@ HOMES = {
     "mlflow": (
         "orchestration/tracking/mlflow_client.py",
         "orchestration/tracking/tracking_uri.py",
-        "orchestration/serve/own_server.py",
+        "orchestration/serve/mlflow_server.py",
+        "orchestration/serve/team_guard.py",
         "orchestration/registry/versions.py",
         "orchestration/registry/export_mlflow.py",
         "orchestration/registry/served_model.py",

@@ -29,7 +29,8 @@ def _ui(commands: Any) -> None:
             "normfree ui s3://bucket/runs/c100",
             "normfree ui --tracking-uri sqlite:///demo/mlflow.db --port 5001",
             "PGPASSWORD=... MLFLOW_AUTH_ADMIN_PASSWORD=... normfree ui --team \\",
-            "      --tracking-uri postgresql://mlflow@db/mlflow --artifacts s3://bucket/mlflow --host 0.0.0.0",
+            "      --tracking-uri postgresql://mlflow@db/mlflow --artifacts s3://bucket/mlflow \\",
+            "      --host 0.0.0.0 --certificate server.pem --key server.key",
         ],
     )
     p.add_argument("run", nargs="?", metavar="URL", help="a run or sweep folder, local or in an object store")
@@ -39,8 +40,16 @@ def _ui(commands: Any) -> None:
     p.add_argument("--team", action="store_true", help="users with passwords, PostgreSQL, artifacts in a bucket")
     p.add_argument("--artifacts", metavar="URL", help="with --team: where files go, as s3://bucket/mlflow")
     p.add_argument(
-        "--allowed-hosts", metavar="A,B", help="with --team: names under which browsers reach it (default: local ones)"
+        "--allowed-hosts",
+        metavar="A,B",
+        help="with --team: names under which browsers reach it besides this machine's own names and addresses",
     )
+    p.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="with --team: serve TLS with this PEM certificate; without, passwords travel unencrypted",
+    )
+    p.add_argument("--key", metavar="FILE", help="with --certificate: its private key, where that is another PEM file")
     p.add_argument("--workers", type=int, default=4, metavar="N", help="with --team: server processes (default 4)")
 
 
@@ -57,7 +66,11 @@ def ui(args: argparse.Namespace) -> int:
             port=args.port,
             allowed_hosts=args.allowed_hosts,
             workers=args.workers,
+            certificate=args.certificate,
+            key=args.key,
         )
+    if args.certificate or args.key:
+        raise UserError("--certificate and --key are for --team; without it a server is for one user and this machine")
     if not args.run and not args.tracking_uri:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
     print("reading the records and starting MLflow ...", file=sys.stderr, flush=True)

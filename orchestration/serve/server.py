@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestration import child_process
-from orchestration.serve import own_server
+from orchestration.serve import addresses, mlflow_server
 from orchestration.serve.import_records import records_of
 from orchestration.tracking.heartbeat import keep_sweeping
 from orchestration.tracking.mlflow_client import connect
@@ -60,47 +60,53 @@ def serve(
         )
     port, token = free_port(host, port), secrets.token_urlsafe(24)
     return run_server(
-        "orchestration.serve.own_server",
-        [host, str(port)],
-        _environment(uri) | {own_server.TOKEN: token, own_server.ARTIFACTS: _artifacts(file)},
+        "own",
+        _environment(uri) | {mlflow_server.TOKEN: token, mlflow_server.ARTIFACTS: _artifacts(file)},
         host=host,
         port=port,
         shown=uri,
         refresh=refresh,
         # Whoever calls from another machine needs the token; this user's own programs here do not.
-        query="" if ipaddress.ip_address(socket.gethostbyname(host)).is_loopback else f"/?token={token}",
+        query="" if addresses.is_loopback(host) else f"/?token={token}",
     )
 
 
 def run_server(
-    module: str,
-    arguments: list[str],
+    form: str,
     environment: dict[str, str],
     *,
     host: str,
     port: int,
     shown: str,
+    workers: int = 1,
     refresh: Callable[[], object] | None = None,
     query: str = "",
 ) -> int:
     """An MLflow server until Ctrl-C or its own end.
 
     Args:
-        module: the server, with its `arguments` and the variables of its `environment`.
+        form: "own" or "team", with the variables of its `environment`.
         shown: the store behind it, where silent runs are looked after.
         query: what its printed address ends with.
     """
-    # A group of its own, because MLflow's server may have children that do not end with it.
-    process = child_process.start(module, arguments, environment=environment, own_session=True)
+    # A group of its own, because the server may have children that do not end with it.
+    process = child_process.start(
+        "orchestration.serve.mlflow_server",
+        [form, host, str(port), str(workers)],
+        environment=environment,
+        own_session=True,
+    )
+    scheme = "https" if mlflow_server.CERTIFICATE in environment else "http"
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = threading.Event()
     try:
-        _wait(process, host, port)
+        _wait(process, f"{scheme}://{host}:{port}")
         # Where nobody trains any more nobody else could say that the last run died with its machine.
         threading.Thread(target=keep_sweeping, args=(lambda: connect(shown), end), daemon=True).start()
         if refresh is not None:
             threading.Thread(target=_keep_refreshing, args=(refresh, end), daemon=True).start()
-        print(terminal(f"MLflow shows {public(shown)} at http://{host}:{port}{query} (Ctrl-C ends it)"), flush=True)
+        address = f"{scheme}://{addresses.reachable(host)}:{port}{query}"
+        print(terminal(f"MLflow shows {public(shown)} at {address} (Ctrl-C ends it)"), flush=True)
         return process.wait()
     except KeyboardInterrupt:
         return 0
@@ -150,14 +156,16 @@ def free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(process: subprocess.Popen[bytes], host: str, port: int) -> None:
+def _wait(process: subprocess.Popen[bytes], address: str) -> None:
     until = time.monotonic() + START_S
+    # The certificate names the server as others call it, and this process has started it.
+    context = ssl._create_unverified_context() if address.startswith("https") else None
     while time.monotonic() < until:
         if process.poll() is not None:
             raise RuntimeError(f"mlflow server ended with status {process.returncode} before it answered")
         try:
-            urllib.request.urlopen(f"http://{host}:{port}/health", timeout=1.0).close()
+            urllib.request.urlopen(f"{address}/health", timeout=1.0, context=context).close()
             return
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"mlflow server did not answer on {host}:{port} within {START_S:.0f} s")
+    raise RuntimeError(f"mlflow server did not answer at {address} within {START_S:.0f} s")

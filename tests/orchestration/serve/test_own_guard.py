@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestration.serve.own_server import COOKIE, Guard, owner
+from orchestration.serve.own_guard import COOKIE, Guard, owner
 
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 ELSEWHERE = ("203.0.113.5", 40000)

@@ -1,7 +1,7 @@
-"""MLflow's server for the user who started it: nobody else of the machine or the network is answered.
+"""Guard of `normfree ui`: MLflow for the user who started it. Nobody else of the machine or the network is answered.
 
-`python -m orchestration.serve.own_server HOST PORT`; the store's URI and the token come by the environment. MLflow's own server
-has no passwords in this form, and whoever reaches it can have files written and commands run in this user's name.
+MLflow's own server has no passwords in this form, and whoever reaches it can have files written and commands run in this user's
+name.
 
 connection of this user on this machine    answered: the kernel says whose a local connection is
 any other                                  answered with the token: `?token=` once, then a cookie, or `Authorization: Bearer`
@@ -16,8 +16,6 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-TOKEN, ARTIFACTS = "NORMFREE_UI_TOKEN", "NORMFREE_UI_ARTIFACTS"
-"""Variables: the token, and the folder of files that clients send through the server."""
 COOKIE = "normfree"
 REFUSAL = (
     b"This MLflow belongs to another user: open the address that 'normfree ui' has printed, which holds a token.\n"
@@ -36,9 +34,9 @@ class Guard:
         elif scope["type"] == "http" and self._matches(_query(scope).get("token", "")):
             cookie = f"{COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
             where = scope["path"] if scope["path"].startswith("/") and not scope["path"].startswith("//") else "/"
-            await _answer(send, 303, [(b"location", where.encode()), (b"set-cookie", cookie.encode())], b"")
+            await answer(send, 303, [(b"location", where.encode()), (b"set-cookie", cookie.encode())], b"")
         elif scope["type"] == "http":
-            await _answer(send, 403, [(b"content-type", b"text/plain")], REFUSAL)
+            await answer(send, 403, [(b"content-type", b"text/plain")], REFUSAL)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -93,30 +91,7 @@ def _query(scope: dict[str, Any]) -> dict[str, str]:
     return dict(urllib.parse.parse_qsl(scope.get("query_string", b"").decode("latin-1")))
 
 
-async def _answer(send: Any, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+async def answer(send: Any, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
-
-
-def main() -> None:
-    host, port = sys.argv[1:]
-    token, uri = os.environ[TOKEN], os.environ["MLFLOW_BACKEND_STORE_URI"]
-    import uvicorn
-    from mlflow.server import constants, handlers
-
-    # What 'mlflow server' hands to its workers.
-    os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = os.environ[constants.REGISTRY_STORE_URI_ENV_VAR] = uri
-    os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
-    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
-    os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = os.environ[ARTIFACTS]
-    os.environ["_MLFLOW_SGI_NAME"] = "uvicorn"
-    handlers.initialize_backend_stores(uri, uri, "mlflow-artifacts:/")
-    from mlflow.server.fastapi_app import app
-
-    # Headers of proxies would say who a client is in the client's own words.
-    uvicorn.run(Guard(app, token), host=host, port=int(port), log_level="warning", proxy_headers=False)
-
-
-if __name__ == "__main__":
-    main()
