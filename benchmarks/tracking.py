@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.turns import hardware
 from orchestration.spool.spool import Spool
-from orchestration.tracking.mlflow_client import start_uploader
+from orchestration.tracking.start_uploader import start_uploader
 from pipeline.records import Record
 from tests.mlflow_server import mlflow_server
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from nfnet.kernels import cpu
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.supervision.rank_environment import place
 
@@ -49,7 +50,7 @@ def join() -> World:
             places.remove_leftovers(folder)
         here = place()
         if here.overlooked:
-            print(f"normfree: {here.overlooked}", file=sys.stderr)
+            print(terminal(f"normfree: {here.overlooked}"), file=sys.stderr)
         # DeepSpeed reads these itself, and refuses to start without the last.
         os.environ.update(RANK=str(here.rank), WORLD_SIZE=str(here.size), LOCAL_RANK=str(here.local_rank))
         backend = "nccl" if has_gpu else "gloo"

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 MAX_NAME_BYTES = 255
@@ -147,8 +148,10 @@ def cache_folder() -> Path:
     substitute = os.path.join(tempfile.gettempdir(), f"normfree-cache-{secrets.token_hex(8)}")
     os.environ["NORMFREE_CACHE"] = substitute
     print(
-        f"normfree: {refused}; what is kept there otherwise is now in {substitute} and stays: set NORMFREE_CACHE to a folder of "
-        "yours",
+        terminal(
+            f"normfree: {refused}; what is kept there otherwise is now in {substitute} and stays: set NORMFREE_CACHE to a "
+            "folder of yours"
+        ),
         file=sys.stderr,
     )
     return Path(substitute)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"nfnet": 0, "pipeline": 1, "transfer": 2, "orchestration": 3}
 HOMES = {
     "deepspeed": ("pipeline/engine/deepspeed_engine.py", "pipeline/engine/zero_layout.py"),
-    "fsspec": ("pipeline/storage/objects.py",),
+    "fsspec": ("pipeline/storage/clients.py",),
     "safetensors": ("nfnet/weights/files.py", "pipeline/checkpoint/load.py"),
     "webdataset": ("pipeline/data/",),
     "triton": ("nfnet/kernels/",),
@@ -31,9 +31,8 @@ HOMES = {
     "mlflow": (
         "orchestration/tracking/mlflow_client.py",
         "orchestration/tracking/tracking_uri.py",
-        "orchestration/tracking/sweep_tracking.py",
         "orchestration/serve/own_server.py",
-        "orchestration/registry/registry.py",
+        "orchestration/registry/versions.py",
         "orchestration/registry/export_mlflow.py",
         "orchestration/registry/served_model.py",
     ),

@@ -20,7 +20,8 @@ class SGD(torch.optim.Optimizer):
     """g = factor * g + decay * w;  m = momentum * m + g;  w -= lr * (g + momentum * m);  ema += (1 - d) * (w - ema)
 
     with d = min(ema_decay, (1 + t) / (10 + t)) after t earlier updates. The average starts as a copy of the weights
-    before their first update. State per parameter: "momentum", "ema" (fp32); per group: "num_updates", a Python int.
+    before their first update. State per parameter: "momentum", "ema" (fp32); per group: "num_updates", a Python int,
+    since ZeRO stage 3 steps one group after the other.
 
     Args:
         ema_decay: None for no average.

@@ -94,6 +94,22 @@ def read_description(path: str | Path) -> tuple[str, int, dict[str, Any]]:
     )
 
 
+def check_file(path: str | Path) -> None:
+    """For readers of other libraries (timm's), who hand a file to torch or numpy as it is: what `load_published` checks first.
+
+    Raises:
+        ValueError: its pickle would take time or memory without bound, or its archive claims more than weights can be.
+    """
+    with open(path, "rb") as file:
+        start = file.read(16)
+        if start[:4] == b"PK\x03\x04":
+            _check_zip(file, Path(path))
+        elif start.startswith(_LEGACY_TORCH):
+            _check_legacy(Path(path))
+        elif start[8:9] != b"{":  # torch would run the file's first pickle to see whether it is one of its own
+            raise ValueError(f"{path} is no file of weights of safetensors, torch or numpy; fetch it again")
+
+
 def _read(path: Path) -> Any:
     """Containers and tensors, whatever the format."""
     size = path.stat().st_size
@@ -113,7 +129,8 @@ def _read(path: Path) -> Any:
         return read_pickle(file, str(path))
 
 
-def _read_zip(file: IO[bytes], path: Path) -> Any:
+def _check_zip(file: IO[bytes], path: Path) -> list[str]:
+    """The members that are programs."""
     try:
         with zipfile.ZipFile(file) as archive:
             check_archive(archive, file)
@@ -122,7 +139,11 @@ def _read_zip(file: IO[bytes], path: Path) -> Any:
                 check_program(archive.read(name))
     except Exception as error:  # a damaged archive can fail in any way
         raise ValueError(f"{path} is damaged or refused ({_reason(error)}); fetch it again") from None
-    if programs:
+    return programs
+
+
+def _read_zip(file: IO[bytes], path: Path) -> Any:
+    if _check_zip(file, path):
         return _read_torch(path)
     file.seek(0)
     return unflattened(read_npz(file, str(path)))

@@ -86,7 +86,8 @@ def page() -> str:
     from pipeline.data.sources.cards import Card
     from pipeline.models.backbone import OPTION_TYPES
     from pipeline.training.run import Run
-    from transfer.protocol.methods import METHOD_KINDS, Settings
+    from transfer.protocol.method_settings import Settings
+    from transfer.protocol.methods import METHOD_KINDS
     from transfer.protocol.tasks import SuiteFile, TaskEntry
 
     lines = [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.parser import add
+from pipeline.display import terminal
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def inspect(args: argparse.Namespace) -> int:
     if args.signal:
         report["signal"] = _signal(args, args.px or sizes["train"])
         lines.append(f"made {args.signal}")
-    print(json.dumps(report, indent=2) if args.json else "\n".join(lines))
+    print(json.dumps(report, indent=2) if args.json else "\n".join(map(terminal, lines)))
     return 0
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import progress_bar, say
+from orchestration.commands.output import doing, progress_bar, say
 from orchestration.commands.parser import add
 from pipeline.display import terminal
 from pipeline.errors import UserError
@@ -119,6 +119,7 @@ _NEXT = {
 }
 
 
+@doing("exporting, and comparing the answers")
 def export(args: argparse.Namespace) -> int:
     made = export_checkpoint(args.checkpoint, args.format, args.out, weights=args.weights, tolerance=args.tolerance)
     kind = "averaged" if made.weights == "ema" else "raw"
@@ -243,6 +244,7 @@ def _register(commands: Any) -> None:
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
 
 
+@doing("verifying and registering")
 def register(args: argparse.Namespace) -> int:
     from orchestration.registry import registry
     from pipeline.secrets import public
@@ -280,6 +282,7 @@ def _unregister(commands: Any) -> None:
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI")
 
 
+@doing("unregistering")
 def unregister(args: argparse.Namespace) -> int:
     from orchestration.registry import registry
     from pipeline.secrets import public

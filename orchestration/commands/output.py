@@ -50,7 +50,7 @@ def doing(what: str, *, quiet_s: float = 3.0) -> Iterator[None]:
         wait_s = quiet_s
         while not over.wait(wait_s):
             passed_s = time.monotonic() - begin_s
-            print(f"{what} ... ({passed_s:.0f} s)", file=sys.stderr, flush=True)
+            print(terminal(f"{what} ... ({passed_s:.0f} s)"), file=sys.stderr, flush=True)
             wait_s = max(10.0, min(60.0, passed_s))
 
     speaker = threading.Thread(target=speak, name="doing", daemon=True)
@@ -102,7 +102,7 @@ def _progress_lines(title: str, unit: str) -> Iterator[Callable[[str, int, int],
             if time.monotonic() - shown_s >= LINE_EVERY_S:
                 shown_s = time.monotonic()
                 what = f"{title}: {phase}" if phase else title
-                print(f"{what} {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
+                print(terminal(f"{what} {done:,} of {total:,} {unit}"), file=sys.stderr, flush=True)
 
         yield update
 

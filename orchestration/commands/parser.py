@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from pipeline.display import terminal
+
 EXIT_USER = 2
 
 
@@ -22,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": Help, "allow_abbrev": False, **named})
 
     def error(self, message: str) -> NoReturn:
-        print(f"normfree: {message}; see '{self.prog} --help'", file=sys.stderr)
+        print(terminal(f"normfree: {message}; see '{self.prog} --help'"), file=sys.stderr)
         raise SystemExit(EXIT_USER)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Any
 
 from orchestration.commands.output import say
 from orchestration.commands.parser import add
 from pipeline.errors import UserError
+from pipeline.secrets import public
 
 
 def records_commands(commands: Any) -> None:
@@ -58,6 +60,7 @@ def ui(args: argparse.Namespace) -> int:
         )
     if not args.run and not args.tracking_uri:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
+    print("reading the records and starting MLflow ...", file=sys.stderr, flush=True)
     if args.tracking_uri:
         return serve(args.tracking_uri, args.host, args.port)
     return serve_folder(args.run, args.host, args.port)
@@ -121,19 +124,46 @@ def track_status(args: argparse.Namespace) -> int:
     from orchestration.tracking.mlflow_client import connect
     from orchestration.tracking.tracking_uri import sqlite_file
 
-    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri or not args.run:
-        uri = tracking_uri(uri, None)
-    else:
-        uri = records_of(args.run)
+    uri = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or (_tracker_of(args.run) if args.run else None)
+    uri = tracking_uri(uri, None) if uri or not args.run else records_of(args.run)
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"no MLflow records at {file}; give the folder of a run or sweep that has started, or its URI")
     refuse_dead_server(uri)
     client = connect(uri)
-    experiments = heartbeat.all_experiments(client)
+    only = _run_of(args.run, uri) if args.run else None
+    experiments = [client.get_run(only).info.experiment_id] if only else heartbeat.all_experiments(client)
     for run_id, why in heartbeat.sweep_once(client, experiments):
         say(f"marked {run_id} as failed: {why}")
+    if only:
+        say(f"tracker: {public(uri)}", status_line(client.get_run(only)))
+        return 0
     for run in client.search_runs(experiments, max_results=args.limit):
         say(status_line(run))
     return 0
+
+
+def _tracker_of(url: str) -> str | None:
+    """The tracker that the folder's `tracking.json` names: the last one that knows the run; None without one."""
+    from orchestration.spool.spool import records_folder
+    from orchestration.spool.state_file import read_state
+    from orchestration.tracking.tracking_uri import server_uri
+
+    folder = records_folder(url).resolve()
+    names = [name for name, state in read_state(folder / "tracking.json").items() if state.get("run_id")]
+    return server_uri(names[-1], folder) if names else None
+
+
+def _run_of(url: str, uri: str) -> str:
+    """The run of a folder on a tracker, by `tracking.json`. UserError if the tracker has none."""
+    from orchestration.spool.spool import records_folder
+    from orchestration.spool.state_file import read_state
+    from orchestration.tracking.tracking_uri import server_name
+
+    folder = records_folder(url).resolve()
+    run_id = read_state(folder / "tracking.json").get(server_name(uri, folder), {}).get("run_id")
+    if not run_id:
+        raise UserError(
+            f"MLflow at {public(uri)} has no run of {url}; 'normfree track import {url}' with this --tracking-uri sends it"
+        )
+    return str(run_id)

@@ -139,6 +139,7 @@ def _evaluate(commands: Any) -> None:
     p.add_argument("--real-labels", metavar="FILE", help="ReaL's real.json, for ImageNet's validation images")
 
 
+@doing("evaluating")
 def evaluate(args: argparse.Namespace) -> int:
     from pipeline.data.format.manifest import Manifest
     from pipeline.data.loading.datasets import DataConfig, EvalData

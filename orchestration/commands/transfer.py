@@ -59,7 +59,12 @@ def _transfer(commands: Any) -> None:
         "--budget", metavar="TEXT", help="for this call: '100 trials', '1e6 images', '2 hours', or several with commas"
     )
     p.add_argument("--trial-limit", metavar="TIME", help="a trial that takes longer is a failed one, as '30 minutes'")
-    p.add_argument("--max-concurrent", type=int, metavar="N", help="trials at a time (default: one a core)")
+    p.add_argument(
+        "--max-concurrent",
+        type=int,
+        metavar="N",
+        help="trials at a time (default: one a GPU, else as many as cores and memory allow)",
+    )
     p.add_argument(
         "--gpus-per-trial",
         type=float,

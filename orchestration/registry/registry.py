@@ -10,18 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from orchestration.registry import version_facts
+from orchestration.registry.pins import pin_for, pin_reason, tracker_name
+from orchestration.registry.versions import Unregistered, Version, asking, check_names, find_version, make_name
 from orchestration.tracking import lineage
 from orchestration.tracking.lineage import DIGEST
-from orchestration.tracking.mlflow_client import connect
-from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file, sqlite_uri
-from orchestration.tracking.translate import cause
+from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load as checkpoint_load
 from pipeline.checkpoint import pull, retention
@@ -32,37 +30,6 @@ from pipeline.storage import objects
 
 SCHEME = "models:/"
 SOURCE_CHARACTERS = 500
-NAME_SIGNS = ('"', "/", ":", "@")
-"""MLflow refuses / and :, its filters cannot hold both kinds of quotes, and @ begins an alias."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """One version of a registered model."""
-
-    name: str
-    version: str
-    source: str
-    """URL of the checkpoint."""
-    digest: str
-    """SHA-256 of its commit file."""
-    is_new: bool = False
-    """Made by this call; otherwise the same checkpoint was there under this name."""
-    note: str = ""
-    """What did not go as it should and does no harm: the checkpoint could not be pinned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unregistered:
-    """What `unregister` did."""
-
-    version: Version | None = None
-    """That was deleted."""
-    unpinned: list[str] = field(default_factory=list)
-    """Checkpoints that were kept for it, or for versions deleted before."""
-    kept: dict[str, list[str]] = field(default_factory=dict)
-    """Checkpoint -> why it is kept all the same; [] where its run may delete it now."""
-    note: str = ""
 
 
 def is_name(url: str) -> bool:
@@ -88,7 +55,7 @@ def register(
         UserError: nothing that verifies, a sweep on other weights, a server that cannot be reached, refuses the name or the
             alias, or could not reach a local path. Nothing is registered then.
     """
-    _check_names(name, alias)
+    check_names(name, alias)
     uri = _tracking_uri(tracking_uri)
     cache = cache_dir or checkpoint_load.default_cache()
     commit = checkpoint_load.resolve(url, cache)
@@ -99,14 +66,14 @@ def register(
         rows = version_facts.scorecard_rows(scorecard, commit)
         report = public(objects.join(scorecard, "report"))
         tags |= {"scorecard": report, "scorecard.rows": version_facts.rows_tag(rows)}
-    with _asking(uri) as client:
-        found, why = _registered(client, name, commit.digest), _reason(name, uri)
-        is_pinned, note = _pin(commit.url, why)  # also for a version that is there: its pin may be gone
+    with asking(uri) as client:
+        found, why = find_version(client, name, commit.digest), pin_reason(name, uri)
+        is_pinned, note = pin_for(commit.url, why)  # also for a version that is there: its pin may be gone
         try:
             if found is None:
                 run = lineage.run_of(client, commit.digest)
                 tags |= version_facts.origin_tags(run, commit)
-                _make_name(client, name)
+                make_name(client, name)
                 page, run_id = version_facts.description(commit, rows), run.info.run_id if run else None
                 made = client.create_model_version(
                     name, source, run_id=run_id, tags=tags, description=page, await_creation_for=0
@@ -132,22 +99,6 @@ def register(
     return found
 
 
-def _check_names(name: str, alias: str | None) -> None:
-    """What MLflow refuses, or would take and nobody could write as models:/NAME@ALIAS, before anything is made."""
-    wrong = [c for c in NAME_SIGNS if c in name] or [c for c in name if not c.isprintable()]
-    if wrong:
-        raise UserError(
-            f"the model's name {name!r} has {wrong[0]!r} in it; write it in letters, digits, dashes and spaces"
-        )
-    if not name.strip() or name != name.strip():
-        raise UserError(f"the model's name is {name!r}; write one that is not empty and has no spaces around it")
-    if alias and (not re.fullmatch(r"[\w-]+", alias, re.ASCII) or re.fullmatch(r"latest|v\d+", alias, re.I)):
-        raise UserError(
-            f"the alias {alias!r} is none that MLflow takes; write it in letters, digits, dashes and underscores, other than "
-            "'latest' and 'v' with a number"
-        )
-
-
 def find(uri: str, tracking_uri: str | None = None) -> Version:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for. Changes nothing."""
     match = re.fullmatch(r"models:/+([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
@@ -158,7 +109,7 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
     file = sqlite_file(where)
     if file is not None and not file.exists():  # MLflow would make an empty one
         raise UserError(f"no MLflow records at {file}; set --tracking-uri to where the model was registered")
-    with _asking(where, f"{uri} is not there") as client:
+    with asking(where, f"{uri} is not there") as client:
         made = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     digest = dict(made.tags).get(DIGEST)
     if not digest:
@@ -178,12 +129,12 @@ def unregister(target: str, tracking_uri: str | None = None) -> Unregistered:
     if not is_name(target):
         return _release(target, uri)
     version = find(target, uri)
-    with _asking(uri) as client:
+    with asking(uri) as client:
         run_id = client.get_model_version(version.name, version.version).run_id
         client.delete_model_version(version.name, version.version)
         if run_id:
             lineage.unlink_version(client, run_id, version.name, version.version)
-    why = _reason(version.name, uri)
+    why = pin_reason(version.name, uri)
     try:
         retention.unpin(version.source, why)
         return Unregistered(
@@ -201,13 +152,13 @@ def _release(url: str, uri: str) -> Unregistered:
     if not found:
         raise UserError(f"no checkpoint at {url}; give a checkpoint, a run folder, or models:/NAME/VERSION")
     unpinned, kept = [], {}
-    with _asking(uri) as client:
+    with asking(uri) as client:
         for place in found:
             digest = checkpoint.read_commit(place).digest
             for why in retention.pins(place):
                 match = re.fullmatch(r"registered as (.+) in (\S+)", why)
-                is_ours = match is not None and _place(match[2]) == _place(uri)
-                if match and is_ours and _registered(client, match[1], digest) is None:
+                is_ours = match is not None and tracker_name(match[2]) == tracker_name(uri)
+                if match and is_ours and find_version(client, match[1], digest) is None:
                     retention.unpin(place, why)
                     unpinned.append(place)
             kept[place] = retention.pins(place)
@@ -257,69 +208,3 @@ def _source(url: str, uri: str) -> str:
             f"the URL of the checkpoint has {len(url)} characters, MLflow takes {SOURCE_CHARACTERS}; shorten it"
         )
     return url
-
-
-def _reason(name: str, uri: str) -> str:
-    """The line that keeps a registered checkpoint."""
-    return f"registered as {name} in {_place(uri)}"
-
-
-def _place(uri: str) -> str:
-    """A tracker's name for people and for comparison: without passwords, a file by its whole path."""
-    file = sqlite_file(uri)
-    return sqlite_uri(file) if file is not None else public(uri).rstrip("/")
-
-
-def _pin(url: str, why: str) -> tuple[bool, str]:
-    """(whether this pinned it, what to say where it could not be)."""
-    try:
-        if why in retention.pins(url):
-            return False, ""
-        retention.pin(url, why)
-    except (OSError, UserError) as error:
-        if not objects.exists(objects.join(url, checkpoint.COMMIT)):
-            raise
-        return False, f"it could not be pinned, so its run may delete it ({' '.join(str(error).split())[:200]})"
-    return True, ""
-
-
-def _registered(client: Any, name: str, digest: str) -> Version | None:
-    """The version under this name with this digest; a second registration, or one after a kill, makes no second version."""
-    # MLflow's filters have no escapes: a name is quoted with the sign that it does not hold (`_check_names`).
-    quote, page = '"' if "'" in name else "'", None
-    while True:
-        found = client.search_model_versions(f"name={quote}{name}{quote}", page_token=page)
-        for made in found:
-            if made.name == name and dict(made.tags).get(DIGEST) == digest:
-                return Version(name=name, version=str(made.version), source=str(made.source), digest=digest)
-        page = found.token
-        if not page:
-            return None
-
-
-def _make_name(client: Any, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-@contextmanager
-def _asking(uri: str, absent: str = "") -> Iterator[Any]:
-    """A client, with the server's refusals as sentences; `absent`: what to say where it does not know what was asked for."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield connect(uri)
-    except MlflowException as error:
-        code = error.error_code
-        if absent and code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(
-                f"{absent} in {public(uri)} ({cause(error)}); look at its models with 'normfree ui'"
-            ) from None
-        raise UserError(
-            f"MLflow at {public(uri)} says: {cause(error)}; mend that and run the same command again"
-        ) from None

@@ -12,7 +12,8 @@ from orchestration.run.console import Console
 from orchestration.spool import mirror
 from orchestration.spool.spool import Spool, records_folder
 from orchestration.spool.system_metrics import start_sampler
-from orchestration.tracking.mlflow_client import DRAIN_S, start_uploader
+from orchestration.tracking.mlflow_client import DRAIN_S
+from orchestration.tracking.start_uploader import start_uploader
 from orchestration.tracking.tracking_uri import resolve_uri
 from pipeline.errors import UserError
 from pipeline.provenance import command, facts

@@ -14,7 +14,9 @@ from orchestration.spool.spool import MAIN, records_folder
 from orchestration.tracking import heartbeat
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
-from orchestration.tracking.translate import cause
+from orchestration.tracking.upload import cause
+from pipeline import documents
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -57,7 +59,7 @@ def send_sweep(url: str, uri: str, *, show: bool = True) -> int:
     if not SweepRecords(url, uri).send_all(here=False):
         return EXIT_NOT_UPLOADED
     if show:
-        print(f"{public(uri)} has the sweep {url}")
+        print(terminal(f"{public(uri)} has the sweep {url}"))
     return 0
 
 
@@ -67,8 +69,10 @@ def send_run(url: str, folder: Path, uri: str, *, show: bool = True, **names: st
     uploader = Uploader(folder, uri, **names)  # type: ignore[arg-type]
     status = uploader.run()
     if status == 0 and show:
-        print(f"{uploader.num_sent} records of {url} sent; {public(uri)} has all {uploader.num_known} of them")
-        print(f"run {uploader.run_id} in experiment {uploader.experiment!r}: {uploader.status}")
+        print(
+            terminal(f"{uploader.num_sent} records of {url} sent; {public(uri)} has all {uploader.num_known} of them")
+        )
+        print(terminal(f"run {uploader.run_id} in experiment {uploader.experiment!r}: {uploader.status}"))
     return status
 
 
@@ -78,7 +82,9 @@ def fetch(url: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mirror.pull(url, folder)
         with contextlib.suppress(FileNotFoundError):
-            objects.write_bytes(folder / CONFIG, objects.read_bytes(objects.join(url, CONFIG)))
+            objects.write_bytes(
+                folder / CONFIG, objects.read_bytes(objects.join(url, CONFIG), max_bytes=documents.MAX_YAML_BYTES)
+            )
     if not (folder / MAIN).exists():
         raise UserError(
             f"no records of a run or sweep at {url} (no {MAIN}, no sweep.json); give the folder of one that has started"

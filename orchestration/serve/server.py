@@ -22,9 +22,10 @@ from orchestration.serve.import_records import records_of
 from orchestration.tracking.heartbeat import keep_sweeping
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
-from orchestration.tracking.translate import public
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.errors import UserError
+from pipeline.secrets import public
 from pipeline.storage import objects
 
 START_S = 180.0  # a first start makes the tables
@@ -48,7 +49,7 @@ def serve(
     empty one and show nothing), for a folder, and for a port in use. Port 0 takes a free one.
     """
     if tracking_uri.startswith(("http://", "https://")):
-        print(f"MLflow is there already: {public(tracking_uri)}")
+        print(terminal(f"MLflow is there already: {public(tracking_uri)}"))
         return 0
     uri = resolve_uri(tracking_uri, ".")
     file = sqlite_file(uri)
@@ -99,7 +100,7 @@ def run_server(
         threading.Thread(target=keep_sweeping, args=(lambda: connect(shown), end), daemon=True).start()
         if refresh is not None:
             threading.Thread(target=_keep_refreshing, args=(refresh, end), daemon=True).start()
-        print(f"MLflow shows {public(shown)} at http://{host}:{port}{query} (Ctrl-C ends it)", flush=True)
+        print(terminal(f"MLflow shows {public(shown)} at http://{host}:{port}{query} (Ctrl-C ends it)"), flush=True)
         return process.wait()
     except KeyboardInterrupt:
         return 0

@@ -18,9 +18,10 @@ import secrets
 from pathlib import Path
 
 from orchestration.serve.server import free_port, run_server
-from orchestration.tracking.translate import cause, public
+from orchestration.tracking.upload import cause
 from pipeline import places
 from pipeline.errors import UserError
+from pipeline.secrets import public
 from pipeline.storage import objects
 
 ADMIN_PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.records import Record
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -26,6 +27,9 @@ from pipeline.storage import objects
 MAIN = "records.jsonl"
 """The spool of a run, in its folder; each node's own is beside it (`orchestration.spool.system_metrics`)."""
 PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
+
+
+MAX_LINE_BYTES = 64 << 20
 
 
 def is_spool(name: str) -> bool:
@@ -102,7 +106,10 @@ class Spool:
         except OSError as error:
             self.num_lost += 1
             if self.num_lost == 1:
-                print(f"records are being lost: cannot write {self.path} ({error}); free the disk", file=sys.stderr)
+                print(
+                    terminal(f"records are being lost: cannot write {self.path} ({error}); free the disk"),
+                    file=sys.stderr,
+                )
 
 
 class Follower:
@@ -128,6 +135,9 @@ class Follower:
                 file.seek(self._offset_bytes)
                 data = file.read(PIECE_BYTES)
                 while data and b"\n" not in data and (more := file.read(PIECE_BYTES)):
+                    if len(data) > MAX_LINE_BYTES:  # nobody's record: what follows of it is one unreadable line
+                        self._offset_bytes += len(data)
+                        data = b""
                     data += more  # one line may be longer than a piece
         except FileNotFoundError:
             return b""
@@ -160,7 +170,7 @@ def read(path: str | os.PathLike[str], from_line: int = 0) -> Iterator[Line]:
 def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and "kind" in value else None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -24,8 +25,24 @@ def read_state(path: Path) -> dict[str, dict[str, Any]]:
     except UserError as error:
         aside = path.with_name(f"{path.name}.{int(time.time())}.damaged")
         os.replace(path, aside)
-        print(f"tracking: {error}; it is {aside.name} now, and the server is asked what it has", file=sys.stderr)
+        print(
+            terminal(f"tracking: {error}; it is {aside.name} now, and the server is asked what it has"), file=sys.stderr
+        )
         return {}
+
+
+class ServerState(dict[str, Any]):
+    """What one server has of a run or sweep: its part of `tracking.json`, which holds one for each server."""
+
+    def __init__(self, file: Path, server: str, fresh: dict[str, Any]) -> None:
+        """`fresh`: what a server has that is new; the same keys are there for a known one."""
+        self.file = file
+        self.everywhere: dict[str, dict[str, Any]] = read_state(file)
+        super().__init__(fresh | self.everywhere.get(server, {}))
+        self.everywhere[server] = self
+
+    def save(self) -> None:
+        write_state(self.file, self.everywhere)
 
 
 def write_state(path: Path, value: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ run's own folder keeps of where its records went. Each link is a tag of its own:
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from orchestration.spool import mirror
 from orchestration.tracking import heartbeat
 from orchestration.tracking.translate import CHECKPOINT_DIGITS
+from pipeline import documents
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -74,8 +74,8 @@ def origin(client: Any, digest: str, url: str) -> Origin:
         return Origin()
     place = [mirror.STATE] if objects.is_local(folder) else [mirror.FOLDER, mirror.STATE]
     with contextlib.suppress(OSError, ValueError, UserError):
-        for server, state in json.loads(objects.read_bytes(objects.join(folder, *place))).items():
-            if isinstance(state, dict) and state.get("run_id"):
+        for server, state in documents.read(objects.join(folder, *place), dict[str, dict[str, Any]]).items():
+            if re.fullmatch("[0-9a-f]{32}", str(state.get("run_id"))):  # as MLflow makes them
                 is_inside = mirror.OURS in server  # SQLite in the run folder, which 'normfree ui FOLDER' shows
                 return Origin(run_id=state["run_id"], tracking_uri=public(folder if is_inside else server))
     return Origin()

@@ -1,8 +1,8 @@
 """From a run's spool to MLflow: one run on the server, each point exactly once, a status that is true.
 
-The trainer writes its records into the spool (`orchestration.spool.spool`) and never speaks to MLflow. A process of its own,
-started by `start_uploader`, follows the spool and sends. What is acknowledged stands in `<run_dir>/tracking.json`, so
-killing either process at any moment, restarting the run or losing the server loses nothing and doubles nothing.
+The trainer writes its records into the spool (`orchestration.spool.spool`) and never speaks to MLflow. A process of its own
+(`orchestration.tracking.start_uploader`) follows the spool and sends. What is acknowledged stands in `<run_dir>/tracking.json`,
+so killing either process at any moment, restarting the run or losing the server loses nothing and doubles nothing.
 
 How "exactly once" is reached: lines are sent in order, and after a start or a failure the server is asked for the last step
 that it has of each metric (`high_water`); a request that the server finishes only after we gave up on it repeats points that
@@ -13,59 +13,27 @@ Offline machines: `normfree track import RUN --tracking-uri URI` sends a spool l
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration import child_process
-from orchestration.tracking.tracking_uri import make_sqlite, resolve_uri, sqlite_file
-from orchestration.tracking.translate import DatasetUsed, Point, Upload, public
+from orchestration.spool.state_file import ServerState
+from orchestration.tracking import heartbeat
+from orchestration.tracking.tracking_uri import make_sqlite, sqlite_file
+from orchestration.tracking.upload import DatasetUsed, Point, Upload
 from pipeline import places
 from pipeline.errors import UserError
 
 DATASET_DIGITS = 36  # of a digest, as MLflow stores it
 DRAIN_S = 30.0
+"""How long an uploader goes on trying after its run has ended."""
 KIND = {
     "mlflow.experimentKind": "custom_model_development"
 }  # else MLflow's pages show runs as evaluations of chat bots
 BATCH_POINTS = 900  # the server takes 1,000 metrics, parameters and tags together in one request
-
-
-def start_uploader(
-    run_dir: str | os.PathLike[str],
-    tracking_uri: str | None = None,
-    *,
-    experiment: str,
-    run_name: str,
-    drain_s: float = DRAIN_S,
-    mirror: str | None = None,
-) -> subprocess.Popen[bytes]:
-    """The process that uploads `run_dir`'s spool for as long as this process lives; open the Spool before.
-
-    It ends by itself: 0 when everything is there, 3 when `drain_s` seconds after the run's end something is not, which
-    it says in one line on stderr. With `mirror`, an object-store folder, the spool is copied there as it grows
-    (`orchestration.spool.mirror`). `tracking_uri` None means SQLite in the run folder. UserError for a URI that
-    MLflow would not take.
-    """
-    uri = resolve_uri(tracking_uri, run_dir)
-    words = [os.path.abspath(run_dir), "--watch-pid", str(os.getpid())]
-    words += ["--experiment", experiment, "--run-name", run_name, "--drain-s", str(drain_s)]
-    words += ["--mirror", mirror] if mirror else []
-    # A session of its own: Ctrl-C in the terminal stops the trainer, whose last words must still be uploaded. The URI goes by
-    # the environment: it may hold a password.
-    return child_process.start(
-        "orchestration.tracking.mlflow_client",
-        words,
-        environment={"MLFLOW_TRACKING_URI": uri},
-        on_parent_death=None,
-        own_session=True,
-    )
 
 
 def connect(tracking_uri: str) -> Any:
@@ -102,6 +70,46 @@ def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
     file = sqlite_file(tracking_uri)  # MLflow's own choice would be ./mlruns of whatever folder we run in
     location = (file.parent / "mlflow-artifacts" / re.sub(r"[^\w.-]", "_", name)).as_uri() if file else None
     return str(client.create_experiment(name, artifact_location=location, tags=KIND))
+
+
+def find_run(client: Any, experiment: str, tag: str, value: str, also: str = "") -> Any:
+    """The run with this tag, else None. `also`: more of MLflow's filter."""
+    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'{also}", max_results=1)
+    return next(iter(found), None)
+
+
+def open_run(
+    client: Any,
+    state: ServerState,
+    experiment: str,
+    *,
+    tag: str,
+    run_name: str,
+    begin_ms: int | None,
+    fresh: dict[str, Any],
+) -> Any:
+    """The run of `state` on the server, found or made. Safe to be killed in at any place.
+
+    Args:
+        tag: of the token by which a run is known that was made just before a kill.
+        fresh: what `state` holds of a server that has nothing. It is put back, and MLflow's error raised, where the server
+            answers and has lost the run (a new database): everything must be sent again.
+    """
+    if state["run_id"] is None:
+        state.save()  # the token, before a run that carries it can exist
+        tags = {tag: state["token"], **heartbeat.beat_now()}
+        run = find_run(client, experiment, tag, state["token"])
+        run = run or client.create_run(experiment, tags=tags, run_name=run_name, start_time=begin_ms)
+        state["run_id"] = run.info.run_id
+        state.save()
+        return run
+    try:
+        return client.get_run(state["run_id"])
+    except Exception as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            state.update(fresh, run_id=None)
+            state.save()
+        raise
 
 
 def send(client: Any, run_id: str, upload: Upload) -> None:
@@ -151,32 +159,3 @@ def send_datasets(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> 
         source = json.dumps({"uri": used.url})
         dataset = Dataset(used.name[:500], used.digest[:DATASET_DIGITS], "webdataset", source)
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", used.use)])])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The uploader's process: 0 all is there, 2 a mistake of the user, 3 something is not uploaded."""
-    from orchestration.tracking.uploader import Uploader
-
-    parser = argparse.ArgumentParser(prog="python -m orchestration.tracking.mlflow_client", description=__doc__)
-    parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else RUN_DIR/mlflow.db")
-    parser.add_argument("--experiment", help="default: the one of the run's last upload, else normfree")
-    parser.add_argument("--run-name", help="default: the one of the run's last upload, else the folder's name")
-    parser.add_argument("--watch-pid", type=int, metavar="PID", help="follow the spool while this process lives")
-    parser.add_argument("--drain-s", type=float, default=DRAIN_S, help="how long to try after the run's end")
-    parser.add_argument("--mirror", metavar="URL", help="copy the spool to this object-store folder as it grows")
-    args = parser.parse_args(arguments)
-    try:
-        if not (Path(args.run_dir) / "records.jsonl").exists() and args.watch_pid is None:
-            raise UserError(f"no records in {args.run_dir} (records.jsonl is missing); give the folder of a run")
-        uri = resolve_uri(args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), args.run_dir)
-        names = {"experiment": args.experiment, "run_name": args.run_name, "mirror": args.mirror}
-        os.nice(10)  # the steps of the training come first
-        return Uploader(args.run_dir, uri, **names, watch_pid=args.watch_pid, drain_s=args.drain_s).run()
-    except UserError as error:
-        print(f"tracking: {public(str(error))}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

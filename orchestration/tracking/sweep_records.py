@@ -17,7 +17,7 @@ from typing import Any
 from orchestration.spool.spool import records_folder
 from orchestration.tracking import sweep_summary
 from orchestration.tracking.sweep_tracking import SweepTracker
-from orchestration.tracking.translate import DatasetUsed, source_tags
+from orchestration.tracking.upload import DatasetUsed, source_tags
 from pipeline.provenance import facts
 from pipeline.storage import objects
 from transfer.protocol.imagenet_labels import EXTRA_METRICS

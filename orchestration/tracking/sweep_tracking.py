@@ -9,7 +9,6 @@ recognised by their digest.
 from __future__ import annotations
 
 import contextlib
-import math
 import secrets
 import sys
 import threading
@@ -20,13 +19,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.spool.state_file import read_state, write_state
+from orchestration.spool.state_file import ServerState
 from orchestration.tracking import heartbeat, lineage
 from orchestration.tracking.lineage import Origin
-from orchestration.tracking.mlflow_client import connect, experiment_id, missing, send, send_datasets, send_file
-from orchestration.tracking.tracking_uri import resolve_uri, sqlite_uri
-from orchestration.tracking.translate import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, public
+from orchestration.tracking.mlflow_client import (
+    connect,
+    experiment_id,
+    find_run,
+    missing,
+    open_run,
+    send,
+    send_datasets,
+    send_file,
+)
+from orchestration.tracking.tracking_uri import resolve_uri, server_name
+from orchestration.tracking.upload import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, points_of
+from pipeline.display import terminal
 from pipeline.errors import UserError
+from pipeline.secrets import public
 
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name: its pages fold children under this run
 DIGEST_TAG = "normfree.trial"
@@ -65,18 +75,16 @@ class SweepTracker:
         self.num_failures = 0
         self._experiment, self._name = experiment, name
         self._begin_ms = None if begin_s is None else round(1000 * begin_s)
-        self._file = Path(sweep_dir).resolve() / "tracking.json"
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._states: dict[str, Any] = read_state(self._file)
-        target = public(self.uri).replace(sqlite_uri(self._file.parent), "sqlite:///.")
+        folder = Path(sweep_dir).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         fresh: dict[str, Any] = {"run_id": None, "token": token or secrets.token_hex(8), "children": {}}
-        self._state = self._states[target] = fresh | self._states.get(target, {})
+        self._state = ServerState(folder / "tracking.json", server_name(self.uri, folder), fresh)
         self._client: Any = None
         self._waiting: dict[str, _Child] = {}
         self._summary: tuple[Upload, list[Path], dict[str, str]] | None = None
         self._origins: dict[str, Origin] = {}
         self._pause_s, self._not_before = 0.0, 0.0
-        self._trouble = ""
+        self._fault = ""
         self._beats: threading.Thread | None = None
         self._end = threading.Event()
 
@@ -147,8 +155,10 @@ class SweepTracker:
                 return True
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
         print(
-            f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._trouble}; {self.num_failures} calls "
-            "failed); they are in the sweep's ledger, and running the same command again sends them",
+            terminal(
+                f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._fault}; {self.num_failures} calls "
+                "failed); they are in the sweep's ledger, and running the same command again sends them"
+            ),
             file=sys.stderr,
         )
         return False
@@ -172,7 +182,7 @@ class SweepTracker:
         except Exception as error:  # whatever it is: telemetry is lost for now, and the sweep goes on
             self.num_failures += 1
             self._client = None
-            self._trouble = cause(error)
+            self._fault = cause(error)
             self._pause_s = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
             self._not_before = time.monotonic() + self._pause_s
         else:
@@ -182,24 +192,18 @@ class SweepTracker:
         if self._client is not None:
             return
         client = connect(self.uri)
-        self._save()  # the token, before a run that carries it can exist
-        experiment = experiment_id(client, self.uri, self._experiment)
-        self._state["experiment_id"] = experiment
-        if self._state["run_id"] is None:
-            tags = {SWEEP_TAG: self._state["token"], **heartbeat.beat_now()}
-            run = _find(client, experiment, SWEEP_TAG, self._state["token"])
-            run = run or client.create_run(experiment, tags=tags, run_name=self._name, start_time=self._begin_ms)
-            self._state["run_id"] = run.info.run_id
-            self._save()
-        else:
-            try:
-                status = client.get_run(self._state["run_id"]).info.status
-            except Exception as error:
-                if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":  # another database behind this URI
-                    self._state.update(run_id=None, children={})
-                raise
-            if status != "RUNNING":
-                client.update_run(self._state["run_id"], status="RUNNING")
+        experiment = self._state["experiment_id"] = experiment_id(client, self.uri, self._experiment)
+        run = open_run(
+            client,
+            self._state,
+            experiment,
+            tag=SWEEP_TAG,
+            run_name=self._name,
+            begin_ms=self._begin_ms,
+            fresh={"children": {}},
+        )
+        if run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
         self._client = client
         if self._beats is None:  # a killed driver can say nothing any more; others see that its signs stopped
             arguments = partial(connect, self.uri), self._state["run_id"], self._end
@@ -210,7 +214,7 @@ class SweepTracker:
         client, parent, experiment = self._client, self._state["run_id"], self._state["experiment_id"]
         # A driver killed between the server and tracking.json leaves a child that only its digest tells from a new one.
         also = f" AND tags.`{PARENT_TAG}` = '{parent}'"
-        run = _find(client, experiment, DIGEST_TAG, child.digest, also)
+        run = find_run(client, experiment, DIGEST_TAG, child.digest, also)
         upload = child.upload
         if run is None:
             tags = {DIGEST_TAG: child.digest, PARENT_TAG: parent}
@@ -227,7 +231,7 @@ class SweepTracker:
             end_ms = max((p.time_ms for p in child.upload.points), default=None)
             client.set_terminated(run.info.run_id, status=child.status, end_time=end_ms)
         self._state["children"][child.digest] = run.info.run_id
-        self._save()
+        self._state.save()
 
     def _log_summary(self, upload: Upload, artifacts: list[Path], checkpoints: dict[str, str]) -> None:
         run_id = self._state["run_id"]
@@ -250,7 +254,7 @@ class SweepTracker:
                 try:  # reports lie in a folder of the sweep's
                     send_file(self._client, run_id, path.parent.parent, path)
                 except UserError as error:
-                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
+                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
 
     def _origin(self, digest: str, url: str) -> Origin:
         """Whence these weights come; asked once."""
@@ -258,19 +262,6 @@ class SweepTracker:
             self._origins[digest] = lineage.origin(self._client, digest, url)
         return self._origins[digest]
 
-    def _save(self) -> None:
-        write_state(self._file, self._states)
-
-
-def _find(client: Any, experiment: str, tag: str, value: str, also: str = "") -> Any:
-    runs = client.search_runs([experiment], f"tags.`{tag}` = '{value}'{also}", max_results=1)
-    return next(iter(runs), None)
-
 
 def _points(values: dict[str, float], step: int, time_s: float) -> list[Point]:
-    time_ms = round(time_s * 1000)
-    return [
-        Point(key, float(v), time_ms, step) if math.isfinite(v) else Point(f"{key}_not_finite", 1.0, time_ms, step)
-        for key, v in values.items()
-        if key not in ("step", "time_s") and v is not None
-    ]
+    return points_of({"step": step, "time_s": time_s}, {k: v for k, v in values.items() if k not in ("step", "time_s")})

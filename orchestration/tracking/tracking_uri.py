@@ -14,7 +14,9 @@ import urllib.parse
 from pathlib import Path
 
 from orchestration.spool.process_lock import only_one
+from pipeline.display import terminal
 from pipeline.errors import UserError
+from pipeline.secrets import public
 
 MADE_WITHIN_S = 120.0
 """How long another process may take to make the same file; it takes a second on an idle machine."""
@@ -69,6 +71,17 @@ def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> st
     )  # an absolute path: the uploader and MLflow's server work in other folders than this process
 
 
+def server_name(tracking_uri: str, folder: Path) -> str:
+    """A server's name in `tracking.json`: without passwords, and with "." for the folder of the records, which may be moved."""
+    return public(tracking_uri).replace(sqlite_uri(folder), "sqlite:///.")
+
+
+def server_uri(name: str, folder: Path) -> str:
+    """The tracking URI behind a `server_name`."""
+    rest = name.removeprefix("sqlite:///.")
+    return name if rest == name else sqlite_uri(folder) + rest
+
+
 def chosen_uri(given: str | None) -> str | None:
     """What a command tells: what was given, else MLFLOW_TRACKING_URI, else None. UserError as `resolve_uri`, before anything
     is written."""
@@ -100,7 +113,7 @@ def make_sqlite(tracking_uri: str) -> None:
             aside = file.with_name(f"{file.name}.unfinished")
             os.replace(file, aside)
             print(
-                f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now",
+                terminal(f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now"),
                 file=sys.stderr,
             )
         making = _aside(file)

@@ -6,16 +6,13 @@ over the lines that are already uploaded and stands where the one before it stoo
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
+from orchestration.tracking.upload import DatasetUsed, Ending, Upload, points_of, shorten, source_tags, value_at
 from pipeline.secrets import public
-
-TAG_CHARACTERS = 4000  # MLflow refuses tags beyond 8,000 and cuts parameters at 6,000 with only a warning
 
 STEP_KEYS = {
     "loss": "train/loss",
@@ -57,51 +54,6 @@ FACTS = ("code.", "environment.")
 CHECKPOINT_DIGITS = 16
 """Of a checkpoint's digest in the tag `checkpoint.digests`: enough to find a run by what came of it."""
 CONFIG_PARAMS = ("seed", "duration", "model.name", "optim.learning_rate", "optim.weight_decay", "data.url")
-
-
-class Point(NamedTuple):
-    """One value of one metric."""
-
-    key: str
-    value: float
-    time_ms: int
-    step: int
-
-
-class DatasetUsed(NamedTuple):
-    """A dataset that a run reads, by what it holds and where it lies."""
-
-    name: str
-    digest: str
-    url: str
-    use: str
-    """training or evaluation."""
-
-
-class Ending(NamedTuple):
-    """How a run ended, in MLflow's word and in ours."""
-
-    status: str
-    cause: str
-
-
-@dataclass
-class Upload:
-    """What some lines of a spool mean to the tracking server."""
-
-    points: list[Point] = field(default_factory=list)
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    config: dict[str, Any] | None = None
-    """The resolved configuration, when these lines bring one that is new."""
-    datasets: list[DatasetUsed] = field(default_factory=list)
-
-    def merge(self, other: Upload) -> None:
-        self.points += other.points
-        self.params |= other.params
-        self.tags |= other.tags
-        self.config = other.config or self.config
-        self.datasets += other.datasets
 
 
 class Translator:
@@ -150,18 +102,18 @@ class Translator:
 
     def translate(self, record: dict[str, Any]) -> Upload:
         """What one line means. Unknown kinds mean nothing: an older uploader may read a newer spool."""
-        read = self._readers.get(record["kind"])
         try:
+            read = self._readers.get(record["kind"])
             upload = read(record) if read else Upload()
             if "time_s" in record:
                 self._mark_time(round(record["time_s"] * 1000))
-        except (KeyError, TypeError, ValueError):  # one odd line must not hold up all those behind it
+            upload.tags = {key: shorten(public(value)) for key, value in upload.tags.items()}
+        except Exception:  # one odd line, of whatever oddity, must not hold up all those behind it
             upload = Upload()
             self.num_odd += 1
         upload.points = [p for p in upload.points if p.step > self._floor.get(p.key, -1)]
         for point in upload.points:
             self._highest[point.key] = max(point.step, self._highest.get(point.key, -1))
-        upload.tags = {key: _short(public(value)) for key, value in upload.tags.items()}
         return upload
 
     def _mark_time(self, time_ms: int) -> None:
@@ -181,10 +133,10 @@ class Translator:
     def _started(self, record: dict[str, Any]) -> Upload:
         config = record.get("config") or {}
         params = {name: public(str(record[name])) for name in STARTED_PARAMS if name in record}
-        params |= {name: public(str(v)) for name in CONFIG_PARAMS if (v := _at(config, name)) is not None}
+        params |= {name: public(str(v)) for name in CONFIG_PARAMS if (v := value_at(config, name)) is not None}
         # Parameters are write-once (hazard M5): what a later attempt does differently becomes a tag of that attempt.
         changed = [f"{k} {self._params[k]} -> {v}" for k, v in params.items() if self._params.get(k, v) != v]
-        new = {k: _short(v) for k, v in params.items() if k not in self._params}
+        new = {k: shorten(v) for k, v in params.items() if k not in self._params}
         is_new_config = not self._params or bool(changed)
         self._params = {**params, **self._params}
         source = record.get("resumed_from") or "its initial weights"
@@ -200,7 +152,7 @@ class Translator:
         if changed:
             tags[f"attempt.{self.attempt}.changed"] = "; ".join(changed)
         upload = Upload(params=new, tags=tags, config=config if is_new_config else None)
-        url = _at(config, "data.url")
+        url = value_at(config, "data.url")
         if url and record.get("dataset_digest"):
             name = str(url).rstrip("/").rsplit("/", 1)[-1]
             upload.datasets = [DatasetUsed(name, str(record["dataset_digest"]), public(str(url)), "training")]
@@ -211,17 +163,17 @@ class Translator:
         for part, numbers in record.get("parts", {}).items():
             part = re.sub(r"[^\w. -]", "_", str(part))
             values |= {f"{key}/{part}": numbers[name] for name, key in PART_KEYS.items() if name in numbers}
-        return Upload(points=_points(record, values))
+        return Upload(points=points_of(record, values))
 
     def _evaluation(self, record: dict[str, Any]) -> Upload:
         group = "eval/" + re.sub(r"[^\w.-]", "_", f"{record['split']}_{record['weights']}")
         values = {f"{group}/{name}": record[name] for name in ("loss", "top1", "top5", "seconds_s")}
-        return Upload(points=_points(record, values), tags={f"{group}/num_samples": str(record["num_samples"])})
+        return Upload(points=points_of(record, values), tags={f"{group}/num_samples": str(record["num_samples"])})
 
     def _skipped(self, record: dict[str, Any]) -> Upload:
         self._num_skipped += 1
         return Upload(
-            points=_points(record, {"train/skipped_updates": float(self._num_skipped)}),
+            points=points_of(record, {"train/skipped_updates": float(self._num_skipped)}),
             tags={"skipped_updates": str(self._num_skipped), "skipped_updates.last": str(record["reason"])},
         )
 
@@ -229,7 +181,7 @@ class Translator:
         self._num_rollbacks += 1
         text = f"from step {record['from_step']} to {record['checkpoint']}: {record['reason']}"
         return Upload(
-            points=_points({**record, "step": record["from_step"]}, {"train/rollbacks": float(self._num_rollbacks)}),
+            points=points_of({**record, "step": record["from_step"]}, {"train/rollbacks": float(self._num_rollbacks)}),
             tags={f"rollback.{self._num_rollbacks}": text},
         )
 
@@ -241,7 +193,7 @@ class Translator:
         self._num_lost += len(record["samples"])
         last = record["samples"][-1]
         return Upload(
-            points=_points(record, {"data/lost_samples": float(self._num_lost)}),
+            points=points_of(record, {"data/lost_samples": float(self._num_lost)}),
             tags={"data.lost.last": f"{last['key']} of {last['shard']}: {last['reason']}"},
         )
 
@@ -263,12 +215,12 @@ class Translator:
         self._checkpoints = [*self._checkpoints, record["digest"][:CHECKPOINT_DIGITS]][-200:]
         tags = {"checkpoint.url": record["url"], "checkpoint.digest": record["digest"]}
         tags["checkpoint.digests"] = " ".join(self._checkpoints)  # any of them may have gone into a sweep
-        return Upload(points=_points(record, values), tags={**tags, "checkpoint.step": str(record["step"])})
+        return Upload(points=points_of(record, values), tags={**tags, "checkpoint.step": str(record["step"])})
 
     def _save_missed(self, record: dict[str, Any]) -> Upload:
         said = f"step {record['step']}: {record['reason']}"
         return Upload(
-            points=_points(record, {"checkpoint/num_missed": record["num_missed"]}),
+            points=points_of(record, {"checkpoint/num_missed": record["num_missed"]}),
             tags={"checkpoint.last_missed": said},
         )
 
@@ -276,7 +228,7 @@ class Translator:
         self.ending = Ending("FINISHED", "all steps are done")
         final = {f"final/{name}": value for name, value in record.get("evaluation", {}).items()}
         final["final/seconds_s"] = record["seconds_s"]
-        return Upload(points=_points(record, final), tags={"final.checkpoint": str(record.get("checkpoint"))})
+        return Upload(points=points_of(record, final), tags={"final.checkpoint": str(record.get("checkpoint"))})
 
     def _stopped(self, record: dict[str, Any]) -> Upload:
         # Not FINISHED, for steps are missing; not FAILED, for nothing went wrong: somebody ended it.
@@ -289,46 +241,4 @@ class Translator:
 
     def _system(self, record: dict[str, Any]) -> Upload:
         node = re.sub(r"[^\w.-]", "_", str(record["node"]))
-        return Upload(points=_points(record, {f"system/{node}/{k}": v for k, v in record["values"].items()}))
-
-
-def source_tags(facts: Mapping[str, str]) -> dict[str, str]:
-    """What fills MLflow's own column and line "Source": the command without its arguments, and the revision of the code."""
-    if "environment.command" not in facts:
-        return {}
-    words = [word.rpartition("/")[2] for word in facts["environment.command"].split()]
-    ours = [i for i, word in enumerate(words) if word in ("normfree", "orchestration.cli")]
-    name = " ".join(["normfree", *words[ours[0] + 1 : ours[0] + 2]] if ours else words[:2])
-    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": name}
-    return tags | ({"mlflow.source.git.commit": facts["code.revision"]} if facts.get("code.revision") else {})
-
-
-def cause(error: BaseException) -> str:
-    """An exception of the way to the server in one short line, passwords left out."""
-    text = public(" ".join(str(error).split()))
-    if re.search("Max retries exceeded|Connection refused|timed out|Failed to resolve", text):
-        return "no answer from the server"
-    return f"{type(error).__name__}: {text[:200]}"
-
-
-def _points(record: dict[str, Any], values: dict[str, float]) -> list[Point]:
-    """Points at the record's step and time. What is not finite becomes a flag: SQLite turns inf into 1.8e308 (M7)."""
-    time_ms, step = round(record["time_s"] * 1000), int(record["step"])
-    return [
-        Point(key, float(value), time_ms, step)
-        if math.isfinite(value)
-        else Point(f"{key}_not_finite", 1.0, time_ms, step)
-        for key, value in values.items()
-        if value is not None
-    ]
-
-
-def _at(config: dict[str, Any], path: str) -> Any:
-    value: Any = config
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= TAG_CHARACTERS else text[: TAG_CHARACTERS - 3] + "..."
+        return Upload(points=points_of(record, {f"system/{node}/{k}": v for k, v in record["values"].items()}))

@@ -6,58 +6,45 @@ See `orchestration.tracking.mlflow_client` for what it promises. Imports no MLfl
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import secrets
 import shlex
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestration.figures.run_figures import Pictures
 from orchestration.spool.mirror import Mirror
 from orchestration.spool.process_lock import only_one
-from orchestration.spool.spool import Follower, Line
-from orchestration.spool.state_file import read_state, write_state
+from orchestration.spool.state_file import write_state
 from orchestration.spool.system_metrics import node_name, spool_name
 from orchestration.tracking import heartbeat
+from orchestration.tracking.backlog import MAIN, Backlog, nothing_sent, state_of
 from orchestration.tracking.mlflow_client import (
     DRAIN_S,
     connect,
     experiment_id,
     high_water,
     hurry,
+    open_run,
     send,
     send_datasets,
     send_file,
 )
-from orchestration.tracking.tracking_uri import resolve_uri, sqlite_uri
-from orchestration.tracking.translate import Ending, Point, Translator, Upload, cause
+from orchestration.tracking.tracking_uri import resolve_uri
+from orchestration.tracking.upload import Ending, Point, Upload, cause
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage.ownership import started_at
 
 MAX_WAIT_S = 15.0
-MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk
 PICTURES_S = 300.0  # for the last pictures, where nobody waits for a command to end
-MAIN, BESIDE = "records.jsonl", "system-*.jsonl"
 TOKEN_TAG = "normfree.run"
 EXIT_NOT_UPLOADED = 3
-
-
-@dataclass
-class _Source:
-    """One file of lines: the run's own, or what a node says about itself."""
-
-    name: str
-    follower: Follower
-    translator: Translator = field(default_factory=Translator)
 
 
 class Uploader:
@@ -101,9 +88,9 @@ class Uploader:
         self.num_sent = 0
         """Records that the server took from this uploader."""
         self.status = "RUNNING"
-        self._is_told = False
+        self._is_reported = False
         """The server knows all records and how the run ended."""
-        self._trouble = "the server was not reached"
+        self._fault = "the server was not reached"
 
     def run(self) -> int:
         """0 when all is uploaded, 3 when it is not and the time for it is over."""
@@ -112,10 +99,10 @@ class Uploader:
         lock = only_one(self.run_dir / "tracking.lock", self._alive, wait_s=self.drain_s, poll_s=self.poll_s)
         with lock as mine:
             if not mine:
-                self._trouble = "another uploader still works on this folder"
+                self._fault = "another uploader still works on this folder"
             self._load()
             if mine:
-                self._save()  # even if no server is ever reached: a later import knows the names
+                self._state.save()  # even if no server is ever reached: a later import knows the names
             if not mine:
                 return self._report()
             with self._mirror or contextlib.nullcontext():
@@ -125,8 +112,8 @@ class Uploader:
         wait_s, next_try, deadline = 0.0, 0.0, float("inf")
         while True:
             alive = self._alive()  # before the poll, so that the last words of a process now gone are read
-            self._poll()
-            over = not alive or (self._is_caught_up and self._translator.ending is not None)
+            self._backlog.poll()
+            over = not alive or (self._backlog.is_caught_up and self._backlog.translator.ending is not None)
             now = time.monotonic()
             if over and deadline == float("inf"):
                 deadline, next_try = now + self.drain_s, now
@@ -159,19 +146,16 @@ class Uploader:
             heartbeat.beat(self._client, self._state["run_id"], revive=not over)
             self._next_heartbeat = time.monotonic() + heartbeat.BEAT_EVERY_S
         self._look_after_others()
-        if not self._pending:
-            if over and self._is_caught_up:
+        if len(self._backlog) == 0:
+            if over and self._backlog.is_caught_up:
                 self._conclude()
-            return over and not self._is_caught_up
-        size = 1 if self._num_single else self._size
-        batch = [self._pending[i] for i in range(min(size, len(self._pending)))]
-        self._send([upload for _, _, upload in batch])
-        for source, number, _ in batch:
-            self._pending.popleft()
-            self.num_sent += 1
-            self._acknowledge(source, number + 1)
+            return over and not self._backlog.is_caught_up
+        batch = self._backlog.first(1 if self._num_single else self._size)
+        self._send(batch)
+        self._backlog.acknowledge(len(batch))
+        self.num_sent += len(batch)
         self._num_single, self._size = max(0, self._num_single - 1), min(self.batch_lines, 2 * self._size)
-        self._save()
+        self._state.save()
         return True
 
     def _look_after_others(self) -> None:
@@ -224,40 +208,29 @@ class Uploader:
                 send_file(self._client, self._state["run_id"], self.run_dir, file, folder)
             except Exception as error:
                 if isinstance(error, UserError):
-                    print(f"tracking: a file is not sent: {error}", file=sys.stderr)
+                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
                 self._log(traceback.format_exc())
                 send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
 
     def _open(self) -> None:
         """Connect, and find the run on the server or make it. Safe to be killed in at any place."""
         client = connect(self.uri)
-        run = None
         experiment = self._experiment_id = experiment_id(client, self.uri, self._state["experiment"])
-        if self._state["run_id"] is None:
-            # A run that was made just before we were killed carries our token, which was on disk before.
-            self._save()
-            mark = f"tags.`{TOKEN_TAG}` = '{self._state['token']}'"
-            run = next(iter(client.search_runs([experiment], mark, max_results=1)), None)
-            run = run or client.create_run(
+        try:
+            run = open_run(
+                client,
+                self._state,
                 experiment,
-                start_time=self._translator.begin_ms,
-                tags={TOKEN_TAG: self._state["token"], **heartbeat.beat_now()},
+                tag=TOKEN_TAG,
                 run_name=self._state["run_name"],
+                begin_ms=self._backlog.translator.begin_ms,
+                fresh=nothing_sent(),
             )
-            self._state["run_id"] = run.info.run_id
-            self._save()
-        else:
-            try:
-                run = client.get_run(self._state["run_id"])
-            except Exception as error:
-                if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                    # The server answers and has lost the run (a new database): tell it everything again.
-                    self._state.update(run_id=None, acknowledged=0, beside={})
-                    self._save()
-                    self._rewind()
-                raise
+        finally:
+            if self._state["run_id"] is None:  # the server has lost it
+                self._backlog.rewind()
         if run.info.lifecycle_stage != "active":
-            raise RuntimeError(f"its run was deleted in MLflow; restore it there, or remove {self._state_file}")
+            raise RuntimeError(f"its run was deleted in MLflow; restore it there, or remove {self._state.file}")
         self._marks = high_water(client, run.info.run_id)
         self._next_heartbeat = 0.0  # the first sign also takes back how an earlier attempt ended
         self._client = client
@@ -266,13 +239,13 @@ class Uploader:
         gone = "the process is gone without a last word: killed, or its machine failed"
         if self._watch_pid is None:  # we know nothing but what is written
             gone = "its records end without a last word: killed, or it goes on elsewhere and has told no more yet"
-        ending = self._translator.ending or Ending("KILLED", gone)
+        ending = self._backlog.translator.ending or Ending("KILLED", gone)
         run_id = self._state["run_id"]
         send(self._client, run_id, Upload(tags={"status.cause": ending.cause}))
         # A spool that is sent later ended when its last line was written; a process that is gone, just now.
-        end_ms = self._translator.end_ms if self._watch_pid is None or self._translator.ending else None
+        end_ms = self._backlog.translator.end_ms if self._watch_pid is None or self._backlog.translator.ending else None
         self._client.set_terminated(run_id, status=ending.status, end_time=end_ms)
-        self._is_told, self.status = True, f"{ending.status} ({ending.cause})"
+        self._is_reported, self.status = True, f"{ending.status} ({ending.cause})"
         self._send_artifacts(
             self._pictures.last(wait_s=PICTURES_S if self._watch_pid is None else self.drain_s), "pictures"
         )
@@ -280,7 +253,7 @@ class Uploader:
     @property
     def num_known(self) -> int:
         """Records that the server has acknowledged, from any uploader of this folder."""
-        return sum(self._acknowledged(source.name) for source in self._sources)
+        return self._backlog.num_known
 
     @property
     def run_id(self) -> str | None:
@@ -290,70 +263,14 @@ class Uploader:
     def experiment(self) -> str:
         return str(self._state["experiment"])
 
-    def _poll(self) -> None:
-        """Takes in what has been written, all of it or as much as fits: then `_is_caught_up` is False."""
-        if len(self._pending) >= MAX_PENDING:
-            self._is_caught_up = False
-            return
-        beside = {source.name for source in self._sources}
-        for path in sorted(self.run_dir.glob(BESIDE)):
-            if path.name not in beside:
-                self._sources.append(_Source(path.name, Follower(path)))
-        self._is_caught_up = True
-        for source in self._sources:
-            lines: list[Line] = []
-            while self._is_caught_up and (lines := source.follower.poll()):
-                self._is_caught_up = len(self._pending) < MAX_PENDING
-                for line in lines:
-                    upload = source.translator.translate(line.value)
-                    if line.number >= self._acknowledged(source.name):
-                        self._pending.append((source.name, line.number, upload))
-
-    def _rewind(self) -> None:
-        main = _Source(MAIN, Follower(self.run_dir / MAIN))
-        self._sources, self._translator = [main], main.translator
-        self._pending: deque[tuple[str, int, Upload]] = deque()
-        self._is_caught_up = False
-
-    def _acknowledged(self, source: str) -> int:
-        return int(self._state["acknowledged"] if source == MAIN else self._state["beside"].get(source, 0))
-
-    def _acknowledge(self, source: str, number: int) -> None:
-        if source == MAIN:
-            self._state["acknowledged"] = number
-        else:
-            self._state["beside"][source] = number
-
     def _load(self) -> None:
-        self._state_file = self.run_dir / "tracking.json"
-        self._states = read_state(self._state_file)
-        # By the server's public name, with "." for the run folder, which may be moved: a spool can go to many servers.
-        target = public(self.uri).replace(sqlite_uri(self.run_dir.resolve()), "sqlite:///.")
-        fresh = {"run_id": None, "token": self._token(), "acknowledged": 0}
-        self._state: dict[str, Any] = self._states.setdefault(target, fresh)
-        self._state.setdefault("beside", {})
-        # The run has one name, wherever its spool is sent.
-        known = [self._state, *self._states.values()]
-        for key, given, default in zip(
-            ("experiment", "run_name"), self._names, ("normfree", self.run_dir.name), strict=True
-        ):
-            self._state[key] = given or next((state[key] for state in known if state.get(key)), default)
-        self._rewind()
-
-    def _token(self) -> str:
-        """By which the run is known on a server: of its first line, so that two machines that import it mean one run."""
-        with contextlib.suppress(OSError), (self.run_dir / MAIN).open("rb") as file:
-            if (line := file.readline()).endswith(b"\n"):
-                return hashlib.sha256(line).hexdigest()[:16]
-        return secrets.token_hex(8)
-
-    def _save(self) -> None:
-        write_state(self._state_file, self._states)
+        self._state = state_of(self.run_dir, self.uri, *self._names)
+        self._backlog = Backlog(self.run_dir, self._state)
 
     def _stumble(self, error: Exception) -> None:
         self._client, self._size = None, max(1, self._size // 2)
-        if self._trouble != cause(error):  # once: a server may be away for weeks
-            self._trouble = cause(error)
+        if self._fault != cause(error):  # once: a server may be away for weeks
+            self._fault = cause(error)
             self._log(traceback.format_exc())
 
     def _log(self, text: str) -> None:
@@ -364,28 +281,23 @@ class Uploader:
             file.write(public(text))
 
     def _report(self) -> int:
-        num_left = len(self._pending) + sum(_count_rest(source.follower) for source in self._sources)
+        num_left = self._backlog.count_rest()
         num_all = num_left + self.num_known
         where = public(self.uri)
         if self._num_refused:
             log = self.run_dir / "tracking.log"
-            print(f"tracking: {where} refused {self._num_refused} records; see {log}", file=sys.stderr)
-        if self._is_told:
+            print(terminal(f"tracking: {where} refused {self._num_refused} records; see {log}"), file=sys.stderr)
+        if self._is_reported:
             return 0
         print(
-            f"tracking: {num_left} of {num_all} records are not in MLflow at {where} ({self._trouble}); they "
-            f"are kept in {self.run_dir}/{MAIN}, and this sends them later: normfree track import "
-            f"{shlex.quote(str(self.run_dir))} --tracking-uri {shlex.quote(where)}",
+            terminal(
+                f"tracking: {num_left} of {num_all} records are not in MLflow at {where} ({self._fault}); they "
+                f"are kept in {self.run_dir}/{MAIN}, and this sends them later: normfree track import "
+                f"{shlex.quote(str(self.run_dir))} --tracking-uri {shlex.quote(where)}"
+            ),
             file=sys.stderr,
         )
         return EXIT_NOT_UPLOADED
 
     def _alive(self) -> bool:
         return self._watch_pid is not None and started_at(self._watch_pid) == self._watch_since is not None
-
-
-def _count_rest(follower: Follower) -> int:
-    num = 0
-    while lines := follower.poll():
-        num += len(lines)
-    return num

@@ -21,10 +21,10 @@ from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
 
 from orchestration.tune.asha import CellwiseAsha
 from orchestration.tune.cluster_nodes import check_nodes
+from orchestration.tune.job_queue import JobQueue
 from orchestration.tune.ray_cluster import Layout, Resources, layout, num_cores, running_ray
 from orchestration.tune.trial_group import run_ranks
 from orchestration.tune.trial_limit import Overdue, Watch
@@ -35,10 +35,11 @@ from pipeline.errors import UserError
 from pipeline.models.backbone import absolute
 from pipeline.provenance import code_revision, command
 from pipeline.storage import objects, ownership
-from transfer.protocol.methods import Scheduler
+from transfer.protocol.method_settings import Scheduler
 from transfer.protocol.tasks import load_suite
 from transfer.sweep.cells import Cell, Sweep, plan
-from transfer.sweep.ledger import Ledger, SweepInfo, Trial
+from transfer.sweep.entry import Trial
+from transfer.sweep.ledger import Ledger, SweepInfo
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
 from transfer.sweep.sources import distinct, open_source
 from transfer.sweep.trials import Report
@@ -105,9 +106,8 @@ def transfer(
     found = load_suite(suite)
     found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
     resources = resources or Resources()
-    resources = replace(
-        resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
-    )
+    if _at_least_one(max_concurrent, "--max-concurrent"):
+        resources = replace(resources, max_concurrent=max_concurrent)
     shape = layout(resources)
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
@@ -216,7 +216,7 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": float(shape.num_processes), "gpu": shape.gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=_Queue(conductor),
+                search_alg=JobQueue(conductor),
                 scheduler=CellwiseAsha(sweep, conductor.cells) if sweep.scheduler == "asha" else FIFOScheduler(),
                 num_samples=-1,
                 max_concurrent_trials=shape.num_concurrent or None,
@@ -239,41 +239,6 @@ def _at_a_time(shape: Layout) -> str:
         return "as many trials at a time as the cluster has room for"
     why = f": {shape.reason}; --max-concurrent changes it" if shape.reason else ""
     return f"{shape.num_concurrent} trials at a time{why}"
-
-
-class _Queue(Searcher):
-    """The conductor as Tune's searcher."""
-
-    def __init__(self, conductor: Conductor) -> None:
-        super().__init__(metric="accuracy", mode="max")
-        self._conductor = conductor
-        self._jobs: dict[str, Job] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        job = self._conductor.next_job(trial_id)
-        if job is None:
-            # A search that is over may release final trials, so the end is the end only when nothing runs any more.
-            return None if self._jobs else Searcher.FINISHED
-        self._jobs[trial_id] = job
-        return job
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._conductor.reported(trial_id, self._jobs[trial_id], result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        job = self._jobs.pop(trial_id)
-        if result is not None and not error:
-            self._conductor.reported(trial_id, job, result)
-        self._conductor.ended(trial_id, job, crashed=error)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its searcher to disk; ours is the ledger
-
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise RuntimeError("a sweep goes on from its ledger, not from Tune's memory")
 
 
 def _trainable(config: Job, sweep: Sweep, limit_s: float, shape: Layout) -> None:

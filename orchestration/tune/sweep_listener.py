@@ -7,10 +7,11 @@ import sys
 import time
 from typing import Any
 
-from orchestration.run.console import duration
+from orchestration.run.lines import duration
 from orchestration.run.time_left import TimeLeft
 from orchestration.tracking.sweep_records import SweepRecords
 from orchestration.tracking.tracking_uri import chosen_uri
+from pipeline.display import terminal
 
 LINE_EVERY_S = 10.0
 
@@ -59,19 +60,19 @@ class SweepListener:
         self._shown_s = now
         value = "failed" if entry["value"] is None else f"{entry['value']:.1%}"
         about = "" if left_s is None else f"  left about {duration(left_s)}"
-        line = (
+        line = terminal(
             f"trial {event['done']}/{event['total']}  {entry['task']} {entry['method']} {entry['init']} "
             f"{entry['shots']} shots, {entry['kind']}: {value}{about}"
         )
         if self._live:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            print("\r\033[K", line, sep="", end="", file=sys.stderr, flush=True)
         else:
             print(line, flush=True)
 
     def _line(self, text: str) -> None:
         if self._live:
             print("\r\033[K", end="", file=sys.stderr)
-        print(text, flush=True)
+        print(terminal(text), flush=True)
 
     def _records(self) -> SweepRecords:
         if self._found is None:

@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration import child_process
+from pipeline import documents
 from pipeline.storage import objects
 from pipeline.supervision.watchdog import EXIT_HANG
 from transfer.search.successive_halving import work_url
 from transfer.sweep.cells import Sweep
+from transfer.sweep.entry import Trial
 from transfer.sweep.failures import Cause, TrialFailed
-from transfer.sweep.ledger import Trial
 from transfer.sweep.trials import Report
 
 LINGER_S = 5.0
@@ -178,7 +179,7 @@ def _hang(work: str) -> str:
     from pipeline.supervision.hang_report import sentence
 
     reports = [url for url in objects.list_urls(work, ".json") if url.rpartition("/")[2].startswith("hang-")]
-    return sentence(json.loads(objects.read_bytes(reports[-1])), reports[-1]) if reports else ""
+    return sentence(documents.read_json(reports[-1]), reports[-1]) if reports else ""
 
 
 def _await_end(group: _Group) -> None:

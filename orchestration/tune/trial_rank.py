@@ -47,7 +47,7 @@ def _run(job: dict[str, Any], report: Any) -> None:
 
     from pipeline.distributed import leave
     from transfer.sweep.cells import sweep_of
-    from transfer.sweep.ledger import Trial
+    from transfer.sweep.entry import Trial
     from transfer.sweep.trials import run_finetune
 
     torch.set_num_threads(1)  # a process is one core

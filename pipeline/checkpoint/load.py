@@ -17,7 +17,7 @@ from pipeline.checkpoint.commit import COMMIT, Commit, committed, read_commit, r
 from pipeline.documents import excerpt
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
-from pipeline.storage import objects
+from pipeline.storage import content_cache, objects
 
 State = dict[str, dict[str, torch.Tensor]]
 """kind ("weights", "momentum", "ema") -> parameter name -> whole fp32 tensor."""
@@ -33,7 +33,7 @@ def verify(commit: Commit, cache_dir: str) -> list[Path]:
     for info in commit.files:
         place = objects.join(commit.url, info["name"])
         try:
-            path = objects.fetch(place, sha256=info["sha256"], size_bytes=info["size_bytes"], cache_dir=cache_dir)
+            path = content_cache.fetch(place, sha256=info["sha256"], size_bytes=info["size_bytes"], cache_dir=cache_dir)
             size, digest = path.stat().st_size, objects.sha256_file(path)
         except (OSError, ValueError) as error:
             raise UserError(

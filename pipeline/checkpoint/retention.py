@@ -65,7 +65,8 @@ def to_delete(found: Iterable[Kept], policy: Policy) -> list[str]:
 def retain(run_dir: str, policy: Policy, in_flight: str | None = None) -> list[str]:
     """Delete what the policy does not keep, and leftovers older than the newest commit; URLs of what is gone.
 
-    `in_flight` is never touched. May be interrupted anywhere and called again.
+    `in_flight` is never touched. May be interrupted anywhere and called again. UserError that counts those whose deletion was
+    refused, when all others are gone: what is left of them is no checkpoint, and the next call finds it.
     """
     folders = _folders(run_dir)
     if in_flight and objects.is_local(in_flight):
@@ -74,20 +75,33 @@ def retain(run_dir: str, policy: Policy, in_flight: str | None = None) -> list[s
     found = [_kept(u, places[u], folders[u], policy) for u in places if COMMIT in folders[u]]
     newest = max((k.place for k in found if not k.is_marked), default=(-1, 0))
     reach("retention")
-    gone = []
-    for url in to_delete(found, policy):
-        if objects.exists(objects.join(url, KEEP)):  # pinned since the listing
-            continue
-        objects.remove(objects.join(url, COMMIT))
-        reach("commit deleted")
-        objects.remove_tree(url)
-        reach("files deleted")
-        gone.append(url)
-    for url, place in places.items():
-        if place < newest and url != in_flight and not {COMMIT, KEEP, DAMAGED} & folders[url]:
-            objects.remove_tree(url)
-            gone.append(url)
+    old = to_delete(found, policy)
+    leftovers = [
+        url
+        for url, place in places.items()
+        if place < newest and url != in_flight and not {COMMIT, KEEP, DAMAGED} & folders[url]
+    ]
+    gone, refused = [], []
+    for url in old + leftovers:
+        try:
+            if url in leftovers or _uncommit(url):
+                objects.remove_tree(url)
+                reach("files deleted")
+                gone.append(url)
+        except (UserError, PermissionError) as error:
+            refused.append(error)
+    if refused:
+        raise UserError(f"{len(refused)} of {len(old + leftovers)} are tried again after the next save: {refused[0]}")
     return gone
+
+
+def _uncommit(url: str) -> bool:
+    """Delete the commit file; False if the checkpoint was pinned since the listing."""
+    if objects.exists(objects.join(url, KEEP)):
+        return False
+    objects.remove(objects.join(url, COMMIT))
+    reach("commit deleted")
+    return True
 
 
 def pin(url: str, why: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from nfnet.functional import linear_fp32
+from nfnet.weights.files import check_file
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 
@@ -192,11 +193,15 @@ def _classes_in(name: str, file: str) -> int:
     from timm.models import load_state_dict
 
     try:
+        check_file(file)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {file}; give timm:NAME@FILE with a file of weights") from None
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from None
+    try:
         if file.endswith(".npz"):  # arrays as Google releases them, which timm reads by itself
             return int(_create(name).num_classes)  # type: ignore[arg-type]
         state = load_state_dict(file, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {file}; give timm:NAME@FILE with a file of weights") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{file} is refused, nothing of it was run: it holds more than weights; save its state dict alone, best as "

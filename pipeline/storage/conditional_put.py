@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage import multipart_upload, objects
+from pipeline.storage import clients, multipart_upload, objects, store_errors
 
 SETTLE_S, SETTLE_REMOTE_S = 1.0, 3.0
 """Where a write has no condition, two that meet are both there within this time, and the later one stands."""
@@ -26,10 +26,10 @@ SETTLE_S, SETTLE_REMOTE_S = 1.0, 3.0
 def read(url: str) -> tuple[bytes, str] | None:
     """The object's bytes and the mark by which `replace` knows this version of it; None where there is none."""
     try:
-        if objects.is_local(url) or not multipart_upload.takes_parts(objects.client(url)[0]):
+        if objects.is_local(url) or not multipart_upload.takes_parts(clients.client(url)[0]):
             return objects.read_bytes(url), ""
         # The mark first: an object that changes in between has another one, and the write is refused.
-        mark = objects.with_retries(url, lambda fs, path: str(fs.info(path)["ETag"]))
+        mark = clients.with_retries(url, lambda fs, path: str(fs.info(path)["ETag"]))
         return objects.read_bytes(url), mark
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -43,7 +43,7 @@ def replace(url: str, data: bytes, before: tuple[bytes, str] | None, *, others_a
     """
     if objects.is_local(url):
         return _replace_file(objects.local_path(url), data, before, others_are_here)
-    if multipart_upload.takes_parts(objects.client(url)[0]):
+    if multipart_upload.takes_parts(clients.client(url)[0]):
         condition = {"IfMatch": before[1]} if before else {"IfNoneMatch": "*"}
         first = _put(url, data, condition)
         if first is not None:
@@ -62,17 +62,17 @@ def _put(url: str, data: bytes, condition: dict[str, str]) -> bool | None:
         bucket, key, _ = fs.split_path(path)
         try:
             fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+            clients.note_written(url)
             return True
         except OSError as error:
-            answer = getattr(error.__cause__ or error, "response", {})
-            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (404, 409, 412) and answer.get("Error", {}).get("Code") != "NoSuchBucket":
+            answer = store_errors.answer_of(error)
+            if answer.status in (404, 409, 412) and answer.code != "NoSuchBucket":
                 return False
-            if status in (400, 501):
+            if answer.status in (400, 501):
                 return None
             raise
 
-    return objects.with_retries(url, put)
+    return clients.with_retries(url, put)
 
 
 def _stands(url: str, data: bytes) -> bool:

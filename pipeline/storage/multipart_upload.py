@@ -2,7 +2,7 @@
 
 S3 shows nothing of an upload in parts until it is completed, so the bytes may come straight from memory, and a broken
 upload leaves no object. s3fs would read up to 500 MB ahead and wait for each group of parts; here `NUM_AT_ONCE` parts are in
-memory, and the next starts when one is done. Asks of a client only what `pipeline.storage.objects` gives it.
+memory, and the next starts when one is done. Asks of a client only what `pipeline.storage.clients` gives it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ MAX_PARTS = 10_000
 """S3's limit; larger objects get larger parts."""
 NUM_AT_ONCE = 4
 TOKEN = "normfree-upload"
+LATE_S = (0.0, 0.2, 0.5, 1.0, 2.0)
+"""Waits before each look for an object that may be there."""
 
 Read = Callable[[int, int], bytes]
 """(offset, length) -> the bytes there; called on threads of their own."""
@@ -90,9 +92,15 @@ async def _send(
 async def _complete(fs: Any, place: dict[str, str], parts: list[dict[str, Any]], token: str) -> None:
     try:
         await fs._call_s3("complete_multipart_upload", MultipartUpload={"Parts": parts}, **place)
-    except Exception:
+    except Exception as error:
         # The store may have done it and its answer got lost; a second try then meets an upload that is no more. The object
-        # that carries our token is ours.
-        found = await fs._call_s3("head_object", Bucket=place["Bucket"], Key=place["Key"])
-        if {name.lower(): value for name, value in found.get("Metadata", {}).items()}.get(TOKEN) != token:
-            raise
+        # that carries our token is ours; the store may show it late.
+        for wait_s in LATE_S:
+            await asyncio.sleep(wait_s)
+            with contextlib.suppress(FileNotFoundError):
+                found = await fs._call_s3("head_object", Bucket=place["Bucket"], Key=place["Key"])
+                if {name.lower(): value for name, value in found.get("Metadata", {}).items()}.get(TOKEN) == token:
+                    return
+            if not isinstance(error, FileNotFoundError):
+                raise
+        raise OSError(f"the store lost an upload of {'/'.join((place['Bucket'], place['Key']))} in parts") from None

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.storage import conditional_put, objects
 
@@ -311,4 +312,4 @@ def started_at(pid: int | None) -> str | None:
 
 
 def _say(text: str) -> None:
-    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"normfree: {text}\n".encode())
+    os.write(sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2, f"normfree: {terminal(text)}\n".encode())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.storage import multipart_upload, objects
+from pipeline.storage import clients, multipart_upload, objects, store_errors
 
 MAX_TRIES_WITHOUT_PROGRESS = 5
 MAX_TRIES = 20
@@ -41,7 +41,7 @@ def version(url: str) -> Version:
     """The object's present version, asked of the store itself; FileNotFoundError if there is none."""
     if objects.is_local(url):
         return _local_version(os.stat(objects.local_path(url)))
-    return _remote_version(objects.with_retries(url, lambda fs, path: fs.info(path, refresh=True)))
+    return _remote_version(clients.with_retries(url, lambda fs, path: fs.info(path, refresh=True)))
 
 
 def versions(folder: str, names: Iterable[str]) -> dict[str, Version]:
@@ -52,7 +52,7 @@ def versions(folder: str, names: Iterable[str]) -> dict[str, Version]:
     names = list(names)
     found: dict[str, Version] = {}
     if not objects.is_local(folder) and len(names) > 1:
-        listed = objects.with_retries(folder, _listing)
+        listed = clients.with_retries(folder, _listing)
         by_name = {name.rpartition("/")[2]: info for name, info in listed.items()}
         found = {name: _remote_version(by_name[name]) for name in names if name in by_name and "/" not in name}
     for name in names:
@@ -93,7 +93,7 @@ def read_into(url: str, offset: int, buffer: memoryview, expected: Version) -> N
     S3 is asked by a client without an event loop, which writes what arrives straight into the buffer: less than half the
     processor time of a gigabyte. Raises as `read`, and OSError where the object ends before the buffer does.
     """
-    if objects.is_local(url) or not multipart_upload.takes_parts(objects.client(url)[0]):
+    if objects.is_local(url) or not multipart_upload.takes_parts(clients.client(url)[0]):
         data = read(url, offset, len(buffer), expected)
         if len(data) != len(buffer):
             raise OSError(f"{url}: {len(data)} bytes at offset {offset} where {len(buffer)} should be")
@@ -103,7 +103,7 @@ def read_into(url: str, offset: int, buffer: memoryview, expected: Version) -> N
 
     def go_on() -> None:
         nonlocal filled
-        fs, path = objects.client(url)
+        fs, path = clients.client(url)
         for num_bytes in _fill_s3(fs, path, offset + filled, buffer[filled:], expected):
             filled += num_bytes
 
@@ -114,7 +114,7 @@ def _read_remote(url: str, offset: int, length: int, expected: Version) -> bytes
     got = bytearray()
 
     def go_on() -> None:
-        fs, path = objects.client(url)
+        fs, path = clients.client(url)
         _append(fs, path, offset + len(got), offset + length, expected, got)
 
     _until(url, length, lambda: len(got), go_on, offset)
@@ -134,12 +134,11 @@ def _until(url: str, length: int, there: Callable[[], int], go_on: Callable[[], 
         except ObjectChanged:
             raise ObjectChanged(f"{url} was replaced during the run") from None
         except Exception as error:
-            objects.refuse_the_users_mistake(error, url)
             without_progress = 0 if there() > before else without_progress + 1
             is_last = attempt + 1 == MAX_TRIES or without_progress >= MAX_TRIES_WITHOUT_PROGRESS
-            if is_last or not objects.is_transient(error):
-                raise
-        time.sleep(objects.FIRST_WAIT_S * 2 ** max(without_progress - 1, 0))
+            if is_last or clients.num_tries(error, url) == 1:
+                clients.give_up(error, url)
+        time.sleep(clients.FIRST_WAIT_S * 2 ** max(without_progress - 1, 0))
     raise AssertionError("unreachable")
 
 
@@ -154,7 +153,7 @@ def _fill_s3(fs: Any, path: str, start: int, buffer: memoryview, expected: Versi
     try:
         answer = _plain_client(fs).get_object(Bucket=bucket, Key=key, Range=wanted, **condition, **fs.req_kw)
     except ClientError as error:
-        if _code(error) == "PreconditionFailed":
+        if store_errors.answer_of(error).status == 412:
             raise ObjectChanged from error
         raise translate_boto_error(error) from error
     with contextlib.closing(answer["Body"]) as body:
@@ -202,7 +201,7 @@ async def _append_s3(fs: Any, path: str, start: int, end: int, expected: Version
     try:
         answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **condition)
     except Exception as error:
-        if "PreconditionFailed" in _code(error):
+        if store_errors.answer_of(error).status == 412:
             raise ObjectChanged from error
         raise
     async with answer["Body"] as body:
@@ -213,16 +212,6 @@ async def _append_s3(fs: Any, path: str, start: int, end: int, expected: Version
 def _listing(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     fs.invalidate_cache()
     return fs.find(path, detail=True)
-
-
-def _code(error: BaseException) -> str:
-    """S3's own word for an error; s3fs keeps it in the cause."""
-    for each in (error, error.__cause__):
-        answer = getattr(each, "response", None)
-        if isinstance(answer, dict):
-            code = str(answer.get("Error", {}).get("Code", ""))
-            return "PreconditionFailed" if code == "412" else code
-    return ""
 
 
 def _local_version(stat: os.stat_result) -> Version:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from pipeline.display import terminal
 from pipeline.supervision.rank_environment import is_alone, is_main
 
 EXIT_REQUEUE = 75
@@ -181,7 +182,7 @@ class StopSignal:
 
 def say(text: str) -> None:
     """One sentence on stderr, unbuffered and from any thread, for a process that may not come back. Nobody need read it."""
-    line = f"normfree: {text}\n"
+    line = f"normfree: {terminal(text)}\n"
     with contextlib.suppress(OSError, ValueError, AttributeError):
         try:
             number = sys.stderr.fileno()

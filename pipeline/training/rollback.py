@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
-from pipeline import distributed
+from pipeline import distributed, documents
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -81,15 +81,17 @@ def read(out: str) -> list[dict[str, Any]]:
     """Rows of steps ("FIRST:END" of the data), reason, checkpoint, keys; none where nothing was left out."""
     url = objects.join(out, NAME)
     try:
-        content = json.loads(objects.read_bytes(url))
+        content = documents.read(url, list[dict[str, Any]], remedy="restore it, or delete it to use those data")
         joined(row["steps"] for row in content)
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError) as error:
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{url} does not list what the run left out ({error}); restore it, or delete it to use those data"
         ) from None
-    return cast(list[dict[str, Any]], content)
+    return content
 
 
 def write(out: str, row: dict[str, Any]) -> None:

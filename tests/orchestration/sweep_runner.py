@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transfer.protocol.methods import FinetuneSettings, Method
+from transfer.protocol.method_settings import FinetuneSettings
+from transfer.protocol.methods import Method
 from transfer.protocol.tasks import Suite, TaskEntry
 from transfer.sweep.cells import Sweep
 from transfer.sweep.ledger import Ledger, SweepInfo

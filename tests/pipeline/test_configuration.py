@@ -1,14 +1,16 @@
 """The Run: one description, strict, round trip."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 import nfnet
 from pipeline import recipes
-from pipeline.configuration import from_dict, to_dict
+from pipeline.configuration import convert, expected, from_dict, to_dict
 from pipeline.duration import Duration
 from pipeline.errors import UserError
+from pipeline.field_types import PositiveDuration, Seconds
 from pipeline.training.run import Run, dump_yaml, load_yaml, override
 
 RUN = recipes.get("nfnet_tiny_glyphs")
@@ -56,6 +58,42 @@ def test_an_override_reaches_the_field_with_its_type() -> None:
 def test_a_wrong_field_or_value_is_refused_with_what_to_change(field: str, value: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         override(RUN, {field: value})
+
+
+def test_values_from_python_meet_the_ranges_that_text_meets() -> None:
+    with pytest.raises(UserError, match="learning_rate is -1"):
+        dataclasses.replace(RUN.optim, learning_rate=-1.0)
+    with pytest.raises(UserError, match="seed is"):
+        dataclasses.replace(RUN, seed="x")  # type: ignore[arg-type]
+
+
+def test_whole_numbers_may_have_an_exponent_and_stay_whole_and_other_numbers_stay_broken() -> None:
+    assert convert(int, "1e6", "x") == 1_000_000 and type(convert(int, "1e6", "x")) is int
+    assert type(convert(float, 1, "x")) is float and convert(int, str(2**63 - 1), "x") == 2**63 - 1
+    for value in ("1.5", str(2**63), "1e19", True):
+        with pytest.raises(UserError, match="set a whole number"):
+            convert(int, value, "x")
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (str, "text"),
+        (float | None, "a number, or none"),
+        (int | str, "a whole number, or text"),
+        (Seconds, "a number of 0 or more, in seconds or with a unit"),
+        (PositiveDuration, "a number above 0 and a unit, as '20 epochs', '500 steps' or '1e6 samples'"),
+    ],
+)
+def test_what_a_field_takes_is_said_in_words(hint: Any, words: str) -> None:
+    assert expected(hint) == words
+
+
+def test_only_text_is_advised_to_stand_in_quotes() -> None:
+    with pytest.raises(UserError, match=r"set text \(put it in quotes\)$"):
+        convert(str, 5, "x")
+    with pytest.raises(UserError, match=r"set a whole number$"):
+        convert(int, [], "x")
 
 
 def test_options_of_a_network_have_its_types_from_text_and_from_yaml() -> None:

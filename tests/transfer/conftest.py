@@ -14,7 +14,8 @@ from pipeline.data.format.manifest import Manifest
 from pipeline.data.images.decode import decode_image
 from pipeline.storage import objects
 from transfer.probes import features
-from transfer.protocol.methods import KnnSettings, Method, RidgeSettings
+from transfer.protocol.method_settings import KnnSettings, RidgeSettings
+from transfer.protocol.methods import Method
 from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.results import rerun
 from transfer.sweep import probe_job

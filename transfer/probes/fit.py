@@ -15,14 +15,14 @@ from transfer.probes.knn import fit_knn
 from transfer.probes.linear import LinearHead, fit_linear, scores_of
 from transfer.probes.logistic import fit_logistic
 from transfer.probes.ridge import fit_ridge
-from transfer.protocol.methods import (
+from transfer.protocol.method_settings import (
     KnnSettings,
     LinearSettings,
     LogisticSettings,
-    Method,
     RidgeSelectedSettings,
     RidgeSettings,
 )
+from transfer.protocol.methods import Method
 
 CHUNK_ELEMENTS = 1 << 26
 """Scores of several heads that are held at once: 256 MiB."""

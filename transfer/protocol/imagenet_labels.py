@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -18,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import documents
 from pipeline.data.format.manifest import Manifest
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer import metrics
 
 NUM_VAL, NUM_CLASSES = 50_000, 1000
+REMEDY = "give real.json of google-research/reassessed-imagenet"
 REAL, V2 = "real_top1", "v2_top1"
 EXTRA_METRICS = (REAL, V2)
 """Names of these metrics in a trial."""
@@ -149,16 +150,14 @@ def load_real(url: str) -> list[tuple[int, ...]]:
     Raises:
         UserError: the file is missing, or is not that list.
     """
-    try:
-        content: Any = json.loads(_read(url))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{url} is not JSON ({error}); give real.json of google-research/reassessed-imagenet") from None
+    content: Any = documents.parse_json(_read(url), url, remedy=REMEDY)
     if not isinstance(content, list) or len(content) != NUM_VAL:
         found = f"a list of {len(content):,}" if isinstance(content, list) else f"a {type(content).__name__}"
         raise UserError(f"{url} holds {found}, not the label sets of 50,000 images; give ReaL's real.json")
     for number, row in enumerate(content, 1):
         if not isinstance(row, list) or not all(type(c) is int and 0 <= c < NUM_CLASSES for c in row):
-            raise UserError(f"{url}: image {number} has {row!r}, not a list of class indices; give ReaL's real.json")
+            found = documents.excerpt(str(row)[:200])
+            raise UserError(f"{url}: image {number} has {found}, not a list of class indices; give ReaL's real.json")
     return [tuple(row) for row in content]
 
 
@@ -181,7 +180,7 @@ def number_of(name: str) -> int:
 
 def _read(url: str) -> bytes:
     try:
-        return objects.read_bytes(url)
+        return objects.read_bytes(url, max_bytes=documents.MAX_BYTES + 1)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise UserError(f"cannot read {url} ({why}); give real.json of google-research/reassessed-imagenet") from None
+        raise UserError(f"cannot read {url} ({why}); {REMEDY}") from None

@@ -21,15 +21,8 @@ from pipeline.errors import UserError
 from pipeline.field_types import Count, Text
 from pipeline.storage import objects
 from transfer.protocol.imagenet_labels import Beside, find_beside
-from transfer.protocol.methods import (
-    ALL_IMAGES,
-    VTAB_IMAGES,
-    Method,
-    Settings,
-    parse_methods,
-    protocol,
-    sha256,
-)
+from transfer.protocol.method_settings import ALL_IMAGES, VTAB_IMAGES, Settings
+from transfer.protocol.methods import Method, parse_methods, protocol, sha256
 
 Init = Literal["pretrained", "scratch"]
 INITS: tuple[Init, ...] = ("pretrained", "scratch")

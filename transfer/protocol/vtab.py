@@ -91,48 +91,44 @@ def dsprites_orientation(orientation: int) -> int:
     return int(orientation // 2.5)
 
 
+def _task(
+    name: str, group: Group, num_classes: int, official: dict[str, int], train: Part, val: Part, test: Part, **rest: Any
+) -> VtabTask:
+    return VtabTask(
+        name=name, group=group, num_classes=num_classes, official=official, train=train, val=val, test=test, **rest
+    )
+
+
+def _own(name: str, group: Group, num_classes: int, train: int, val: int, test: int, **rest: Any) -> VtabTask:
+    """With a validation split of its own."""
+    official = {"train": train, "validation": val, "test": test}
+    parts: tuple[Part, Part, Part] = ("train", 0, 100), ("validation", 0, 100), ("test", 0, 100)
+    return _task(name, group, num_classes, official, *parts, **rest)
+
+
+def _tail(
+    name: str, group: Group, num_classes: int, train: int, cut: int, test: tuple[str, int], **rest: Any
+) -> VtabTask:
+    """With the end of train, from `cut` per cent, for validation."""
+    official = {"train": train, test[0]: test[1]}
+    parts: tuple[Part, Part, Part] = ("train", 0, cut), ("train", cut, 100), (test[0], 0, 100)
+    return _task(name, group, num_classes, official, *parts, **rest)
+
+
+def _thirds(name: str, group: Group, num_classes: int, num: int, cut: int, end: int, **rest: Any) -> VtabTask:
+    """All three out of one split."""
+    parts: tuple[Part, Part, Part] = ("train", 0, cut), ("train", cut, end), ("train", end, 100)
+    return _task(name, group, num_classes, {"train": num}, *parts, **rest)
+
+
+def _norb(name: str, num_classes: int, **rest: Any) -> VtabTask:
+    """With the first half of test for validation."""
+    official = {"train": 24_300, "test": 24_300}
+    parts: tuple[Part, Part, Part] = ("train", 0, 100), ("test", 0, 50), ("test", 50, 100)
+    return _task(name, "structured", num_classes, official, *parts, **rest)
+
+
 def _tasks() -> Iterator[VtabTask]:
-    def own(name: str, group: Group, num_classes: int, train: int, val: int, test: int, **rest: Any) -> VtabTask:
-        """With a validation split of its own."""
-        official = {"train": train, "validation": val, "test": test}
-        return task(
-            name, group, num_classes, official, ("train", 0, 100), ("validation", 0, 100), ("test", 0, 100), **rest
-        )
-
-    def tail(
-        name: str, group: Group, num_classes: int, train: int, cut: int, test: tuple[str, int], **rest: Any
-    ) -> VtabTask:
-        """With the end of train, from `cut` per cent, for validation."""
-        official = {"train": train, test[0]: test[1]}
-        return task(
-            name, group, num_classes, official, ("train", 0, cut), ("train", cut, 100), (test[0], 0, 100), **rest
-        )
-
-    def thirds(name: str, group: Group, num_classes: int, num: int, cut: int, end: int, **rest: Any) -> VtabTask:
-        """All three out of one split."""
-        parts: tuple[Part, Part, Part] = ("train", 0, cut), ("train", cut, end), ("train", end, 100)
-        return task(name, group, num_classes, {"train": num}, *parts, **rest)
-
-    def norb(name: str, num_classes: int, **rest: Any) -> VtabTask:
-        """With the first half of test for validation."""
-        official = {"train": 24_300, "test": 24_300}
-        parts: tuple[Part, Part, Part] = ("train", 0, 100), ("test", 0, 50), ("test", 50, 100)
-        return task(name, "structured", num_classes, official, *parts, **rest)
-
-    def task(
-        name: str,
-        group: Group,
-        num_classes: int,
-        official: dict[str, int],
-        train: Part,
-        val: Part,
-        test: Part,
-        **rest: Any,
-    ) -> VtabTask:
-        return VtabTask(
-            name=name, group=group, num_classes=num_classes, official=official, train=train, val=val, test=test, **rest
-        )
-
     clevr: Any = {
         "group": "structured",
         "train": 70_000,
@@ -142,25 +138,25 @@ def _tasks() -> Iterator[VtabTask]:
     }
     sprites: Any = {"group": "structured", "num_classes": 16, "num": 737_280, "cut": 80, "end": 90, "flip": False}
 
-    yield tail("vtab_caltech101", "natural", 102, 3060, 90, ("test", 6084))
-    yield tail("vtab_cifar100", "natural", 100, 50_000, 90, ("test", 10_000))
-    yield own("vtab_dtd", "natural", 47, 1880, 1880, 1880)
-    yield own("vtab_flowers102", "natural", 102, 1020, 1020, 6149)
-    yield tail("vtab_pets", "natural", 37, 3680, 80, ("test", 3669))
-    yield tail("vtab_svhn", "natural", 10, 73_257, 90, ("test", 26_032))
-    yield own("vtab_sun397", "natural", 397, 76_128, 10_875, 21_750)
-    yield own("vtab_patch_camelyon", "specialized", 2, 262_144, 32_768, 32_768)
-    yield thirds("vtab_eurosat", "specialized", 10, 27_000, 60, 80)
-    yield thirds("vtab_resisc45", "specialized", 45, 31_500, 60, 80)
-    yield own("vtab_retinopathy", "specialized", 5, 35_126, 10_906, 42_670)
-    yield tail("vtab_clevr_count", num_classes=8, rule=clevr_count, **clevr)
-    yield tail("vtab_clevr_distance", num_classes=6, rule=clevr_distance, **clevr)
-    yield own("vtab_dmlab", "structured", 6, 65_550, 22_628, 22_735, random_crop=False)
-    yield own("vtab_kitti_distance", "structured", 4, 6347, 423, 711, rule=kitti_distance, random_crop=False)
-    yield thirds("vtab_dsprites_location", rule=dsprites_location, random_crop=False, **sprites)
-    yield thirds("vtab_dsprites_orientation", rule=dsprites_orientation, **sprites)
-    yield norb("vtab_smallnorb_azimuth", 18, flip=False)
-    yield norb("vtab_smallnorb_elevation", 9)
+    yield _tail("vtab_caltech101", "natural", 102, 3060, 90, ("test", 6084))
+    yield _tail("vtab_cifar100", "natural", 100, 50_000, 90, ("test", 10_000))
+    yield _own("vtab_dtd", "natural", 47, 1880, 1880, 1880)
+    yield _own("vtab_flowers102", "natural", 102, 1020, 1020, 6149)
+    yield _tail("vtab_pets", "natural", 37, 3680, 80, ("test", 3669))
+    yield _tail("vtab_svhn", "natural", 10, 73_257, 90, ("test", 26_032))
+    yield _own("vtab_sun397", "natural", 397, 76_128, 10_875, 21_750)
+    yield _own("vtab_patch_camelyon", "specialized", 2, 262_144, 32_768, 32_768)
+    yield _thirds("vtab_eurosat", "specialized", 10, 27_000, 60, 80)
+    yield _thirds("vtab_resisc45", "specialized", 45, 31_500, 60, 80)
+    yield _own("vtab_retinopathy", "specialized", 5, 35_126, 10_906, 42_670)
+    yield _tail("vtab_clevr_count", num_classes=8, rule=clevr_count, **clevr)
+    yield _tail("vtab_clevr_distance", num_classes=6, rule=clevr_distance, **clevr)
+    yield _own("vtab_dmlab", "structured", 6, 65_550, 22_628, 22_735, random_crop=False)
+    yield _own("vtab_kitti_distance", "structured", 4, 6347, 423, 711, rule=kitti_distance, random_crop=False)
+    yield _thirds("vtab_dsprites_location", rule=dsprites_location, random_crop=False, **sprites)
+    yield _thirds("vtab_dsprites_orientation", rule=dsprites_orientation, **sprites)
+    yield _norb("vtab_smallnorb_azimuth", 18, flip=False)
+    yield _norb("vtab_smallnorb_elevation", 9)
 
 
 TASKS: Mapping[str, VtabTask] = {task.name: task for task in _tasks()}

@@ -15,7 +15,7 @@ from transfer.results.error_analysis import confusion
 from transfer.results.scorecard import Row
 from transfer.results.statistics import Estimate, estimate
 from transfer.results.sweep_results import Findings, Folder
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 MAX_MATRIX_CLASSES = 16
 MAX_LISTED_CLASSES = 24

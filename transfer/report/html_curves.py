@@ -9,7 +9,7 @@ from transfer.report.html_template import INITS, fill
 from transfer.report.plot_style import color_of
 from transfer.results.scorecard import Row, shots_order
 from transfer.results.sweep_results import Findings
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 Group = tuple[int, str, str]
 """Number of images a class, task, method."""

@@ -17,7 +17,7 @@ from transfer.results.scorecard import cell_name, column_order, start_of
 from transfer.results.search_effects import Scores, main_effects, range_effects, whole_candidates
 from transfer.results.sweep_results import Findings
 from transfer.search.optuna_search import generation_url, read_generation
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from transfer.results.scorecard import Row, start_of
 from transfer.results.scorecard_table import Line, columns_of, has_several_sources, lines_of
 from transfer.results.sweep_results import Findings
 from transfer.results.vtab_score import GROUPS, vtab_scores
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 
 def scorecard_table(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from transfer.report.plot_style import MARKS, PRINT, color_of, dress, literal, log_axis, new_figure, quiet, svg
 from transfer.results.scorecard import METRIC_TITLES, Row, shots_order, shots_phrase, shots_text
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 HEADLINE_SHOTS = 5
 

@@ -1,7 +1,8 @@
 """From sweeps' ledgers to a scorecard: who wins, by how much, and how sure that is.
 
 Reads what the sweeps wrote (and, for pictures and overlaps, the test images that they were measured on), so a report can be made
-anywhere and any time. Shares (0 to 1) everywhere inside; points and per cent only where people read.
+anywhere and any time. A number without its records is not shown (`check_lineage`; `check_links` for the page). Shares (0 to 1)
+everywhere inside; points and per cent only where people read.
 """
 
 import os
@@ -18,7 +19,8 @@ from transfer.results.comparison import Versus, comparisons
 from transfer.results.contamination import cleaned, read_overlaps
 from transfer.results.scorecard import Row, percent, scorecard, shots_text
 from transfer.results.scorecard_table import columns_of, lines_of, to_csv
-from transfer.results.sweep_results import check_lineage, load_entries, load_findings
+from transfer.results.sweep_results import load_entries, load_findings
+from transfer.results.trial_records import check_lineage
 from transfer.results.vtab_score import vtab_scores
 
 __all__ = [

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline import documents
 from pipeline.display import csv_cell
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.measurement.predictions import recomputed
 from transfer.results.statistics import Estimate, estimate, paired
 from transfer.results.sweep_results import Findings, name_of_test_split
+
+MAX_BYTES = 256 << 20
+"""Of a file of pairs: about two millions of them."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,35 @@ def _upstream(task: str, file: str, findings: Findings) -> Upstream:
     return Upstream(task, file, samples, index.num_samples)
 
 
+@dataclass(frozen=True)
+class _Pair:
+    split_b: str
+    key_b: str
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    pairs: list[_Pair]
+
+
 def _pairs(file: str) -> list[tuple[str, str]]:
     """(split, key) of each image of the second dataset."""
-    try:
-        text = objects.read_bytes(file).decode()
-    except FileNotFoundError:
-        raise UserError(f"no file {file}; --overlap wants what 'normfree data overlap' wrote with --out") from None
+    remedy = "give what 'normfree data overlap' writes with --out"
     try:
         if file.endswith(".json"):
-            return [(pair["split_b"], pair["key_b"]) for pair in json.loads(text)["pairs"]]
-        reader = csv.DictReader(io.StringIO(text))
+            found = documents.read(file, _Overlap, max_bytes=MAX_BYTES, remedy=remedy)
+            return [(pair.split_b, pair.key_b) for pair in found.pairs]
+        data = objects.read_bytes(file, max_bytes=MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"no file {file}; --overlap wants what 'normfree data overlap' wrote with --out") from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{file} is larger than {MAX_BYTES >> 20} MiB, which no such file is; {remedy}")
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         if not {"split_b", "key_b"} <= set(reader.fieldnames or ()):
             raise KeyError("split_b")
-        return [(row["split_b"], row["key_b"]) for row in reader]
-    except (ValueError, KeyError, TypeError) as error:
+        return [(row["split_b"] or "", row["key_b"] or "") for row in reader]
+    except (ValueError, KeyError, csv.Error) as error:
         raise UserError(
             f"{file} is not what 'normfree data overlap' writes with --out ({error!r}); make it again"
         ) from None

@@ -13,7 +13,7 @@ from pipeline.data.format.manifest import Manifest
 from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.storage import objects
 from transfer.results.sweep_results import Findings, name_of_test_split
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 THUMBNAIL_PX = 112
 MIN_SHOWN_PX = 64

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.storage import objects
 from transfer.search import optuna_search, successive_halving
 from transfer.search.grids import Bracket
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 
 @dataclass(frozen=True)

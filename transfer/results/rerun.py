@@ -20,7 +20,7 @@ from transfer.results.scorecard import cell_name
 from transfer.results.statistics import Estimate, estimate
 from transfer.results.sweep_results import Folder, played
 from transfer.sweep.cells import Cell, Sweep, plan, sweep_of
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 from transfer.sweep.probe_job import run_probes
 from transfer.sweep.trials import run_finetune
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
 from transfer.protocol.imagenet_labels import EXTRA_METRICS, REAL, V2
-from transfer.protocol.methods import METHOD_KINDS, VTAB_IMAGES
+from transfer.protocol.method_settings import VTAB_IMAGES
+from transfer.protocol.methods import METHOD_KINDS
 from transfer.protocol.sealed_splits import selection_name
 from transfer.results.statistics import Estimate, estimate, paired, verdict
-from transfer.sweep.ledger import Entry
+from transfer.sweep.entry import Entry
 
 METRIC_TITLES = {
     "top1": "top-1 accuracy",

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transfer.protocol.methods import VTAB_IMAGES
+from transfer.protocol.method_settings import VTAB_IMAGES
 from transfer.protocol.vtab import TASKS, score
 from transfer.results.scorecard import Row
 from transfer.results.statistics import Estimate, estimate

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer.protocol.bit_hyperrule import hyperrule
-from transfer.protocol.methods import FinetuneSettings, HyperruleSettings, Method, Scheduler
+from transfer.protocol.method_settings import FinetuneSettings, HyperruleSettings, Scheduler
+from transfer.protocol.methods import Method
 from transfer.protocol.search_space import Space, space_of
 from transfer.protocol.tasks import Task
 

@@ -20,7 +20,8 @@ from pipeline.configuration import from_dict, to_dict
 from pipeline.errors import UserError
 from pipeline.provenance import code_revision
 from transfer.probes.fit import grid
-from transfer.protocol.methods import PROBES, Method, Scheduler, sha256
+from transfer.protocol.method_settings import Scheduler
+from transfer.protocol.methods import PROBES, Method, sha256
 from transfer.protocol.sealed_splits import (
     Candidate,
     Selection,
@@ -42,8 +43,9 @@ from transfer.protocol.tasks import (
     task_protocol,
 )
 from transfer.search.grids import REDUCTION, Point, candidates, ranges
+from transfer.sweep.entry import Entry, Trial, entry
 from transfer.sweep.failures import Cause
-from transfer.sweep.ledger import Entry, Ledger, Trial, entry
+from transfer.sweep.ledger import Ledger
 from transfer.sweep.sources import Source
 
 
@@ -103,7 +105,7 @@ class Sweep:
         return self.entry(trial, value=None, error=error, cause=cause)
 
     def entry(self, trial: Trial, *, value: float | None, **facts: Any) -> Entry:
-        """`transfer.sweep.ledger.entry` with what the sweep knows about the trial."""
+        """`transfer.sweep.entry.entry` with what the sweep knows about the trial."""
         task, method, source = self.task(trial.task), self.suite.method(trial.method), self.source_of(trial)
         return entry(
             trial,
@@ -121,8 +123,8 @@ class Sweep:
 
 
 @functools.lru_cache
-def _opened(stated: TaskEntry, data_root: str) -> Task:
-    return open_task(stated, data_root)
+def _opened(asked: TaskEntry, data_root: str) -> Task:
+    return open_task(asked, data_root)
 
 
 def open_again() -> None:
@@ -235,8 +237,8 @@ class Cell:
 
 def name_of(trial: Trial) -> str:
     """Of a trial's cell, and of its selection record."""
-    key = trial.checkpoint_digest or trial.backbone_digest
-    return selection_name(trial.task, trial.method, trial.init, trial.shots, key[:8])
+    weights = (trial.checkpoint_digest or trial.backbone_digest)[:8]
+    return selection_name(trial.task, trial.method, trial.init, trial.shots, weights)
 
 
 def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
@@ -247,17 +249,15 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
     open_again()
     cells: list[Cell] = []
     not_run: list[dict[str, Any]] = []
-    for stated in sweep.suite.tasks:
-        reason = not_prepared(stated, sweep.data_root)
-        if reason is not None:
-            not_run.append({"task": stated.name, "method": "", "shots": None, "reason": reason})
+    for asked in sweep.suite.tasks:
+        if (reason := not_prepared(asked, sweep.data_root)) is not None:
+            not_run.append({"task": asked.name, "method": "", "shots": None, "reason": reason})
             continue
-        task = sweep.task(stated.name)
+        task = sweep.task(asked.name)
         for method in sweep.suite.methods:
             for shots in method.settings.columns:
                 row = {"task": task.name, "method": method.name, "shots": shots}
-                reason = task.cannot(shots)
-                if reason is not None:
+                if (reason := task.cannot(shots)) is not None:
                     not_run.append({**row, "reason": reason})
                     continue
                 scratch: set[str] = set()

@@ -7,7 +7,8 @@ from transfer.probes.ridge import rank_selected
 from transfer.protocol.sealed_splits import Candidate, GridRow
 from transfer.search.optuna_search import Row, next_generation, written
 from transfer.sweep.cells import Cell
-from transfer.sweep.ledger import Entry, Ledger, Trial
+from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.ledger import Ledger
 
 
 class NothingChosen(Exception):

@@ -21,7 +21,8 @@ from pipeline.engine.optim_config import OptimConfig
 from pipeline.models.backbone import ModelConfig
 from pipeline.training.run import Run
 from transfer.protocol.bit_hyperrule import HyperRule, hyperrule
-from transfer.protocol.methods import FinetuneSettings, HyperruleSettings, Method
+from transfer.protocol.method_settings import FinetuneSettings, HyperruleSettings
+from transfer.protocol.methods import Method
 from transfer.protocol.sealed_splits import TestSplit, read_selection
 from transfer.protocol.tasks import Part, Task
 from transfer.protocol.vtab import TASKS

@@ -21,9 +21,10 @@ from transfer.protocol.sealed_splits import GridRow, TestSplit, open_test
 from transfer.protocol.tasks import Part, Task
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import choose_point, of_grid
+from transfer.sweep.entry import Entry, Trial
 from transfer.sweep.failures import cause_of, reason
 from transfer.sweep.finetune import at_resolution
-from transfer.sweep.ledger import Entry, Ledger, Trial
+from transfer.sweep.ledger import Ledger
 
 
 def probe_trials(sweep: Sweep, cell: Cell) -> list[Trial]:

@@ -20,8 +20,8 @@ from pipeline.storage import objects
 from transfer.search.successive_halving import read_rung
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import choose_by_rank
+from transfer.sweep.entry import Entry, Trial
 from transfer.sweep.failures import MAX_TRIES, Cause
-from transfer.sweep.ledger import Entry, Trial
 from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.searches import Book, OnEvent, Searches
 

@@ -11,7 +11,8 @@ from transfer.search.grids import Bracket, brackets
 from transfer.search.successive_halving import Rung, decide, decision_url, read_rung, work_url
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import NothingChosen, asked, choose, taken_up
-from transfer.sweep.ledger import Entry, Ledger, Trial
+from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.ledger import Ledger
 from transfer.sweep.trials import finetune_entry
 
 OnEvent = Callable[[dict[str, Any]], None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline import distributed
@@ -17,22 +17,24 @@ from pipeline.configuration import to_dict
 from pipeline.distributed import World
 from pipeline.duration import Duration
 from pipeline.errors import UserError
-from pipeline.records import Evaluation, Saved, SaveFailed, Step, Stopped
+from pipeline.records import Evaluation, Record, Saved, SaveFailed, Step, Stopped
 from pipeline.storage import objects
 from pipeline.training.evaluate import Scores
 from pipeline.training.run import Run
 from transfer import metrics
 from transfer.measurement import extra_test_sets, predictions
 from transfer.measurement.resource_usage import Memory, Power
-from transfer.protocol.methods import HyperruleSettings, Method
+from transfer.protocol.method_settings import HyperruleSettings
+from transfer.protocol.methods import Method
 from transfer.protocol.sealed_splits import TestSplit, open_test, selection_url
 from transfer.protocol.tasks import Task
 from transfer.search.grids import candidates, grace_steps
 from transfer.search.successive_halving import Rung, read_rung, work_url, write_rung
 from transfer.sweep.cells import Sweep, name_of, open_again, plan
+from transfer.sweep.entry import Entry, Trial
 from transfer.sweep.failures import TrialFailed, cause_of, reason
 from transfer.sweep.finetune import finetune_run, num_processes
-from transfer.sweep.ledger import Entry, Ledger, Trial
+from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import run_probes
 from transfer.sweep.sources import Source
 from transfer.sweep.trial_ranks import SavePace, used, whole
@@ -114,50 +116,26 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     test = _open(sweep, task, trial, me) if trial.kind == "final" else None
     live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
     run = _run_of(trial, task, method, source, test, live=live)
-    seen, pace = _Seen(trial, me), SavePace(me)
-    earlier = _earlier(sweep, trial, until)
-    work = work_url(sweep.out, trial.digest)
+    seen, earlier, work = _Seen(trial, me), _earlier(sweep, trial, until), work_url(sweep.out, trial.digest)
+    pace = SavePace(me)
     records = train(run, work, on_scores=seen.take, leave_at=until, may_save=pace, goes_back=False)
-    with contextlib.closing(records):  # type: ignore[type-var]
-        for record in records:
-            if isinstance(record, Evaluation):
-                row = seen.row(record)
-                if live and record.step < num_steps and me.is_main:
-                    report(row)
-            elif isinstance(record, Step) and trial.kind == "final":
-                seen.curve.append(
-                    {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": record.accuracy}
-                )
-            elif isinstance(record, Saved | SaveFailed):
-                pace.saved()
-            elif isinstance(record, Stopped):
-                raise TrialFailed(f"{record.reason}; the same command again goes on from there", "lost")
+    _follow(records, seen, pace, report if live and me.is_main else None)
     first = seen.curve[0]["step"] if seen.curve else num_steps + 1
     rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
     seconds_s = time.perf_counter() - begin + (earlier.seconds_s if earlier else 0.0)
     spent = used(memory, power, me)
     if not me.is_main:
         return None
+    assert seen.value is not None
     if until:
-        assert seen.value is not None
         write_rung(
             sweep.out,
             Rung(digest=trial.digest, step=until, score=seen.value, loss=seen.loss, rows=rows, seconds_s=seconds_s),
         )
         return None
-    assert seen.scores is not None and seen.value is not None  # the loop always evaluates at its end
-    if trial.kind == "final":
-        s = seen.scores
-        predictions.write(sweep.out, trial.digest, s.samples, s.logits, s.labels)
-        assert test is not None
-        seen.numbers |= extra_test_sets.numbers(
-            task,
-            test,
-            trial=trial.digest,
-            samples=s.samples,
-            scores=s.logits,
-            score=lambda other, opened: extra_test_sets.scores_of(work, run, other, opened),
-        )
+    assert seen.scores is not None  # the loop always evaluates at its end
+    if test is not None:
+        _measure(sweep, task, trial, test, run, seen)
     found = finetune_entry(
         sweep,
         trial,
@@ -174,6 +152,40 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     Ledger(sweep.out).write(found)
     objects.remove_tree(work)
     return found
+
+
+def _follow(records: Iterator[Record], seen: _Seen, pace: SavePace, report: Report | None) -> None:
+    """The loop, to where it leaves; what it evaluates goes into `seen`, and before the trial's end to `report`."""
+    num_steps = int(seen.trial.hyperparameters["num_steps"])
+    with contextlib.closing(records):  # type: ignore[type-var]
+        for record in records:
+            if isinstance(record, Evaluation):
+                row = seen.row(record)
+                if report is not None and record.step < num_steps:
+                    report(row)
+            elif isinstance(record, Step) and seen.trial.kind == "final":
+                seen.curve.append(
+                    {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": record.accuracy}
+                )
+            elif isinstance(record, Saved | SaveFailed):
+                pace.saved()
+            elif isinstance(record, Stopped):
+                raise TrialFailed(f"{record.reason}; the same command again goes on from there", "lost")
+
+
+def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, seen: _Seen) -> None:
+    """Keeps a final trial's predictions, and measures it on the task's further test sets."""
+    scores = seen.scores
+    assert scores is not None
+    predictions.write(sweep.out, trial.digest, scores.samples, scores.logits, scores.labels)
+    seen.numbers |= extra_test_sets.numbers(
+        task,
+        test,
+        trial=trial.digest,
+        samples=scores.samples,
+        scores=scores.logits,
+        score=lambda other, opened: extra_test_sets.scores_of(work_url(sweep.out, trial.digest), run, other, opened),
+    )
 
 
 def _run_of(trial: Trial, task: Task, method: Method, source: Source, test: TestSplit | None, *, live: bool) -> Run:
@@ -224,10 +236,10 @@ def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:
 
 
 class _Seen:
-    """What a trial's evaluations said."""
+    """What a trial's evaluations found."""
 
     def __init__(self, trial: Trial, me: World) -> None:
-        self._trial, self._me = trial, me
+        self.trial, self.me = trial, me
         self.curve: list[dict[str, float]] = []
         self.scores: Scores | None = None
         self.numbers: dict[str, float] = {}
@@ -235,20 +247,20 @@ class _Seen:
         self.loss = float("nan")
 
     def take(self, scores: Scores) -> None:
-        self.scores = whole(scores, self._me)
+        self.scores = whole(scores, self.me)
 
     def row(self, record: Evaluation) -> dict[str, float]:
         """The evaluation as a row of the history; `accuracy` is what candidates are compared by."""
         assert self.scores is not None
-        name = self._trial.metric
-        if self._trial.kind == "final":
+        name = self.trial.metric
+        if self.trial.kind == "final":
             self.numbers = predictions.all_metrics(self.scores.logits, self.scores.labels, [name])
             self.value = self.numbers[name]
         else:
             self.value = metrics.compute(name, self.scores.logits, self.scores.labels)
         self.loss = record.loss
         row = {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": self.value}
-        if self._trial.kind == "search":
+        if self.trial.kind == "search":
             self.curve.append(row)
         return row
 

@@ -139,5 +139,6 @@ def normalise(images: torch.Tensor, config: AugmentConfig, device: torch.device)
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, in channels-last memory, (x / 255 - mean) / std."""
     mean = torch.tensor(config.mean, device=device) * 255
     std = torch.tensor(config.std, device=device) * 255
-    # The permuted view of NHWC memory is exactly what torch calls channels_last: no copy.
+    # The permuted view of NHWC memory is exactly what torch calls channels_last: no copy. Weights stay contiguous, since
+    # DeepSpeed cannot hold channels-last ones.
     return images.to(device, non_blocking=True).float().sub_(mean).div_(std).permute(0, 3, 1, 2)

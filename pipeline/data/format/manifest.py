@@ -17,7 +17,7 @@ from pipeline import documents, places
 from pipeline.data.format.index import COLUMNS, IndexFiles, Keys, Shard, SplitIndex, StoredFile
 from pipeline.documents import Count, FileName, Sha256, Text
 from pipeline.errors import UserError
-from pipeline.storage import objects
+from pipeline.storage import content_cache, objects
 
 __all__ = ["IndexFiles", "Keys", "Manifest", "Shard", "Skipped", "Split", "SplitIndex", "StoredFile"]
 
@@ -133,7 +133,7 @@ def _local(url: str, file: StoredFile) -> Path:
         raise UserError(f"the index {where} is missing: restore it, or prepare the dataset again elsewhere")
     if found == file.size_bytes:
         try:
-            return objects.fetch(
+            return content_cache.fetch(
                 where,
                 sha256=file.sha256,
                 size_bytes=file.size_bytes,

@@ -1,4 +1,7 @@
-"""Samples -> WebDataset tars whose bytes depend on nothing but the samples."""
+"""Samples -> WebDataset tars whose bytes depend on nothing but the samples.
+
+Any WebDataset reader takes them. Ours reads samples by offset, not through a tar stream: any position is reached at once.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

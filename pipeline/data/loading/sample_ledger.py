@@ -15,12 +15,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline import documents
 from pipeline.data.images import turbojpeg
 from pipeline.data.loading.batches import Loss
 from pipeline.data.loading.datasets import TrainData
+from pipeline.documents import Count
 from pipeline.storage import objects
 
 NAME = "ledger.json"
+MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -169,15 +172,15 @@ class Ledger:
     def read(self, folder: str, step: int) -> Entries:
         """What a run that goes on at `step` lost before; later entries will happen again, or will not."""
         try:
-            content = json.loads(objects.read_bytes(objects.join(folder, NAME)))
+            content = documents.read(objects.join(folder, NAME), _Written, max_bytes=MAX_BYTES)
         except FileNotFoundError:
             return {}
         number = {name: i for i, name in enumerate(self._data.names)}
         found: Entries = defaultdict(list)
-        for page in content["pages"]:
-            for entry in page["entries"]:
-                if entry["step"] < step:
-                    found[number[page["source"]], page["epochs"][0]].append(Entry(**entry))
+        for page in content.pages:
+            for entry in page.entries:
+                if entry.step < step and page.source in number:
+                    found[number[page.source], page.epochs[0]].append(entry)
         return dict(found)
 
     def restore(self, entries: Entries, step: int) -> None:
@@ -188,6 +191,20 @@ class Ledger:
     def rewind(self, step: int) -> None:
         kept = {page: [e for e in entries if e.step < step] for page, entries in self._entries.items()}
         self.restore({page: entries for page, entries in kept.items() if entries}, step)
+
+
+@dataclass(frozen=True)
+class _WrittenPage:
+    source: str
+    epochs: tuple[Count, Count]
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What `to_json` writes, as far as it is read again."""
+
+    pages: list[_WrittenPage]
 
 
 def _merged(pages: Sequence[Page]) -> Iterable[dict[str, Any]]:

@@ -1,10 +1,9 @@
 """The label of a WebDataset sample: from its `cls`, `json` or `txt` member, as text; and texts -> class numbers."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.data.sources.csv_jsonl import label_order
-from pipeline.documents import excerpt
+from pipeline.documents import excerpt, parse_json
 from pipeline.errors import UserError
 
 LABEL_EXTENSIONS = ("cls", "json", "txt")
@@ -37,8 +36,8 @@ def label_text(members: Mapping[str, bytes], field: str | None = None) -> str:
 
 def _from_json(text: str, field: str | None) -> str:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text, "its json", max_bytes=MAX_LABEL_BYTES)
+    except UserError as error:
         raise ValueError("its json is damaged") from error
     if isinstance(value, dict):
         names = (field,) if field else JSON_FIELDS

@@ -38,6 +38,23 @@ def test_a_unit_is_a_row_of_a_weight_and_the_whole_of_a_vector(shape: tuple[int,
     torch.testing.assert_close(sums, torch.full((units,), 4.0 * torch.ones(shape).numel() / units))
 
 
+def test_without_kernels_the_sums_are_those_of_the_rows_in_the_tensors_order() -> None:
+    tensors = [torch.randn(shape) for shape in ((4, 3, 2, 2), (5,), (3, 7), (), (2,), (6, 1, 1, 1))]
+    with kernels.plain_only():
+        sums, matrix = agc.square_sums(tensors), agc.square_sums(tensors[2:3])
+    rows = [t.reshape(agc.num_units(t), -1).square().sum(1) for t in tensors]
+    torch.testing.assert_close(sums, torch.cat(rows))
+    torch.testing.assert_close(matrix, rows[2])
+    factors = torch.arange(1.0, len(sums) + 1)
+    for t, f, part in zip(tensors, agc.per_unit(factors, tensors), factors.split([len(r) for r in rows]), strict=True):
+        torch.testing.assert_close((t * f).reshape(len(part), -1), t.reshape(len(part), -1) * part[:, None])
+
+
+def test_clipping_without_a_gradient_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no gradient to clip"):
+        agc.adaptive_clip_grad_(Backbone().named_parameters())
+
+
 def test_the_factor_is_the_bound_over_the_norm() -> None:
     # By hand: |W| = 5 and |G| = 10 give 0.01 * 5 / 10; |W| = 0 is raised to eps; a small gradient is left alone.
     weight = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3.0, 4.0]])
@@ -199,3 +216,42 @@ def test_classes_and_their_one_hot_targets_cost_the_same_in_fp32() -> None:
     a, b = (label_smoothing_cross_entropy(logits, t, 0.1, reduction="none") for t in (labels, one_hot))
     assert a.dtype == torch.float32 and a.shape == (5,)
     torch.testing.assert_close(a, b)
+
+
+def test_a_parameter_without_gradient_is_passed_over() -> None:
+    model = with_gradients(Backbone())
+    model.norm.bias.grad = None  # type: ignore[union-attr]
+    counts = agc.adaptive_clip_grad_(model.named_parameters())
+    assert int(counts.num_units) == sum(n for _, n in counts.groups.values()) and model.norm.bias.grad is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("factors", [None, torch.tensor([0.5, 1.0, 0.25])])
+def test_without_kernels_the_update_is_its_formula(factors: torch.Tensor | None) -> None:
+    weight = nn.Parameter(torch.randn(3, 4))
+    optimizer = SGD([weight], lr=0.3, momentum=0.8, weight_decay=0.1, ema_decay=0.9)
+    w, v = weight.detach().clone(), torch.zeros(3, 4)
+    ema = w.clone()
+    for t in range(2):
+        weight.grad = torch.randn(3, 4)
+        optimizer.factors = None if factors is None else [factors]
+        g = (1.0 if factors is None else factors[:, None]) * weight.grad + 0.1 * w
+        v = 0.8 * v + g
+        w = w - 0.3 * (g + 0.8 * v)
+        ema = ema + (1 - min(0.9, (1 + t) / (10 + t))) * (w - ema)
+        with kernels.plain_only():
+            optimizer.step()
+    torch.testing.assert_close(weight.detach(), w)
+    torch.testing.assert_close(optimizer.state[weight]["momentum"], v)
+    torch.testing.assert_close(optimizer.state[weight]["ema"], ema)
+
+
+def test_settings_and_factors_that_cannot_be_are_errors() -> None:
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    assert SGD(weights, lr=0.0).param_groups[0]["num_updates"] == 0
+    for wrong in ({"lr": -0.1}, {"lr": 0.1, "momentum": 1.0}, {"lr": 0.1, "momentum": -0.1}):
+        with pytest.raises(ValueError, match="set "):
+            SGD(weights, **wrong)  # type: ignore[arg-type]
+    optimizer = SGD(weights, lr=0.1)
+    weights[0].grad, optimizer.factors = torch.ones(2), [torch.ones(2)]
+    with pytest.raises(ValueError, match="have no gradient"):
+        optimizer.step()

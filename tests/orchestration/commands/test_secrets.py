@@ -259,7 +259,7 @@ def test_no_command_line_of_a_run_holds_the_password_of_its_tracker(digits: str,
                         seen.add(words)
             time.sleep(0.02)
     assert run.returncode == 0, (tmp_path / "said").read_text()
-    for module in ("orchestration.run.worker", "orchestration.tracking.mlflow_client"):
+    for module in ("orchestration.run.worker", "orchestration.tracking.start_uploader"):
         assert any(module in words for words in seen)
     assert not [words for words in seen if PLANTED in words]
     files = [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -211,7 +211,8 @@ def test_a_sweep_of_other_weights_is_refused_and_its_own_becomes_the_scorecard(
 
 
 def test_a_scorecard_stands_in_tags_and_on_the_page(run: str, records: str, tmp_path: Path) -> None:
-    from transfer.sweep.ledger import Ledger, SweepInfo, Trial, entry
+    from transfer.sweep.entry import Trial, entry
+    from transfer.sweep.ledger import Ledger, SweepInfo
 
     digest = load_module.resolve(run, "unused").digest
     sweep = Ledger(str(tmp_path / "sweep"))

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestration.run.console import Console, duration, size
+from orchestration.run.console import Console
+from orchestration.run.lines import duration, size
 from orchestration.run.time_left import TimeLeft
 from pipeline.records import Evaluation, Finished, PassedOver, Phase, Saved, Skipped, Started, Step, Stopped
 

@@ -30,7 +30,8 @@ from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.orchestration.registry.test_registry import save
 from tests.orchestration.tracking.test_tracking import finished, started, step
 from tests.s3_server import BUCKET, find_server, s3_server
-from transfer.sweep.ledger import Ledger, SweepInfo, Trial, entry
+from transfer.sweep.entry import Trial, entry
+from transfer.sweep.ledger import Ledger, SweepInfo
 
 ROOT = Path(mlflow_client.__file__).parents[2]
 

@@ -19,13 +19,16 @@ from orchestration.serve.server import serve
 from orchestration.spool.mirror import Mirror, pull
 from orchestration.spool.spool import Follower, Spool, read
 from orchestration.tracking import mlflow_client, sweep_summary, uploader
-from orchestration.tracking.mlflow_client import connect, start_uploader
+from orchestration.tracking import start_uploader as start_uploader_module
+from orchestration.tracking.mlflow_client import connect
+from orchestration.tracking.start_uploader import start_uploader
 from orchestration.tracking.sweep_tracking import SweepTracker
 from orchestration.tracking.tracking_uri import resolve_uri
-from orchestration.tracking.translate import STEP_KEYS, Translator, public
+from orchestration.tracking.translate import STEP_KEYS, Translator
 from orchestration.tracking.uploader import Uploader
 from pipeline.errors import UserError
 from pipeline.records import Evaluation, Finished, PassedOver, Saved, Skipped, Started, Step, Stopped
+from pipeline.secrets import public
 from pipeline.storage import objects
 from transfer.report.write_report import Row
 from transfer.results.statistics import Estimate
@@ -269,7 +272,7 @@ def test_a_living_run_is_running_and_its_death_is_noticed(run_dir: Path) -> None
     spool_with(run_dir, started(), step(1))
     work = Uploader(run_dir, experiment="e", run_name="r", watch_pid=trainer.pid, drain_s=5.0)
     work._load()
-    work._poll()
+    work._backlog.poll()
     assert work._alive() and work._work(False) and not work._work(False)
     assert the_run(run_dir).info.status == "RUNNING" and "heartbeat_s" in the_run(run_dir).data.tags
     trainer.kill()
@@ -358,7 +361,7 @@ def test_a_folder_is_refused_with_what_to_write_instead(tmp_path: Path, capsys: 
         with pytest.raises(UserError, match=r"write sqlite:///.*mlflow\.db"):
             resolve_uri(uri, tmp_path)
     assert resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert mlflow_client.main([str(tmp_path)]) == 2 and "records.jsonl is missing" in capsys.readouterr().err
+    assert start_uploader_module.main([str(tmp_path)]) == 2 and "records.jsonl is missing" in capsys.readouterr().err
 
 
 def trial(tracker: SweepTracker, digest: str, value: float = 0.5, status: str = "ok") -> None:

@@ -54,7 +54,7 @@ def uploaders_of(process: subprocess.Popen[str]) -> list[int]:
     found = []
     for child in psutil.Process(process.pid).children():
         with contextlib.suppress(psutil.Error):
-            if "orchestration.tracking.mlflow_client" in child.cmdline():
+            if "orchestration.tracking.start_uploader" in child.cmdline():
                 found.append(child.pid)
     return found
 
@@ -218,7 +218,7 @@ def test_an_uploader_ends_the_silent_runs_beside_its_own(server: MlflowServer, t
     hands = Hands()
     work._sweeper, work._next_look = hands.sweeper(), 0.0
     work._load()
-    work._poll()
+    work._backlog.poll()
     work._work(False)
     assert client.get_run(dead).info.status == "RUNNING"  # a first look decides nothing
     hands.now_s, work._next_look = heartbeat.SECOND_LOOK_S, 0.0

@@ -11,10 +11,29 @@ from pathlib import Path
 import pytest
 
 from orchestration.cli import main
+from orchestration.spool.spool import Spool
 from orchestration.spool.state_file import read_state
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.tracking_uri import make_sqlite, resolve_uri, sqlite_file, sqlite_uri
+from orchestration.tracking.uploader import Uploader
 from pipeline.errors import UserError
+
+
+def test_the_status_of_a_folder_is_of_its_run_on_the_tracker_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = sqlite_uri(tmp_path / "all.db")
+    for name in ("one", "two"):
+        Spool(tmp_path / name / "records.jsonl").close()
+        assert Uploader(tmp_path / name, uri, run_name=name, poll_s=0.02).run() == 0
+    assert main(["track", "status", str(tmp_path / "one")]) == 0
+    shown = capsys.readouterr().out
+    assert uri in shown and " one" in shown and " two" not in shown
+    assert main(["track", "status", str(tmp_path / "one"), "--tracking-uri", sqlite_uri(tmp_path / "all.db")]) == 0
+    assert " two" not in capsys.readouterr().out
+    (tmp_path / "two" / "tracking.json").unlink()
+    assert main(["track", "status", str(tmp_path / "two"), "--tracking-uri", uri]) == 2
 
 
 @pytest.mark.parametrize("name", ["a b%20c#?e", "lr?1", "100%", "ä+&=;", "plain"])

@@ -18,8 +18,9 @@ from transfer.measurement import predictions
 from transfer.protocol.sealed_splits import openings
 from transfer.search.successive_halving import read_rung
 from transfer.sweep.cells import Cell, Sweep, plan
+from transfer.sweep.entry import Trial
 from transfer.sweep.failures import TrialFailed
-from transfer.sweep.ledger import Ledger, Trial
+from transfer.sweep.ledger import Ledger
 from transfer.sweep.trials import Report, processes_of, run_finetune, run_job
 
 ROOT = Path(__file__).parents[3]

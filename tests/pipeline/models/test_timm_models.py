@@ -1,6 +1,7 @@
 """timm's networks under our loop, and weights of other houses, against timm itself."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,16 @@ def test_weights_that_are_not_finite_are_refused(theirs: nn.Module, tmp_path: Pa
     torch.save({k: torch.full_like(v, torch.nan) for k, v in theirs.state_dict().items()}, tmp_path / "nan.pth")
     with pytest.raises(UserError, match="not finite"):
         load_backbone(f"{NAME}@{tmp_path}/nan.pth")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "legacy", "zip"])
+def test_a_file_that_never_ends_to_load_is_refused_before_timm_has_it(tmp_path: Path, kind: str) -> None:
+    bomb = b"\x80\x02}N" + b"2\x86" * 64 + b"Ns."  # a key whose hash takes 2^64 steps
+    path = tmp_path / "bomb.pth"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", bomb)
+    else:
+        path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + bomb if kind == "legacy" else bomb)
+    with pytest.raises(UserError, match=r"bomb\.pth"):
+        load_backbone(f"{NAME}@{path}")

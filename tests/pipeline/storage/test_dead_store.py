@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage import objects
+from pipeline.storage import clients, objects, store_errors
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(asyncio, "sleep", asked)
     monkeypatch.setattr(random, "random", lambda: 1.0)
-    monkeypatch.setattr(objects.time, "sleep", found.append)
+    monkeypatch.setattr(clients.time, "sleep", found.append)
     monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -67,8 +67,8 @@ def test_a_store_that_refuses_connections_is_known_within_ten_seconds_of_waiting
     endpoint(closed_port())
     with pytest.raises(Exception, match="Could not connect") as raised:
         OPERATIONS[operation]()
-    assert objects.is_transient(raised.value) and not objects.is_throttled(raised.value)
-    assert len(waits) >= objects.MAX_TRIES and 3 <= sum(waits) <= 10, waits
+    assert store_errors.is_transient(raised.value) and not store_errors.is_throttled(raised.value)
+    assert len(waits) >= clients.MAX_TRIES and 3 <= sum(waits) <= 10, waits
 
 
 class Busy(BaseHTTPRequestHandler):
@@ -108,7 +108,7 @@ def busy(endpoint: Any) -> Iterator[type[Busy]]:
 def test_a_store_that_asks_for_patience_gets_more_of_it_than_one_that_is_not_there(
     code: str, waits: list[float], busy: type[Busy]
 ) -> None:
-    busy.code, busy.num_busy = code, objects.S3_ATTEMPTS * (objects.MAX_TRIES_THROTTLED - 1)
+    busy.code, busy.num_busy = code, clients.S3_ATTEMPTS * (clients.MAX_TRIES_PATIENT - 1)
     assert objects.read_bytes("s3://bucket/x") == b"1"
     assert busy.num_asked > busy.num_busy
 
@@ -117,5 +117,5 @@ def test_a_store_that_stays_busy_is_given_up(waits: list[float], busy: type[Busy
     busy.code, busy.num_busy = "ServiceUnavailable", 10**6
     with pytest.raises(OSError) as raised:
         objects.read_bytes("s3://bucket/x")
-    assert objects.is_throttled(raised.value) and sum(waits) >= 25
-    assert busy.num_asked == objects.S3_ATTEMPTS * objects.MAX_TRIES_THROTTLED
+    assert store_errors.is_throttled(raised.value) and sum(waits) >= 25
+    assert busy.num_asked == clients.S3_ATTEMPTS * clients.MAX_TRIES_PATIENT

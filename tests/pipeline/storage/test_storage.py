@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from pipeline.storage import objects
+from pipeline.storage import clients, content_cache, objects
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -22,7 +22,7 @@ def remote():
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(objects, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(clients, "FIRST_WAIT_S", 0.0)
 
 
 def test_round_trip(root, tmp_path):
@@ -106,7 +106,7 @@ def test_fetch_is_keyed_by_content_and_mends_itself(remote, tmp_path):
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
 
     def fetch(name):
-        return objects.fetch(objects.join(remote, name), sha256=digests[name], size_bytes=5, cache_dir=tmp_path)
+        return content_cache.fetch(objects.join(remote, name), sha256=digests[name], size_bytes=5, cache_dir=tmp_path)
 
     for name, data in contents.items():
         objects.write_bytes(objects.join(remote, name), data)
@@ -117,12 +117,12 @@ def test_fetch_is_keyed_by_content_and_mends_itself(remote, tmp_path):
     objects.write_bytes(objects.join(remote, "a/0.tar"), b"other")
     assert fetch("a/0.tar").read_bytes() == b"train"  # known content needs no store
     with pytest.raises(OSError, match="does not hold"):
-        objects.fetch(objects.join(remote, "a/0.tar"), sha256="0" * 64, size_bytes=5, cache_dir=tmp_path)
+        content_cache.fetch(objects.join(remote, "a/0.tar"), sha256="0" * 64, size_bytes=5, cache_dir=tmp_path)
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 2
 
 
 def test_fetch_of_a_local_file_is_the_file(tmp_path):
-    assert objects.fetch(str(tmp_path / "x"), sha256="0" * 64, size_bytes=0, cache_dir=tmp_path) == tmp_path / "x"
+    assert content_cache.fetch(str(tmp_path / "x"), sha256="0" * 64, size_bytes=0, cache_dir=tmp_path) == tmp_path / "x"
 
 
 @pytest.mark.parametrize("digest", ["{victim}", "../victim", "", "0" * 63, "0" * 64 + "\n", "A" * 64])
@@ -131,7 +131,7 @@ def test_a_digest_that_is_a_path_is_no_cache_entry(remote, tmp_path, digest):
     victim.write_bytes(b"mine")
     objects.write_bytes(objects.join(remote, "x"), b"theirs")
     with pytest.raises(ValueError, match="not 64 hex digits"):
-        objects.fetch(
+        content_cache.fetch(
             objects.join(remote, "x"), sha256=digest.format(victim=victim), size_bytes=6, cache_dir=tmp_path / "cache"
         )
     assert victim.read_bytes() == b"mine"
@@ -156,12 +156,12 @@ def test_transient_errors_are_tried_again_and_others_are_not(remote, monkeypatch
 
     def flaky(self, path, **kwargs):
         calls.append(path)
-        if len(calls) < objects.MAX_TRIES:
+        if len(calls) < clients.MAX_TRIES:
             raise ConnectionResetError("reset")
         return original(self, path, **kwargs)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", flaky)
-    assert objects.read_bytes(objects.join(remote, "x")) == b"1" and len(calls) == objects.MAX_TRIES
+    assert objects.read_bytes(objects.join(remote, "x")) == b"1" and len(calls) == clients.MAX_TRIES
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, **_: calls.append(path) or _raise())
     calls.clear()
     with pytest.raises(objects.UserError, match="credentials"):

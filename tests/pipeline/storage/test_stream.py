@@ -19,7 +19,7 @@ from pipeline.data.loading.batches import Batch, Loss
 from pipeline.data.loading.datasets import DataConfig, EvalData, TrainData
 from pipeline.distributed import World
 from pipeline.errors import UserError
-from pipeline.storage import objects, range_reads
+from pipeline.storage import clients, objects, range_reads
 
 ROOT = Path(__file__).parents[3]
 AUGMENT = AugmentConfig(image_px=8, crop="none", flip=False)
@@ -79,7 +79,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             variables = {**variables, "AWS_ENDPOINT_URL": proxy.url}
             for name, value in variables.items():
                 patch.setenv(name, value)
-            patch.setattr(objects, "FIRST_WAIT_S", 0.01)
+            patch.setattr(clients, "FIRST_WAIT_S", 0.01)
             import s3fs
 
             s3fs.S3FileSystem.clear_instance_cache()

@@ -26,7 +26,8 @@ from pipeline.training.evaluate import Scores, evaluate
 from tests.transfer.conftest import WEIGHTS, standing_in
 from transfer.measurement import extra_test_sets, predictions
 from transfer.protocol.imagenet_labels import EXTRA_METRICS, load_real, real_sets
-from transfer.protocol.methods import FinetuneSettings, Method, RidgeSettings, sha256
+from transfer.protocol.method_settings import FinetuneSettings, RidgeSettings
+from transfer.protocol.methods import Method, sha256
 from transfer.protocol.sealed_splits import open_v2, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry, open_task, task_protocol
 from transfer.report.html_tables import scorecard_table
@@ -35,7 +36,8 @@ from transfer.results.scorecard import scorecard, with_extra_metrics
 from transfer.results.scorecard_table import to_csv
 from transfer.sweep import probe_job, trials
 from transfer.sweep.cells import Cell, Sweep, plan
-from transfer.sweep.ledger import Entry, Ledger
+from transfer.sweep.entry import Entry
+from transfer.sweep.ledger import Ledger
 from transfer.sweep.sources import Source
 
 WNIDS = [f"n{1_000_000 + 7 * i:08d}" for i in range(1000)]

@@ -10,17 +10,14 @@ import pytest
 from pipeline.data.sampling.subset import Subset, select
 from pipeline.data.sources.cards import load_card
 from pipeline.errors import UserError
-from transfer.protocol.methods import (
+from transfer.protocol.method_settings import (
     ALL_IMAGES,
-    METHOD_KINDS,
     VTAB_IMAGES,
     FinetuneSettings,
     HyperruleSettings,
-    Method,
     RidgeSettings,
-    parse_methods,
-    sha256,
 )
+from transfer.protocol.methods import METHOD_KINDS, Method, parse_methods, sha256
 from transfer.protocol.tasks import Task, TaskEntry, list_suites, load_suite, open_task, suite_of, task_protocol
 
 SUITE = """

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.data.sources.cards import load_card
 from pipeline.errors import UserError
-from transfer.protocol.methods import VTAB_IMAGES
+from transfer.protocol.method_settings import VTAB_IMAGES
 from transfer.protocol.vtab import (
     TASKS,
     clevr_distance,

@@ -20,8 +20,9 @@ from transfer.results.comparison import SCRATCH, comparisons
 from transfer.results.error_analysis import confusion, worst_mistakes
 from transfer.results.scorecard import scorecard
 from transfer.results.search_effects import main_effects, whole_candidates
-from transfer.results.sweep_results import check_lineage, load_findings
-from transfer.sweep.ledger import Entry
+from transfer.results.sweep_results import load_findings
+from transfer.results.trial_records import check_lineage
+from transfer.sweep.entry import Entry
 
 VOID = {"meta", "img", "br", "path", "use", "link"}
 

@@ -87,7 +87,7 @@ def test_files_that_fit_no_task_are_refused(digits_sweep: Path, tmp_path: Path) 
         ([str(strange)], "names 1 images that val of"),
         ([str(train)], "is about train of its second dataset; compare with --split-b val"),
         ([str(tmp_path / "x.csv")], "is not what 'normfree data overlap' writes"),
-        ([str(tmp_path / "x.json")], "is not what 'normfree data overlap' writes"),
+        ([str(tmp_path / "x.json")], "it needs a mapping and has a list; give what 'normfree data overlap' writes"),
         ([str(tmp_path / "none.csv")], "no file"),
     ):
         with pytest.raises(UserError, match=message):

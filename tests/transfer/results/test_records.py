@@ -17,7 +17,8 @@ from transfer.measurement import predictions
 from transfer.report.write_report import write_report
 from transfer.results.scorecard import scorecard
 from transfer.results.scorecard_table import columns_of, lines_of, to_csv
-from transfer.results.sweep_results import check_lineage, load_findings
+from transfer.results.sweep_results import load_findings
+from transfer.results.trial_records import check_lineage
 from transfer.sweep.ledger import Ledger
 
 RIDGE = "digits-ridge-pretrained-5"

@@ -24,7 +24,8 @@ from transfer.results.search_effects import range_effects, whole_candidates
 from transfer.results.sweep_results import Findings, load_findings
 from transfer.search import optuna_search, successive_halving
 from transfer.sweep.cells import Sweep, plan
-from transfer.sweep.ledger import Entry, Ledger
+from transfer.sweep.entry import Entry
+from transfer.sweep.ledger import Ledger
 
 
 @pytest.fixture()

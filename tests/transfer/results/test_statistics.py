@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from transfer.results.statistics import Estimate, compare, estimate, paired, sign_flip, smallest_p, verdict
+from transfer.results.statistics import Comparison, Estimate, compare, estimate, paired, sign_flip, smallest_p, verdict
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.6], [0.1, 0.4, 0.3], [0.61, 0.62, 0.605, 0.63, 0.59]])
@@ -80,3 +80,15 @@ def test_five_tasks_never_settle_anything_and_six_can() -> None:
     assert worse is not None and unsure is not None
     assert (worse.verdict, unsure.verdict) == ("worse", "no clear difference")
     assert (unsure.wins, unsure.ties, unsure.losses) == (3, 1, 2) and compare([]) is None
+
+
+def test_equal_sums_reach_the_edge_however_large_they_are() -> None:
+    # Of 64 flips the two that give all the same sign reach the sum; its last bits differ by the order of the additions.
+    assert sign_flip([0.1] * 6) == sign_flip([1e6 + 0.1] * 6) == smallest_p(6) == 2 / 64
+    assert sign_flip([0.0] * 4) == 1.0 and smallest_p(0) == 1.0
+
+
+def test_a_difference_whose_interval_holds_zero_is_none_whatever_the_permutations() -> None:
+    for mean, half_width in ((-0.1, 0.3), (-0.1, 0.1)):
+        found = Comparison(Estimate(mean, 8, half_width), wins=0, ties=0, losses=8, p_value=0.01)
+        assert found.verdict == "no clear difference"

@@ -13,15 +13,17 @@ import pytest
 
 from pipeline.errors import UserError
 from tests.transfer.sweep.test_scheduler import SOURCE
-from transfer.protocol.methods import METHOD_KINDS, FinetuneSettings, Method, parse_methods, sha256
+from transfer.protocol.method_settings import FinetuneSettings
+from transfer.protocol.methods import METHOD_KINDS, Method, parse_methods, sha256
 from transfer.protocol.sealed_splits import read_selection
 from transfer.protocol.search_space import SCALES, Search, Space, space_of
 from transfer.protocol.tasks import Suite, TaskEntry, list_suites, load_suite, task_protocol
 from transfer.search.grids import at_point, ranges
 from transfer.search.optuna_search import ask, generation_url, replay, written
 from transfer.sweep.cells import Sweep, plan
+from transfer.sweep.entry import Trial, entry
 from transfer.sweep.finetune import finetune_run
-from transfer.sweep.ledger import Ledger, Trial, entry
+from transfer.sweep.ledger import Ledger
 from transfer.sweep.scheduler import Conductor, Job
 
 SEARCH = Search(

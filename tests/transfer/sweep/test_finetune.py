@@ -17,7 +17,8 @@ from pipeline.models.backbone import ModelConfig, build_model
 from pipeline.training.run import Run
 from transfer.measurement import predictions
 from transfer.protocol.bit_hyperrule import hyperrule
-from transfer.protocol.methods import ALL_IMAGES, FinetuneSettings, Method, parse_methods
+from transfer.protocol.method_settings import ALL_IMAGES, FinetuneSettings
+from transfer.protocol.methods import Method, parse_methods
 from transfer.protocol.sealed_splits import open_test, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.search.grids import candidates, grace_steps

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from transfer.sweep.ledger import Ledger, SweepInfo, Trial, entry
+from transfer.sweep.entry import Trial, entry
+from transfer.sweep.ledger import Ledger, SweepInfo
 
 TRIAL = Trial(
     kind="final",
@@ -203,3 +204,16 @@ def test_a_sweep_grows_by_tasks_and_is_refused_other_data_under_a_tasks_name(tmp
         UserError, match="data for digits with digest aaaaaaaaaaaa, the data there now have cccccccccccc"
     ):
         ledger.claim(dataclasses.replace(INFO, data={"digits": "c" * 64}))
+
+
+def test_only_a_value_or_a_failure_of_the_candidate_is_a_result() -> None:
+    ok, diverged, lost = make(), make(value=float("nan")), make(value=None, error="killed", cause="lost")
+    assert [e.is_ok for e in (ok, diverged, lost)] == [True, False, False]
+    assert [e.lacks_result for e in (ok, diverged, lost)] == [False, False, True]
+    assert not dataclasses.replace(ok, value=None).is_ok and not dataclasses.replace(ok, status="failed").is_ok
+
+
+def test_what_an_earlier_version_did_not_write_has_the_value_that_it_had() -> None:
+    found = make()
+    assert (found.stopped_at, found.max_memory_bytes, found.num_processes, found.num_tries) == (0, 0, 1, 1)
+    assert (INFO.scheduler, INFO.search) == ("asha", "grid")

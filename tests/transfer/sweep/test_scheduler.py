@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 from pipeline.data.augment.augment_config import AugmentConfig
-from transfer.protocol.methods import FinetuneSettings, Method, RidgeSettings
+from transfer.protocol.method_settings import FinetuneSettings, RidgeSettings
+from transfer.protocol.methods import Method
 from transfer.protocol.tasks import Suite, TaskEntry
 from transfer.search.grids import brackets
 from transfer.search.successive_halving import Rung, read_decision, replay, write_rung
 from transfer.sweep.cells import Sweep, plan
+from transfer.sweep.entry import Trial, entry
 from transfer.sweep.failures import MAX_TRIES, TrialFailed, cause_of
-from transfer.sweep.ledger import Ledger, Trial, entry
+from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.scheduler import Budget, Conductor, Job
 from transfer.sweep.sources import Source

@@ -1,6 +1,7 @@
 """Laws of the order of samples."""
 
 import itertools
+import pickle
 import random
 import time
 
@@ -37,6 +38,14 @@ def test_starting_anywhere_gives_the_rest_of_the_same_sequence() -> None:
     whole = flat(ORDER, 0, 200)
     for start in range(0, 200, 7):
         assert flat(ORDER, start, 200 - start) == whole[start:]
+
+
+def test_a_workers_copy_goes_on_alike_and_takes_nothing_computed_along() -> None:
+    order = Order(ORDER.blocks, seed=3, mix_blocks=3)
+    fresh = pickle.dumps(order)
+    expected = flat(order, 40, 100)
+    copy = pickle.dumps(order)
+    assert len(copy) == len(fresh) and flat(pickle.loads(copy), 40, 100) == expected
 
 
 def test_epochs_differ_and_seeds_differ() -> None:

@@ -1,0 +1,168 @@
+"""What each kind of method takes: its settings, their ranges and defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pipeline.configuration import check_fields
+from pipeline.errors import UserError
+from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Share, ShareBelowOne
+from transfer.protocol.search_space import Search
+
+Rule = Literal["few_shot", "vtab1k", "full"]
+Metric = Literal["", "top1", "top5", "mean_per_class", "balanced_accuracy", "auroc"]
+Counts = Annotated[tuple[Count, ...], Items(distinct=True)]
+Numbers = Annotated[tuple[Positive, ...], Items(distinct=True)]
+Scheduler = Literal["halving", "hyperband", "asha", "none"]
+ALL_IMAGES, VTAB_IMAGES = 0, -1000
+"""In the place of shots, for the split rules full and vtab1k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every method states."""
+
+    shots: Counts = ()
+    """Images of each class; for the split rule few_shot only."""
+    split: Rule = "few_shot"
+    """few_shot: so many images a class; vtab1k: the published 800 and 200; full: all images."""
+    holdout_share: ShareBelowOne = 0.1
+    """For the split rule full."""
+    image_px: CountOrZero = 0
+    """Side of the evaluation input, and of the training input unless the recipe states its own; 0 = the backbone's own."""
+    metric: Metric = ""
+    """Empty = the card's."""
+    title: str = ""
+    """For people; empty = the method's usual name."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if (self.split == "few_shot") != bool(self.shots):
+            raise UserError("shots are for the split rule few_shot, which needs them; give both, or neither")
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """What stands in the place of shots."""
+        return {"few_shot": self.shots, "vtab1k": (VTAB_IMAGES,), "full": (ALL_IMAGES,)}[self.split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeSettings(Settings):
+    """Few-shot ridge on frozen features (`transfer.probes.ridge`)."""
+
+    l2: NonNegative = 1024.0
+    """Fixed: the published procedure does not tune it (facts 4.2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeSelectedSettings(Settings):
+    """The older variant: per number of shots the one penalty with the best mean rank over all tasks (facts 4.2)."""
+
+    l2s: Numbers = tuple(2.0**i for i in range(-10, 20))
+    """Penalties to choose from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnSettings(Settings):
+    """Nearest neighbours as DINOv2 votes (`transfer.probes.knn`); k is selected, of those that the support can give."""
+
+    ks: Counts = (10, 20, 100, 200)
+    """Numbers of neighbours to choose from."""
+    temperature: Positive = 0.07
+    """Of the votes' softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings(Settings):
+    """DINOv2's linear probe on cached features (`transfer.probes.linear`); the rate is selected."""
+
+    learning_rates: Numbers = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+    """At batch 256; times batch / 256 they are used."""
+    num_steps: Count = 12_500
+    """Updates of each head."""
+    batch: Count = 128
+    """Features of an update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticSettings(Settings):
+    """L-BFGS logistic regression on unit features (`transfer.probes.logistic`); C is selected."""
+
+    cs: Numbers = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
+    """Inverse penalties to choose from."""
+
+
+GRID = ("learning_rates", "num_steps", "epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(Settings):
+    """Fine-tuning of all layers with a new head (`transfer.sweep.finetune`).
+
+    The space is a grid, learning_rates x schedule lengths, or else what `search` states.
+    """
+
+    learning_rates: Numbers = ()
+    """Peaks to choose from."""
+    num_steps: Counts = ()
+    """Lengths of the schedule to choose from, in updates."""
+    epochs: Numbers = ()
+    """In place of num_steps: passes over the training images, repetitions included."""
+    batch: Count = 64
+    """Images of an update, at most: a smaller support is one batch."""
+    area_min: Share = 0.5
+    """Smallest share of a training image that the random crop keeps; 0 = the whole image, squeezed and not mirrored."""
+    clipping: NonNegative = 0.02
+    """AGC's lambda; 0 = no clipping."""
+    weight_decay: NonNegative = 0.0
+    warmup_share: Share = 0.1
+    """Of the schedule."""
+    drop_rate: ShareBelowOne = 0.0
+    """Dropout before the head."""
+    stochastic_depth: ShareBelowOne = 0.0
+    """Of the last block."""
+    label_smoothing: ShareBelowOne = 0.0
+    sam_rho: NonNegative = 0.0
+    """SAM's radius; 0 = no SAM."""
+    ema_decay: ShareBelowOne = 0.0
+    """0 = no averaged weights."""
+    repeats: Count = 1
+    """Repeated augmentation; passes over the images are cut by it, so that the cost stays."""
+    train_px: CountOrZero = 0
+    """Side of the training input, where it differs from image_px."""
+    search: Search | None = None
+    """In place of the grid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.search is not None:
+            self._check_search(self.search)
+        elif not self.learning_rates or bool(self.num_steps) == bool(self.epochs):
+            raise UserError("fine-tuning needs learning_rates, and either num_steps or epochs; set them, or a search")
+
+    def _check_search(self, search: Search) -> None:
+        grid = [name for name in GRID if getattr(self, name)]
+        if grid:
+            raise UserError(f"a grid ({', '.join(grid)}) and a search are both stated; keep one of them")
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        twice = [name for name in search.searched if name not in GRID and getattr(self, name, None) != usual.get(name)]
+        if twice:
+            raise UserError(f"{', '.join(twice)} is stated and searched as well; leave it to the search, or out of it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperruleSettings(Settings):
+    """BiT-HyperRule (`transfer.protocol.bit_hyperrule`): nothing is searched. Sizes and budget follow from the task alone."""
+
+    variant: Literal["paper", "code"] = "paper"
+    """Where they differ: how many steps, and when the rate falls."""
+    batch: Count = 512
+    """Images of an update."""
+    clipping: NonNegative = 0.02
+    """The rule's networks have no need of AGC; normaliser-free ones do."""
+    resize: bool = True
+    """False: the backbone's own resolution in place of the rule's 128 or 384 px; for networks made for small images."""
+    num_steps: CountOrZero = 0
+    """0 = the rule's; else warm-up and falls shrink with it, for tasks smaller than any the rule was made for."""
