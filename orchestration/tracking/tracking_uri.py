@@ -21,7 +21,7 @@ from pipeline.secrets import public
 MADE_WITHIN_S = 120.0
 """How long another process may take to make the same file; it takes a second on an idle machine."""
 
-SCHEMES = frozenset("http https databricks databricks-uc uc sqlite postgresql mysql mssql".split())
+SCHEMES = frozenset(["http", "https", "databricks", "databricks-uc", "uc", "sqlite", "postgresql", "mysql", "mssql"])
 """What MLflow 3.17 keeps runs in (mlflow.store.db.db_types, tracking._tracking_service.utils); plugins add to it."""
 
 

@@ -47,7 +47,7 @@ def test_mlflow_keeps_its_records_in_the_run_folder_whatever_its_name(name: str,
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "s3://bucket/mlruns", "sqlite:///", "sqlite://", "sqlite:///:memory:"])
 def test_a_uri_where_mlflow_keeps_nothing_is_refused_before_anything_starts(uri: str) -> None:
-    with pytest.raises(UserError, match="sqlite:////FOLDER/mlflow.db"):
+    with pytest.raises(UserError, match=r"sqlite:////FOLDER/mlflow\.db"):
         resolve_uri(uri, "run")
     for good in ("http://h:5000", "postgresql+psycopg2://h/db", "databricks://profile", "databricks"):
         assert resolve_uri(good, "run") == good
