@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import re
 import secrets
@@ -20,6 +21,9 @@ from pipeline.secrets import public
 MADE_WITHIN_S = 120.0
 """How long another process may take to make the same file; it takes a second on an idle machine."""
 
+SCHEMES = frozenset(["http", "https", "databricks", "databricks-uc", "uc", "sqlite", "postgresql", "mysql", "mssql"])
+"""What MLflow 3.17 keeps runs in (mlflow.store.db.db_types, tracking._tracking_service.utils); plugins add to it."""
+
 
 def sqlite_uri(file: str | os.PathLike[str]) -> str:
     """The URI of a SQLite file. What has a meaning in a URI (% ? #) is quoted: MLflow would make another file."""
@@ -36,7 +40,8 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 
 def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> str:
-    """The tracking URI to use, SQLite in `run_dir` for None. UserError for a folder, which MLflow 3 refuses (M1)."""
+    """The tracking URI to use, SQLite in `run_dir` for None. UserError for a folder, which MLflow 3 refuses (M1),
+    for a scheme that it does not know, and for a SQLite database in memory, which ends with its process."""
     if not tracking_uri:
         return sqlite_uri(Path(run_dir).resolve() / "mlflow.db")
     if tracking_uri != "databricks" and (
@@ -47,7 +52,18 @@ def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> st
             f"the tracking URI {tracking_uri!r} is a folder, and MLflow keeps runs in folders no more; "
             f"write {sqlite_uri(folder / 'mlflow.db')}, or the address of a server (http://HOST:5000)"
         )
+    scheme = tracking_uri.partition(":")[0].partition("+")[0].lower()
+    if scheme not in SCHEMES and not importlib.metadata.entry_points(group="mlflow.tracking_store", name=scheme):
+        raise UserError(
+            f"the tracking URI {tracking_uri!r} begins with {scheme}:, where MLflow keeps no runs; give a server "
+            "(http://HOST:5000) or a database (sqlite:////FOLDER/mlflow.db, postgresql://...)"
+        )
     file = sqlite_file(tracking_uri)
+    if scheme == "sqlite" and (file is None or ":memory:" in tracking_uri):
+        raise UserError(
+            f"the tracking URI {tracking_uri!r} names no file, and a database in memory ends with its process; "
+            "write sqlite:////FOLDER/mlflow.db"
+        )
     if file is None or "?" in tracking_uri:
         return tracking_uri
     return sqlite_uri(

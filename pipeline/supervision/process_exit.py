@@ -32,6 +32,7 @@ def end(code: int) -> NoReturn:
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read us may be gone
+        # whoever read us may be gone; a stream that was closed before the start (`>&-`) is None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)

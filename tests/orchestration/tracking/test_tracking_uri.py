@@ -45,6 +45,14 @@ def test_mlflow_keeps_its_records_in_the_run_folder_whatever_its_name(name: str,
     assert (run / "mlflow.db").exists() and [p.name for p in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("uri", ["ftp://host/x", "s3://bucket/mlruns", "sqlite:///", "sqlite://", "sqlite:///:memory:"])
+def test_a_uri_where_mlflow_keeps_nothing_is_refused_before_anything_starts(uri: str) -> None:
+    with pytest.raises(UserError, match=r"sqlite:////FOLDER/mlflow\.db"):
+        resolve_uri(uri, "run")
+    for good in ("http://h:5000", "postgresql+psycopg2://h/db", "databricks://profile", "databricks"):
+        assert resolve_uri(good, "run") == good
+
+
 @pytest.mark.parametrize("is_early", [True, False])
 def test_a_store_that_was_cut_short_is_made_anew_and_kept_aside(
     is_early: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -34,13 +34,14 @@ def list_zip(source: str) -> Listing:
     """
     found = Listing()
     links: dict[str, str] = {}
-    num_guessed = 0
+    num_guessed = num_code_page = 0
     try:
         total = objects.size_bytes(source)
         with objects.open_read(source) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
-                name, guessed = _name_of(info, source)
-                num_guessed += guessed
+                name, encoding = _name_of(info, source)
+                num_guessed += encoding == "utf-8"
+                num_code_page += encoding == "cp437"
                 _check(info, name, source, total)
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 if info.is_dir() or kind == stat.S_IFDIR:
@@ -74,15 +75,21 @@ def list_zip(source: str) -> Listing:
         found.notes.append(
             f"{num_guessed} names in the zip are not marked as UTF-8 but are UTF-8, and were read as that"
         )
+    if num_code_page:
+        found.notes.append(
+            f"{num_code_page} names in the zip are not UTF-8 and do not say what they are; they were read as code page 437, the "
+            "zip format's default: look at the class names"
+        )
     return found
 
 
-def _name_of(info: zipfile.ZipInfo, source: str) -> tuple[str, bool]:
-    """The normalised name of a member, and whether its encoding was guessed."""
-    text, guessed = info.filename, False
+def _name_of(info: zipfile.ZipInfo, source: str) -> tuple[str, str]:
+    """The normalised name of a member, and what encoding was guessed ("" where it is known)."""
+    text, guessed = info.filename, ""
     if not info.flag_bits & _UTF8_NAMES and not text.isascii():
+        guessed = "cp437"
         with contextlib.suppress(UnicodeError):  # what is no UTF-8 stays code page 437, the format's default
-            text, guessed = text.encode("cp437").decode("utf-8"), True
+            text, guessed = text.encode("cp437").decode("utf-8"), "utf-8"
     name = posixpath.normpath(text.replace("\\", "/"))
     if name.startswith(("/", "../")) or name == ".." or text[1:2] == ":" or "\0" in text:
         raise UserError(

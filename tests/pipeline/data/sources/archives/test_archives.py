@@ -142,6 +142,13 @@ def test_names_without_the_mark_of_utf8_are_read_as_utf8_and_that_is_said(tmp_pa
     source = zip_of(tmp_path / "a.zip", names, unmark)
     assert found(source) == sorted(names) and "1 names in the zip are not marked as UTF-8" in note(source)
 
+    def code_page(data, at):
+        unmark(data, at)
+        data[:] = data.replace("étés".encode(), b"\x82t\x82sss")
+
+    source = zip_of(tmp_path / "b.zip", names, code_page)
+    assert "train/étésss/1.png" in found(source) and "1 names in the zip are not UTF-8" in note(source)
+
 
 def test_links_in_a_zip(tmp_path):
     path = zip_of(tmp_path / "a.zip")
