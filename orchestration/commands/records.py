@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from orchestration.commands.output import say
@@ -73,7 +72,6 @@ def ui(args: argparse.Namespace) -> int:
         raise UserError("--certificate and --key are for --team; without it a server is for one user and this machine")
     if not args.run and not args.tracking_uri:
         raise UserError("nothing to show: give a run or sweep folder, or --tracking-uri")
-    print("reading the records and starting MLflow ...", file=sys.stderr, flush=True)
     if args.tracking_uri:
         return serve(args.tracking_uri, args.host, args.port)
     return serve_folder(args.run, args.host, args.port)

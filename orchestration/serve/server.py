@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -59,6 +60,7 @@ def serve(
             "another tracker, 'normfree track import FOLDER' makes them from what the folder holds"
         )
     port, token = free_port(host, port), secrets.token_urlsafe(24)
+    print("starting MLflow ...", file=sys.stderr, flush=True)
     return run_server(
         "own",
         _environment(uri) | {mlflow_server.TOKEN: token, mlflow_server.ARTIFACTS: _artifacts(file)},

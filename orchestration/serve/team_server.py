@@ -23,6 +23,7 @@ from orchestration.serve import addresses, mlflow_server
 from orchestration.serve.server import free_port, run_server
 from orchestration.tracking.upload import cause
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -67,12 +68,11 @@ def serve_team(
     tls = _tls(certificate, key)
     port = free_port(host, port)
     if not tls and not addresses.is_loopback(host):
-        print(
+        warning = (
             f"passwords and records travel unencrypted to {host}: give --certificate FILE --key FILE, or let only a proxy "
-            "with TLS reach this address",
-            file=sys.stderr,
-            flush=True,
+            "with TLS reach this address"
         )
+        print(terminal(warning), file=sys.stderr, flush=True)
     with places.temporary_folder("team") as folder:
         settings = folder / "basic_auth.ini"  # a folder that only we can read
         settings.write_text(SETTINGS.format(database=backend.replace("%", "%%")))

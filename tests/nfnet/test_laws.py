@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import nfnet
-from nfnet.layers import WSConv2d, avg_pool_same, same_padding
+from nfnet.functional import same_padding
+from nfnet.layers import WSConv2d, avg_pool_same
 from nfnet.optim import param_groups
 from nfnet.optim.agc import adaptive_clip_grad_
 from nfnet.optim.losses import label_smoothing_cross_entropy

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-import pipeline.engine.engine as engine_module
+import pipeline.engine.sam_step as sam_step
 from nfnet.optim.agc import adaptive_clip_grad_
 from nfnet.optim.losses import label_smoothing_cross_entropy
 from nfnet.optim.param_groups import param_groups
@@ -308,9 +308,9 @@ def alone(
 
 
 def test_an_ascent_that_is_not_finite_leaves_the_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = engine_module.sam_backward
+    real = sam_step.sam_backward
     monkeypatch.setattr(
-        engine_module, "sam_backward", lambda *a, **k: real(*a, **k)._replace(ascent_norm=torch.tensor(torch.inf))
+        sam_step, "sam_backward", lambda *a, **k: real(*a, **k)._replace(ascent_norm=torch.tensor(torch.inf))
     )
     engine = alone(program.network(), OptimConfig(learning_rate=0.1, sam_rho=0.05), EngineConfig())
     before = {n: p.detach().clone() for n, p in engine.network.named_parameters()}

@@ -304,7 +304,7 @@ def test_real_json_goes_by_the_number_in_the_file_name(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "cannot read"),
-        ("[", "not JSON"),
+        ("[", "cut short"),
         ("[[1], [2]]", "a list of 2"),
         ("{}", "a dict"),
         (json.dumps([[0]] * 49_999 + [[1000]]), "image 50000"),

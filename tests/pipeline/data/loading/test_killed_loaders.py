@@ -73,7 +73,9 @@ class Dying:
 def test_loaders_that_are_killed_again_and_again_make_all_ranks_save_and_leave(
     digits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.data.loading.batches._processes", lambda stream, *_, **__: Dying(stream._first))
+    monkeypatch.setattr(
+        "pipeline.data.loading.loader_processes._processes", lambda stream, *_, **__: Dying(stream._first)
+    )
     stop = StopSignal()
     supply = Supply(batches(digits, 1), stop=stop, void=void_batch(4, 8), device=ALONE.device)
     assert [int(next(supply).samples) for _ in range(MAX_DEATHS)] == list(range(MAX_DEATHS))
@@ -82,7 +84,7 @@ def test_loaders_that_are_killed_again_and_again_make_all_ranks_save_and_leave(
 
 
 def test_an_error_that_a_loader_passes_on_is_raised_as_it_is(digits: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.loading.batches.GONE_S", 0.1)
+    monkeypatch.setattr("pipeline.data.loading.loader_processes.GONE_S", 0.1)
     data = TrainData(DataConfig(url=digits, num_workers=1), AugmentConfig(image_px=8), seed=3)
     data.pools[0][:] = 10**6  # no such sample
     with pytest.raises(IndexError) as found:
