@@ -50,7 +50,7 @@ class AllowedPlaces:
     def _local_place(self, url: str) -> tuple[str, Locator, int]:
         try:
             folder, name = os.path.split(os.path.abspath(objects.local_path(url)))
-        except RuntimeError:  # the home of a user that there is not
+        except UserError:  # the home of a user that there is not
             return url, _OUTSIDE, -1
         if folder not in self._real_folders:
             self._real_folders[folder] = os.path.realpath(folder)
