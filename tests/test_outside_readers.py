@@ -196,3 +196,11 @@ def test_a_yaml_bomb_ends_a_command_at_once_with_a_sentence(
     fuzz(command, [b"a: 1\n", bomb.encode()], tmp_path)
     said = capfd.readouterr().err
     assert said.count("bomb.yaml") >= 3 and "fault of ours" not in said, said
+
+
+@pytest.mark.parametrize("name", ["card.yaml", "suite.yaml"])
+def test_a_yaml_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)  # of holes
+    with pytest.raises(UserError, match=rf"{name} is larger than 4 MiB"):
+        FUZZED[name][0](tmp_path / name)

@@ -13,6 +13,7 @@ from orchestration.child_process import die_with
 from orchestration.serve import addresses
 from orchestration.serve.own_guard import Guard
 from orchestration.serve.team_guard import LoginLimit, confine_files
+from pipeline.display import terminal
 
 TOKEN, ARTIFACTS = "NORMFREE_UI_TOKEN", "NORMFREE_UI_ARTIFACTS"
 """Variables: the token of the own form, and where the files lie that clients send through the server."""
@@ -68,9 +69,8 @@ def _set_admin() -> None:
     name, password = auth_config.admin_username, auth_config.admin_password
     if not store.authenticate_user(name, password):
         store.update_user(name, password=password)
-        print(
-            f"the user {name} had another password; it is the one in MLFLOW_AUTH_ADMIN_PASSWORD from now on", flush=True
-        )
+        said = f"the user {name} had another password; it is the one in MLFLOW_AUTH_ADMIN_PASSWORD from now on"
+        print(terminal(said), flush=True)
     os.environ["_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED"] = "true"
 
 

@@ -23,6 +23,7 @@ from orchestration.serve import addresses, mlflow_server
 from orchestration.serve.server import free_port, run_server
 from orchestration.tracking.upload import cause
 from pipeline import places
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage import objects
@@ -68,8 +69,10 @@ def serve_team(
     port = free_port(host, port)
     if not tls and not addresses.is_loopback(host):
         print(
-            f"passwords and records travel unencrypted to {host}: give --certificate FILE --key FILE, or let only a proxy "
-            "with TLS reach this address",
+            terminal(
+                f"passwords and records travel unencrypted to {host}: give --certificate FILE --key FILE, or let only a "
+                "proxy with TLS reach this address"
+            ),
             file=sys.stderr,
             flush=True,
         )

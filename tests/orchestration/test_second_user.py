@@ -71,6 +71,7 @@ def place() -> Iterator[Path]:
     try:
         if subprocess.run([sys.executable, "-I", "-c", NOBODY + "os.listdir(sys.argv[1])", folder], cwd="/").returncode:
             pytest.skip("the folder for temporary files is private: no other user comes near it")
+        (folder / ".cache").mkdir(mode=0o755)
         (folder / "tmp").mkdir()
         (folder / "tmp").chmod(0o1777)
         yield folder
