@@ -27,11 +27,11 @@ place, planted = sys.argv[1], sys.argv[2].encode()
 found = {name: set() for name in ("seen", "readable", "writable", "secret")}
 def look():
     for folder, folders, files in os.walk(place):
-        for path in [folder, *(os.path.join(folder, name) for name in files)]:
+        for path in [folder, *(os.path.join(folder, name) for name in folders + files)]:
             found["seen"].add(path)
             if os.access(path, os.W_OK) and not os.path.islink(path):
                 found["writable"].add(path)
-            if path == folder or os.path.islink(path):
+            if os.path.isdir(path) or os.path.islink(path):
                 continue
             try:
                 with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
