@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 
+from orchestration.cli import main
 from orchestration.spool import spool
 from orchestration.tracking import lineage
 from orchestration.tracking.translate import Translator
+from pipeline import recipes
 from pipeline.data.loading.sample_ledger import Ledger
+from pipeline.data.sources import cards
 from pipeline.data.verify.wds_labels import label_text
 from pipeline.errors import UserError
 from pipeline.training import rollback
+from pipeline.training.run import dump_yaml, load_yaml
+from tests.fuzzing import fuzz, mutants
 from transfer.protocol.imagenet_labels import load_real
+from transfer.protocol.tasks import load_suite, suites_dir
 from transfer.results import contamination
 
 DEEP = "[" * 100_000
@@ -89,3 +95,112 @@ def test_odd_lines_of_a_spool_are_counted_and_hold_up_none(tmp_path: Path, monke
 def test_an_account_that_is_none_links_to_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "tracking.json").write_text(text)
     assert lineage.origin(None, "", f"{tmp_path}/checkpoints/step_1") == lineage.Origin()
+
+
+SPOOL = b"".join(
+    json.dumps({"attempt": 1, **line}).encode() + b"\n"
+    for line in (
+        {"kind": "Attempt", "time_s": 1.0, "host": "h", "pid": 1, "commit": "ab"},
+        {"kind": "Started", "step": 0, "total_steps": 9, "config": {"a": [1, "x"]}, "run_name": "r"},
+        {"kind": "Step", "step": 1, "samples": 8, "loss": 1.5, "parts": {"forward": 0.1}, "time_s": 2.0},
+        {"kind": "Saved", "step": 1, "time_s": 3.0, "digest": "a" * 64, "url": "c/step_1"},
+        {"kind": "System", "node": "n", "values": {"cpu": 0.5}, "step": 1, "time_s": 3.0},
+        {
+            "kind": "Finished",
+            "step": 1,
+            "checkpoint": None,
+            "seconds_s": 1.0,
+            "evaluation": {"top1": 0.5},
+            "time_s": 4.0,
+        },
+        {"kind": "Failed", "time_s": 5.0, "error": "E"},
+    )
+)
+
+
+def _read_spool(path: Path) -> None:
+    """As the uploader reads it, and as an attempt that goes on with the run adds to it."""
+    follower, translator = spool.Follower(path), Translator()
+    while lines := follower.poll():
+        for line in lines:
+            translator.translate(line.value)
+    spool.Spool(path).close()
+
+
+FUZZED: dict[str, tuple[Callable[[Path], object], list[bytes]]] = {
+    spool.MAIN: (_read_spool, [SPOOL]),
+    "card.yaml": (
+        lambda path: cards._read.__wrapped__(str(path)),
+        [(cards.datasets_dir() / f"{name}.yaml").read_bytes() for name in ("glyphs", "pneumoniamnist")],
+    ),
+    "suite.yaml": (
+        lambda path: load_suite(str(path)),
+        [(suites_dir() / f"{name}.yaml").read_bytes() for name in ("demo", "demo_search")],
+    ),
+    "run.yaml": (
+        lambda path: load_yaml(path.read_bytes(), str(path)),
+        [dump_yaml(recipes.get(name)).encode() for name in ("nfnet_tiny_glyphs", "nfnet_f0_imagenet")],
+    ),
+}
+YAML_TOKENS = [
+    b"&a ",
+    b"*a",
+    b"<<: *a",
+    b"!!python/object:os.system ",
+    b"? ",
+    b"- ",
+    b": ",
+    b"{",
+    b"010",
+    b".nan",
+    b"1:30",
+]
+SPOOL_TOKENS = [b'"attempt": 1e999', b'"attempt": []', b'"step": null', b"NaN", b"Infinity", b"{}", b"\n"]
+
+
+@pytest.mark.parametrize("num", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", FUZZED)
+def test_no_bytes_of_a_document_hurt(tmp_path: Path, name: str, num: int) -> None:
+    reader, seeds = FUZZED[name]
+
+    def read(data: bytes) -> None:
+        (tmp_path / name).write_bytes(data)
+        reader(tmp_path / name)
+
+    counts = fuzz(read, mutants(seeds, num, tokens=SPOOL_TOKENS if name == spool.MAIN else YAML_TOKENS), tmp_path)
+    assert counts["read"] and (counts["refused"] or name == spool.MAIN)
+
+
+BOMB = "classes:\n- &b0 [" + ", ".join(["lol"] * 9) + "]\n"
+BOMB += "".join(f"- &b{n} [{', '.join([f'*b{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize("bomb", [BOMB, "[" * 5000, "a: &a [*a]\n", "x: " + "y" * (5 << 20)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data prepare {} --source any.tar --out {}.out",
+        "transfer timm:convnext_atto --suite {} --out {}.out --data-root data",
+        "pretrain {} --out {}.out",
+    ],
+)
+def test_a_yaml_bomb_ends_a_command_at_once_with_a_sentence(
+    tmp_path: Path, words: str, bomb: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bomb.yaml"
+
+    def command(data: bytes) -> None:
+        path.write_bytes(data)
+        assert main(words.replace("{}", str(path)).split()) == 2
+
+    fuzz(command, [b"a: 1\n", bomb.encode()], tmp_path)
+    said = capfd.readouterr().err
+    assert said.count("bomb.yaml") >= 3 and "fault of ours" not in said, said
+
+
+@pytest.mark.parametrize("name", ["card.yaml", "suite.yaml"])
+def test_a_yaml_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)  # of holes
+    with pytest.raises(UserError, match=rf"{name} is larger than 4 MiB"):
+        FUZZED[name][0](tmp_path / name)

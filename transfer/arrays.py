@@ -1,10 +1,12 @@
 """Arrays of a sweep's own .npz files, which somebody else may have written: no more memory than the file has bytes."""
 
 import io
+import re
 import zipfile
 
 import numpy as np
 
+from pipeline.documents import excerpt
 from pipeline.errors import UserError
 
 MAX_ENTRIES = 16
@@ -23,4 +25,7 @@ def read_arrays(data: bytes, where: str, remedy: str) -> dict[str, np.ndarray]:
             raise ValueError("an entry is no array")
         return found
     except Exception as error:  # a damaged archive can fail in any way
-        raise UserError(f"{where} is damaged ({str(error).partition(';')[0]}); {remedy}") from None
+        said = re.sub(
+            r" ?<[\w.]+ object at 0x\w+>", "", str(error).partition(";")[0]
+        )  # as `ast` names a part of a header
+        raise UserError(f"{where} is damaged ({excerpt(said, 200)}); {remedy}") from None

@@ -90,6 +90,7 @@ def _asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     """The Run that the command names, fields replaced, and a header for --show."""
     from orchestration.commands.field_help import describe
     from pipeline import recipes
+    from pipeline.documents import MAX_YAML_BYTES
     from pipeline.storage import objects
     from pipeline.training.run import Run, load_yaml, override
 
@@ -98,7 +99,7 @@ def _asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     if args.recipe.endswith((".yaml", ".yml")):
         if not objects.exists(args.recipe):
             raise UserError(f"no file {args.recipe}; give the path of a Run in YAML, or a recipe's name")
-        run = load_yaml(objects.read_bytes(args.recipe), args.recipe)
+        run = load_yaml(objects.read_bytes(args.recipe, max_bytes=MAX_YAML_BYTES + 1), args.recipe)
     else:
         recipe = recipes.find(args.recipe)
         run, header = recipe.make(), "".join(f"# {line}".rstrip() + "\n" for line in recipe.header.splitlines())

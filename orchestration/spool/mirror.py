@@ -17,6 +17,7 @@ from typing import Any
 from orchestration.spool.spool import is_spool
 from orchestration.spool.state_file import read_state, write_state
 from pipeline import documents
+from pipeline.errors import UserError
 from pipeline.storage import objects
 
 FOLDER = "spool"
@@ -25,6 +26,8 @@ OURS = "/./"
 """In a server's name there: it is a file in this machine's folder of the run (`orchestration.tracking.uploader`)."""
 FIRST_PUSH_S, PUSH_EVERY_S, LAST_PUSH_S = 10.0, 300.0, 30.0  # 2,000 parts a week
 PART_BYTES = 64 << 20
+MAX_BYTES = 1 << 30
+"""Of a spool that comes out of a store: a million steps and more. It is held in memory, once."""
 _SPAN = re.compile(r"\d{15}-\d{15}", re.ASCII)
 
 
@@ -96,13 +99,21 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
 
     A local spool that begins with all that the mirror holds is the newer one, and stays. One that has gone another way
     (this machine was cut off while another went on with the run) is put aside as `<name>.<time>.aside`.
+
+    Raises:
+        UserError: a spool of more than MAX_BYTES, or a part that holds more or less than its name says.
     """
     changed = False
     for name, parts in sorted(_parts(url).items()):
         local = run_dir / name
         if name in leave or (local.exists() and local.stat().st_size == _length(parts)):
             continue
-        data = b"".join(objects.read_bytes(part) for _, _, part in parts)
+        if _length(parts) > MAX_BYTES:
+            raise UserError(
+                f"{objects.join(url, FOLDER, name)} holds {_length(parts)} bytes, more than the {MAX_BYTES} that are read of a "
+                "spool; move it away to go on without it"
+            )
+        data = b"".join(_read_part(*part) for part in parts)
         mine = local.read_bytes() if local.exists() else b""
         if mine.startswith(data):
             continue
@@ -114,6 +125,13 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
     if changed and not leave and objects.exists(state):
         _merge_state(run_dir / STATE, documents.read(state, dict[str, dict[str, Any]]))
     return changed
+
+
+def _read_part(first: int, last: int, url: str) -> bytes:
+    data = objects.read_bytes(url, max_bytes=last - first + 1)  # one more is enough to see that there is more
+    if len(data) != last - first:
+        raise UserError(f"{url} is not the {last - first} bytes that its name says; restore it, or move the spool away")
+    return data
 
 
 def _merge_state(path: Path, theirs: dict[str, Any]) -> None:
@@ -135,7 +153,7 @@ def _parts(url: str) -> dict[str, list[tuple[int, int, str]]]:
         first, _, last = span.partition("-")
         if is_spool(file) and _SPAN.fullmatch(span):
             parts = found.setdefault(file, [])
-            if int(first) == _length(parts):
+            if int(first) == _length(parts) < int(last):
                 parts.append((int(first), int(last), part))
     return found
 

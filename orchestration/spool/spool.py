@@ -65,7 +65,7 @@ class Spool:
         """`facts` are what the attempt's first line says about where it runs (`pipeline.provenance`)."""
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.attempt = 1 + max((int(line.value.get("attempt", 0)) for line in read(self.path)), default=0)
+        self.attempt = 1 + max((_attempt(line.value) for line in read(self.path)), default=0)
         self.num_lost = 0
         torn = is_torn(self.path)
         self._file: IO[str] = os.fdopen(
@@ -173,6 +173,12 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and "kind" in value else None
+
+
+def _attempt(value: dict[str, Any]) -> int:
+    """0 for a line that somebody else wrote, whose number is none."""
+    number = value.get("attempt")
+    return number if type(number) is int and 0 <= number < 1 << 53 else 0
 
 
 def _without_passwords(value: Any) -> Any:

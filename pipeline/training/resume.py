@@ -17,6 +17,7 @@ from pipeline.checkpoint import load, retention, unsaved
 from pipeline.checkpoint.commit import Commit
 from pipeline.configuration import from_dict, to_dict
 from pipeline.data.loading.datasets import TrainData
+from pipeline.documents import MAX_YAML_BYTES
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.records import Changed, PassedOver, Record
@@ -63,7 +64,9 @@ class Found:
 def find(run: Run, out: str, data: TrainData, *, cache_dir: str, num_steps: Callable[[Duration], int]) -> Found:
     """The folder made this run's, and where it goes on. UserError where it holds another run, or nothing that can go on."""
     place = objects.join(out, NAME)
-    earlier = load_yaml(objects.read_bytes(place).decode(), place) if objects.exists(place) else None
+    earlier = (
+        load_yaml(objects.read_bytes(place, max_bytes=MAX_YAML_BYTES + 1), place) if objects.exists(place) else None
+    )
     if earlier is not None:
         _refuse_other_fields(out, earlier, run)
     now, before = identity.of_run(data), identity.read(out)

@@ -16,7 +16,7 @@ from pipeline.data.format import manifest
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.sampling.subset import Subset
 from pipeline.data.sources.cards import Card, load_card
-from pipeline.documents import parse_yaml
+from pipeline.documents import MAX_YAML_BYTES, parse_yaml
 from pipeline.errors import UserError
 from pipeline.field_types import Count, Text
 from pipeline.storage import objects
@@ -244,7 +244,7 @@ def load_suite(name_or_path: str) -> Suite:
     else:
         raise UserError(f"no suite is called {name_or_path!r}; {nearest(name_or_path, list_suites())}")
     where = f"the suite {path}"
-    return suite_of(parse_yaml(objects.read_bytes(path), where), where)
+    return suite_of(parse_yaml(objects.read_bytes(path, max_bytes=MAX_YAML_BYTES + 1), where), where)
 
 
 @dataclass(frozen=True, kw_only=True)

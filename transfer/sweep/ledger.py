@@ -68,8 +68,9 @@ class Ledger:
         objects.remove(self._url(digest))
 
     def find(self, digest: str) -> Entry | None:
+        url = self._url(digest)
         try:
-            return parse_entry(objects.read_bytes(self._url(digest)), self._url(digest))
+            return parse_entry(objects.read_bytes(url, max_bytes=documents.MAX_BYTES + 1), url)
         except FileNotFoundError:
             return None
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pipeline.configuration import check_fields, from_dict, located
-from pipeline.documents import parse_yaml
+from pipeline.documents import MAX_YAML_BYTES, parse_yaml
 from pipeline.errors import UserError
 from pipeline.field_types import Count, Form, Items, Range, Text
 from pipeline.storage import objects
@@ -127,7 +127,7 @@ def load_card(name_or_path: str) -> Card:
 @functools.cache
 def _read(path: str) -> Card:
     where = f"the dataset card {path}"
-    content = parse_yaml(objects.read_bytes(path), where)
+    content = parse_yaml(objects.read_bytes(path, max_bytes=MAX_YAML_BYTES + 1), where)
     with located(where):
         if isinstance(content, dict):
             content = {**content, "splits": content.get("splits") or {}}

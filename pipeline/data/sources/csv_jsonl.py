@@ -75,11 +75,18 @@ def _rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows with the numbers of their lines."""
     if not objects.is_file(source):
         raise UserError(f"there is no list at {source}: give a CSV or JSONL file with the columns path and label")
-    try:
-        text = objects.read_bytes(source).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the list {source} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    text = _read(source, f"the list {source}", _MAX_BYTES)
     return _json_rows(text, source) if source.lower().endswith(EXTENSIONS[2:]) else _csv_rows(text, source)
+
+
+def _read(url: str, where: str, max_bytes: int) -> str:
+    data = objects.read_bytes(url, max_bytes=max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{where} is larger than {max_bytes >> 20} MiB, which no such file is: give parts of it")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
 
 
 def _text(value: object, name: str, where: str) -> str:
@@ -134,10 +141,7 @@ def read_classes(url: str) -> list[str]:
     """
     if not objects.is_file(url):
         raise UserError(f"no file {url}; one class name a line is needed, in label order")
-    try:
-        text = objects.read_bytes(url).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{url} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    text = _read(url, url, documents.MAX_BYTES)
     lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         name = _text(line, "the class name", f"{url}, line {number}")

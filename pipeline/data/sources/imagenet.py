@@ -114,7 +114,10 @@ def _val_labels(source: str, stems: Sequence[str]) -> tuple[dict[str, str], str]
     for name in LABEL_FILES:
         where = objects.join(source, name)
         if objects.exists(where):
-            return _label_file(objects.read_bytes(where).decode("utf-8-sig", "replace"), stems, where), name
+            data = objects.read_bytes(where, max_bytes=documents.MAX_BYTES + 1)
+            if len(data) > documents.MAX_BYTES:
+                raise UserError(f"{where} is larger than {documents.MAX_BYTES >> 20} MiB, which no list of labels is")
+            return _label_file(data.decode("utf-8-sig", "replace"), stems, where), name
     devkit = objects.join(source, DEVKIT)
     if objects.exists(devkit):
         return _devkit_labels(stems, devkit), DEVKIT

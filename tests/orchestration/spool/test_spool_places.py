@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestration.figures.run_figures import Pictures
-from orchestration.spool import process_lock, system_metrics
+from orchestration.spool import mirror, process_lock, system_metrics
 from orchestration.spool.mirror import pull
 from orchestration.spool.spool import Spool, is_spool, records_folder
 from orchestration.tracking import uploader
@@ -42,6 +42,20 @@ def test_only_spools_come_out_of_a_store(tmp_path: Path) -> None:
     assert not any(
         is_spool(name) for name in ("system-../x.jsonl", "system-a/b.jsonl", "records.jsonl\n", "tracking.json")
     )
+
+
+def test_no_more_of_a_store_s_spool_is_read_than_its_names_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    url = "memory://bucket/runs/large"
+    part = f"{url}/spool/records.jsonl/{0:015}-{len(LINE):015}"
+    for held in (LINE * 2, LINE[:-1]):
+        objects.write_bytes(part, held)
+        with pytest.raises(UserError, match=rf"records\.jsonl.* is not the {len(LINE)} bytes that its name says"):
+            pull(url, tmp_path)
+    objects.write_bytes(part, LINE)
+    monkeypatch.setattr(mirror, "MAX_BYTES", len(LINE) - 1)
+    with pytest.raises(UserError, match=rf"records\.jsonl holds {len(LINE)} bytes, more than the .*; move it away"):
+        pull(url, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_of_a_store_lie_where_nobody_else_can_look_or_be_first(

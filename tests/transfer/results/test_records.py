@@ -106,11 +106,9 @@ def test_a_cell_without_a_candidates_result_is_shown_as_damaged(copy: Path) -> N
     assert "its process died" in to_csv([rows["ridge"]])
 
 
-NUM_MUTANTS = 150
-
-
+@pytest.mark.parametrize("num", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["trials", "selection", "openings", "predictions", "sweep.json"])
-def test_a_report_of_any_bytes_is_made_or_refused(copy: Path, kind: str, tmp_path: Path) -> None:
+def test_a_report_of_any_bytes_is_made_or_refused(copy: Path, kind: str, num: int) -> None:
     path = next((copy / kind).glob("*-*" if kind == "openings" else "*")) if kind != "sweep.json" else copy / kind
     if kind in ("trials", "predictions"):
         path = copy / kind / f"{a_final(copy)[0].stem}{path.suffix}"
@@ -125,5 +123,5 @@ def test_a_report_of_any_bytes_is_made_or_refused(copy: Path, kind: str, tmp_pat
         check_lineage(findings)
         scorecard(findings.cells, findings.damages)
 
-    found = fuzz(read, mutants(seeds, NUM_MUTANTS), copy)
-    assert found["refused"] > NUM_MUTANTS / 3, found
+    found = fuzz(read, mutants(seeds, num), copy)
+    assert found["refused"] > num / 3, found

@@ -2,9 +2,11 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from pipeline.data.sources import csv_jsonl
 from pipeline.data.sources.csv_jsonl import read_classes
 from pipeline.data.sources.entry import Unreadable
 from pipeline.data.sources.list_access import AllowedPlaces, is_link_local
@@ -190,3 +192,14 @@ def test_mutated_lists_are_read_or_refused(images, tmp_path, name, num):
 
     counts = fuzz(read, mutants(LISTS[name], num, tokens=tokens), images, private=private)
     assert counts["read"] > num / 50 and counts["refused"] > num / 20
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "classes.txt"])
+def test_a_list_that_is_too_large_is_refused_before_it_is_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_jsonl, "_MAX_BYTES", 1 << 20)
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)  # of holes: read, it would be a terabyte of memory
+    with pytest.raises(UserError, match=rf"{name} is larger than \d+ MiB"):
+        read_classes(str(tmp_path / name)) if name == "classes.txt" else csv_jsonl.open_list(str(tmp_path / name))
