@@ -1,9 +1,29 @@
 """Ranges, units and forms that a field's type carries."""
 
+from typing import Any
+
 import pytest
 
+from pipeline.configuration import convert
 from pipeline.duration import Duration
-from pipeline.field_types import GIGABYTES, MEGABYTES, SECONDS, Form, Items, Range
+from pipeline.errors import UserError
+from pipeline.field_types import (
+    GIGABYTES,
+    MEGABYTES,
+    SECONDS,
+    Count,
+    CountOrZero,
+    Form,
+    Items,
+    NonNegative,
+    Positive,
+    PositiveDuration,
+    Range,
+    Seconds,
+    Share,
+    ShareBelowOne,
+    Text,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +70,26 @@ def test_a_list_holds_so_many_items_and_none_twice_where_asked() -> None:
 def test_a_form_is_matched_whole_and_over_lines() -> None:
     form = Form(r"a.*b", "a to b")
     assert form.holds("a\nb") and not form.holds("a b c") and not form.holds("xab") and form.words() == "a to b"
+
+
+def test_the_named_types_hold_what_their_names_say() -> None:
+    inside = {
+        Positive: [0.5, 1, 2],
+        NonNegative: [0, 0.5, 1, 2],
+        Share: [0, 0.5, 1],
+        ShareBelowOne: [0, 0.5],
+        Count: [1, 2],
+        CountOrZero: [0, 1, 2],
+        Seconds: [0, 0.5, 1, 2],
+    }
+    for hint, values in inside.items():
+        assert [n for n in (-1, 0, 0.5, 1, 2) if _holds(hint, n)] == values
+    assert _holds(Text, " a\n") and not _holds(Text, " \n ") and not _holds(PositiveDuration, "0 steps")
+
+
+def _holds(hint: Any, value: object) -> bool:
+    try:
+        convert(hint, value, "x")
+    except UserError:
+        return False
+    return True
