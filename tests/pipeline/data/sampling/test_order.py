@@ -175,6 +175,7 @@ def test_a_mixture_takes_one_weight_above_zero_for_each_source_and_none_too_smal
         Mixture([ORDER, ORDER], (1.0, 1e-4))
     both = Mixture([ORDER, ORDER], (1.0, 1.0))
     assert both.num_samples == 2 * sum(COUNTS) and both.positions(0, 6)[0].tolist() == [0, 1] * 3
+    assert Mixture([ORDER, ORDER], (3.0, 1.0)).positions(0, 8)[0].tolist() == [0, 0, 1, 0] * 2
     alone = Mixture([ORDER])
     assert alone.consumed(0, 1234) == 1234 and not alone.positions(5, 9)[0].any()
     assert all(np.array_equal(a, b) for a, b in zip(alone.positions(5, 9)[1:], ORDER.positions(5, 9), strict=True))
