@@ -232,6 +232,14 @@ def test_the_images_drawn_are_those_that_were_recorded() -> None:
 
 def test_a_list_is_taken_as_it_is_and_must_fit() -> None:
     assert select(LABELS, Subset(per_class=0, listed=(114, 0, 7))).tolist() == [0, 7, 114]
-    for listed in ((0, 115), (3, 3)):
+    assert select(LABELS, Subset(per_class=0, listed=(5,))).tolist() == [5]
+    for listed in ((0, 3, 115), (3, 3)):
         with pytest.raises(UserError, match="does not fit a split of 115"):
             select(LABELS, Subset(per_class=0, listed=listed))
+
+
+def test_a_subset_has_its_ranges_and_holds_out_nothing_unless_asked() -> None:
+    assert len(select(LABELS, Subset(per_class=0))) == len(LABELS)
+    assert np.array_equal(select(LABELS, Subset(per_class=3)), select(LABELS, Subset(per_class=3, seed=0)))
+    with pytest.raises(UserError, match=r"^subset\.per_class is -1"):
+        Subset(per_class=-1)
