@@ -176,6 +176,7 @@ def test_a_mixture_takes_one_weight_above_zero_for_each_source_and_none_too_smal
     both = Mixture([ORDER, ORDER], (1.0, 1.0))
     assert both.num_samples == 2 * sum(COUNTS) and both.positions(0, 6)[0].tolist() == [0, 1] * 3
     assert Mixture([ORDER, ORDER], (3.0, 1.0)).positions(0, 8)[0].tolist() == [0, 0, 1, 0] * 2
+    assert [both.consumed(source, 2 * PERIOD + 7) for source in (0, 1)] == [PERIOD + 4, PERIOD + 3]
     alone = Mixture([ORDER])
     assert alone.consumed(0, 1234) == 1234 and not alone.positions(5, 9)[0].any()
     assert all(np.array_equal(a, b) for a, b in zip(alone.positions(5, 9)[1:], ORDER.positions(5, 9), strict=True))
@@ -211,6 +212,7 @@ def test_too_few_images_name_the_class() -> None:
     with pytest.raises(UserError, match="class 1 has 20 images"):
         select(LABELS, Subset(per_class=18, holdout_per_class=5))
     assert len(select(LABELS, Subset(per_class=15, holdout_per_class=5))) == 60  # exactly as many as there are
+    assert len(select(LABELS, Subset(per_class=1, holdout_per_class=19))) == 4
     with pytest.raises(UserError, match="class 1 has 20 images"):
         select(LABELS, Subset(per_class=0, holdout_per_class=20))  # nothing would be left to train on
     assert len(select(LABELS, Subset(per_class=0, holdout_per_class=20, part="holdout"))) == 80
