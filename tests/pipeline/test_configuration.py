@@ -1,6 +1,7 @@
 """The Run: one description, strict, round trip."""
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from pipeline import recipes
 from pipeline.configuration import convert, expected, from_dict, to_dict
 from pipeline.duration import Duration
 from pipeline.errors import UserError
-from pipeline.field_types import PositiveDuration, Seconds
+from pipeline.field_types import Count, PositiveDuration, Seconds
 from pipeline.training.run import Run, dump_yaml, load_yaml, override
 
 RUN = recipes.get("nfnet_tiny_glyphs")
@@ -87,6 +88,42 @@ def test_whole_numbers_may_have_an_exponent_and_stay_whole_and_other_numbers_sta
 )
 def test_what_a_field_takes_is_said_in_words(hint: Any, words: str) -> None:
     assert expected(hint) == words
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (tuple[str, ...], "values, each text"),
+        (tuple[int, ...], "numbers, each a whole number"),
+        (dict[str, int], "a mapping of name to a whole number"),
+    ],
+)
+def test_what_a_list_or_a_mapping_takes_is_said_in_words(hint: Any, words: str) -> None:
+    assert expected(hint).endswith(words)
+
+
+def test_a_lone_number_is_a_list_of_one_and_what_is_no_list_is_refused() -> None:
+    assert convert(tuple[float, ...], 0.5, "x") == (0.5,)
+    assert convert(list[int], 3, "x") == [3] and convert(list[int], "none", "x") == []
+    for value in (True, {"a": 1}, {1}, b"1"):
+        with pytest.raises(UserError, match=r"^x is .*; set "):
+            convert(list[int], value, "x")
+
+
+def test_a_unit_is_read_where_the_field_has_one_and_only_there() -> None:
+    assert convert(Seconds, "2 minutes", "x") == 120.0 and convert(Seconds, " 3 ", "x") == 3.0
+    assert convert(Count, "80", "x") == 80  # a range is a mark of the type as a unit is, and is none
+    for hint, value in ((Count, "80 s"), (Seconds, "2 parsecs"), (Seconds, "-2 minutes"), (Seconds, "seconds 2")):
+        with pytest.raises(UserError, match=r"^x is "):
+            convert(hint, value, "x")
+
+
+def test_a_nested_field_is_named_with_its_path_and_a_long_value_is_cut() -> None:
+    with pytest.raises(UserError, match=r"^optim\.momentum is "):
+        from_dict(Run, to_dict(RUN) | {"optim": to_dict(RUN.optim) | {"momentum": "x"}})
+    for length, shown in ((118, "'" + "a" * 118 + "'"), (119, "'" + "a" * 99 + "... (121 characters)")):
+        with pytest.raises(UserError, match=re.escape(f"x is {shown}; set")):
+            convert(int, "a" * length, "x")
 
 
 def test_only_text_is_advised_to_stand_in_quotes() -> None:

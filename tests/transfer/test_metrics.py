@@ -84,6 +84,13 @@ def test_map11_by_hand() -> None:
     assert compute("map11", perfect.astype(float), perfect) == 1.0
 
 
+def test_map11_takes_its_last_point_at_a_recall_of_all() -> None:
+    """Of 20 images with the class the last comes after one without: only the point at recall 1 sees that."""
+    scores = np.stack([np.arange(21.0)[::-1]] * 2, axis=1)
+    labels = np.stack([[*[1] * 19, 0, 1], [-1] * 21], axis=1)
+    assert compute("map11", scores, labels) == pytest.approx((10 + 20 / 21) / 11)
+
+
 def test_map11_of_a_constant_is_the_share_of_the_class() -> None:
     labels = np.zeros((50, 2), int)
     labels[:10, 0] = labels[:25, 1] = 1

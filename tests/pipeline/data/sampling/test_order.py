@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.data.sampling.mixture import PERIOD, Mixture
+from pipeline.data.sampling.mixture import PERIOD, Mixture, shares
 from pipeline.data.sampling.order import Blocks, Order, cut_blocks, permutation, rank_share
 from pipeline.data.sampling.subset import Subset, select
 from pipeline.errors import UserError
@@ -162,12 +162,34 @@ def test_a_mixture_holds_its_weights_and_each_source_its_own_epochs() -> None:
         ).tolist()
 
 
+def test_shares_are_the_largest_remainders_of_a_period() -> None:
+    assert shares((1, 1, 1)).tolist() == [334, 333, 333] and shares((2, 6)).tolist() == [250, 750]
+    assert shares((1, 1, 4)).tolist() == [167, 167, 666] and shares((5,)).tolist() == [PERIOD]
+
+
+def test_a_mixture_takes_one_weight_above_zero_for_each_source_and_none_too_small_to_see() -> None:
+    for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0)):
+        with pytest.raises(UserError, match="give each one above 0"):
+            Mixture([ORDER, ORDER], weights)
+    with pytest.raises(UserError, match=r"a source has less than 0\.1%"):
+        Mixture([ORDER, ORDER], (1.0, 1e-4))
+    both = Mixture([ORDER, ORDER], (1.0, 1.0))
+    assert both.num_samples == 2 * sum(COUNTS) and both.positions(0, 6)[0].tolist() == [0, 1] * 3
+    assert Mixture([ORDER, ORDER], (3.0, 1.0)).positions(0, 8)[0].tolist() == [0, 0, 1, 0] * 2
+    assert [both.consumed(source, 2 * PERIOD + 7) for source in (0, 1)] == [PERIOD + 4, PERIOD + 3]
+    alone = Mixture([ORDER])
+    assert alone.consumed(0, 1234) == 1234 and not alone.positions(5, 9)[0].any()
+    assert all(np.array_equal(a, b) for a, b in zip(alone.positions(5, 9)[1:], ORDER.positions(5, 9), strict=True))
+
+
 def test_the_permutation_is_the_one_that_was_recorded() -> None:
     """A changed order would change every resumed run: these numbers never change."""
     assert permutation(8, 1, 2, 3).tolist() == RECORDED
 
 
 RECORDED = [1, 3, 7, 5, 2, 0, 4, 6]
+
+SUPPORT, HELD_OUT = [19, 26, 34, 47], [23, 25, 44, 49]
 
 LABELS = np.repeat(np.arange(4), [30, 20, 25, 40])
 
@@ -189,3 +211,37 @@ def test_fewer_shots_are_contained_in_more() -> None:
 def test_too_few_images_name_the_class() -> None:
     with pytest.raises(UserError, match="class 1 has 20 images"):
         select(LABELS, Subset(per_class=18, holdout_per_class=5))
+    assert len(select(LABELS, Subset(per_class=15, holdout_per_class=5))) == 60  # exactly as many as there are
+    assert len(select(LABELS, Subset(per_class=1, holdout_per_class=19))) == 4
+    with pytest.raises(UserError, match="class 1 has 20 images"):
+        select(LABELS, Subset(per_class=0, holdout_per_class=20))  # nothing would be left to train on
+    assert len(select(LABELS, Subset(per_class=0, holdout_per_class=20, part="holdout"))) == 80
+
+
+def test_a_share_is_held_out_of_each_class_and_the_support_is_all_the_rest() -> None:
+    held, rest = (select(LABELS, Subset(per_class=0, holdout_share=0.1, part=p)) for p in ("holdout", "support"))
+    assert np.bincount(LABELS[held]).tolist() == [3, 2, 2, 4]
+    assert np.array_equal(np.sort(np.concatenate([held, rest])), np.arange(len(LABELS)))
+    least = select(LABELS, Subset(per_class=0, holdout_share=0.001, holdout_per_class=9, part="holdout"))
+    assert np.bincount(LABELS[least]).tolist() == [1] * 4 and np.array_equal(least, np.sort(least))
+
+
+def test_the_images_drawn_are_those_that_were_recorded() -> None:
+    """Published numbers rest on them: they never change."""
+    assert select(LABELS[:50], Subset(per_class=2, seed=1)).tolist() == SUPPORT
+    assert select(LABELS[:50], Subset(per_class=0, holdout_per_class=2, part="holdout")).tolist() == HELD_OUT
+
+
+def test_a_list_is_taken_as_it_is_and_must_fit() -> None:
+    assert select(LABELS, Subset(per_class=0, listed=(114, 0, 7))).tolist() == [0, 7, 114]
+    assert select(LABELS, Subset(per_class=0, listed=(5,))).tolist() == [5]
+    for listed in ((0, 3, 115), (3, 3)):
+        with pytest.raises(UserError, match="does not fit a split of 115"):
+            select(LABELS, Subset(per_class=0, listed=listed))
+
+
+def test_a_subset_has_its_ranges_and_holds_out_nothing_unless_asked() -> None:
+    assert len(select(LABELS, Subset(per_class=0))) == len(LABELS)
+    assert np.array_equal(select(LABELS, Subset(per_class=3)), select(LABELS, Subset(per_class=3, seed=0)))
+    with pytest.raises(UserError, match=r"^subset\.per_class is -1"):
+        Subset(per_class=-1)
