@@ -96,15 +96,12 @@ class Uploader:
         """0 when all is uploaded, 3 when it is not and the time for it is over."""
         # The uploader of an earlier attempt may still be draining, and two of them would double points.
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        lock = only_one(self.run_dir / "tracking.lock", self._alive, wait_s=self.drain_s, poll_s=self.poll_s)
-        with lock as mine:
+        with only_one(self.run_dir / "tracking.lock", self._alive, wait_s=self.drain_s, poll_s=self.poll_s) as mine:
+            self._load()
             if not mine:
                 self._fault = "another uploader still works on this folder"
-            self._load()
-            if mine:
-                self._state.save()  # even if no server is ever reached: a later import knows the names
-            if not mine:
                 return self._report()
+            self._state.save()  # even if no server is ever reached: a later import knows the names
             with self._mirror or contextlib.nullcontext():
                 return self._loop()
 
