@@ -110,10 +110,6 @@ def convert(value: Any, kind: type[T], where: str, *, remedy: str = REMEDY) -> T
         raise UserError(f"{where} is not usable: it has a name that is no Unicode text; {remedy}") from None
 
 
-def is_sha256(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
 def is_file_name(value: object) -> bool:
     """Whether a name from outside may become a file in a folder of ours."""
     return isinstance(value, str) and len(value) <= 255 and re.fullmatch(_NAME, value) is not None
