@@ -13,6 +13,8 @@ from orchestration.commands.parser import EXIT_USER, Parser, did_you_mean
 from pipeline.supervision.process_exit import run
 
 EXIT_OURS = 1
+TAKE_FIELDS = ("pretrain", "plan")
+"""Commands whose options may be fields of a Run, by their paths."""
 
 
 class _Version(argparse.Action):
@@ -27,6 +29,7 @@ def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.plan import plan_command
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
@@ -47,6 +50,7 @@ def build_parser() -> Parser:
         transfer_commands,
         records_commands,
         model_commands,
+        plan_command,
     ):
         declare(commands)
     return parser
@@ -62,7 +66,7 @@ def _refuse_secrets(args: argparse.Namespace) -> None:
 
 
 def _split_fields(words: list[str], parser: Parser) -> tuple[list[str], dict[str, str]]:
-    """Takes the fields of a Run out of the words of `pretrain`, wherever they stand: --optim.learning_rate 0.2, --seed=3."""
+    """Takes the fields of a Run out of the words of a command, wherever they stand: --optim.learning_rate 0.2, --seed=3."""
     from pipeline.errors import UserError
 
     kept: list[str] = []
@@ -91,14 +95,14 @@ def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     fields: dict[str, str] = {}
-    if words[:1] == ["pretrain"]:
-        kept, fields = _split_fields(words[1:], parser.command("pretrain"))
-        words = ["pretrain", *kept]
+    if words[:1] and words[0] in TAKE_FIELDS:
+        kept, fields = _split_fields(words[1:], parser.command(words[0]))
+        words = [words[0], *kept]
     args, rest = parser.parse_known_args(words)
     if rest:
         used = args.parser if hasattr(args, "parser") else parser
         advice = did_you_mean(rest[0], used.options()) if rest[0].startswith("-") else "leave it out"
-        if args.command == "pretrain" and (usual := USUAL.get(rest[0].lstrip("-"))):
+        if args.command in TAKE_FIELDS and (usual := USUAL.get(rest[0].lstrip("-"))):
             advice = f"did you mean {usual}?"
         raise UserError(f"unknown argument {rest[0]!r}; {advice}; see '{used.prog} --help'")
     args.fields = fields

@@ -42,6 +42,7 @@ COMMANDS = [
     "unregister",
     "classify",
     "export",
+    "plan",
 ]
 
 
