@@ -20,6 +20,7 @@ from pipeline import distributed
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.batches import Batch
 from pipeline.records import Phase, Record
+from pipeline.supervision.fault_points import STEP, reach
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.supervision.watchdog import Watchdog
@@ -90,6 +91,7 @@ def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], b
             if job.step == leave_at > 0:
                 yield from leave_unfinished(job)
                 return
+            reach(STEP)
             rate = optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen = _forward_backward(job, batches)
             with clock("compute"):
