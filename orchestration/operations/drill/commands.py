@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from orchestration import child_process
-from orchestration.operations.drill.lost import Lost
+from orchestration.operations.drill.evidence import Lost
 from pipeline.supervision import planned_faults
 from pipeline.supervision.planned_faults import Fault
 

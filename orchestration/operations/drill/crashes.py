@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from orchestration.operations.drill.commands import POLL_S, Start, send
-from orchestration.operations.drill.lost import Lost
+from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.own_run import SAVE_STEPS, with_watchdog
 from orchestration.operations.drill.play import Play
 from pipeline.documents import read_json

@@ -13,7 +13,7 @@ from orchestration.operations.drill import evidence
 from orchestration.operations.drill.card import Card, Result
 from orchestration.operations.drill.commands import kill_marked
 from orchestration.operations.drill.crashes import without_data
-from orchestration.operations.drill.lost import Lost
+from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.own_data import EMBEDDED, copy_of
 from orchestration.operations.drill.own_run import shrunk
 from orchestration.operations.drill.play import Play, Stage

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestration.operations.drill.lost import Lost
 from orchestration.spool import spool
 from pipeline import documents
 from pipeline.checkpoint import commit, load
@@ -16,6 +15,10 @@ from pipeline.errors import UserError
 
 TOLERANCE = 1e-6
 """Of weights, momentum and averages against those of the undisturbed run."""
+
+
+class Lost(Exception):
+    """The end of a scenario that a run did not survive: what was expected, and what it did, in a sentence."""
 
 
 def newest_step(out: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestration.operations.drill.crashes import AT_STEP
-from orchestration.operations.drill.lost import Lost
+from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.own_data import with_another_class, with_flipped_byte
 from orchestration.operations.drill.play import Play
 from pipeline.data.loading.datasets import TrainData

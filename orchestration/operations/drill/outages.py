@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from orchestration.operations.drill.crashes import AT_STEP, STOOD
-from orchestration.operations.drill.lost import Lost
+from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.play import Play
 from orchestration.operations.drill.store import BUCKET, Store
 from pipeline.supervision.planned_faults import Fault

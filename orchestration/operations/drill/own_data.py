@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import NAME, Manifest, SplitIndex, dataset_digest
 from pipeline.data.format.shards import ShardSample, shard_name, write_shard
+from pipeline.data.images.formats import ending_of
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.prepare.assemble import assemble
 from pipeline.data.prepare.journal import Record
@@ -86,7 +87,8 @@ def _record(theirs: Manifest, index: SplitIndex, folder: Path, num: int) -> Reco
     with ThreadPoolExecutor(READ_THREADS) as pool:
         images = list(pool.map(read, rows.tolist()))
     samples = [
-        ShardSample(key, int(index.label[row]), data, "img") for key, row, data in zip(keys, rows, images, strict=True)
+        ShardSample(key, int(index.label[row]), data, ending_of(data) or "png")
+        for key, row, data in zip(keys, rows, images, strict=True)
     ]
     written = write_shard(samples, folder / shard_name(index.name, 0))
     return Record(

@@ -14,8 +14,7 @@ from typing import Any
 
 from orchestration.operations.drill import evidence
 from orchestration.operations.drill.commands import END_S, POLL_S, Group, Hold, Start
-from orchestration.operations.drill.evidence import Records
-from orchestration.operations.drill.lost import Lost
+from orchestration.operations.drill.evidence import Lost, Records
 from orchestration.spool.spool import records_folder
 from pipeline import places
 from pipeline.checkpoint.load import State

@@ -1,0 +1,89 @@
+"""The drill: a configuration of the demo's survives it, and what is not handled is lost (also test_planted_faults.py)."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestration.cli import main
+from orchestration.operations.drill.scenarios import SCENARIOS
+from pipeline import recipes
+from pipeline.training.run import dump_yaml, override
+
+
+def leftovers() -> list[str]:
+    """Temporary folders of a drill, and processes that carry its mark."""
+    marked = [
+        p
+        for p in Path("/proc").glob("[0-9]*/environ")
+        if os.access(p, os.R_OK) and b"NORMFREE_DRILL=" in p.read_bytes()
+    ]
+    return [str(p) for p in [*marked, *Path(os.environ.get("TMPDIR", "/tmp")).glob("normfree-drill-*")]]
+
+
+def test_a_scenario_is_survived_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = leftovers()
+    words = ["drill", "nfnet_tiny_glyphs", "--num-processes", "1", "--scenarios", "changed_data"]
+    assert main([*words, "--json", str(tmp_path / "card.json")]) == 0
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert [(s["name"], s["survived"], s["codes"]) for s in card["scenarios"]] == [
+        ("undisturbed", True, [0]),
+        ("changed_data", True, [2]),
+    ]
+    assert (card["survived"], card["lost"]) == (2, 0)
+    assert "it says 'holds a run on data with digest'" in " ".join(capsys.readouterr().out.split())
+    assert set(leftovers()) <= set(before)
+
+
+@pytest.mark.slow
+def test_the_demos_configuration_survives_all(tmp_path: Path) -> None:
+    code = main(["drill", "nfnet_tiny_glyphs", "--json", str(tmp_path / "card.json"), "--keep", str(tmp_path / "kept")])
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert [(s["name"], s["reason"]) for s in card["scenarios"] if not s["survived"]] == []
+    assert [s["name"] for s in card["scenarios"]] == ["undisturbed", *(s.name for s in SCENARIOS)]
+    assert code == 0 and card["not_played"] == {}
+
+
+@pytest.mark.slow
+def test_a_configuration_that_is_another_in_all_that_is_kept(tmp_path: Path, digits: str) -> None:
+    """Sharded state, bf16, accumulation, mixing, repeats, no unreadable image allowed, the user's own data."""
+    changes = {
+        "data.url": digits,
+        "data.repeats": 2,
+        "data.max_lost_share": 0,
+        "augment.mixup_alpha": 0.2,
+        "engine.zero_stage": 2,
+        "engine.precision": "bf16",
+        "micro_batch": 16,
+        "saving.in_background": False,
+    }
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(dump_yaml(override(recipes.get("nfnet_tiny_glyphs"), changes)))
+    card_file = tmp_path / "card.json"
+    code = main(["drill", str(recipe), "--scenarios", "kill_rank,corrupt_shard", "--json", str(card_file)])
+    card = json.loads(card_file.read_text())
+    assert [(s["name"], s["reason"]) for s in card["scenarios"] if not s["survived"]] == [] and code == 0
+    assert "ZeRO stage 2, bf16, 2 accumulated" in card["run"]
+    assert card["scenarios"][2]["codes"] == [2]  # the flipped byte ends the run
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("drill nfnet_tiny_glyphs --scenarios kil_rank", "did you mean kill_rank?"),
+        ("drill nfnet_tiny_glyps", "did you mean 'nfnet_tiny_glyphs'?"),
+        ("drill nowhere.yaml", "no file nowhere.yaml"),
+        ("drill nfnet_tiny_glyphs --num-processes 0", "--num-processes is 0"),
+        ("drill nfnet_tiny_glyphs --keep {kept}", "is not empty"),
+        ("drill nfnet_tiny_glyphs --data {kept}", "there is no dataset at"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_2(
+    words: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/mine").touch()
+    assert main(words.format(kept=tmp_path / "kept").split()) == 2
+    assert sentence in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["mine"]
