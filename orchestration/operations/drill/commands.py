@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -14,12 +15,13 @@ from pathlib import Path
 
 from orchestration import child_process
 from orchestration.operations.drill.evidence import Lost
+from pipeline.provenance import COMMAND
 from pipeline.supervision import planned_faults
 from pipeline.supervision.planned_faults import Fault
 
 MARK = "NORMFREE_DRILL"
 POLL_S = 0.1
-END_S = 900.0
+END_S = 1800.0
 """A command that has not ended by then has got stuck; a machine that is busy with other things is slow."""
 UNSET = (
     "MLFLOW_TRACKING_URI",
@@ -77,6 +79,7 @@ class Group:
         own = {
             **dict.fromkeys(UNSET, ""),
             MARK: self.mark,
+            COMMAND: shlex.join(["normfree", *words]),
             "NORMFREE_CACHE": str(self.cache),
             "NORMFREE_PICTURES": "0",  # the last thing that matters here, and slow
             "TMPDIR": str(self._temporary),

@@ -1,7 +1,8 @@
 """The drill: a configuration of the demo's survives it, and what is not handled is lost (also test_planted_faults.py)."""
 
+import contextlib
 import json
-import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,20 @@ from pipeline import recipes
 from pipeline.training.run import dump_yaml, override
 
 
-def leftovers() -> list[str]:
-    """Temporary folders of a drill, and processes that carry its mark."""
-    marked = [
-        p
-        for p in Path("/proc").glob("[0-9]*/environ")
-        if os.access(p, os.R_OK) and b"NORMFREE_DRILL=" in p.read_bytes()
-    ]
-    return [str(p) for p in [*marked, *Path(os.environ.get("TMPDIR", "/tmp")).glob("normfree-drill-*")]]
+def leftovers(folder: Path) -> list[str]:
+    """What a drill left of its temporary folder, and processes that were told to use it."""
+    found = [str(path) for path in folder.iterdir()]
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or gone
+            found += [str(environment)] if f"TMPDIR={folder}/".encode() in environment.read_bytes() else []
+    return found
 
 
-def test_a_scenario_is_survived_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = leftovers()
+def test_a_scenario_is_survived_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     words = ["drill", "nfnet_tiny_glyphs", "--num-processes", "1", "--scenarios", "changed_data"]
     assert main([*words, "--json", str(tmp_path / "card.json")]) == 0
     card = json.loads((tmp_path / "card.json").read_text())
@@ -33,7 +36,7 @@ def test_a_scenario_is_survived_and_leaves_nothing(tmp_path: Path, capsys: pytes
     ]
     assert (card["survived"], card["lost"]) == (2, 0)
     assert "it says 'holds a run on data with digest'" in " ".join(capsys.readouterr().out.split())
-    assert set(leftovers()) <= set(before)
+    assert leftovers(temporary) == []
 
 
 @pytest.mark.slow
