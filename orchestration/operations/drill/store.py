@@ -48,7 +48,7 @@ class Store:
                 self.store = store
                 super().__init__(*arguments)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
 
     def __enter__(self) -> Store:
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="store", daemon=True).start()
@@ -89,6 +89,13 @@ class Store:
     def remove(self, key: str) -> None:
         if self.etags.pop(key, None):
             self.path(key).unlink()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed, or gave up."""
 
 
 class _Refused(Exception):

@@ -11,8 +11,8 @@ run_module = runpy.run_module
 def plant(fault: str) -> None:
     from pipeline.checkpoint import load
     from pipeline.data.loading.sample_ledger import Ledger
+    from pipeline.join import agreement
     from pipeline.storage.ownership import Holder
-    from pipeline.training import owner
 
     match fault:
         case "resume ignores checkpoints":
@@ -40,7 +40,7 @@ def plant(fault: str) -> None:
                 with nullcontext():
                     yield Holder(url, "nobody's")
 
-            owner.hold = nobody
+            agreement.hold = nobody
         case _:
             raise ValueError(fault)
 
