@@ -118,12 +118,6 @@ def no_follow(path: str, flags: int) -> int:
         raise
 
 
-def read_below(root: str | os.PathLike[str], name: str, where: str) -> bytes:
-    """Content of the file; errors as `open_below`."""
-    with os.fdopen(open_below(root, name, os.O_RDONLY, where), "rb") as file:
-        return file.read()
-
-
 def name_of_url(url: str) -> str:
     """One entry's name for a URL: legible at its beginning, and no other URL's."""
     url = url.rstrip("/")
