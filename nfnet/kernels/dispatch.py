@@ -116,8 +116,8 @@ def _compare(device: torch.device) -> str:
         pairs.append((f"the derivative of {name}", slopes[0], slopes[1]))
     numbers = reference.Rates(lr=0.1, momentum=0.9, weight_decay=0.1, keep=0.5), gain.sigmoid()
     lists = [[[t.clone()] for t in (weight, weight.cos(), weight.sin(), weight)] for _ in range(2)]
-    triton_layers.update_(*lists[0], *numbers)
-    reference.update_(*lists[1], *numbers)
+    triton_layers.update_(*lists[0], *numbers)  # type: ignore[arg-type, call-arg]
+    reference.update_(*lists[1], *numbers)  # type: ignore[arg-type, call-arg]
     pairs += [("the update", a[0], b[0]) for a, b in zip(*lists, strict=True)]
     pairs.append(("sums of squares", triton_layers.square_sums([weight, gain]), reference.square_sums([weight, gain])))
     for what, ours, expected in pairs:

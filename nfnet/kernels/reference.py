@@ -132,7 +132,7 @@ def scaled_activation_backward(
     return torch.empty_like(x).copy_(_wide(grad) * slope * (before * factor))
 
 
-Tensors = Sequence[torch.Tensor]
+Tensors = list[torch.Tensor]
 
 
 class Rates(NamedTuple):
