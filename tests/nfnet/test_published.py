@@ -53,7 +53,10 @@ def test_counts_of_the_plus_variants_equal_the_paper(name: str) -> None:
 def f0() -> nfnet.NFNet:
     model = nfnet.create_model("nfnet_f0").eval()
     shapes = DATA["F0_64"]["shapes"]
-    tree = {m: {k: np.asarray(reference.seeded_param(m, k, s)) for k, s in keys.items()} for m, keys in shapes.items()}
+    tree = {
+        m: {k: torch.from_numpy(np.asarray(reference.seeded_param(m, k, s))) for k, s in keys.items()}
+        for m, keys in shapes.items()
+    }
     load_haiku(model, tree, "the recorded parameters")
     return model
 
