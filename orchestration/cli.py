@@ -29,6 +29,8 @@ def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.doctor import doctor_command
+    from orchestration.commands.operations.drill import drill_command
     from orchestration.commands.operations.plan import plan_command
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
@@ -51,6 +53,8 @@ def build_parser() -> Parser:
         records_commands,
         model_commands,
         plan_command,
+        drill_command,
+        doctor_command,
     ):
         declare(commands)
     return parser
