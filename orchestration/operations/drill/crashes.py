@@ -91,6 +91,10 @@ def lost_host(play: Play) -> None:
         second.wait()
         play.to_the_end(first, interrupted=())
         play.expect_resumed()
+        num = play.records.of("Started")[-1]["num_ranks"]
+        if num != play.stage.num_ranks // len(HOSTS):
+            raise Lost(f"one host was left, and the run went on with {num} processes")
+        play.note(f"{num} of {play.stage.num_ranks} processes are left")
         play.expect_undisturbed()
 
 
