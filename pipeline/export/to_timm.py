@@ -16,10 +16,10 @@ from pipeline.errors import UserError
 from pipeline.export import source as source_module
 
 if TYPE_CHECKING:
-    from pipeline.export.source import Answer, Source
+    from pipeline.export.source import Answer, ExportSource
 
 
-def write_timm(source: Source, folder: Path) -> Answer:
+def write_timm(source: ExportSource, folder: Path) -> Answer:
     """`config.json` and `model.safetensors`. Sizes and conventions are in `model_args`, so timm builds the same network.
 
     Raises:
@@ -42,19 +42,19 @@ def write_timm(source: Source, folder: Path) -> Answer:
     def answer(probe: Any) -> torch.Tensor:
         try:
             with torch.random.fork_rng(devices=[]):
-                peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+                timm_model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         except RuntimeError as error:
             first = next(
                 (line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error)[:200]
             )
             raise UserError(f"timm builds another network for this one ({first}); take --format safetensors") from None
-        logits: torch.Tensor = peer(probe.images)
+        logits: torch.Tensor = timm_model(probe.images)
         return logits
 
     return answer
 
 
-def _config(source: Source, form: TimmForm) -> dict[str, Any]:
+def _config(source: ExportSource, form: TimmForm) -> dict[str, Any]:
     """What `timm.models.load_model_config_from_path` reads."""
     found = source_module.preprocessing(source.augment)
     px, resize_px = found["px"], found["resize_px"]

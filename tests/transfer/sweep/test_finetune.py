@@ -1,4 +1,4 @@
-"""Fine-tuning and its from-scratch twin: equal budget, a zero head, supports that never meet the held-out part."""
+"""Fine-tuning and its from-scratch baseline: equal budget, a zero head, supports that never meet the held-out part."""
 
 import copy
 import dataclasses
