@@ -1,7 +1,5 @@
 """Where a run comes from: the revision of the code, whether it was changed, and the versions that it ran with."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -66,7 +64,7 @@ def code_digest() -> str:
 
 
 def command() -> str:
-    """What was typed, secrets left out: typed again in the same folder, it does the same again."""
+    """What was typed, without secrets: typed again in the same folder, it does the same again."""
     return os.environ.get(COMMAND) or public(shlex.join(_as_typed(_torchrun() or sys.orig_argv)))
 
 

@@ -1,9 +1,7 @@
-"""The plain torch twins: what each kernel must compute, written as the formula and not for speed.
+"""Plain torch references: what each kernel must compute, written as the formula and not for speed.
 
 Arithmetic is fp32 (fp64 for fp64 input, so that derivatives can be checked), whatever the tensors' own types.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence

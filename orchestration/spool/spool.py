@@ -6,8 +6,6 @@ The trainer only appends here; whether a tracking server lives, answers or forge
 of kind "Attempt". Lines are only ever added.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -25,7 +23,7 @@ from pipeline.secrets import public
 from pipeline.storage import objects
 
 MAIN = "records.jsonl"
-"""The spool of a run, in its folder; each node's own is beside it (`orchestration.spool.system_metrics`)."""
+"""The spool of a run, in its folder; each node's own is next to it (`orchestration.spool.system_metrics`)."""
 PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
 
 
@@ -87,7 +85,7 @@ class Spool:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> "Spool":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,8 +11,6 @@ are equal in key, step, time and value, which its primary key holds apart from d
 Offline machines: `normfree track import RUN --tracking-uri URI` sends a spool later, to any server.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os
@@ -62,7 +60,7 @@ def hurry(timeout_s: float) -> None:
 
 
 def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
-    """The experiment of this name, made if it is not there. Artifacts of a SQLite store lie beside its file."""
+    """The experiment of this name, made if it is not there. Artifacts of a SQLite store lie next to its file."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         if found.lifecycle_stage != "active":

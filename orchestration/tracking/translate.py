@@ -4,8 +4,6 @@ What is derived here is derived from the spool's lines alone, in order, so that 
 over the lines that are already uploaded and stands where the one before it stood.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -218,10 +216,10 @@ class Translator:
         return Upload(points=points_of(record, values), tags={**tags, "checkpoint.step": str(record["step"])})
 
     def _save_missed(self, record: dict[str, Any]) -> Upload:
-        said = f"step {record['step']}: {record['reason']}"
+        reason = f"step {record['step']}: {record['reason']}"
         return Upload(
             points=points_of(record, {"checkpoint/num_missed": record["num_missed"]}),
-            tags={"checkpoint.last_missed": said},
+            tags={"checkpoint.last_missed": reason},
         )
 
     def _finished(self, record: dict[str, Any]) -> Upload:

@@ -3,8 +3,6 @@
 See `orchestration.tracking.mlflow_client` for what it promises. Imports no MLflow itself: that module is the seam to it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex
@@ -134,7 +132,7 @@ class Uploader:
             time.sleep(self.poll_s)
 
     def _work(self, over: bool) -> bool:
-        """One batch to the server; False if none is left, and then the run's ending has been told if it is `over`."""
+        """One batch to the server; False if none is left, and then the run's ending has been reported if it is `over`."""
         if self._client is None:
             self._open()
         if time.monotonic() >= self._next_heartbeat:

@@ -5,8 +5,6 @@ carries the hash of its file on over all parts that follow without a gap. Nobody
 a finished file is noticed when the checkpoint is loaded, which verifies it again, and it can be pulled once more.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -95,7 +93,7 @@ class _File:
         self.name, self.path = str(info["name"]), folder / info["name"]
         self.url = objects.join(commit.url, info["name"])
         self.num_parts = -(-self.size_bytes // PART_BYTES)
-        self.version: range_reads.Version | None = None
+        self.version: range_reads.ObjectVersion | None = None
         self.descriptor = -1
         self.rewind()
 

@@ -6,8 +6,6 @@ inspection; they do not count among the newest). A commit file is deleted before
 what a killed save or a killed deletion left: they go when they are older than the newest commit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterable
@@ -139,7 +137,7 @@ def unpin(url: str, why: str) -> None:
 
 
 def mark_damaged(bad: PassedOver) -> PassedOver:
-    """Write beside a checkpoint that it was passed over and why: it is not deleted, and not counted among the newest.
+    """Write next to a checkpoint that it was passed over and why: it is not deleted, and not counted among the newest.
 
     A run starts without the mark where it cannot be written; the record that is returned then says so.
     """

@@ -5,8 +5,6 @@ for every save; writing goes from it straight to disk. A file is safetensors, wr
 the tensors a second time; its header is padded so that the data begin at a page, which direct writing needs.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ import torch
 from pipeline.checkpoint.direct_io import ALIGN_BYTES
 
 FILE_BYTES = 512 << 20
-"""A rank's fragments are spread over files of about this size, which are hashed and written beside each other."""
+"""A rank's fragments are spread over files of about this size, which are hashed and written next to each other."""
 
 
 @dataclass(frozen=True)

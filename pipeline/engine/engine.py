@@ -6,8 +6,6 @@ A.1) and what keeps weight standardisation exact. It also leaves four code paths
 each of them computes is compared with plain PyTorch when a run starts (`pipeline.engine.parity_check`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -124,7 +122,7 @@ class Engine:
 
         Args:
             num_lost: samples of this rank that could not be read.
-            lost_allowed: for all ranks together, and equal on all; above it the update is left out.
+            lost_allowed: for all ranks together, and equal on all; above it the update is skipped.
             measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
         """
         gradients = self._units.split(self._layout.gradients(self._places))

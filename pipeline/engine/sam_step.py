@@ -1,7 +1,5 @@
 """Sharpness-aware minimisation (`nfnet.optim.sam`) through DeepSpeed, which averages the second gradient only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -11,14 +9,14 @@ from nfnet.optim.losses import MixedLabels
 from nfnet.optim.sam import sam_backward
 from pipeline.engine.deepspeed_engine import Objective
 from pipeline.engine.optim_config import OptimConfig
-from pipeline.engine.zero_layout import Layout
+from pipeline.engine.zero_layout import FragmentLayout
 
 
 def sam_losses(
     network: nn.Module,
     objective: Objective,
     engine: Any,
-    layout: Layout,
+    layout: FragmentLayout,
     images: torch.Tensor,
     labels: torch.Tensor | MixedLabels,
     optim: OptimConfig,

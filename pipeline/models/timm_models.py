@@ -5,8 +5,6 @@ classifier; the head is a linear layer of ours called `head`, so rules by name (
 classes) hold for every network. timm is optional, and is imported when such a name is used.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import hashlib
@@ -67,7 +65,7 @@ class PeerNetwork(nn.Module):
         self.trunk.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
-def is_peer(name: str) -> bool:
+def is_timm(name: str) -> bool:
     return name.startswith(PREFIX)
 
 

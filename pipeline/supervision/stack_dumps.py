@@ -1,11 +1,9 @@
-"""Python stacks of this process, and of one beside it that does not run any more.
+"""Python stacks of this process, and of one next to it that does not run any more.
 
 A stopped process cannot show its stack. It is asked for it by a signal whose handler (`faulthandler`, in C) writes the stacks
 of all threads to a file and then lets the signal end the process: sent before the process is continued, it comes before any
 other instruction, so what is written is where the process froze, and the process does nothing more.
 """
-
-from __future__ import annotations
 
 import contextlib
 import faulthandler
@@ -72,7 +70,7 @@ class Dump:
         self.board: mmap.mmap | None = None
         self._file: Any = None
 
-    def __enter__(self) -> Dump:
+    def __enter__(self) -> "Dump":
         if hasattr(faulthandler, "register") and hasattr(signal, "SIGRTMIN") and hasattr(os, "memfd_create"):
             number = os.memfd_create("normfree-stacks")
             os.ftruncate(number, WHERE.size)

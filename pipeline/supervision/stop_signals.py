@@ -3,14 +3,12 @@
     before `with`       `listen`: a sentence, and the code that asks to be queued again
     start               nothing to save: this rank tells the others (`watchdog`), and all leave
     step, save          the flag goes into the step's collective; all save the same step and leave
-    stalled data        the wait for a batch ends, the step is left out on all ranks (`training.batch_fetcher`), then as above
+    stalled data        the wait for a batch ends, the step is skipped on all ranks (`training.batch_fetcher`), then as above
     evaluation          given up by all ranks after the same batch (`training.evaluate`), then as above
     anything else       the process ends with the grace period; an older checkpoint stands
 
 A thread hears of the signal, because Python runs handlers on the main thread alone, which may be waiting in a collective.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -84,7 +82,7 @@ class StopSignal:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> "StopSignal":
         ours, signals_go_to = socket.socketpair()
         ours.setblocking(False)
         signals_go_to.setblocking(False)

@@ -11,8 +11,6 @@ last. No collective is used, and nothing here runs on the main thread: a beat co
 way (`pipeline.supervision.stop_signals`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -79,7 +77,7 @@ class Watchdog:
         """By then this process has left: somebody has named a rank."""
         self._is_reporting_alone = False
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> "Watchdog":
         if self.size == 1:
             self._stop.told.set()
         if self.config.limit_s > 0:
@@ -155,7 +153,7 @@ class Watchdog:
             read_s = 0.0
             while True:
                 is_last = self._closed.is_set()
-                self._say_beat()
+                self._log_heartbeat()
                 self._pass_on_stop()
                 if self._store.add("claims", 0) > 0:
                     self._follow()
@@ -191,7 +189,7 @@ class Watchdog:
         store = dist.TCPStore(address, int(port), is_master=False, wait_for_workers=False, timeout=wait)
         return dist.PrefixStore(self._name, store)
 
-    def _say_beat(self) -> None:
+    def _log_heartbeat(self) -> None:
         self._store.set(f"beat/{self.rank}", self._beat().to_json())
 
     def _pass_on_stop(self) -> None:

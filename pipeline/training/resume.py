@@ -4,8 +4,6 @@ run.yaml         the Run of the last start; fields that decide numbers must be t
 identity.json    what the run was made of (`pipeline.training.identity`)
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +46,7 @@ CHANGEABLE = (
     "data.skip_steps",
 )
 """Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
-there to change it, and for the duration, which is said. Data may lie elsewhere if they are the same."""
+there to change it, and for the duration; both are reported. Data may lie elsewhere if they are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,6 @@
 Both are opened as the test split is: for a selection record that is written, and not before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -41,9 +39,9 @@ def numbers(
         score: gives scores and labels of another dataset's open test split.
     """
     found: dict[str, float] = {}
-    if task.beside.real_url:
-        found[REAL] = real_top1(task.beside.real_url, task.url, opened.name, samples, scores)
-    if task.beside.v2_url:
+    if task.extra_tests.real_url:
+        found[REAL] = real_top1(task.extra_tests.real_url, task.url, opened.name, samples, scores)
+    if task.extra_tests.v2_url:
         found[V2] = metrics.compute("top1", *score(*open_v2(task, opened.selection_url, trial=trial)))
     return found
 

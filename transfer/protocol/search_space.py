@@ -6,8 +6,6 @@ A range is searched on the scale that its field has here; a plain number holds t
 of a cell, from scratch and pretrained, and so is the number of trials: each start picks its own point.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,7 +105,7 @@ class Search:
         return tuple(name for name in SCALES if getattr(self, name))
 
     def plain(self) -> dict[str, Any]:
-        """As a suite's YAML holds it; fields that are not stated are left out, so that later ones change no digest."""
+        """As a suite's YAML holds it; fields that are not configured are omitted, so that later ones change no digest."""
         found: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -7,8 +7,6 @@ of its splits in order, checks their number, and writes the list that `normfree 
 rules are those of google-research/task_adaptation (task_adaptation/data/*.py and the counts in their tests).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,10 +177,10 @@ def write_list(task: VtabTask, examples: Mapping[str, Sequence[tuple[str, Any]]]
             )
     counts, lines = {}, []
     for part, (split, low, high) in task.bounds_1k().items():
-        for path, said in examples[split][low:high]:
-            label = said if task.rule is None else task.rule(said)
+        for path, listed in examples[split][low:high]:
+            label = listed if task.rule is None else task.rule(listed)
             if not 0 <= label < task.num_classes:
-                raise UserError(f"{path} has the label {said!r}; {task.name} has {task.num_classes} classes from 0")
+                raise UserError(f"{path} has the label {listed!r}; {task.name} has {task.num_classes} classes from 0")
             lines.append(json.dumps({"path": path, "label": int(label), "split": part}))
         counts[part] = high - low
     Path(out).write_text("\n".join(lines) + "\n", encoding="utf-8")

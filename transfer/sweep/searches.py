@@ -1,7 +1,5 @@
 """The searches of a sweep's cells: rung by rung, or by generations, until each cell selects; and the count of what is done."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +9,7 @@ from transfer.search.grids import Bracket, brackets
 from transfer.search.successive_halving import Rung, decide, decision_url, read_rung, work_url
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import NothingChosen, asked, choose, taken_up
-from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.trials import finetune_entry
 
@@ -40,7 +38,7 @@ class Book:
         self.settled |= {t.digest for t in trials} - {t.digest for t in missing}
         return missing
 
-    def over(self, found: Entry, *, write: bool = False) -> None:
+    def over(self, found: LedgerEntry, *, write: bool = False) -> None:
         """A trial has its entry."""
         if write:
             self.ledger.write(found)

@@ -4,8 +4,6 @@ A sample that cannot be had leaves no hole: the next readable one of its micro-b
 one would have been, and the batch says so. A micro-batch with no readable sample at all is marked, and the run stops.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import re
@@ -29,7 +27,7 @@ DECODED_CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
-class Loss:
+class UnreadableSample:
     """A sample that a step should have used and could not."""
 
     source: int
@@ -49,7 +47,7 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     samples: torch.Tensor
-    lost: tuple[Loss, ...] = ()
+    lost: tuple[UnreadableSample, ...] = ()
     other_labels: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     """Of mixed images: the second label of each, (N,) int64, and the first one's share, (N,) float32."""
@@ -62,11 +60,11 @@ class Batch:
     """Seconds in which the loader process waited for bytes, and made pixels of them."""
 
     @property
-    def is_void(self) -> bool:
+    def is_placeholder(self) -> bool:
         """No sample of it was readable; its images are black."""
         return len(self.lost) == len(self.labels) > 0 and not self.lost[0].filled_with
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> "Batch":
         names = ("images", "labels", "samples", "other_labels", "weights")
         tensors = {name: getattr(self, name) for name in names}
         return replace(self, **{name: t.pin_memory() for name, t in tensors.items() if t is not None})
@@ -160,7 +158,7 @@ class BatchStream(IterableDataset[Batch]):
         self._budget_bytes, self._num_threads = budget_bytes, num_threads
         self._first = 0
 
-    def starting_at(self, number: int) -> BatchStream:
+    def starting_at(self, number: int) -> "BatchStream":
         """The same stream without its first `number` micro-batches."""
         rest = copy.copy(self)
         rest._first = number
@@ -199,7 +197,7 @@ class BatchStream(IterableDataset[Batch]):
             lost,
             None if mixed is None else labels[mixed[0]],
             None if mixed is None else mixed[1],
-            next((r.cache.trouble for r in self._sources.readers if r.cache and r.cache.trouble), ""),
+            next((r.cache.failure for r in self._sources.readers if r.cache and r.cache.failure), ""),
             sum(len(c) for c in reading.contents if isinstance(c, bytes)),
             reading.wait_s,
             time.perf_counter() - begin,
@@ -219,7 +217,7 @@ class BatchStream(IterableDataset[Batch]):
 
     def _fill(
         self, i: int, reason: str, reading: Reading, images: torch.Tensor, used: list[int], lost: set[int]
-    ) -> Loss:
+    ) -> UnreadableSample:
         """Puts the next readable sample of the micro-batch, counted cyclically, in the place of sample i."""
         place, num, filled_with = reading.places[i], len(images), ""
         images[i].zero_()
@@ -229,4 +227,4 @@ class BatchStream(IterableDataset[Batch]):
                 break
         sources = self._sources
         epoch = place.view // self._repeats
-        return Loss(place.source, epoch, sources.shard(place), sources.key(place), reason, filled_with)
+        return UnreadableSample(place.source, epoch, sources.shard(place), sources.key(place), reason, filled_with)
