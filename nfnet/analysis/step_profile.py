@@ -71,7 +71,7 @@ class _Alive(TorchDispatchMode):
                 self._enter(tensor.untyped_storage())
         # The fused loops keep nothing on the way; the formulas that stand for them here do.
         if not _in_kernel():
-            self.rows.append((*self.now, self.handed_over))
+            self.rows.append((self.now[0], self.now[1], self.handed_over))
         return found
 
     def _enter(self, storage: torch.UntypedStorage) -> None:
@@ -162,7 +162,7 @@ def step_profile(
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 logits = network(images)
             label_smoothing_cross_entropy(logits.float(), labels, 0.0).backward()
-        alive.rows.append((*alive.now, alive.handed_over))
+        alive.rows.append((alive.now[0], alive.now[1], alive.handed_over))
     return _profile(alive, [(block, extra, mark) for (block, extra), mark in zip(repeated, marks, strict=True)])
 
 
@@ -216,7 +216,7 @@ def _mark(alive: _Alive, block: nn.Module) -> _Marks:
     marks = _Marks()
 
     def note(into: list[_Mark]) -> None:
-        into.append(_Mark(len(alive.rows), *alive.now, alive.flops))
+        into.append(_Mark(len(alive.rows), alive.now[0], alive.now[1], alive.flops))
 
     def begin(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         if len(marks.forward) < 2:

@@ -50,7 +50,8 @@ MISTAKES = {
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_gets_one_sentence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(words, capsys)
-    assert code == 2 and not out and err.count("\n") == 1 and MISTAKES[words] in err
+    said = [line for line in err.splitlines() if " ... (" not in line]  # what a slow machine is doing
+    assert code == 2 and not out and len(said) == 1 and MISTAKES[words] in said[0]
 
 
 def test_text_names_bottleneck_moments_and_every_assumption(capsys: pytest.CaptureFixture[str]) -> None:
