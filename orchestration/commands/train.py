@@ -61,7 +61,7 @@ def pretrain(args: argparse.Namespace) -> int:
         return 0
     if args.recipe is None and not args.help_fields:
         raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
-    run, header = _asked_run(args) if args.recipe else (None, "")
+    run, header = asked_run(args) if args.recipe else (None, "")
     if args.help_fields:
         from orchestration.commands.field_help import terminal_lines
 
@@ -71,7 +71,7 @@ def pretrain(args: argparse.Namespace) -> int:
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
     if args.show:
-        say(*(header + _checked(run, args.num_processes) + dump_yaml(run)).splitlines())
+        say(*(header + checked(run, args.num_processes) + dump_yaml(run)).splitlines())
         return 0
     if not args.out:
         raise UserError("no run folder: set --out to where checkpoints and records go")
@@ -82,11 +82,11 @@ def pretrain(args: argparse.Namespace) -> int:
 
     uri = chosen_uri(args.tracking_uri)
     with doing("checking the run against its data"):
-        _checked(run, args.num_processes)
+        checked(run, args.num_processes)
     return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
 
 
-def _asked_run(args: argparse.Namespace) -> tuple[Run, str]:
+def asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     """The Run that the command names, fields replaced, and a header for --show."""
     from orchestration.commands.field_help import describe
     from pipeline import recipes
@@ -106,7 +106,7 @@ def _asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     return override(run, args.fields), header
 
 
-def _checked(run: Run, num_processes: int) -> str:
+def checked(run: Run, num_processes: int) -> str:
     """Refuses a run that does not fit together. A line of YAML about what could not be looked at, or nothing."""
     from pipeline.data.format import manifest
     from pipeline.storage import objects
