@@ -275,7 +275,7 @@ def _resources(options: Options, *, with_gpus: bool = True) -> dict[str, Any]:
 
 
 def _mounts(options: Options, *, document: bool = True) -> list[dict[str, Any]]:
-    found = [{"name": "memory", "mountPath": "/dev/shm"}]
+    found: list[dict[str, Any]] = [{"name": "memory", "mountPath": "/dev/shm"}]
     if document:
         found.append({"name": "job", "mountPath": FOLDER, "readOnly": True})
     if options.claim:
