@@ -112,12 +112,12 @@ class Office(Place):
         ):
             self.run(*line.split())
 
-    def popen(self, *words: str, **variables: str) -> "subprocess.Popen[str]":
-        """A command as a person types it there, in /shared; output and errors in one."""
+    def popen(self, *words: str, at: Place | None = None, **variables: str) -> "subprocess.Popen[str]":
+        """A command as a person types it there, or at a host, in /shared; output and errors in one."""
         names = {"HOME": "/root", "PATH": f"{Path(sys.executable).parent}:{PATH}", "LANG": "C.UTF-8", **variables}
         return subprocess.Popen(
             [
-                *self.enter(),
+                *(at or self).enter(),
                 "env",
                 "-i",
                 *(f"{k}={v}" for k, v in names.items()),
