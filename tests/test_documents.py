@@ -54,8 +54,8 @@ COMMANDS = sorted(
 def parsed(words: list[str]) -> argparse.Namespace:
     """By the real parser; the fields of a run are put into a recipe."""
     args = _parse(build_parser(), words)
-    if args.command == "pretrain":
-        is_name = args.recipe and not args.recipe.endswith(".yaml")
+    if args.command in ("pretrain", "launch"):
+        is_name = args.recipe and args.recipe != "transfer" and not args.recipe.endswith(".yaml")
         override(recipes.get(args.recipe) if is_name else BASE, args.fields)
     return args
 

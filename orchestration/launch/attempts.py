@@ -30,9 +30,9 @@ from orchestration.run.rank_end import EXIT_OURS
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, say
 
 REPORT_S = 15.0
+"""So long an agent waits for how the ranks of other hosts ended,"""
 FINISH_S = 120.0
-"""The same, after the ranks of this host have finished: rank 0 then still hands the last records on."""
-"""So long an agent waits for how the ranks of other hosts ended, and"""
+"""so long if its own have finished, since rank 0 then still hands on the last records, and"""
 STORE_S = 60.0
 """for a store that is gone to come back at the same place."""
 CONNECT_S = 10.0

@@ -31,6 +31,7 @@ COMMANDS = [
     "data cards",
     "inspect",
     "pretrain",
+    "launch",
     "evaluate",
     "transfer",
     "report",
