@@ -20,7 +20,7 @@ PRESENT = [p for p in PAGES if str(p.relative_to(ROOT)) not in HISTORY]
 LONGEST = {"README.md": 150, "CHANGELOG.md": 1000, "docs/LOG.md": 1000, "docs/configuration.md": 1000}
 FOLDERS = "nfnet|pipeline|transfer|orchestration|tests|benchmarks|datasets|docs"
 BASE = recipes.get("nfnet_tiny_glyphs")
-CHEAP = {"--list", "--show", "--help-fields", "--help", "cards"}
+CHEAP = {"--list", "--show", "--help-fields", "--help", "cards", "--dry-run", "--kubernetes", "--ray"}
 
 
 def name_of(page: Path) -> str:

@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 NET = "10.77.0"
 OFFICE = f"{NET}.254"
-TOOLS = ("sshd", "ssh", "ssh-keygen", "ip", "tc", "nft", "nsenter", "unshare")
+TOOLS = ("sshd", "ssh", "ssh-keygen", "ip", "tc", "nft", "nsenter", "unshare", "setpriv")
 NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -91,10 +91,9 @@ def _first_child(process: "subprocess.Popen[bytes]") -> int:
 class Office(Place):
     def __init__(self, folder: Path, see: Sequence[Path]) -> None:
         self.folder, self.see = folder, see
-        self.process = subprocess.Popen(
-            ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sleep", "infinity"],
-            stdin=subprocess.DEVNULL,
-        )
+        # Ends with this process, however that ends.
+        end = ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
+        self.process = subprocess.Popen([*end, "sleep", "infinity"], stdin=subprocess.DEVNULL)
         self.pid = _first_child(self.process)
         deadline = time.monotonic() + 60
         while self.run("ls", "/proc/self/ns/net", check=False) == "" and time.monotonic() < deadline:
