@@ -113,7 +113,7 @@ def test_a_host_is_killed_and_the_run_goes_on_with_the_other(hosts: Bed) -> None
     launched.read_to("saved +step 10:")
     hosts[1].crash()
     assert launched.end() == 0, launched.text
-    assert "h1 is lost" in launched.text and "16 = 1 processes x 16 images" in launched.text
+    assert "h1 is lost" in launched.text and "16 = 1 process" in launched.text
     assert steps(launched.text)[-1] == STEPS
     assert left_on(hosts) == []
 
@@ -212,7 +212,7 @@ def test_a_power_cut_is_noticed_and_the_host_comes_back(hosts: Bed, undisturbed:
     launched.read_to("saved +step 5:")
     hosts[1].power_off()
     launched.read_to("h1 is lost")
-    launched.read_to("16 = 1 processes")
+    launched.read_to("16 = 1 process")
     hosts[1].power_on()
     launched.read_to("16 = 2 processes")
     assert launched.end() == 0, launched.text
@@ -237,7 +237,7 @@ def test_after_a_long_cut_of_the_cable_the_host_comes_back(hosts: Bed, undisturb
     launched = Launched(hosts, *LONG, *QUICK_SSH)
     launched.read_to("saved +step 5:")
     hosts[1].unplug()
-    launched.read_to("16 = 1 processes")
+    launched.read_to("16 = 1 process")
     hosts[1].plug()
     launched.read_to("16 = 2 processes")
     assert launched.end() == 0, launched.text
@@ -316,6 +316,6 @@ def test_a_host_that_is_lost_again_and_again_is_left_out_by_name(hosts: Bed) -> 
             break
     else:
         raise AssertionError(launched.text)
-    launched.read_to("16 = 1 processes")
+    launched.read_to("16 = 1 process")
     launched.signal(signal.SIGTERM)
     assert launched.end() == 75, launched.text
