@@ -32,6 +32,7 @@ COMMANDS = [
     "inspect",
     "pretrain",
     "launch",
+    "drill",
     "evaluate",
     "transfer",
     "report",
