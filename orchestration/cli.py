@@ -28,6 +28,7 @@ def build_parser() -> Parser:
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.launch import launch_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
@@ -51,6 +52,7 @@ def build_parser() -> Parser:
         records_commands,
         model_commands,
         drill_command,
+        doctor_command,
     ):
         declare(commands)
     return parser
