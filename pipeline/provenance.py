@@ -7,13 +7,13 @@ import functools
 import importlib.metadata
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.display import shell
 from pipeline.secrets import public
 from pipeline.supervision.rank_environment import TORCHRUN
 
@@ -48,7 +48,7 @@ def libraries() -> str:
 
 def command() -> str:
     """What was typed, secrets left out: typed again in the same folder, it does the same again."""
-    return os.environ.get(COMMAND) or public(shlex.join(_as_typed(_torchrun() or sys.orig_argv)))
+    return os.environ.get(COMMAND) or public(shell(_as_typed(_torchrun() or sys.orig_argv)))
 
 
 def _torchrun() -> list[str]:

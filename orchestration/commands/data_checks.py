@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from typing import Any
 
 from orchestration.commands.output import cores, progress_bar, say
 from orchestration.commands.parser import add
-from pipeline.display import terminal
+from pipeline.display import shell, terminal
 from pipeline.errors import UserError
 
 
@@ -157,6 +156,6 @@ def data_bench(args: argparse.Namespace) -> int:
         f"{best.mb_per_s / max(bare.mb_per_s, 1e-9):.0%} of the bare read; {limit} is what bounds it"
     )
     say(
-        f"next: normfree pretrain RECIPE --data.url {shlex.quote(args.url)} --data.num_workers {best.num_workers} --out RUN"
+        f"next: normfree pretrain RECIPE --data.url {shell([args.url])} --data.num_workers {best.num_workers} --out RUN"
     )
     return 0

@@ -51,8 +51,11 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
         if debug:
             raise
         leave()
-        if readers:  # every rank meets the same mistake; one says so
+        if readers:
             readers.close(failed=str(error))
+        if (
+            readers or node
+        ):  # every rank meets the same mistake; one of each machine says so, for its log may be all that one has
             say(str(error))
         return EXIT_USER
     except BaseException as error:
