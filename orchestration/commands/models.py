@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import doing, progress_bar, say
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from pipeline.display import shell, terminal
 from pipeline.errors import UserError
 
@@ -181,7 +181,11 @@ def _pull(commands: Any) -> None:
         help="end with an exported folder in place of the checkpoint",
     )
     p.add_argument(
-        "--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)"
+        "--connections",
+        type=number(int, 1),
+        default=8,
+        metavar="N",
+        help="parts fetched at a time (default %(default)s)",
     )
     p.add_argument("--tracking-uri", metavar="URI", help="of models:/...: MLflow; default: MLFLOW_TRACKING_URI")
 

@@ -141,7 +141,7 @@ def parse_budget(text: str | None) -> Budget:
     from transfer.sweep.scheduler import Budget
 
     budget = Budget()
-    for word in (text or "").split(",") if text else []:
+    for word in [] if text is None else text.split(","):
         match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(trial|image)s?\s*", word)
         try:
             number = int(float(match[1])) if match else 0

@@ -33,6 +33,7 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
     from pipeline.records import Finished, Stopped
+    from pipeline.storage.store_errors import silence
     from pipeline.training.train import train
 
     here = place()
@@ -55,7 +56,7 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
             readers.close(failed=str(error))
         if (
             readers or node
-        ):  # every rank meets the same mistake; one of each machine says so, for its log may be all that one has
+        ):  # every rank meets the same mistake; one of each machine says so: its log may be all there is
             say(str(error))
         return EXIT_USER
     except BaseException as error:
@@ -63,6 +64,9 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
             readers.close(failed=f"{type(error).__name__}: {error}")
         if debug or not isinstance(error, Exception):
             raise
+        if away := silence(error):
+            say(f"rank {here.rank} ended: {away}")
+            return EXIT_USER
         say(f"rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)")
         return EXIT_OURS
     leave()

@@ -73,18 +73,22 @@ def size_bytes(url: str | os.PathLike[str]) -> int:
 
 
 def read_bytes(url: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
-    """The whole object, or its first `max_bytes`; FileNotFoundError if there is none.
+    """The whole object, or its first `max_bytes`, which is for small objects that somebody else may have written.
 
-    With `max_bytes`, which is for objects that somebody else may have written, only regular files are read.
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is a pipe, a device or a folder, which may never end.
     """
     if is_local(url):
         path = local_path(url)
-        if max_bytes is None:
-            return path.read_bytes()
+        if path.is_dir():
+            raise UserError(f"{path} is no regular file; give the path of one")
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path} is no regular file; give the path of one")
+            if max_bytes is None:
+                return file.read()
             return file.read(min(max_bytes, status.st_size))  # read(n) takes n bytes of memory, whatever the file has
 
     def start(fs: Any, path: str) -> bytes:

@@ -1,5 +1,6 @@
 """What a person meets: help, and one sentence with exit code 2 for each mistake."""
 
+import argparse
 import json
 import os
 import shlex
@@ -109,6 +110,33 @@ def test_a_mistake_gets_one_sentence_and_two(
     lines = [line for line in err.splitlines() if " ... (" not in line]  # what is being done, where it takes long
     assert len(lines) == 1 and lines[0].startswith("normfree: ") and message in lines[0]
     assert not (tmp_path / "x" / "manifest.json").exists() and not (tmp_path / "x" / "run.yaml").exists()
+
+
+CHECKED_LATER = {
+    *("--px", "--top", "--tolerance", "--skip-init", "--seeds", "--max-concurrent", "--gpus-per-trial"),
+    *("--processes-per-trial", "--num-processes", "--val-share", "--max-bad-share", "--shard-mb", "--shard-samples"),
+    *("--resize-shortest", "--resize-longest", "--jpeg-quality", "--workers", "--seed"),
+}
+"""By what they decide, which names them too."""
+
+
+def test_every_number_of_the_command_line_has_a_range(capsys: pytest.CaptureFixture[str]) -> None:
+    parsers, seen = [build_parser()], 0
+    while parsers:
+        parser = parsers.pop()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            elif action.type in (int, float):
+                assert CHECKED_LATER & set(action.option_strings), action
+            elif action.type is not None:
+                seen += 1
+                for text in ("-1", "nan", "1e400", "9" * 5000, "x"):
+                    with pytest.raises(argparse.ArgumentTypeError, match=r"give a (whole )?number"):
+                        action.type(text)  # type: ignore[operator]
+    assert seen > 8
+    assert main(["data", "bench", "nothing", "--seconds", "0"]) == 2
+    assert "--seconds: '0'; give a number of 0.1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
