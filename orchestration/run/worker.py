@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from orchestration import child_process
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place_trouble
 from pipeline.supervision.process_exit import run as run_process
 from pipeline.supervision.rank_environment import TORCHRUN, place
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, StopSignal, say
@@ -64,7 +64,7 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
             readers.close(failed=f"{type(error).__name__}: {error}")
         if debug or not isinstance(error, Exception):
             raise
-        if away := silence(error):
+        if away := silence(error) or place_trouble(error):
             say(f"rank {here.rank} ended: {away}")
             return EXIT_USER
         say(f"rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)")

@@ -123,10 +123,14 @@ class Account:
         except Exception as error:  # clients of stores raise what they like; the run is worth more than its account
             self._trouble = f"the account of the samples could not be written: {sentence(error, where)}"
 
-    def restore(self, step: int) -> None:
+    def restore(self, step: int) -> Iterator[Record]:
         """Rank 0 reads what was lost before, and the others take its account over."""
         entries = self._ledger.read(self._out, step) if self._world.is_main else None
-        self._ledger.restore(cast(Entries, world.broadcast(self._world, entries)), step)
+        found = cast(Entries | None, world.broadcast(self._world, entries))
+        self._ledger.restore(found or {}, step)
+        if step and found is None:
+            text = f"there is no {NAME} in {self._out}: what was lost before step {step} is not in the account"
+            yield Notice(step=step, text=text)
 
     def rewind(self, step: int) -> None:
         """The run has gone back to `step`: what happened from there on will happen again, or will not."""

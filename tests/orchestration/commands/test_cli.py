@@ -1,6 +1,7 @@
 """What a person meets: help, and one sentence with exit code 2 for each mistake."""
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -110,6 +111,21 @@ def test_a_mistake_gets_one_sentence_and_two(
     lines = [line for line in err.splitlines() if " ... (" not in line]  # what is being done, where it takes long
     assert len(lines) == 1 and lines[0].startswith("normfree: ") and message in lines[0]
     assert not (tmp_path / "x" / "manifest.json").exists() and not (tmp_path / "x" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENAMETOOLONG, errno.ENOTDIR])
+def test_a_full_or_read_only_place_is_no_fault_of_ours(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(_: Any) -> int:
+        raise OSError(number, os.strerror(number), "/there/scorecard.html")
+
+    monkeypatch.setattr("orchestration.commands.transfer.report", refused)
+    code, _, err = run("report sweep", capsys)
+    assert code == 2 and err == (
+        f"normfree: /there/scorecard.html: {os.strerror(number)}; mend that, or give another place "
+        "(temporary files: TMPDIR, caches: NORMFREE_CACHE)\n"
+    )
 
 
 CHECKED_LATER = {
