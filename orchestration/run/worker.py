@@ -57,7 +57,8 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
         if (
             readers or node
         ):  # every rank meets the same mistake; one of each machine says so: its log may be all there is
-            say(str(error))
+            for line in (str(error), *error.table):
+                say(line)
         return EXIT_USER
     except BaseException as error:
         if readers:
