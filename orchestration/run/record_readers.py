@@ -125,7 +125,8 @@ class Readers:
         say(f"waiting for MLflow at {where} to take the last records ({self._wait_s:g} s at most)")
         if not self._uploader_ends(self._wait_s - SAY_AFTER_S):
             say(
-                f"tracking: MLflow at {where} keeps the uploader waiting; no record is lost, and this sends what is missing: "
+                f"tracking: MLflow at {where} has not taken all records yet; the uploader goes on without this command, and no "
+                "record is lost. If it reports that some are missing, this sends them: "
                 f"{shell(['normfree', 'track', 'import', self.out, '--tracking-uri', where])}"
             )
 
