@@ -180,13 +180,7 @@ def _pull(commands: Any) -> None:
         choices=["safetensors", "timm", "onnx"],
         help="end with an exported folder in place of the checkpoint",
     )
-    p.add_argument(
-        "--connections",
-        type=number(int, 1),
-        default=8,
-        metavar="N",
-        help="parts fetched at a time (default %(default)s)",
-    )
+    p.add_argument("--connections", type=number(int, 1), default=8, metavar="N", help="at a time (default %(default)s)")
     p.add_argument("--tracking-uri", metavar="URI", help="of models:/...: MLflow; default: MLFLOW_TRACKING_URI")
 
 
