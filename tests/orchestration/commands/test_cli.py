@@ -151,8 +151,8 @@ def test_every_number_of_the_command_line_has_a_range(capsys: pytest.CaptureFixt
                     with pytest.raises(argparse.ArgumentTypeError, match=r"give a (whole )?number"):
                         action.type(text)  # type: ignore[operator]
     assert seen > 8
-    assert main(["data", "bench", "nothing", "--seconds", "0"]) == 2
-    assert "--seconds: '0'; give a number of 0.1 or more" in capsys.readouterr().err
+    code, _, err = run("data bench nothing --seconds 0", capsys)
+    assert code == 2 and "--seconds: '0'; give a number of 0.1 or more" in err
 
 
 @pytest.mark.parametrize(
