@@ -45,5 +45,5 @@ def test_a_store_that_is_away_is_no_failed_rank(
 
     monkeypatch.setattr("pipeline.training.train.train", away)
     out = str(tmp_path / "run")
-    assert worker.run_worker(get("nfnet_tiny_glyphs"), out, tracking_uri=None, debug=False) == worker.EXIT_USER
+    assert worker.run_worker(get("nfnet_tiny_glyphs"), out, tracking_uri=None, debug=False) == worker.EXIT_OURS
     assert "the object store does not answer" in capfd.readouterr().err
