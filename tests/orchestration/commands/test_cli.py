@@ -132,7 +132,7 @@ def test_a_full_or_read_only_place_is_no_fault_of_ours(
 CHECKED_LATER = {
     *("--px", "--top", "--tolerance", "--skip-init", "--seeds", "--max-concurrent", "--gpus-per-trial"),
     *("--processes-per-trial", "--num-processes", "--val-share", "--max-bad-share", "--shard-mb", "--shard-samples"),
-    *("--resize-shortest", "--resize-longest", "--jpeg-quality", "--workers", "--seed"),
+    *("--resize-shortest", "--resize-longest", "--jpeg-quality", "--workers", "--seed", "--max-restarts"),
 }
 """By what they decide, which names them too."""
 

@@ -109,6 +109,13 @@ def test_losses_are_skipped_once_filled_and_only_those_of_steps_that_were_used()
         ledger.page(0, 0, 2)
 
 
+def test_each_sources_passes_with_losses_are_told_once() -> None:
+    ledger = Ledger(made((6, 12), (0.5, 0.5)), global_batch=BATCH, total_steps=12)
+    ledger.lost(0, [Loss(1, 0, "t.tar", "1", "cut", "x")])
+    told = [[(p.source, p.epoch) for p in ledger.closed(step)] for step in range(9)]
+    assert [t for t in told if t] == [[("source 1", 0)]]
+
+
 def test_an_update_that_is_left_out_used_no_sample() -> None:
     ledger = Ledger(made((10,)), global_batch=BATCH, total_steps=12)
     ledger.left_out(1, "not finite")
