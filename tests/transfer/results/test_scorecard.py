@@ -19,10 +19,10 @@ from transfer.results.scorecard import (
     with_extra_metrics,
 )
 from transfer.results.statistics import Estimate, paired
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 
-def cell(seed: int, value: float | None, init: Any = "pretrained", **changed: Any) -> Entry:
+def cell(seed: int, value: float | None, init: Any = "pretrained", **changed: Any) -> LedgerEntry:
     usual = {
         "digest": f"{seed:064x}",
         "kind": "final",
@@ -47,7 +47,7 @@ def cell(seed: int, value: float | None, init: Any = "pretrained", **changed: An
         "error": None if value is not None else "the loss is not finite",
         "cause": "" if value is not None else "diverged",
     }
-    return Entry(
+    return LedgerEntry(
         **{
             **usual,
             "seed": seed,

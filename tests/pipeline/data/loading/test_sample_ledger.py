@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.loading.batches import Loss
+from pipeline.data.loading.batches import UnreadableSample
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.sample_ledger import Ledger, plan
 from pipeline.data.sampling.mixture import Mixture
@@ -92,7 +92,7 @@ def test_pages_are_what_counting_each_position_gives(
 
 
 def lose(ledger: Ledger, step: int, key: str, *, epoch: int = 0, filled_with: str = "x") -> None:
-    ledger.lost(step, [Loss(0, epoch, "t.tar", key, "cut", filled_with)])
+    ledger.lost(step, [UnreadableSample(0, epoch, "t.tar", key, "cut", filled_with)])
 
 
 def test_losses_are_skipped_once_filled_and_only_those_of_steps_that_were_used() -> None:
@@ -111,14 +111,14 @@ def test_losses_are_skipped_once_filled_and_only_those_of_steps_that_were_used()
 
 def test_each_sources_passes_with_losses_are_told_once() -> None:
     ledger = Ledger(made((6, 12), (0.5, 0.5)), global_batch=BATCH, total_steps=12)
-    ledger.lost(0, [Loss(1, 0, "t.tar", "1", "cut", "x")])
+    ledger.lost(0, [UnreadableSample(1, 0, "t.tar", "1", "cut", "x")])
     told = [[(p.source, p.epoch) for p in ledger.closed(step)] for step in range(9)]
     assert [t for t in told if t] == [[("source 1", 0)]]
 
 
 def test_an_update_that_is_left_out_used_no_sample() -> None:
     ledger = Ledger(made((10,)), global_batch=BATCH, total_steps=12)
-    ledger.left_out(1, "not finite")
+    ledger.skipped(1, "not finite")
     first, second = ledger.pages(3)
     assert (first.used, first.skipped, second.used, second.skipped) == (6, 4, 6, 2) and first.repeated == 0
     assert {(e.step, e.key, e.reason) for e in first.entries} == {(1, k, "not finite") for k in "6789"}
