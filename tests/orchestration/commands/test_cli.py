@@ -33,6 +33,7 @@ COMMANDS = [
     "data cards",
     "inspect",
     "pretrain",
+    "launch",
     "drill",
     "evaluate",
     "transfer",
