@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestration.clusters.remote import MARK, SILENT_S, Ready
 from pipeline import documents
 from pipeline.errors import UserError
 
+REMOTE = "orchestration.clusters.remote"
 CONNECT_S = 10
 MAX_LINE_BYTES = 1 << 20
 
@@ -94,8 +95,8 @@ class Connection:
             self.process.kill()
 
 
-def command(host: Host, options: Options) -> list[str]:
-    """The words of one ssh. Nothing in them is secret."""
+def command(host: Host, options: Options, module: str = REMOTE) -> list[str]:
+    """The words of one ssh that starts a module of ours there. Nothing in them is secret."""
     words = ["ssh", "-T"]
     for option in options.ssh_options:
         words += ["-o", option]
@@ -107,15 +108,15 @@ def command(host: Host, options: Options) -> list[str]:
     )
     for option in ours:
         words += ["-o", option]
-    return [*words, "--", host.name, remote_command(options.python)]
+    return [*words, "--", host.name, remote_command(options.python, module)]
 
 
-def remote_command(python: str) -> str:
+def remote_command(python: str, module: str = REMOTE) -> str:
     """For the login shell of the host, whichever that is."""
     words = ["exec", "env", "PYTHONSAFEPATH=1"]
     if ROOT.name not in ("site-packages", "dist-packages"):
         words.append(f"PYTHONPATH={ROOT}")
-    return shlex.join([*words, python, "-m", "orchestration.clusters.remote"])
+    return shlex.join([*words, python, "-m", module])
 
 
 async def connect(host: Host, options: Options, show: Callable[[Host, str], None]) -> Connection:
@@ -184,11 +185,14 @@ def _message(line: str) -> dict[str, Any] | None:
 
 def why_lost(connection: Connection) -> str:
     """What ended a connection, in words with a remedy."""
-    host, text = connection.host.name, " ".join(connection.errors)
-    said = next((line for line in reversed(connection.errors) if line.strip()), "")
-    code = connection.process.returncode
     if connection.refused:
-        return f"{host}: {connection.refused}"
+        return f"{connection.host.name}: {connection.refused}"
+    return why_ended(connection.host.name, connection.process.returncode, connection.errors)
+
+
+def why_ended(host: str, code: int | None, errors: Sequence[str]) -> str:
+    """The same of any ssh, by its code and the last lines of its errors."""
+    text, said = " ".join(errors), next((line for line in reversed(errors) if line.strip()), "")
     if "Could not resolve hostname" in text:
         return f"{host}: no such host ({said}); correct the name, or add it to /etc/hosts or ~/.ssh/config"
     if "Permission denied" in text or "Too many authentication failures" in text:
