@@ -11,7 +11,7 @@ from orchestration.commands.parser import EXIT_USER, Parser, did_you_mean
 from pipeline.supervision.process_exit import run
 
 EXIT_OURS = 1
-TAKE_FIELDS = ("pretrain", "plan")
+TAKE_FIELDS = ("pretrain", "launch", "plan")
 """Commands whose options may be fields of a Run, by their paths."""
 
 
@@ -26,6 +26,7 @@ class _Version(argparse.Action):
 def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
+    from orchestration.commands.launch import launch_commands
     from orchestration.commands.models import model_commands
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
@@ -47,6 +48,7 @@ def build_parser() -> Parser:
         data_commands,
         inspect_commands,
         train_commands,
+        launch_commands,
         transfer_commands,
         records_commands,
         model_commands,
@@ -79,12 +81,12 @@ def _split_fields(words: list[str], parser: Parser) -> tuple[list[str], dict[str
         name, equals, value = word.partition("=")
         if not word.startswith("--") or name in parser.options():
             kept.append(word)
-            if not equals and words and word.startswith("--") and parser.takes_value(name):
+            if not equals and words and word[:2] == "--" != words[0][:2] and parser.takes_value(name):
                 kept.append(words.pop(0))
             continue
         if not equals:
             if not words or words[0].startswith("--"):
-                raise UserError(f"{name} needs a value; see 'normfree pretrain --help'")
+                raise UserError(f"{name} needs a value; see '{parser.prog} --help'")
             value = words.pop(0)
         fields[name[2:]] = value
     return kept, fields
@@ -97,6 +99,10 @@ def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     fields: dict[str, str] = {}
+    sweep: list[str] = []
+    if words[:1] == ["launch"] and "--" in words:
+        at = words.index("--")
+        words, sweep = words[:at], words[at + 1 :]
     if words[:1] and words[0] in TAKE_FIELDS:
         kept, fields = _split_fields(words[1:], parser.command(words[0]))
         words = [words[0], *kept]
@@ -107,7 +113,7 @@ def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
         if args.command in TAKE_FIELDS and (usual := USUAL.get(rest[0].lstrip("-"))):
             advice = f"did you mean {usual}?"
         raise UserError(f"unknown argument {rest[0]!r}; {advice}; see '{used.prog} --help'")
-    args.fields = fields
+    args.fields, args.sweep = fields, sweep
     return args
 
 
@@ -133,11 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         from pipeline.display import terminal
-        from pipeline.errors import UserError
+        from pipeline.errors import UserError, place_trouble
         from pipeline.secrets import public
+        from pipeline.storage.store_errors import silence
 
-        text = terminal(public(str(error)))
-        if isinstance(error, UserError):
+        away = silence(error) or place_trouble(error)
+        text = terminal(public(away or str(error)))
+        if away or isinstance(error, UserError):
             print(f"normfree: {text}", file=sys.stderr)
             return EXIT_USER
         print(f"normfree: {type(error).__name__}: {text} (a fault of ours; --debug shows where)", file=sys.stderr)
