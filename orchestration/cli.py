@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
@@ -44,6 +45,7 @@ def build_parser() -> Parser:
         data_commands,
         inspect_commands,
         train_commands,
+        watch_commands,
         transfer_commands,
         records_commands,
         model_commands,

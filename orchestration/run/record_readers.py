@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TextIO
 
 from orchestration.run.console import Console
 from orchestration.spool import mirror
@@ -36,13 +38,23 @@ class Readers:
     and tried again later.
     """
 
-    def __init__(self, run: Run, out: str, tracking_uri: str | None, stop: StopSignal | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        out: str,
+        tracking_uri: str | None,
+        stop: StopSignal | None = None,
+        *,
+        terminal: TextIO | None = None,
+    ) -> None:
+        """`terminal`: shows the live line, where standard output goes to a log, which gets plain lines."""
         self.run_dir = records_folder(out)
         self.out, self.run = out, run
         self.tracking_uri = resolve_uri(tracking_uri, self.run_dir)
         self._stop = stop or StopSignal()
-        self._console = Console()
-        self._console_trouble, self._records_trouble = Trouble("the lines of the console"), Trouble("records")
+        self._consoles = [Console(live=False), Console(terminal)] if terminal else [Console()]
+        self._console_trouble = [Trouble("the lines of the console") for _ in self._consoles]
+        self._records_trouble = Trouble("records")
         self._spool: Spool | None = None
         self._uploader: subprocess.Popen[bytes] | None = None
         self._restart_after_s = 0.0
@@ -52,7 +64,8 @@ class Readers:
         # Nothing is written before there is a plan: a run that is refused while it starts leaves no trace.
         if self._spool is not None or not isinstance(record, Phase):
             self._records_trouble.hold_off(lambda: self._keep(record))
-        self._console_trouble.hold_off(lambda: self._console.read(record, next_command=self._next(record)))
+        for console, trouble in zip(self._consoles, self._console_trouble, strict=True):
+            trouble.hold_off(partial(console.read, record, next_command=self._next(record)))
 
     def _keep(self, record: Record) -> None:
         if self._spool is None:
@@ -98,7 +111,8 @@ class Readers:
         return f"normfree transfer {checkpoint} --suite small_images --data-root DATA --out SWEEP"
 
     def close(self, *, failed: str | None) -> None:
-        self._console_trouble.hold_off(self._console.close, now=True)
+        for console, trouble in zip(self._consoles, self._console_trouble, strict=True):
+            trouble.hold_off(console.close, now=True)
         self._records_trouble.hold_off(lambda: self._close_records(failed), now=True)
         if self._uploader is not None and self._wait_s:
             self._wait()

@@ -45,6 +45,10 @@ class SweepInfo:
     """How candidates of a search are stopped (`transfer.search.grids`), and drawn."""
     search: str = "grid"
     code_revision: str = ""
+    folder: str = ""
+    """In which the command was typed."""
+    num_trials: int = 0
+    """That it takes in all; 0 of an earlier version."""
     plan: dict[str, Any] = field(default_factory=dict)
     """Of `transfer.sweep.cells.sweep_of`: what it takes to run a trial of this sweep again."""
 

@@ -1,0 +1,1 @@
+"""Commands for before, during and after a run."""
