@@ -45,7 +45,7 @@ def records(url: str) -> Records:
     if path.exists() and path.stat().st_size >= there:
         with path.open("rb") as file:
             return _fold(file)
-    first, rest, size = parts[:1], [], 0
+    first, rest, size = parts[:1], list[tuple[int, int, str]](), 0
     for part in reversed(parts[1:]):
         size += part[1] - part[0]
         if size > MAX_RECORD_BYTES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -130,8 +131,8 @@ def run_status(url: str, *, verify: bool = False, brief: bool = False) -> RunSta
 
 def _starts(events: list[dict[str, Any]], hangs: list[dict[str, Any]], alive: bool) -> list[Start]:
     found: list[Start] = []
-    begins = [i for i, r in enumerate(events) if r["kind"] == "Attempt"]
-    for begin, end in zip(begins, [*begins[1:], len(events)], strict=True):
+    bounds = [*(i for i, r in enumerate(events) if r["kind"] == "Attempt"), len(events)]
+    for begin, end in pairwise(bounds):
         head, rest = events[begin], events[begin:end]
         ending, why = _ending(rest)
         is_last = end == len(events)
@@ -170,7 +171,7 @@ def _ending(events: list[dict[str, Any]]) -> tuple[str, str]:
 
 def _checkpoint(url: str, events: list[dict[str, Any]], *, verify: bool) -> tuple[Saved | None, int]:
     root = checkpoints_url(url)
-    steps = {i.name: place for i in listing.items(root) if i.is_folder and (place := place_in_order(i.name))}
+    steps = {i.name: order for i in listing.items(root) if i.is_folder and (order := place_in_order(i.name))}
     passed: list[str] = []
     num = 0
     for name in sorted(steps, key=lambda n: steps[n], reverse=True):

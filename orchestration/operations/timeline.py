@@ -94,12 +94,13 @@ def of_records(records: Records) -> Iterator[Event]:
 
 def of_hangs(reports: Iterable[dict[str, Any]]) -> Iterator[Event]:
     for report in reports:
+        ranks, host = tuple[int, ...](), ""
         try:
             first = report["frozen"][0]
             ranks, host = (int(first["rank"]),), str(first["host"] or "")
             text = hang_report.sentence(report, report["file"])
         except (KeyError, TypeError, IndexError, ValueError):
-            ranks, host, text = (), "", f"a rank froze; see {report['file']}"
+            text = f"a rank froze; see {report['file']}"
         yield Event(time_s=float(report["time_s"]), text=text, kind="hang", ranks=ranks, host=host, is_error=True)
 
 

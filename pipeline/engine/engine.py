@@ -232,7 +232,7 @@ class Engine:
         for key, fragment in self.local_fragments().items():
             kind, name = key.rpartition("@")[0].split("/", 1)
             norm = torch.linalg.vector_norm(fragment, dtype=torch.float64)
-            sums[:, KINDS.index(kind)] += torch.stack([shares[name] * norm.square(), torch.ones_like(norm)])  # type: ignore[arg-type]
+            sums[:, KINDS.index(kind)] += torch.stack([shares[name] * norm.square(), torch.ones_like(norm)])
         if self.world.size > 1:
             dist.all_reduce(sums)
         return {kind: total for kind, total, num in zip(KINDS, *sums.tolist(), strict=True) if num}
