@@ -58,7 +58,8 @@ def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_ur
         leave()
         if readers:  # every rank meets the same mistake; one says so
             readers.close(failed=str(error))
-            say(str(error))
+            for line in (str(error), *error.table):
+                say(line)
         return EXIT_USER
     except BaseException as error:
         if readers:

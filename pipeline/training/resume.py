@@ -11,11 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.checkpoint import load, retention, unsaved
 from pipeline.checkpoint.commit import Commit
-from pipeline.configuration import from_dict, to_dict
+from pipeline.configuration import from_dict
 from pipeline.data.loading.datasets import TrainData
 from pipeline.documents import MAX_YAML_BYTES
 from pipeline.duration import Duration
@@ -23,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.records import Changed, PassedOver, Record
 from pipeline.storage import objects
 from pipeline.training import identity
-from pipeline.training.run import Run, dump_yaml, load_yaml
+from pipeline.training.run import Run, dump_yaml, flat, load_yaml
 
 NAME = "run.yaml"
 CHANGEABLE = (
@@ -36,6 +35,7 @@ CHANGEABLE = (
     "keep_checkpoints",
     "saving",
     "watchdog",
+    "join",
     "engine",
     "data.num_workers",
     "data.read_threads",
@@ -118,28 +118,13 @@ def newest(out: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver]]:
 
 
 def _refuse_other_fields(out: str, earlier: Run, run: Run) -> None:
-    theirs, ours = _flat(earlier), _flat(run)
+    theirs, ours = flat(earlier), flat(run)
     for name, value in ours.items():
         if value != theirs.get(name) and not any(name == c or name.startswith(f"{c}.") for c in CHANGEABLE):
             raise UserError(
                 f"{out} holds a run with {name} = {theirs.get(name)!r}, this one has {value!r}; "
                 f"give another folder with --out, or the same settings to resume"
             )
-
-
-def _flat(run: Run) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def enter(tree: dict[str, Any], prefix: str) -> None:
-        for key, value in tree.items():
-            if isinstance(value, dict) and value:
-                enter(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    enter(to_dict(run), "")
-    flat["data.mixture"] = [f"dataset {i} = {weight}" for i, (_, weight) in enumerate(run.data.sources())][1:]
-    return flat
 
 
 def _other_length(run: Run, step: int, before: int, now: int, num_steps: Callable[[Duration], int]) -> str:

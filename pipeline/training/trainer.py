@@ -28,7 +28,7 @@ from pipeline.engine.update_stats import UpdateStats, over_updates
 from pipeline.errors import UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
-from pipeline.records import Changed, Phase, Record, Started, Step
+from pipeline.records import Phase, Record, Started, Step
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.training import identity, resume
@@ -77,8 +77,6 @@ class Job:
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
-        for what, text in identity.refuse_mixed_ranks(self.world, self.run, identity.of_run(self.data)).items():
-            yield Changed(step=0, what=f"{what} of machines", text=text)
         found = distributed.from_main(
             self.world,
             lambda: resume.find(self.run, self.out, self.data, cache_dir=self.cache_dir, num_steps=self._steps),
