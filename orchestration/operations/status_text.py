@@ -24,6 +24,7 @@ STATES = {
 }
 MAX_STARTS = 10
 MAX_FAILURES = 10
+MAX_RUNNING = 4
 
 
 def block(status: RunStatus | SweepStatus) -> list[str]:
@@ -108,6 +109,7 @@ def _sweep(status: SweepStatus) -> list[tuple[str, str]]:
         ("state", STATES[status.state]),
         ("works on it", _alive(status)),
         ("trials", f"{status.num_done:,}{of} are over, {status.num_failed} of them failed{left}"),
+        ("running", f"{len(status.running)}: {', '.join(status.running[:MAX_RUNNING])}" if status.running else ""),
         *failures,
         ("", f"and {more} more" if more > 0 else ""),
         *(("best", f"{task}: {text}") for task, text in status.best.items()),

@@ -30,6 +30,8 @@ class SweepStatus:
     """Trials that are over, failed ones too."""
     num_trials: int | None
     """In all; None of a sweep of an earlier version."""
+    running: list[str]
+    """What runs now, as the driver told within the last seconds."""
     num_failed: int
     failures: list[str]
     best: dict[str, str]
@@ -59,6 +61,7 @@ def sweep_status(url: str, *, brief: bool = False) -> SweepStatus:
         owner=owner_facts(owner),
         num_done=len(trials),
         num_trials=planned,
+        running=ledger.running() if alive and not brief else [],
         num_failed=len(failed),
         failures=[f"{e.task} {e.method} {e.init} {e.shots} shots: {e.error}" for e in failed],
         best=_best(entries),

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 
 WINDOW, FIRST = 50, 10
-FEWEST = 20
-"""A window of fewer numbers is compared with nothing."""
 LIMIT = 4.0
 TO_DEVIATION = 1.4826
 FLOOR = 0.002
@@ -49,8 +47,8 @@ class Comparison:
 
 
 def compare(window: Sequence[float], after: Sequence[float]) -> Comparison | None:
-    """None where the window is too short to say anything."""
-    if len(window) < FEWEST or len(after) == 0:
+    """None where the window is not full yet: losses of a run's first steps stand still and then fall, on no line."""
+    if len(window) < WINDOW or len(after) == 0:
         return None
     values = np.asarray(window, dtype=np.float64)
     x = np.arange(len(values), dtype=np.float64)

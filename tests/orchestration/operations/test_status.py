@@ -28,6 +28,8 @@ from pipeline.storage import listing, objects, ownership
 from pipeline.storage.process_identity import Process
 from tests.orchestration.tracking.test_tracking import finished, started, step
 from tests.s3_server import BUCKET, find_server, s3_server
+from transfer.sweep.entry import Trial, entry
+from transfer.sweep.ledger import Ledger, SweepInfo
 
 ROOT = Path(__file__).parents[3]
 MakeCheckpoint = Callable[..., str]
@@ -208,6 +210,50 @@ def test_the_last_starts_errors_come_before_an_earlier_ones() -> None:
     events += [event(4, "follows", is_error=True, is_consequence=True), event(5, "cause", is_error=True)]
     found = first_error(events)
     assert found is not None and found.text == "cause"
+
+
+def make_sweep(url: str, **more: Any) -> Ledger:
+    """Four trials of six, one of them failed."""
+    facts = {
+        "suite": "demo",
+        "suite_digest": "s",
+        "checkpoint_url": "runs/a",
+        "checkpoint_digest": "a" * 64,
+        "model": "m",
+    }
+    sweep = Ledger(url)
+    info = SweepInfo(
+        **facts, started_s=1.0, command="normfree transfer x", hardware="", num_seeds=2, not_run=[], **more
+    )
+    sweep.claim(info)
+    for seed, value in enumerate((0.5, 0.75, 0.625, None)):
+        what: dict[str, Any] = {"kind": "final", "task": "digits", "method": "ridge", "init": "pretrained", "shots": 5}
+        digests = {"protocol_digest": "p", "data_digest": "d", "checkpoint_digest": "a" * 64}
+        trial = Trial(**what, seed=seed, hyperparameters={}, **digests)
+        sweep.write(entry(trial, task_title="D", checkpoint_url="", value=value, error=None if value else "it broke"))
+    return sweep
+
+
+def test_a_sweep_says_how_many_trials_are_over_failed_and_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(tmp_path / "sweep")
+    sweep = make_sweep(url, num_trials=6, folder="/a folder")
+    sweep.tell_running([{"name": "digits-ridge", "since_s": 1.0}])
+    text = said(capsys, "status", url)
+    for part in (
+        "trials  4 of 6 are over, 1 of them failed",
+        "it broke",
+        "digits: 75.0%",
+        "cd '/a folder' && normfree transfer x",
+    ):
+        assert part in text
+    assert "running" not in text.replace("not running", "")  # nobody lives, so nothing runs
+    with ownership.hold(url, "sweep"):
+        found = json.loads(said(capsys, "status", url, "--json"))
+    assert found["state"] == "running" and found["running"] == ["digits-ridge"] and found["go_on"] == ""
+    assert found["left_s"] is not None and found["num_done"] == 4
+    assert "trials 4/6" in said(capsys, "status", str(tmp_path))
 
 
 # --- in a bucket --------------------------------------------------------------------------------------------------------

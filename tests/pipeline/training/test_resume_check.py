@@ -180,7 +180,7 @@ def test_wild_values_in_the_window_neither_hide_a_jump_nor_make_one() -> None:
 
 
 def test_a_short_window_says_nothing() -> None:
-    assert compare([1.0] * (loss_window.FEWEST - 1), [9.0] * FIRST) is None
+    assert compare([1.0] * (WINDOW - 1), [9.0] * FIRST) is None
 
 
 def test_losses_that_hardly_vary_make_nothing_out_of_nothing() -> None:
