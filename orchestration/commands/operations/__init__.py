@@ -1,1 +1,1 @@
-"""Commands for before, during and after a run."""
+"""The commands for what people ask before, during and after a run: a module for each."""
