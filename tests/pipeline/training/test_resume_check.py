@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.data.loading.datasets import TrainData
 from pipeline.duration import Duration
 from pipeline.engine import loss_window
-from pipeline.engine.engine import Engine
 from pipeline.engine.loss_window import FIRST, WINDOW, compare
 from pipeline.errors import UserError
 from pipeline.records import Deviation, Finished, Record
@@ -67,42 +67,50 @@ def test_a_checkpoint_of_an_earlier_version_is_compared_with_nothing(half: tuple
     assert isinstance(records[-1], Finished) and not deviations(records)
 
 
+def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[load.Piece]], list[load.Piece]]) -> None:
+    """Restored is what belongs to other pieces of the state than are asked for."""
+    fill = load.fill
+
+    def other(commit: Any, cache_dir: str, pieces: Iterable[load.Piece], *rest: Any) -> None:
+        fill(commit, cache_dir, change(list(pieces)), *rest)
+
+    monkeypatch.setattr(load, "fill", other)
+
+
 def plant_lost_momentum(monkeypatch: pytest.MonkeyPatch) -> str:
-    restore = Engine.restore
-
-    def forgetful(self: Engine, state: Any, num_updates: int) -> None:
-        restore(self, {**state, "momentum": {n: t * 0 for n, t in state["momentum"].items()}}, num_updates)
-
-    monkeypatch.setattr(Engine, "restore", forgetful)
+    plant(monkeypatch, lambda pieces: [piece for piece in pieces if piece.kind != "momentum"])
     return "the optimiser's momentum"
 
 
 def plant_averaged_weights(monkeypatch: pytest.MonkeyPatch) -> str:
-    load_state = load.load_state
+    fill = load.fill
 
-    def averaged(*arguments: Any) -> load.State:
-        state = load_state(*arguments)
-        return {**state, "weights": state["ema"]}
+    def averaged(commit: Any, cache_dir: str, pieces: Iterable[load.Piece], *rest: Any) -> None:
+        pieces = list(pieces)
+        fill(commit, cache_dir, [p for p in pieces if p.kind != "weights"], *rest)
+        fill(commit, cache_dir, [p._replace(kind="ema") for p in pieces if p.kind == "weights"], *rest)
 
-    monkeypatch.setattr(load, "load_state", averaged)
+    monkeypatch.setattr(load, "fill", averaged)
     return "the weights"
 
 
 def plant_exchanged_momentum(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Of two parameters of one shape: the sum over all of them stays what it was."""
-    load_state = load.load_state
+    """Of two parameters of one size: the sum over all of them stays what it was."""
 
-    def exchanged(*arguments: Any) -> load.State:
-        state = load_state(*arguments)
-        by_shape: dict[tuple[int, ...], str] = {}
-        for name, tensor in state["momentum"].items():
-            other = by_shape.setdefault(tuple(tensor.shape), name)
-            if other != name:
-                momentum = {**state["momentum"], name: state["momentum"][other], other: tensor}
-                return {**state, "momentum": momentum}
-        raise AssertionError("no two parameters have one shape")
+    def exchange(pieces: list[load.Piece]) -> list[load.Piece]:
+        by_size: dict[int, int] = {}
+        for i, piece in enumerate(pieces):
+            if piece.kind == "momentum":
+                j = by_size.setdefault(piece.values.numel(), i)
+                if j != i:
+                    pieces[i], pieces[j] = (
+                        pieces[i]._replace(values=pieces[j].values),
+                        pieces[j]._replace(values=piece.values),
+                    )
+                    return pieces
+        raise AssertionError("no two parameters have one size")
 
-    monkeypatch.setattr(load, "load_state", exchanged)
+    plant(monkeypatch, exchange)
     return "the optimiser's momentum"
 
 
@@ -120,12 +128,12 @@ def plant_other_order(monkeypatch: pytest.MonkeyPatch) -> str:
 FAULTS = [plant_lost_momentum, plant_averaged_weights, plant_exchanged_momentum, plant_other_order]
 
 
-@pytest.mark.parametrize("plant", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_resume_ends_the_run_before_it_saves_anything(
-    plant: Any, half: tuple[Run, str], monkeypatch: pytest.MonkeyPatch
+    fault: Any, half: tuple[Run, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, out = half
-    text = plant(monkeypatch)
+    text = fault(monkeypatch)
     records: list[Record] = []
     with pytest.raises(UserError, match="does not go on as it was saved") as error:
         records.extend(train(run, out))
