@@ -34,7 +34,7 @@ EXIT_S = 2.0  # of a stop signal's grace, for the rest of the way out
 class Readers:
     """Hands each record to the spool first (it is on disk before anybody acts on it), then to the console.
 
-    Neither can end a run: what fails (a full disk, a terminal that was closed, a `| head` that has seen enough) is said once,
+    Neither can end a run: what fails (a full disk, a terminal that was closed, a `| head` that has seen enough) is reported once,
     and tried again later.
     """
 
@@ -53,8 +53,8 @@ class Readers:
         self.tracking_uri = resolve_uri(tracking_uri, self.run_dir)
         self._stop = stop or StopSignal()
         self._consoles = [Console(live=False), Console(terminal)] if terminal else [Console()]
-        self._console_trouble = [Trouble("the lines of the console") for _ in self._consoles]
-        self._records_trouble = Trouble("records")
+        self._console_guards = [FailureGuard("the lines of the console") for _ in self._consoles]
+        self._records_guard = FailureGuard("records")
         self._spool: Spool | None = None
         self._uploader: subprocess.Popen[bytes] | None = None
         self._restart_after_s = 0.0
@@ -63,9 +63,9 @@ class Readers:
     def read(self, record: Record) -> None:
         # Nothing is written before there is a plan: a run that is refused while it starts leaves no trace.
         if self._spool is not None or not isinstance(record, Phase):
-            self._records_trouble.hold_off(lambda: self._keep(record))
-        for console, trouble in zip(self._consoles, self._console_trouble, strict=True):
-            trouble.hold_off(partial(console.read, record, next_command=self._next(record)))
+            self._records_guard.run(lambda: self._keep(record))
+        for console, guard in zip(self._consoles, self._console_guards, strict=True):
+            guard.run(partial(console.read, record, next_command=self._next(record)))
 
     def _keep(self, record: Record) -> None:
         if self._spool is None:
@@ -111,9 +111,9 @@ class Readers:
         return f"normfree transfer {checkpoint} --suite small_images --data-root DATA --out SWEEP"
 
     def close(self, *, failed: str | None) -> None:
-        for console, trouble in zip(self._consoles, self._console_trouble, strict=True):
-            trouble.hold_off(console.close, now=True)
-        self._records_trouble.hold_off(lambda: self._close_records(failed), now=True)
+        for console, guard in zip(self._consoles, self._console_guards, strict=True):
+            guard.run(console.close, now=True)
+        self._records_guard.run(lambda: self._close_records(failed), now=True)
         if self._uploader is not None and self._wait_s:
             self._wait()
 
@@ -154,13 +154,13 @@ class Readers:
         return True
 
 
-class Trouble:
-    """What a reader of records meets is held off the run."""
+class FailureGuard:
+    """Keeps failures of a reader of records away from the run."""
 
     def __init__(self, what: str) -> None:
-        self._what, self._is_said, self._again_s = what, False, 0.0
+        self._what, self._is_reported, self._again_s = what, False, 0.0
 
-    def hold_off(self, work: Callable[[], None], *, now: bool = False) -> None:
+    def run(self, work: Callable[[], None], *, now: bool = False) -> None:
         """`work()`, whatever it raises; not at all for a while after it failed, but where it is asked for `now`."""
         if not now and time.monotonic() < self._again_s:
             return
@@ -168,10 +168,10 @@ class Trouble:
             work()
         except (Exception, SystemExit) as error:  # rich ends the program whose reader is gone
             self._again_s = time.monotonic() + RETRY_EVERY_S
-            if not self._is_said:
+            if not self._is_reported:
                 text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 say(f"{self._what}: nobody takes them, or there is no room ({public(text)}); training goes on")
-            self._is_said = True
+            self._is_reported = True
 
 
 def _wait_s() -> float:
@@ -191,11 +191,11 @@ class NodeReader:
     def __init__(self, out: str) -> None:
         self._out = out
         self._sampler: subprocess.Popen[bytes] | None = None
-        self._trouble = Trouble("system metrics")
+        self._guard = FailureGuard("system metrics")
 
     def read(self, record: Record) -> None:
         if self._sampler is None and not isinstance(record, Phase):
-            self._trouble.hold_off(self._start)
+            self._guard.run(self._start)
 
     def _start(self) -> None:
         self._sampler = start_sampler(records_folder(self._out), None if objects.is_local(self._out) else self._out)

@@ -155,7 +155,7 @@ class Watchdog:
             read_s = 0.0
             while True:
                 is_last = self._closed.is_set()
-                self._say_beat()
+                self._log_heartbeat()
                 self._pass_on_stop()
                 if self._store.add("claims", 0) > 0:
                     self._follow()
@@ -191,7 +191,7 @@ class Watchdog:
         store = dist.TCPStore(address, int(port), is_master=False, wait_for_workers=False, timeout=wait)
         return dist.PrefixStore(self._name, store)
 
-    def _say_beat(self) -> None:
+    def _log_heartbeat(self) -> None:
         self._store.set(f"beat/{self.rank}", self._beat().to_json())
 
     def _pass_on_stop(self) -> None:
