@@ -10,7 +10,7 @@ from typing import Any
 from orchestration.operations.status import mlflow_link, owner_facts
 from pipeline.errors import UserError
 from pipeline.storage import listing, objects, ownership
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 from transfer.sweep.ledger import Ledger
 
 RECENT = 40
@@ -72,15 +72,15 @@ def sweep_status(url: str, *, brief: bool = False) -> SweepStatus:
     )
 
 
-def _entries(ledger: Ledger) -> tuple[list[Entry], list[str]]:
+def _entries(ledger: Ledger) -> tuple[list[LedgerEntry], list[str]]:
     try:
         return list(ledger.entries()), []
     except UserError as error:
         return [], [str(error)]
 
 
-def _best(entries: list[Entry]) -> dict[str, str]:
-    found: dict[str, Entry] = {}
+def _best(entries: list[LedgerEntry]) -> dict[str, str]:
+    found: dict[str, LedgerEntry] = {}
     for entry in entries:
         if entry.kind == "final" and entry.is_ok:
             before = found.get(entry.task)
