@@ -41,13 +41,13 @@ def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_ur
     from pipeline.training.train import train
 
     here = place()
-    planned_faults.arm(here.rank)
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
     readers: Any = Readers(run, out, tracking_uri, stop, terminal=log.terminal) if here.is_main else None
     node = NodeReader(out) if not here.is_main and here.local_rank == 0 else None
     last = None
     try:
+        planned_faults.arm(here.rank)
         for last in train(run, out, stop=stop):
             if not isinstance(last, Phase):
                 log.begin()
