@@ -12,7 +12,7 @@ from orchestration.run import rank_end
 from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
 from orchestration.run.rank_log import RankLog, kept
 from orchestration.spool.rank_logs import is_consequence
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place_trouble
 from pipeline.supervision.process_exit import run as run_process
 from pipeline.supervision.rank_environment import TORCHRUN, place
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, StopSignal, say
@@ -37,6 +37,7 @@ def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_ur
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
     from pipeline.records import Finished, Phase, Stopped
+    from pipeline.storage.store_errors import silence
     from pipeline.supervision import planned_faults
     from pipeline.training.train import train
 
@@ -60,8 +61,11 @@ def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_ur
         if debug:
             raise
         leave()
-        if readers:  # every rank meets the same mistake; one says so
+        if readers:
             readers.close(failed=str(error))
+        if (
+            readers or node
+        ):  # every rank meets the same mistake; one of each machine says so: its log may be all there is
             for line in (str(error), *error.table):
                 say(line)
         return EXIT_USER
@@ -71,6 +75,9 @@ def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_ur
         if debug or not isinstance(error, Exception):
             raise
         log.note(error)
+        if away := silence(error) or place_trouble(error):
+            say(f"rank {here.rank} ended: {away}")
+            return EXIT_OURS  # it may pass: an agent may start the ranks again
         if is_consequence(str(error)):
             say(f"rank {here.rank} lost its connection to another rank, which is where to look for the cause")
         else:
