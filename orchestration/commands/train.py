@@ -69,7 +69,7 @@ def pretrain(args: argparse.Namespace) -> int:
         return 0
     if args.recipe is None and not args.help_fields:
         raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
-    run, header = _asked_run(args) if args.recipe else (None, "")
+    run, header = asked_run(args) if args.recipe else (None, "")
     if args.help_fields:
         from orchestration.commands.field_help import terminal_lines
 
@@ -103,7 +103,7 @@ def pretrain(args: argparse.Namespace) -> int:
     )
 
 
-def _asked_run(args: argparse.Namespace) -> tuple[Run, str]:
+def asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     """The Run that the command names, fields replaced, and a header for --show."""
     from orchestration.commands.field_help import describe
     from pipeline import recipes

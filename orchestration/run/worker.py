@@ -35,9 +35,11 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
     from pipeline.records import Finished, Stopped
+    from pipeline.supervision import planned_faults
     from pipeline.training.train import train
 
     here = place()
+    planned_faults.arm(here.rank)
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
     readers: Any = Readers(run, out, tracking_uri, stop) if here.is_main else None

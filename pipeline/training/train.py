@@ -21,6 +21,7 @@ from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.batches import Batch
 from pipeline.join.agreement import joined
 from pipeline.records import Phase, Record
+from pipeline.supervision.fault_points import STEP, reach
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.rank_environment import place
 from pipeline.supervision.stop_signals import StopSignal
@@ -98,6 +99,7 @@ def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], b
             if job.step == leave_at > 0:
                 yield from leave_unfinished(job)
                 return
+            reach(STEP)
             rate = optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen = _forward_backward(job, batches)
             with clock("compute"):
