@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from orchestration import child_process
-from orchestration.run import rank_end
+from orchestration.run import rank_end, spare_rank
 from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
 from pipeline.errors import UserError
 from pipeline.supervision.process_exit import run as run_process
@@ -35,10 +35,13 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
     from pipeline.records import Finished, Stopped
-    from pipeline.supervision import planned_faults
+    from pipeline.supervision import collective_progress, planned_faults
     from pipeline.training.train import train
 
+    if not spare_rank.takes_part(run):
+        return spare_rank.stand_by()
     here = place()
+    collective_progress.record_starts()
     planned_faults.arm(here.rank)
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
@@ -61,8 +64,8 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
                 say(line)
         return EXIT_USER
     except BaseException as error:
-        if readers:
-            readers.close(failed=f"{type(error).__name__}: {error}")
+        if readers:  # whoever starts the ranks again waits for this one to leave
+            readers.close(failed=f"{type(error).__name__}: {error}", waits=here.size == 1)
         if debug or not isinstance(error, Exception):
             raise
         say(f"rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)")

@@ -30,7 +30,7 @@ def begun() -> int | None:
     """By this rank's device; None where nothing tells (gloo)."""
     if not dist.is_initialized() or not dist.is_nccl_available() or dist.get_backend() != "nccl":
         return None
-    from torch._C._distributed_c10d import _dump_nccl_trace_json
+    from torch._C._distributed_c10d import _dump_nccl_trace_json  # type: ignore[attr-defined]
 
     try:
         return newest_begun(json.loads(_dump_nccl_trace_json(includeCollectives=True, onlyActive=False)))

@@ -80,11 +80,9 @@ class Watchdog:
         self._idle_s = 0.0
         self._state = "start"
         self._heard: dict[int, Heard] = {rank: Heard(None, 0.0) for rank in range(self.size)}
-        self._talked_s = time.monotonic()
-        """When the store last answered."""
+        self._talked_s = time.monotonic()  # when the store last answered
         self._store_lost = ""
-        self._deadline_s: float | None = None
-        """By then this process has left: somebody has named a rank."""
+        self._deadline_s: float | None = None  # by then this process has left: somebody has named a rank
         self._is_reporting_alone = False
 
     def __enter__(self) -> Watchdog:
