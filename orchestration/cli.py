@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
@@ -49,6 +50,7 @@ def build_parser() -> Parser:
         records_commands,
         model_commands,
         drill_command,
+        doctor_command,
     ):
         declare(commands)
     return parser

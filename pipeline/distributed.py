@@ -40,6 +40,10 @@ class World:
         return self.rank == 0
 
 
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+"""Of a process that asks no other."""
+
+
 def join() -> World:
     """This process's place in the process group that the launcher's variables describe (`place`), joining it.
 
