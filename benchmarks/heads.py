@@ -1,6 +1,6 @@
-"""What 100 linear heads cost beside one: the training alone, and the whole probe with its one pass over the images.
+"""What 100 linear heads cost next to one: the training alone, and the whole probe with its one pass over the images.
 
-The heads alone are two matrix products a step; with 100 of them those are a hundred times as large, and beside them stands what
+The heads alone are two matrix products a step; with 100 of them those are a hundred times as large, and next to them stands what
 the bare products take, which nothing can beat. A probe is the pass of each image through the network once and ten epochs of
 batches of 128 over its features (DINOv2's setting), so its cost is counted per image: one pass, and ten times a step / 128.
 On a CPU one core's own seconds count, so that other work on the machine counts against nobody. Images are noise, not decoded.

@@ -2,7 +2,7 @@
 
 python -m benchmarks object_copy       NORMFREE_BENCH_MB=1024: size of the file; NORMFREE_BENCH_ROUNDS=5
 
-Ours up is what a save does (parts from memory, SHA-256 beside them, size checked); ours down is a whole `pull` (space taken,
+Ours up is what a save does (parts from memory, SHA-256 next to them, size checked); ours down is a whole `pull` (space taken,
 ranges, SHA-256 of what has arrived, commit file). The peers copy only: boto3's transfer manager and s3fs, defaults.
 """
 

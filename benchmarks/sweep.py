@@ -1,4 +1,4 @@
-"""What a sweep costs beside its trials: 32 short trials through Ray Tune against the same work by hand, one after another.
+"""What a sweep costs next to its trials: 32 short trials through Ray Tune against the same work by hand, one after another.
 
 And 100 linear heads in one pass over cached features against one head. Both sides of each are measured on one core, in turn, as
 processor seconds where the work is ours alone, and as wall time where waiting is what is asked about: run it on an idle machine.

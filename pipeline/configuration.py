@@ -136,7 +136,7 @@ def located(where: str) -> Iterator[None]:
 
 
 def dataclass_of(hint: Any) -> type | None:
-    """The configuration that a field holds, where it has fields of its own (None is allowed beside it)."""
+    """The configuration that a field holds, where it has fields of its own (None is allowed besides)."""
     options = (hint, *typing.get_args(hint))
     return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o) and o is not Duration), None)
 

@@ -66,7 +66,7 @@ def code_digest() -> str:
 
 
 def command() -> str:
-    """What was typed, secrets left out: typed again in the same folder, it does the same again."""
+    """What was typed, without secrets: typed again in the same folder, it does the same again."""
     return os.environ.get(COMMAND) or public(shlex.join(_as_typed(_torchrun() or sys.orig_argv)))
 
 

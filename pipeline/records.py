@@ -71,7 +71,7 @@ class Changed(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Record):
-    """Something that went another way than asked and does no harm to the numbers; said once."""
+    """Something that went another way than asked and does no harm to the numbers; reported once."""
 
     text: str
 
@@ -102,7 +102,7 @@ class Step(Record):
     """Norm of the whole gradient after clipping."""
     parts: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Of each part of the network (stem, stage 0, ..., final, head): clipped_share as above; gradient_norm, weight_norm and
-    update_ratio (norm of the weights' change over their norm) of the last update, None where that was left out."""
+    update_ratio (norm of the weights' change over their norm) of the last update, None where that was skipped."""
     images_per_s: float
     data_wait_s: float
     """Seconds per update, as the next five, which add up to `wall_s`: waiting for a batch;"""
@@ -154,7 +154,7 @@ class Accounted(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped(Record):
-    """An update that all ranks left out together because a loss or gradient was not finite."""
+    """An update that all ranks skipped together because a loss or gradient was not finite."""
 
     reason: str
     samples: int
@@ -170,7 +170,7 @@ class RolledBack(Record):
     checkpoint: str
     reason: str
     keys: tuple[str, ...]
-    """Samples that are left out from now on."""
+    """Samples that are skipped from now on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,15 +194,15 @@ class Saved(Record):
     """SHA-256 of the commit file."""
     size_bytes: int
     seconds_s: float
-    """From the copy's begin to the commit, beside training."""
+    """From the copy's begin to the commit, alongside training."""
     stalled_s: float = 0.0
     """Training stood still for this long: the wait for the save before, and the copy to host memory."""
     waited_s: float = 0.0
     """The part of it that was the wait for the save before (back-pressure)."""
     num_missed: int = 0
-    """Saves that failed or were left out since the last one that stood."""
+    """Saves that failed or were skipped since the last one that stood."""
     note: str = ""
-    """What is unusual: written beside a damaged checkpoint, old ones could not be deleted."""
+    """What is unusual: written next to a damaged checkpoint, old ones could not be deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +212,12 @@ class SaveFailed(Record):
     url: str
     reason: str
     num_missed: int
-    """Saves that failed or were left out since the last one that stood, this one included."""
+    """Saves that failed or were skipped since the last one that stood, this one included."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveSkipped(Record):
-    """A save was left out because the one before was still being written after the set time."""
+    """A save was skipped because the one before was still being written after the set time."""
 
     reason: str
     waited_s: float

@@ -16,7 +16,7 @@ KEY, SECRET, BUCKET = "testkey", "testsecret123", "bucket"
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports free together with their gRPC twins, 10,000 above."""
+    """Ports free together with their gRPC ports, 10,000 above."""
     found: list[int] = []
     with contextlib.ExitStack() as stack:
         while len(found) < count:
@@ -31,7 +31,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def find_server() -> str | None:
-    """Path of SeaweedFS's program: beside this Python, where its package puts it, or on PATH."""
+    """Path of SeaweedFS's program: next to this Python, where its package puts it, or on PATH."""
     return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 

@@ -25,7 +25,7 @@ def read_arrays(data: bytes, where: str, remedy: str) -> dict[str, np.ndarray]:
             raise ValueError("an entry is no array")
         return found
     except Exception as error:  # a damaged archive can fail in any way
-        said = re.sub(
+        reason = re.sub(
             r" ?<[\w.]+ object at 0x\w+>", "", str(error).partition(";")[0]
         )  # as `ast` names a part of a header
-        raise UserError(f"{where} is damaged ({excerpt(said, 200)}); {remedy}") from None
+        raise UserError(f"{where} is damaged ({excerpt(reason, 200)}); {remedy}") from None

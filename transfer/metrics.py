@@ -2,7 +2,7 @@
 
 Ties are shared: where the label's score equals others', the answer counts with the chance that a draw among the equals
 would be right, so that a head that says the same about everything gets 1/C and not the share of class 0. Without ties
-that is the argmax. Classes that the test split lacks are left out of means over classes, and of their denominator.
+that is the argmax. Classes that the test split lacks are skipped of means over classes, and of their denominator.
 Every metric is a share, larger is better.
 """
 
@@ -31,8 +31,8 @@ def compute(name: str, scores: np.ndarray, labels: Labels) -> float:
         real                    top-1 against a set of right labels for each image (ImageNet ReaL)
 
     Args:
-        labels: (N,) integers below C; for `real` N sequences of class indices, images with an empty one are left out;
-            for `map11` (N, C) of 1 (shows the class), 0 (does not) and -1 (left out for this class).
+        labels: (N,) integers below C; for `real` N sequences of class indices, images with an empty one are skipped;
+            for `map11` (N, C) of 1 (shows the class), 0 (does not) and -1 (skipped for this class).
     Raises:
         UserError: no such metric, shapes that do not fit, scores that are not a number, or nothing to measure.
     """

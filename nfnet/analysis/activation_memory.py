@@ -21,7 +21,7 @@ from nfnet.analysis.signal_propagation import residual_blocks
 
 @dataclass(frozen=True)
 class ActivationMemory:
-    """Bytes that a training step keeps, parameters and buffers left out."""
+    """Bytes that a training step keeps, without parameters and buffers."""
 
     kept: int
     """Between the forward and the backward pass."""
@@ -59,7 +59,7 @@ def saved_bytes(model: nn.Module) -> Iterator[SavedBytes]:
 def activation_memory(
     model: nn.Module, px: int, *, batch: int = 1, in_chans: int = 3, precision: str = "fp32"
 ) -> ActivationMemory:
-    """Of one training forward pass of (batch, in_chans, px, px), the loss left out.
+    """Of one training forward pass of (batch, in_chans, px, px), without the loss.
 
     Args:
         model: on any device, the meta device included; it is not touched.
@@ -81,18 +81,18 @@ def activation_memory(
 def _forward(model: nn.Module, shape: tuple[int, ...], precision: str, *, checkpointing: bool) -> tuple[int, int]:
     """Bytes kept of the whole network, and of the block that keeps most."""
     with FakeTensorMode():
-        twin: Any = _fake(model).train()
+        fake: Any = _fake(model).train()
         if checkpointing:
-            twin.set_grad_checkpointing(True)
+            fake.set_grad_checkpointing(True)
         images = torch.empty(shape).to(memory_format=torch.channels_last)
         starts: list[int] = []
         shares: list[int] = []
-        with saved_bytes(twin) as counter:
-            for block in _blocks(twin):
+        with saved_bytes(fake) as counter:
+            for block in _blocks(fake):
                 block.register_forward_pre_hook(lambda *_: starts.append(counter.total))
                 block.register_forward_hook(lambda *_: shares.append(counter.total - starts[-1]))
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                output = twin(images)
+                output = fake(images)
         del output  # until here, so that nothing saved was given back before it was counted
     return counter.total, max(shares, default=0)
 
@@ -105,7 +105,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _fake(model: nn.Module) -> nn.Module:
-    """A twin without contents, whatever device the model is on."""
+    """A copy without contents, whatever device the model is on."""
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype)

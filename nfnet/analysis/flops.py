@@ -15,9 +15,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def meta_twin(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """A copy on the meta device, wherever the model is; no weights are allocated."""
-    # A memo that already holds every tensor's meta twin.
+    # A memo that already holds every tensor's meta copy.
     memo: dict[int, torch.Tensor] = {id(b): b.to("meta") for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
@@ -31,7 +31,7 @@ def multiply_adds(model: nn.Module, px: int, *, in_chans: int | None = None) -> 
     if in_chans is None:
         convs = (m for m in model.modules() if isinstance(m, WSConv2d | nn.Conv2d))
         in_chans = next((c.weight.shape[1] * c.groups for c in convs), 3)
-    twin = meta_twin(model).eval()
+    meta = meta_copy(model).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(torch.empty(1, in_chans, px, px, device="meta"))
+        meta(torch.empty(1, in_chans, px, px, device="meta"))
     return int(counter.get_total_flops()) // 2

@@ -42,7 +42,7 @@ class SignalPropagation:
 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
-    """In order of registration; blocks within blocks are left out. Raises ValueError if there is none."""
+    """In order of registration; blocks within blocks are skipped. Raises ValueError if there is none."""
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
@@ -67,8 +67,8 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 def _named_blocks(model: nn.Module) -> list[nn.Module]:
     """What timm's networks say of themselves: patterns of the names of their blocks. Single layers (VGG's) are none."""
     matcher = getattr(model, "group_matcher", None)
-    stated = matcher(coarse=False).get("blocks", ()) if callable(matcher) else ()
-    patterns = [stated] if isinstance(stated, str) else [pattern for pattern, order in stated if order is None]
+    declared = matcher(coarse=False).get("blocks", ()) if callable(matcher) else ()
+    patterns = [declared] if isinstance(declared, str) else [pattern for pattern, order in declared if order is None]
     return [
         module
         for name, module in model.named_modules()
@@ -122,7 +122,7 @@ def signal_propagation(model: nn.Module, images: torch.Tensor) -> SignalPropagat
 
 
 class _Watch:
-    """Reads the end of a block's branch and its sum as they pass; at once, since peers go on in place."""
+    """Reads the end of a block's branch and its sum as they pass; at once, since timm models go on in place."""
 
     def __init__(self, block: nn.Module) -> None:
         self.sum: Any = None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nfnet.analysis.activation_memory import ActivationMemory, activation_memory
-from nfnet.analysis.flops import count_parameters, meta_twin, multiply_adds
+from nfnet.analysis.flops import count_parameters, meta_copy, multiply_adds
 from nfnet.analysis.signal_propagation import channels_last, residual_blocks, shortcut_of
 from nfnet.layers import WSConv2d
 
@@ -107,7 +107,7 @@ def summarise(model: nn.Module, name: str, sizes: Mapping[str, int], *, batch: i
         batch: images, for activation memory.
     """
     px = next(iter(sizes.values()))
-    twin = meta_twin(model)
+    meta = meta_copy(model)
     info = getattr(model, "feature_info", [])
     features = (
         info.get_dicts() if hasattr(info, "get_dicts") else [f if isinstance(f, dict) else f._asdict() for f in info]
@@ -116,7 +116,7 @@ def summarise(model: nn.Module, name: str, sizes: Mapping[str, int], *, batch: i
         name=name,
         num_parameters=count_parameters(model),
         num_features=int(getattr(model, "num_features", 0)),
-        stages=_stages(twin, torch.empty(1, in_chans, px, px, device="meta")),
+        stages=_stages(meta, torch.empty(1, in_chans, px, px, device="meta")),
         feature_info=[Feature(f["num_chs"], f["reduction"], f["module"]) for f in features],
         multiply_adds={label: (size, multiply_adds(model, size, in_chans=in_chans)) for label, size in sizes.items()},
         batch=batch,
@@ -128,15 +128,15 @@ def summarise(model: nn.Module, name: str, sizes: Mapping[str, int], *, batch: i
 
 
 @torch.no_grad()
-def _stages(twin: nn.Module, images: torch.Tensor) -> list[Stage]:
+def _stages(meta: nn.Module, images: torch.Tensor) -> list[Stage]:
     shapes: list[torch.Size] = []
     try:
-        blocks = residual_blocks(twin)
+        blocks = residual_blocks(meta)
     except ValueError:
         return []
     for block in blocks:
         block.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape))
-    twin.eval()(images)
+    meta.eval()(images)
     stages: list[Stage] = []
     for block, shape in zip(blocks, shapes, strict=True):
         inner, groups = _inner(block)

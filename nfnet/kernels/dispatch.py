@@ -27,7 +27,7 @@ def for_weight(weight: torch.Tensor, gain: torch.Tensor, out_dtype: torch.dtype)
         return None
     if cpu.can_standardise(weight, out_dtype):
         return cpu
-    if _is_foretold(weight):
+    if _is_predicted(weight):
         return reference
     on_gpu = (
         cpu.is_ordinary(weight)
@@ -43,7 +43,7 @@ def for_activation(x: torch.Tensor, name: str) -> ModuleType | None:
     """Of `scaled_activation` and `scaled_activation_backward`."""
     if cpu.can_activate(x, name):
         return cpu
-    if _is_foretold(x) and name in reference.ACTIVATIONS:
+    if _is_predicted(x) and name in reference.ACTIVATIONS:
         return reference
     on_gpu = (
         cpu.is_ordinary(x) and x.is_cuda and name in reference.ACTIVATIONS and x.dtype in _GPU_TYPES and cpu.is_dense(x)
@@ -79,7 +79,7 @@ def for_square_sums(tensors: Sequence[torch.Tensor]) -> ModuleType | None:
     return triton_layers if _gpu_serves(tensors[0]) else None
 
 
-def _is_foretold(tensor: torch.Tensor) -> bool:
+def _is_predicted(tensor: torch.Tensor) -> bool:
     """A tensor without contents, of a step whose memory is being counted: what the kernels would keep is what counts."""
     return isinstance(tensor, FakeTensor) and usable()
 
@@ -103,11 +103,11 @@ def gpu_problem(device: torch.device) -> str:
 
 def _compare(device: torch.device) -> str:
     weight, gain = torch.randn(8, 48, 3, 3, device=device), torch.randn(8, device=device)
-    made, twin = triton_layers.standardise(weight, gain), reference.standardise(weight, gain)
+    made, plain = triton_layers.standardise(weight, gain), reference.standardise(weight, gain)
     back = triton_layers.standardise_backward(weight.cos(), weight, gain, *made[1:])
-    back_twin = reference.standardise_backward(weight.cos(), weight, gain, *twin[1:])
-    pairs = [("weight standardisation", made.out, twin.out)]
-    pairs += [("the derivative of weight standardisation", a, b) for a, b in zip(back, back_twin, strict=True)]
+    expected_back = reference.standardise_backward(weight.cos(), weight, gain, *plain[1:])
+    pairs = [("weight standardisation", made.out, plain.out)]
+    pairs += [("the derivative of weight standardisation", a, b) for a, b in zip(back, expected_back, strict=True)]
     for name in reference.ACTIVATIONS:
         pairs.append(
             (name, triton_layers.scaled_activation(weight, name, 1.7), reference.scaled_activation(weight, name, 1.7))

@@ -1,4 +1,4 @@
-"""The plain torch twins: what each kernel must compute, written as the formula and not for speed.
+"""Plain torch references: what each kernel must compute, written as the formula and not for speed.
 
 Arithmetic is fp32 (fp64 for fp64 input, so that derivatives can be checked), whatever the tensors' own types.
 """

@@ -129,7 +129,7 @@ class Tile(NamedTuple):
     """The same, with units cut into chunks."""
 
 
-class Layout(NamedTuple):
+class ListLayout(NamedTuple):
     sizes: torch.Tensor
     """(2, tensors) int32: elements of a unit; number of the tensor's first unit."""
     tiles: tuple[Tile, ...]
@@ -137,7 +137,7 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def layout(shapes: tuple[torch.Size, ...], device: torch.device) -> Layout:
+def layout(shapes: tuple[torch.Size, ...], device: torch.device) -> ListLayout:
     """Raises ValueError as `check_counts` does."""
     units = torch.tensor([s[0] if len(s) > 1 else 1 for s in shapes])
     lengths = torch.tensor([s.numel() for s in shapes]) // units.clamp(min=1)
@@ -151,7 +151,7 @@ def layout(shapes: tuple[torch.Size, ...], device: torch.device) -> Layout:
             parts = _items(tensors, units, -(-lengths // CHUNK), rows)
             tiles.append(Tile(rows, block, align, _upload(whole, device), _upload(parts, device)))
     sizes = torch.stack([lengths, units.cumsum(0) - units]).to(torch.int32)
-    return Layout(_upload(sizes, device), tuple(tiles), int(units.sum()))
+    return ListLayout(_upload(sizes, device), tuple(tiles), int(units.sum()))
 
 
 def check_counts(length: int, num_units: int) -> None:

@@ -1,4 +1,4 @@
-"""Entries of a file into a network: what fits is loaded, what does not is said, and nothing is half loaded."""
+"""Entries of a file into a network: what fits is loaded, what does not is reported, and nothing is half loaded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plain_names(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[st
     tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not tensors:
         return content, ()
-    # The number of averagings, beside the network, is torch's own (swa_utils.AveragedModel).
+    # The number of averagings, next to the network, is torch's own (swa_utils.AveragedModel).
     names = {name: name for name in tensors if name != "n_averaged"}
     others = len(inner) - len(tensors)
     taken: list[str] = []
@@ -61,8 +61,8 @@ def plain_names(content: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], tuple[st
             names, taken = plain, [*taken, wrapper]
     while prefix := next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None):
         names, taken = {name.removeprefix(prefix): own for name, own in names.items()}, [*taken, prefix]
-    notes = [f"{' and '.join(taken)} in its names was left out"] if taken else []
-    notes += [f"{others} entries that are no tensors were left out"] if others else []
+    notes = [f"{' and '.join(taken)} in its names was skipped"] if taken else []
+    notes += [f"{others} entries that are no tensors were skipped"] if others else []
     return {name: tensors[own] for name, own in names.items()}, tuple(notes)
 
 
@@ -105,7 +105,7 @@ def load_entries(
         for k in expected:
             own[k].copy_(theirs[k])
     if not head and any(k.startswith("head.") for k in entries):
-        notes = (*notes, "the file's head is left out, for the network has none")
+        notes = (*notes, "the file's head is skipped, for the network has none")
     head_classes = entries["head.weight"].shape[0] if "head.weight" in entries else 0
     return LoadReport(source, format, len(expected), remade, notes, head_classes)
 

@@ -2,7 +2,7 @@
 
 `nfnet.to_timm` maps onto timm's models as they are. Here each size and convention is stated, so that the published
 conventions (paddings, SkipInit gains, gamma in the activation, exact widths) come along too, in files that carry
-arguments beside the weights (the `model_args` of timm's `config.json`).
+arguments besides the weights (the `model_args` of timm's `config.json`).
 """
 
 from __future__ import annotations

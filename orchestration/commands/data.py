@@ -62,7 +62,7 @@ def _data_prepare(actions: Any) -> None:
         "--allow-root",
         action="append",
         metavar="PLACE",
-        help="folder or address (s3://bucket/photos, https://host/photos) that a list may name, beside what lies beside or "
+        help="folder or address (s3://bucket/photos, https://host/photos) that a list may name, besides what lies next to or "
         "below the list itself; may be given again",
     )
     p.add_argument("--seed", type=int, default=0, help="of the shuffle at writing (default %(default)s)")
@@ -105,7 +105,7 @@ def data_prepare(args: argparse.Namespace) -> int:
             workers=args.workers or cores(),
             progress=update,
         )
-    _say_dataset(manifest, args.out)
+    _print_dataset(manifest, args.out)
     return 0
 
 
@@ -114,7 +114,7 @@ def _data_index(actions: Any) -> None:
         actions,
         "index",
         data_index,
-        "adopt existing WebDataset tars: a manifest beside them; the tars are not touched",
+        "adopt existing WebDataset tars: a manifest next to them; the tars are not touched",
         [
             "normfree data index s3://bucket/imagenet-wds",
             "normfree data index data/wds --split train='imagenet-train-*.tar' --split val='imagenet-val-{000..049}.tar'",
@@ -153,7 +153,7 @@ def data_index(args: argparse.Namespace) -> int:
             workers=args.workers or cores(),
             progress=lambda done, total: update("", done, total),
         )
-    _say_dataset(manifest, manifest.url)
+    _print_dataset(manifest, manifest.url)
     return 0
 
 
@@ -166,7 +166,7 @@ def data_cards(_args: argparse.Namespace) -> int:
     return 0
 
 
-def _say_dataset(manifest: Manifest, url: str) -> None:
+def _print_dataset(manifest: Manifest, url: str) -> None:
     for name, split in manifest.splits.items():
         shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards)} shards"
         say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {shards}")
@@ -174,7 +174,7 @@ def _say_dataset(manifest: Manifest, url: str) -> None:
         say(f"note: {manifest.source_note}")
     if manifest.skipped:
         reasons = Counter(entry.reason for entry in manifest.skipped)
-        say(f"left out: {len(manifest.skipped)} images, listed in the manifest")
+        say(f"skipped: {len(manifest.skipped)} images, listed in the manifest")
         say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
     say(f"made {url} (digest {manifest.digest[:12]})")
     if "train" in manifest.splits:
@@ -189,7 +189,7 @@ def _bad_share(p: argparse.ArgumentParser) -> None:
         type=float,
         default=0.001,
         metavar="X",
-        help="stop if more than this share of images cannot be used (default %(default)s); those left out are listed",
+        help="stop if more than this share of images cannot be used (default %(default)s); those skipped are listed",
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nfnet.analysis.signal_propagation import SignalPropagation
 
-PEER = "timm:"
+TIMM_PREFIX = "timm:"
 
 
 def inspect_commands(commands: Any) -> None:
@@ -96,7 +96,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _network(name: str) -> tuple[nn.Module, dict[str, int]]:
     """The network with 1000 classes on the current default device, and its own resolutions."""
-    if not name.startswith(PEER):
+    if not name.startswith(TIMM_PREFIX):
         import nfnet
         from nfnet.variants import get_variant
 
@@ -109,7 +109,7 @@ def _network(name: str) -> tuple[nn.Module, dict[str, int]]:
         import timm
     except ImportError:
         raise UserError(f"{name} needs timm, which is not installed; pip install timm") from None
-    model_name = name.removeprefix(PEER)
+    model_name = name.removeprefix(TIMM_PREFIX)
     known = timm.list_models()
     if model_name not in known:
         near = difflib.get_close_matches(model_name, known, n=3, cutoff=0.4)

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.exported import Exported
-    from pipeline.export.source import Answer, Source, WhichWeights
+    from pipeline.export.source import Answer, ExportSource, WhichWeights
     from pipeline.models.classify import Prediction
 
 
@@ -51,7 +51,7 @@ def _classify(commands: Any) -> None:
 
 
 def classify(args: argparse.Namespace) -> int:
-    """Prints each batch as it is done; what could not be read is said at the end, and makes the exit code 2."""
+    """Prints each batch as it is done; what could not be read is reported at the end, and makes the exit code 2."""
     from pipeline.models.classify import predictions
 
     failed: list[Prediction] = []
@@ -152,7 +152,7 @@ def export_checkpoint(
     )
 
 
-def _write_mlflow(source: Source, folder: Path) -> Answer:
+def _write_mlflow(source: ExportSource, folder: Path) -> Answer:
     from orchestration.registry.export_mlflow import write_mlflow
 
     return write_mlflow(source, folder)

@@ -175,7 +175,9 @@ def evaluate(args: argparse.Namespace) -> int:
             f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
         )
     real_labels = args.real_labels or ""
-    beside = imagenet_labels.find_beside(data.manifest, split, real_labels=real_labels, v2="", data_root=".")
+    extra_tests = imagenet_labels.find_extra_test_sets(
+        data.manifest, split, real_labels=real_labels, v2="", data_root="."
+    )
     world, kept = join(), list[Scores]()
     if real_labels and world.size > 1:
         raise UserError("--real-labels needs all scores in one process; run normfree evaluate without torchrun")
@@ -192,7 +194,7 @@ def evaluate(args: argparse.Namespace) -> int:
     assert result is not None  # nobody can give it up
     real = ""
     if real_labels:
-        found = imagenet_labels.real_top1(beside.real_url, args.data, split, kept[0].samples, kept[0].logits)
+        found = imagenet_labels.real_top1(extra_tests.real_url, args.data, split, kept[0].samples, kept[0].logits)
         real = f"ReaL {found:.2%}, "
     if not world.is_main:
         return 0

@@ -40,7 +40,7 @@ def _transfer(commands: Any) -> None:
         metavar="CHECKPOINT",
         nargs="+",
         help="a checkpoint or run folder; NAME@FILE, one of our networks and a file of published weights; timm:NAME[@FILE], "
-        "timm's own weights or a local file's. Several stand in one table, each with its from-scratch twin; LABEL=CHECKPOINT "
+        "timm's own weights or a local file's. Several stand in one table, each with its from-scratch baseline; LABEL=CHECKPOINT "
         "names one",
     )
     p.add_argument("--suite", required=True, metavar="SUITE", help="name of a suite or path of its YAML")

@@ -16,7 +16,7 @@ import torch
 import pipeline.data.images
 from pipeline import places
 from pipeline.errors import UserError
-from pipeline.export.source import Answer, Probe, Source
+from pipeline.export.source import Answer, ExportSource, Probe
 from pipeline.export.to_onnx import write_onnx
 
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
@@ -24,7 +24,7 @@ _IMAGES_PACKAGE = "normfree_images"
 _CODE = Path(__file__).with_name("served_model.py")
 
 
-def write_mlflow(source: Source, folder: Path) -> Answer:
+def write_mlflow(source: ExportSource, folder: Path) -> Answer:
     """A folder that `mlflow models predict` and `mlflow.pyfunc.load_model` serve, with nothing of normfree installed.
 
     Written on this machine alone: no tracking server is asked. Turbojpeg, where it is installed, is used; Pillow serves else.
@@ -84,7 +84,7 @@ def _example(probe: Probe) -> Any:
     return pandas.DataFrame({"image": probe.files[:1]})
 
 
-def _lineage(source: Source) -> dict[str, Any]:
+def _lineage(source: ExportSource) -> dict[str, Any]:
     """What leads from the served model back to its checkpoint."""
     commit = source.commit
     return {

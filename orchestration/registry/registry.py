@@ -16,7 +16,14 @@ from typing import Literal
 
 from orchestration.registry import version_facts
 from orchestration.registry.pins import pin_for, pin_reason, tracker_name
-from orchestration.registry.versions import Unregistered, Version, asking, check_names, find_version, make_name
+from orchestration.registry.versions import (
+    RegisteredVersion,
+    Unregistered,
+    asking,
+    check_names,
+    find_version,
+    make_name,
+)
 from orchestration.tracking import lineage
 from orchestration.tracking.lineage import DIGEST
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
@@ -45,7 +52,7 @@ def register(
     scorecard: str | None = None,
     tracking_uri: str | None = None,
     cache_dir: str | None = None,
-) -> Version:
+) -> RegisteredVersion:
     """Register a checkpoint, or the newest one of a run, after every byte of it was verified.
 
     Args:
@@ -78,7 +85,7 @@ def register(
                 made = client.create_model_version(
                     name, source, run_id=run_id, tags=tags, description=page, await_creation_for=0
                 )
-                found = Version(
+                found = RegisteredVersion(
                     name=name, version=str(made.version), source=source, digest=commit.digest, is_new=True, note=note
                 )
             else:
@@ -88,7 +95,7 @@ def register(
             if alias:
                 client.set_registered_model_alias(name, alias, found.version)
         except BaseException:
-            with contextlib.suppress(Exception):  # what went wrong first is what is told
+            with contextlib.suppress(Exception):  # what went wrong first is what is reported
                 if found is not None and found.is_new:
                     client.delete_model_version(name, found.version)
                 if is_pinned:
@@ -99,7 +106,7 @@ def register(
     return found
 
 
-def find(uri: str, tracking_uri: str | None = None) -> Version:
+def find(uri: str, tracking_uri: str | None = None) -> RegisteredVersion:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for. Changes nothing."""
     match = re.fullmatch(r"models:/+([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if match is None:
@@ -116,7 +123,7 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
         raise UserError(
             f"{uri} was not registered by 'normfree register' (it has no tag {DIGEST}); register its checkpoint"
         )
-    return Version(name=name, version=str(made.version), source=str(made.source), digest=str(digest))
+    return RegisteredVersion(name=name, version=str(made.version), source=str(made.source), digest=str(digest))
 
 
 def unregister(target: str, tracking_uri: str | None = None) -> Unregistered:

@@ -1,6 +1,6 @@
 """The code of an exported MLflow model, copied into it as text: it runs where normfree is not installed.
 
-Needs numpy, Pillow, onnxruntime and mlflow. `normfree_images` lies beside it in the model: our decoding, unchanged but for its
+Needs numpy, Pillow, onnxruntime and mlflow. `normfree_images` lies next to it in the model: our decoding, unchanged but for its
 name. The network is ONNX, with classes and preprocessing in its metadata. Nothing is pickled.
 """
 

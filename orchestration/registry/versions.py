@@ -19,7 +19,7 @@ NAME_SIGNS = ('"', "/", ":", "@")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Version:
+class RegisteredVersion:
     """One version of a registered model."""
 
     name: str
@@ -38,7 +38,7 @@ class Version:
 class Unregistered:
     """What `unregister` did."""
 
-    version: Version | None = None
+    version: RegisteredVersion | None = None
     """That was deleted."""
     unpinned: list[str] = field(default_factory=list)
     """Checkpoints that were kept for it, or for versions deleted before."""
@@ -63,7 +63,7 @@ def check_names(name: str, alias: str | None) -> None:
         )
 
 
-def find_version(client: Any, name: str, digest: str) -> Version | None:
+def find_version(client: Any, name: str, digest: str) -> RegisteredVersion | None:
     """The version under this name with this digest; a second registration, or one after a kill, makes no second version."""
     # MLflow's filters have no escapes: a name is quoted with the sign that it does not hold (`check_names`).
     quote, page = '"' if "'" in name else "'", None
@@ -71,7 +71,7 @@ def find_version(client: Any, name: str, digest: str) -> Version | None:
         found = client.search_model_versions(f"name={quote}{name}{quote}", page_token=page)
         for made in found:
             if made.name == name and dict(made.tags).get(DIGEST) == digest:
-                return Version(name=name, version=str(made.version), source=str(made.source), digest=digest)
+                return RegisteredVersion(name=name, version=str(made.version), source=str(made.source), digest=digest)
         page = found.token
         if not page:
             return None

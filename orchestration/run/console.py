@@ -141,7 +141,7 @@ class Console:
         first = ", ".join(skipped.keys[:3])
         self._say(
             f"skipped  the update after step {skipped.step}: {skipped.reason}; "
-            f"{len(skipped.keys)} samples left out{f' ({first} ...)' if first else ''}",
+            f"{len(skipped.keys)} samples skipped{f' ({first} ...)' if first else ''}",
             style="yellow",
         )
 
@@ -213,15 +213,15 @@ class Console:
         rows = [("result", result), ("made", finished.checkpoint or ""), ("next", self._next_command)]
         if self._num_skipped:
             rows.insert(1, ("skipped", f"{self._num_skipped} updates that were not finite"))
-        self._say_rows(rows)
+        self._print_rows(rows)
 
     def _read_stopped(self, stopped: Stopped) -> None:
         self.close()
         self._say("")
         self._say(f"stopped at step {stopped.step:,}: {stopped.reason}", style="yellow")
-        self._say_rows([("saved", stopped.checkpoint or "nothing yet"), ("go on", self._next_command)])
+        self._print_rows([("saved", stopped.checkpoint or "nothing yet"), ("go on", self._next_command)])
 
-    def _say_rows(self, rows: list[tuple[str, str]]) -> None:
+    def _print_rows(self, rows: list[tuple[str, str]]) -> None:
         for name, text in rows:
             if text:
                 self._say(f"{name:>10}  {text}")

@@ -68,7 +68,7 @@ def _most(step: Step) -> str:
 
 
 def _breakdown(step: Step) -> str:
-    """Where the rest of the wall time since the last line went; what is below one in a hundred is left out."""
+    """Where the rest of the wall time since the last line went; what is below one in a hundred is skipped."""
     if not step.wall_s > 0:
         return ""
     named = ("transfer", "compute", "save", "log", "evaluate", "other")

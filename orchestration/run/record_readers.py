@@ -32,7 +32,7 @@ EXIT_S = 2.0  # of a stop signal's grace, for the rest of the way out
 class Readers:
     """Hands each record to the spool first (it is on disk before anybody acts on it), then to the console.
 
-    Neither can end a run: what fails (a full disk, a terminal that was closed, a `| head` that has seen enough) is said once,
+    Neither can end a run: what fails (a full disk, a terminal that was closed, a `| head` that has seen enough) is reported once,
     and tried again later.
     """
 
@@ -42,7 +42,7 @@ class Readers:
         self.tracking_uri = resolve_uri(tracking_uri, self.run_dir)
         self._stop = stop or StopSignal()
         self._console = Console()
-        self._console_trouble, self._records_trouble = Trouble("the lines of the console"), Trouble("records")
+        self._console_guard, self._records_guard = FailureGuard("the lines of the console"), FailureGuard("records")
         self._spool: Spool | None = None
         self._uploader: subprocess.Popen[bytes] | None = None
         self._restart_after_s = 0.0
@@ -51,8 +51,8 @@ class Readers:
     def read(self, record: Record) -> None:
         # Nothing is written before there is a plan: a run that is refused while it starts leaves no trace.
         if self._spool is not None or not isinstance(record, Phase):
-            self._records_trouble.hold_off(lambda: self._keep(record))
-        self._console_trouble.hold_off(lambda: self._console.read(record, next_command=self._next(record)))
+            self._records_guard.run(lambda: self._keep(record))
+        self._console_guard.run(lambda: self._console.read(record, next_command=self._next(record)))
 
     def _keep(self, record: Record) -> None:
         if self._spool is None:
@@ -99,8 +99,8 @@ class Readers:
 
     def close(self, *, failed: str | None, waits: bool = True) -> None:
         """`waits`: for the tracker to take the last records; the uploader sends them in any case."""
-        self._console_trouble.hold_off(self._console.close, now=True)
-        self._records_trouble.hold_off(lambda: self._close_records(failed), now=True)
+        self._console_guard.run(self._console.close, now=True)
+        self._records_guard.run(lambda: self._close_records(failed), now=True)
         if self._uploader is not None and self._wait_s and waits:
             self._wait()
 
@@ -141,13 +141,13 @@ class Readers:
         return True
 
 
-class Trouble:
-    """What a reader of records meets is held off the run."""
+class FailureGuard:
+    """Keeps failures of a reader of records away from the run."""
 
     def __init__(self, what: str) -> None:
-        self._what, self._is_said, self._again_s = what, False, 0.0
+        self._what, self._is_reported, self._again_s = what, False, 0.0
 
-    def hold_off(self, work: Callable[[], None], *, now: bool = False) -> None:
+    def run(self, work: Callable[[], None], *, now: bool = False) -> None:
         """`work()`, whatever it raises; not at all for a while after it failed, but where it is asked for `now`."""
         if not now and time.monotonic() < self._again_s:
             return
@@ -155,10 +155,10 @@ class Trouble:
             work()
         except (Exception, SystemExit) as error:  # rich ends the program whose reader is gone
             self._again_s = time.monotonic() + RETRY_EVERY_S
-            if not self._is_said:
+            if not self._is_reported:
                 text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 say(f"{self._what}: nobody takes them, or there is no room ({public(text)}); training goes on")
-            self._is_said = True
+            self._is_reported = True
 
 
 def _wait_s() -> float:
@@ -178,11 +178,11 @@ class NodeReader:
     def __init__(self, out: str) -> None:
         self._out = out
         self._sampler: subprocess.Popen[bytes] | None = None
-        self._trouble = Trouble("system metrics")
+        self._guard = FailureGuard("system metrics")
 
     def read(self, record: Record) -> None:
         if self._sampler is None and not isinstance(record, Phase):
-            self._trouble.hold_off(self._start)
+            self._guard.run(self._start)
 
     def _start(self) -> None:
         self._sampler = start_sampler(records_folder(self._out), None if objects.is_local(self._out) else self._out)

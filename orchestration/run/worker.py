@@ -42,13 +42,13 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
         return spare_rank.stand_by()
     here = place()
     collective_progress.record_starts()
-    planned_faults.arm(here.rank)
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
     readers: Any = Readers(run, out, tracking_uri, stop) if here.is_main else None
     node = NodeReader(out) if not here.is_main and here.local_rank == 0 else None
     last = None
     try:
+        planned_faults.arm(here.rank)
         for last in train(run, out, stop=stop):
             if readers:
                 readers.read(last)

@@ -41,7 +41,7 @@ class Mirror:
     def __init__(self, run_dir: Path, url: str, *, own: tuple[str, ...], bring_others: bool = False) -> None:
         self.run_dir, self.url = run_dir, url
         self._own, self._bring_others = own, bring_others
-        self.trouble: str | None = None
+        self.failure: str | None = None
         """Why the last push failed; the next one begins where it ended."""
         self._sent: dict[str, int] | None = None
         self._end = threading.Event()
@@ -61,9 +61,9 @@ class Mirror:
         while True:
             try:
                 self.push()
-                self.trouble = None
+                self.failure = None
             except Exception as error:
-                self.trouble, self._sent = f"{type(error).__name__}: {error}", None
+                self.failure, self._sent = f"{type(error).__name__}: {error}", None
             if is_last:
                 return
             is_last = self._end.wait(PUSH_EVERY_S)

@@ -25,7 +25,7 @@ from pipeline.secrets import public
 from pipeline.storage import objects
 
 MAIN = "records.jsonl"
-"""The spool of a run, in its folder; each node's own is beside it (`orchestration.spool.system_metrics`)."""
+"""The spool of a run, in its folder; each node's own is next to it (`orchestration.spool.system_metrics`)."""
 PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
 
 

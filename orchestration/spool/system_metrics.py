@@ -1,6 +1,6 @@
 """What a node does while it trains: processor, memory, disk, network, and those GPUs only that the job was given.
 
-One process a node (`start_sampler`), beside the trainer and not in it, appends lines to a spool of its own,
+One process a node (`start_sampler`), next to the trainer and not in it, appends lines to a spool of its own,
 `<run>/system-<node>.jsonl`; the uploader of the run takes them all along, so a run of many nodes shows each under
 `system/<node>/`. Steps are counted on over restarts. On nodes whose run folder is in an object store, the spool is
 mirrored there (`orchestration.spool.mirror`), and the first node's uploader brings it back.

@@ -1,7 +1,7 @@
 """Signs of life: each uploader renews a tag with the time, and whoever lives ends the runs of those that fell silent.
 
-A trainer's death is told by its own uploader. When both are gone (the machine died, or lost its network) only others can
-say so: every uploader looks after the runs beside its own, `normfree ui` after all that it shows, `normfree track status`
+A trainer's death is reported by its own uploader. When both are gone (the machine died, or lost its network) only others can
+say so: every uploader looks after the runs next to its own, `normfree ui` after all that it shows, `normfree track status`
 after a whole server. A run is marked when its sign has stood still for SILENT_S by the marker's own watch, or when it is
 that old by the clock and does not move during SECOND_LOOK_S: two machines' clocks need not agree for a living run to be
 left alone. A run that was marked in error (its machine was only cut off) takes the verdict back with its next sign.

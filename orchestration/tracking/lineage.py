@@ -1,4 +1,4 @@
-"""Whence a checkpoint comes and what was made of it: links between the runs and models of a tracker, to be walked both ways.
+"""Provenance of a checkpoint: links between the runs and models of a tracker, to be walked both ways.
 
     a sweep's runs   tags pretraining.run_id, pretraining.tracking_uri   -> the run that saved their checkpoint
     that run         tags sweep.<id>, registered.<name>                  -> the sweeps and models that were made of it

@@ -62,7 +62,7 @@ def hurry(timeout_s: float) -> None:
 
 
 def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
-    """The experiment of this name, made if it is not there. Artifacts of a SQLite store lie beside its file."""
+    """The experiment of this name, made if it is not there. Artifacts of a SQLite store lie next to its file."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         if found.lifecycle_stage != "active":

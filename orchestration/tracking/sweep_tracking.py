@@ -1,7 +1,7 @@
 """A sweep in MLflow: one parent run, one child run a trial, each logged once however often the driver starts.
 
 The driver calls this from its own process, so every call gives up within seconds, and nothing that MLflow does or does
-not do reaches the sweep: a failed call is kept, tried again later, and told in one line at the end. The sweep's own
+not do reaches the sweep: a failed call is kept, tried again later, and reported in one line at the end. The sweep's own
 ledger is the truth; a driver that starts again hands over its finished trials again, and those already there are
 recognised by their digest.
 """
@@ -257,7 +257,7 @@ class SweepTracker:
                     print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
 
     def _origin(self, digest: str, url: str) -> Origin:
-        """Whence these weights come; asked once."""
+        """Origin of these weights; asked once."""
         if digest not in self._origins:
             self._origins[digest] = lineage.origin(self._client, digest, url)
         return self._origins[digest]

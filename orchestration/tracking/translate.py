@@ -218,10 +218,10 @@ class Translator:
         return Upload(points=points_of(record, values), tags={**tags, "checkpoint.step": str(record["step"])})
 
     def _save_missed(self, record: dict[str, Any]) -> Upload:
-        said = f"step {record['step']}: {record['reason']}"
+        reason = f"step {record['step']}: {record['reason']}"
         return Upload(
             points=points_of(record, {"checkpoint/num_missed": record["num_missed"]}),
-            tags={"checkpoint.last_missed": said},
+            tags={"checkpoint.last_missed": reason},
         )
 
     def _finished(self, record: dict[str, Any]) -> Upload:

@@ -71,7 +71,7 @@ def source_tags(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def cause(error: BaseException) -> str:
-    """An exception of the way to the server in one short line, passwords left out."""
+    """An exception of the way to the server in one short line, without passwords."""
     text = public(" ".join(str(error).split()))
     if re.search("Max retries exceeded|Connection refused|timed out|Failed to resolve", text):
         return "no answer from the server"

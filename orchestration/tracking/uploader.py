@@ -134,7 +134,7 @@ class Uploader:
             time.sleep(self.poll_s)
 
     def _work(self, over: bool) -> bool:
-        """One batch to the server; False if none is left, and then the run's ending has been told if it is `over`."""
+        """One batch to the server; False if none is left, and then the run's ending has been reported if it is `over`."""
         if self._client is None:
             self._open()
         if time.monotonic() >= self._next_heartbeat:

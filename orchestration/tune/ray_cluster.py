@@ -52,7 +52,7 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class TrialResources:
     """`Resources`, resolved."""
 
     num_concurrent: int
@@ -65,7 +65,7 @@ class Layout:
     """What `num_concurrent` follows from, where it was not configured."""
 
 
-def layout(resources: Resources) -> Layout:
+def layout(resources: Resources) -> TrialResources:
     """UserError for what contradicts itself."""
     import torch
 
@@ -78,7 +78,7 @@ def layout(resources: Resources) -> Layout:
     if gpus is None:
         gpus = min(1.0, num_gpus / max(at_a_time, 1)) if processes == 1 else float(processes)
         gpus = gpus if num_gpus else 0.0
-    return Layout(num_concurrent=at_a_time, num_processes=processes, gpus=gpus, reason=reason)
+    return TrialResources(num_concurrent=at_a_time, num_processes=processes, gpus=gpus, reason=reason)
 
 
 def _per_trial(resources: Resources) -> tuple[float | None, int]:
@@ -134,7 +134,7 @@ def memory_bytes() -> int:
 
 
 @contextlib.contextmanager
-def running_ray(address: str | None, plan: Layout) -> Iterator[LocalRay | None]:
+def running_ray(address: str | None, plan: TrialResources) -> Iterator[LocalRay | None]:
     """A Ray of this process's own, never one that happens to run on the machine; or the cluster that was named (None).
 
     Raises:
@@ -197,7 +197,7 @@ def _refusal(error: BaseException) -> str:
     return f"{first}; give host:port of a head that 'ray start --head' started"
 
 
-def _check_room(plan: Layout, place: str) -> None:
+def _check_room(plan: TrialResources, place: str) -> None:
     """Tune would wait for ever for what no node has."""
     wanted = {"CPU": float(plan.num_processes), "GPU": plan.gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

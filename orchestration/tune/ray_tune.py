@@ -25,7 +25,7 @@ from ray.tune.schedulers import FIFOScheduler
 from orchestration.tune.asha import CellwiseAsha
 from orchestration.tune.cluster_nodes import check_nodes
 from orchestration.tune.job_queue import JobQueue
-from orchestration.tune.ray_cluster import Layout, Resources, layout, num_cores, running_ray
+from orchestration.tune.ray_cluster import Resources, TrialResources, layout, num_cores, running_ray
 from orchestration.tune.trial_group import run_ranks
 from orchestration.tune.trial_limit import Overdue, Watch
 from pipeline import places
@@ -199,8 +199,8 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -
     )
 
 
-def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: Layout, tell: OnEvent) -> None:
-    """One Tune experiment over the conductor's jobs, on a Ray of our own that ends with it, or on a stated cluster."""
+def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: TrialResources, tell: OnEvent) -> None:
+    """One Tune experiment over the conductor's jobs, on a Ray of our own that ends with it, or on a given cluster."""
     os.environ.update(ENVIRONMENT)
     limit_s = resources.trial_limit_s
     with (
@@ -234,14 +234,14 @@ def _run_all(sweep: Sweep, conductor: Conductor, resources: Resources, shape: La
             )
 
 
-def _at_a_time(shape: Layout) -> str:
+def _at_a_time(shape: TrialResources) -> str:
     if not shape.num_concurrent:
         return "as many trials at a time as the cluster has room for"
     why = f": {shape.reason}; --max-concurrent changes it" if shape.reason else ""
     return f"{shape.num_concurrent} trials at a time{why}"
 
 
-def _trainable(config: Job, sweep: Sweep, limit_s: float, shape: Layout) -> None:
+def _trainable(config: Job, sweep: Sweep, limit_s: float, shape: TrialResources) -> None:
     """One job, in a worker process that earlier jobs may have used."""
     _isolate()
     import torch

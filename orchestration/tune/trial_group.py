@@ -118,8 +118,8 @@ def _listen(group: _Group, report: Report) -> None:
                 return
             for key, _ in selector.select(timeout=0.5):
                 heard: _Rank = key.data
-                for said in _read(heard):
-                    _take(group, heard, said, report)
+                for message in _read(heard):
+                    _take(group, heard, message, report)
                 if not heard.is_open:
                     selector.unregister(heard.line)
                     if not heard.error and not heard.is_done:
@@ -137,14 +137,14 @@ def _read(rank: _Rank) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole]
 
 
-def _take(group: _Group, rank: _Rank, said: dict[str, Any], report: Report) -> None:
-    if "row" in said:
-        report(said["row"])
+def _take(group: _Group, rank: _Rank, message: dict[str, Any], report: Report) -> None:
+    if "row" in message:
+        report(message["row"])
         rank.line.sendall(b"go on\n")
-    elif "error" in said:
-        rank.error, rank.users, rank.cause = said["error"], said["users"], said["cause"]
+    elif "error" in message:
+        rank.error, rank.users, rank.cause = message["error"], message["users"], message["cause"]
         group.failed.append(rank)
-    elif said.get("done"):
+    elif message.get("done"):
         rank.is_done = True
 
 

@@ -40,7 +40,7 @@ _REMEDY = "use another checkpoint"
 
 
 class FileInfo(TypedDict):
-    """What a commit file, or an export's description, says of a file beside it."""
+    """What a commit file, or an export's description, says of a file next to it."""
 
     name: RelativePath
     size_bytes: Count
@@ -127,12 +127,12 @@ def check_format(body: Any, format: int, place: str, *, remedy: str) -> None:
 
 
 def _check_files(commit: Commit) -> None:
-    """A commit file may come from anywhere: what it names is plain files beside it, of the one format that runs no code."""
+    """A commit file may come from anywhere: what it names is plain files next to it, of the one format that runs no code."""
     names = [info["name"] for info in commit.files]
     for name in names:
         if not _FILE.fullmatch(name):
             raise UserError(
-                f"checkpoint {commit.url} names {name!r}, and files of a checkpoint are *.safetensors beside its {COMMIT}; "
+                f"checkpoint {commit.url} names {name!r}, and files of a checkpoint are *.safetensors next to its {COMMIT}; "
                 "nothing of it was read"
             )
     for what, listed in (("file", names), ("kind", commit.kinds)):

@@ -1,6 +1,6 @@
 """A piece of memory onto a local disk, hashed on the way, past the page cache where the file system lets us.
 
-A checkpoint is larger than what the page cache should hold beside training, and is not read again: written through the
+A checkpoint is larger than what the page cache should hold alongside training, and is not read again: written through the
 cache it pushes out the images that are read every epoch, and costs the processors one more copy of every byte. O_DIRECT
 needs memory, lengths and offsets in multiples of `ALIGN_BYTES`; a file system without it (tmpfs, some network ones) gets the
 same bytes in the ordinary way.
@@ -23,25 +23,25 @@ PIECE_BYTES = 8 << 20
 """Both hashing and writing let other threads run for a piece's length: milliseconds, many to a step."""
 
 
-def write(path: Path, memory: memoryview, size_bytes: int, go_on: Callable[[], None]) -> str:
+def write(path: Path, memory: memoryview, size_bytes: int, check_cancelled: Callable[[], None]) -> str:
     """Write the first `size_bytes` of `memory` to `path` and return their hex SHA-256.
 
     `memory` is a multiple of ALIGN_BYTES long and starts at one. The file appears under its name when every byte of it
-    is on disk. `go_on` is called between pieces and may raise to give up. Raises OSError.
+    is on disk. `check_cancelled` is called between pieces and may raise to give up. Raises OSError.
     """
     with objects.replacing(path) as file:
-        digest = _write(file.fileno(), memory, size_bytes, go_on)
+        digest = _write(file.fileno(), memory, size_bytes, check_cancelled)
         reach("file written")
     return digest
 
 
-def _write(descriptor: int, memory: memoryview, size_bytes: int, go_on: Callable[[], None]) -> str:
+def _write(descriptor: int, memory: memoryview, size_bytes: int, check_cancelled: Callable[[], None]) -> str:
     reach("file opened")
     _set_direct(descriptor, True)
     digest = hashlib.sha256()
     end = -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES  # the last block is written whole, and cut below
     for start in range(0, end, PIECE_BYTES):
-        go_on()
+        check_cancelled()
         piece = memory[start : min(start + PIECE_BYTES, end)]
         _write_all(descriptor, piece)
         digest.update(memory[start : min(start + PIECE_BYTES, size_bytes)])

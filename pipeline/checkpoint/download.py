@@ -95,7 +95,7 @@ class _File:
         self.name, self.path = str(info["name"]), folder / info["name"]
         self.url = objects.join(commit.url, info["name"])
         self.num_parts = -(-self.size_bytes // PART_BYTES)
-        self.version: range_reads.Version | None = None
+        self.version: range_reads.ObjectVersion | None = None
         self.descriptor = -1
         self.rewind()
 

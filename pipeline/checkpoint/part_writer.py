@@ -126,23 +126,23 @@ def _write_files(url: str, images: list[Image], staging: str, give_up: threading
 def _write_file(
     url: str, image: Image, staging: str, errors: list[BaseException], give_up: threading.Event
 ) -> dict[str, Any]:
-    def go_on() -> None:
+    def check_cancelled() -> None:
         if errors or give_up.is_set():
             raise Cancelled("given up")
 
     memory = image.memory.numpy().data
     target = objects.join(url, image.name)
     if objects.is_local(url):
-        digest = direct_io.write(objects.local_path(target), memory, image.size_bytes, go_on)
+        digest = direct_io.write(objects.local_path(target), memory, image.size_bytes, check_cancelled)
         reach("file named")
     elif objects.takes_memory(url):
-        digest = _upload(target, memory[: image.size_bytes], go_on)
+        digest = _upload(target, memory[: image.size_bytes], check_cancelled)
     else:
         # Other stores are given finished files only: a stream that breaks would publish what was sent so far.
         with places.temporary_folder("checkpoint", _staging(staging)) as folder:
             path = folder / image.name
             try:
-                digest = direct_io.write(path, memory, image.size_bytes, go_on)
+                digest = direct_io.write(path, memory, image.size_bytes, check_cancelled)
             except OSError as error:
                 if error.errno not in FULL:
                     raise
@@ -150,20 +150,20 @@ def _write_file(
                     f"no space left in {folder}, where files wait for their upload: make room there, or set saving.staging"
                 ) from error
             reach("file named")
-            go_on()
+            check_cancelled()
             reach("upload")
             objects.put_file(path, target)
             reach("uploaded")
     return {"name": image.name, "size_bytes": image.size_bytes, "sha256": digest}
 
 
-def _upload(url: str, memory: memoryview, go_on: Callable[[], None]) -> str:
+def _upload(url: str, memory: memoryview, check_cancelled: Callable[[], None]) -> str:
     """Straight from memory, in parts that nobody sees before the last is there; hashed meanwhile. Returns the SHA-256."""
     digests: list[str] = []
     hashing = threading.Thread(target=lambda: digests.append(hashlib.sha256(memory).hexdigest()), daemon=True)
     hashing.start()
     reach("upload")
-    objects.put_memory(url, memory, go_on)
+    objects.put_memory(url, memory, check_cancelled)
     reach("uploaded")
     hashing.join()
     return digests[0]

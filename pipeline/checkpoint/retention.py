@@ -139,7 +139,7 @@ def unpin(url: str, why: str) -> None:
 
 
 def mark_damaged(bad: PassedOver) -> PassedOver:
-    """Write beside a checkpoint that it was passed over and why: it is not deleted, and not counted among the newest.
+    """Write next to a checkpoint that it was passed over and why: it is not deleted, and not counted among the newest.
 
     A run starts without the mark where it cannot be written; the record that is returned then says so.
     """

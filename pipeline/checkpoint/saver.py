@@ -1,4 +1,4 @@
-"""Saves beside training: the step waits for a copy into host memory, a thread writes, hashes, uploads and commits.
+"""Saves alongside training: the step waits for a copy into host memory, a thread writes, hashes, uploads and commits.
 
     all ranks, main thread    wait for the save before (bounded) | agree on the folder | copy the state | go on training
     each rank, background     write its files, hashed on the way | upload them | write its part record
@@ -167,21 +167,21 @@ class Saver:
             # Short talks in turn, not one long wait: a collective has a time limit, an upload has none.
             now_s = time.perf_counter()
             is_late = now_s - begin_s >= limit_s if limit_s is not None else self._is_hopeless(now_s - moved_s)
-            said = self._exchange((work.done.is_set(), work.error, work.commit, is_late, fault_points.num_reached))
-            errors = [f"rank {r}: {e}" if self.world.size > 1 else e for r, (_, e, *_) in enumerate(said) if e]
-            if (total := sum(num for *_, num in said)) != moves:
+            answers = self._exchange((work.done.is_set(), work.error, work.commit, is_late, fault_points.num_reached))
+            errors = [f"rank {r}: {e}" if self.world.size > 1 else e for r, (_, e, *_) in enumerate(answers) if e]
+            if (total := sum(num for *_, num in answers)) != moves:
                 moves, moved_s = total, now_s
-            if all(done for done, *_ in said):
+            if all(done for done, *_ in answers):
                 break
             if errors:
                 work.give_up.set()  # nobody writes on for a checkpoint that cannot come
-            if said[0][3]:
+            if answers[0][3]:
                 if limit_s is None:
                     work.give_up.set()
                     self.last_error = "; ".join(errors) or f"{work.url} has not taken it in {now_s - begin_s:.0f} s"
                 return []
             time.sleep(POLL_S) if work.done.is_set() else work.done.wait(POLL_S)
-        work.commit = said[0][2]
+        work.commit = answers[0][2]
         work.error = None if work.commit else "; ".join(errors)
         records = [] if work.is_reported else self._report(work)
         self._work = None
@@ -236,7 +236,7 @@ class Saver:
         return [skipped] if self.world.is_main else []
 
     def _agree(self, step: int, has_fragments: bool) -> tuple[str, str, list[int]]:
-        """The folder, what is to be said about it, and the ranks that write; equal on all ranks."""
+        """The folder, what is to be reported about it, and the ranks that write; equal on all ranks."""
         writers = [r for r, writes in enumerate(self._exchange(has_fragments)) if writes]
         choice: tuple[str, str] | None = None
         if self.world.is_main:
@@ -279,5 +279,5 @@ class Saver:
         try:
             retention.retain(self.run_dir, self.policy, in_flight=work.url)
         except Exception as error:  # the checkpoint stands; only the old ones could not go
-            said = f"old checkpoints could not be deleted: {sentence(error, self.run_dir)}"
-            work.note = "; ".join(filter(None, (work.note, said)))
+            problem = f"old checkpoints could not be deleted: {sentence(error, self.run_dir)}"
+            work.note = "; ".join(filter(None, (work.note, problem)))

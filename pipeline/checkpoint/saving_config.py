@@ -16,7 +16,7 @@ class SavingConfig:
     in_background: bool = True
     """False: training waits until the checkpoint is committed."""
     max_wait_s: Seconds = 60.0
-    """A save that finds the one before still being written waits for it for this long, then is left out and counted."""
+    """A save that finds the one before still being written waits for it for this long, then is skipped and counted."""
     staging: str = ""
     """Local folder where files wait for their upload to a store that is not S3 (S3 takes them from memory); "" = the system's
     temporary folder."""

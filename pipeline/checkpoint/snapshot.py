@@ -15,7 +15,7 @@ import torch
 from pipeline.checkpoint.direct_io import ALIGN_BYTES
 
 FILE_BYTES = 512 << 20
-"""A rank's fragments are spread over files of about this size, which are hashed and written beside each other."""
+"""A rank's fragments are spread over files of about this size, which are hashed and written next to each other."""
 
 
 @dataclass(frozen=True)

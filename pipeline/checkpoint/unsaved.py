@@ -64,14 +64,14 @@ def hand_in(
     """
     folder = str(_folder(run_dir))
     kept, passed = load.newest(folder, cache_dir) if os.path.isdir(folder) else (None, [])
-    said: list[Record] = list(passed)
+    notices: list[Record] = list(passed)
     if kept is None:
-        return newest, said
+        return newest, notices
     try:
         refuse(kept)
     except UserError as error:
         return newest, [
-            *said,
+            *notices,
             Notice(step=0, text=f"{kept.url} was kept for this place, and is of another run: {error}"),
         ]
     if newest is None or newest.step < kept.step:
@@ -80,7 +80,7 @@ def hand_in(
     else:
         text = f"{kept.url} is older than {newest.url}, and is deleted"
     objects.remove_tree(folder)
-    return newest, [*said, Notice(step=newest.step, text=text)]
+    return newest, [*notices, Notice(step=newest.step, text=text)]
 
 
 def _copy(kept: Commit, run_dir: str, cache_dir: str) -> Commit:

@@ -124,7 +124,7 @@ class Engine:
 
         Args:
             num_lost: samples of this rank that could not be read.
-            lost_allowed: for all ranks together, and equal on all; above it the update is left out.
+            lost_allowed: for all ranks together, and equal on all; above it the update is skipped.
             measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
         """
         gradients = self._units.split(self._layout.gradients(self._places))

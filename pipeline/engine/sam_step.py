@@ -11,14 +11,14 @@ from nfnet.optim.losses import MixedLabels
 from nfnet.optim.sam import sam_backward
 from pipeline.engine.deepspeed_engine import Objective
 from pipeline.engine.optim_config import OptimConfig
-from pipeline.engine.zero_layout import Layout
+from pipeline.engine.zero_layout import FragmentLayout
 
 
 def sam_losses(
     network: nn.Module,
     objective: Objective,
     engine: Any,
-    layout: Layout,
+    layout: FragmentLayout,
     images: torch.Tensor,
     labels: torch.Tensor | MixedLabels,
     optim: OptimConfig,

@@ -47,7 +47,7 @@ class UpdateStats:
     """Images that the step saw, on all ranks."""
     num_lost: float
     """Samples that could not be read, on all ranks; infinite where a whole micro-batch could not. Above what was allowed,
-    the update is left out."""
+    the update is skipped."""
     parts: dict[str, PartStats] = field(default_factory=dict)
     """The same of each part of the network: stem, stage 0, stage 1, ..., final, head."""
 

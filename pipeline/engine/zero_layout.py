@@ -59,7 +59,7 @@ class Place:
         return state[kind].view(-1)[self.offset : self.offset + self.fragment.weight.numel()]
 
 
-class Layout(ABC):
+class FragmentLayout(ABC):
     """One ZeRO stage's way to hold master weights and gradients."""
 
     needs: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Layout(ABC):
         self.publish()
 
 
-class Whole(Layout):
+class Whole(FragmentLayout):
     """Stage 0: every rank holds everything."""
 
     def owners(self) -> list[torch.Tensor]:
@@ -129,7 +129,7 @@ class Whole(Layout):
         pass
 
 
-class Flat(Layout):
+class Flat(FragmentLayout):
     """Stages 1 and 2: a rank holds a part of each flattened group."""
 
     needs = (
@@ -188,7 +188,7 @@ class Flat(Layout):
         self.zero.update_lp_params()
 
 
-class Cut(Layout):
+class Cut(FragmentLayout):
     """Stage 3: a rank holds a part of each parameter, of weights as of everything else."""
 
     needs = (
@@ -280,7 +280,7 @@ class Cut(Layout):
             raise UserError(_unknown(f"it released {moved[0]} while that was in use"))
 
 
-def layout(engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> Layout:
+def layout(engine: Any, optimizer: torch.optim.Optimizer, stage: int) -> FragmentLayout:
     """For an engine that was just initialised."""
     if stage == 0:
         return Whole(engine, optimizer)

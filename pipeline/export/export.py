@@ -20,13 +20,13 @@ from pipeline.checkpoint.commit import FileInfo
 from pipeline.checkpoint.exported import Exported
 from pipeline.errors import UserError
 from pipeline.export.model_card import model_card
-from pipeline.export.source import PROBE_IMAGES, TOLERANCE, Answer, Source, WhichWeights, Writer, open_source
+from pipeline.export.source import PROBE_IMAGES, TOLERANCE, Answer, ExportSource, WhichWeights, Writer, open_source
 from pipeline.export.to_onnx import write_onnx
 from pipeline.export.to_timm import write_timm
 from pipeline.storage import objects
 
 
-def write_safetensors(source: Source, folder: Path) -> Answer:
+def write_safetensors(source: ExportSource, folder: Path) -> Answer:
     folder.mkdir()
     path = folder / exported.WEIGHTS
     nfnet.save_weights(source.model, path)
@@ -88,7 +88,7 @@ def export(
 
 
 @torch.no_grad()
-def _compare(source: Source, answer: Answer, format: str, tolerance: float) -> float:
+def _compare(source: ExportSource, answer: Answer, format: str, tolerance: float) -> float:
     probe = source.probe()
     expected, found = source.model(probe.images), answer(probe)
     scale = float(expected.abs().max())
@@ -110,7 +110,7 @@ def _compare(source: Source, answer: Answer, format: str, tolerance: float) -> f
     return difference
 
 
-def _why(source: Source, format: str) -> str:
+def _why(source: ExportSource, format: str) -> str:
     if format != "timm":
         return ""
     from nfnet.weights.timm_export import timm_form

@@ -43,7 +43,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """The checkpoint that is exported."""
 
     model: NFNet
@@ -99,11 +99,11 @@ Answer = Callable[[Probe], torch.Tensor]
 """Logits (N, classes) computed from the written files alone."""
 
 
-Writer = Callable[[Source, Path], Answer]
+Writer = Callable[[ExportSource, Path], Answer]
 """Writes into a folder that does not exist yet."""
 
 
-def open_source(url: str, weights: WhichWeights = "evaluated") -> Source:
+def open_source(url: str, weights: WhichWeights = "evaluated") -> ExportSource:
     """The checkpoint (a run folder: its newest one; an exported folder too) with its own head, on the CPU."""
     loaded = load_backbone(url, weights)
     if not isinstance(loaded.model, NFNet):
@@ -112,7 +112,7 @@ def open_source(url: str, weights: WhichWeights = "evaluated") -> Source:
     kept = "ema" if "ema" in commit.kinds else "raw"
     which = kept if weights == "evaluated" else weights
     augment: AugmentConfig = from_dict(AugmentConfig, commit.config["augment"], "augment")
-    return Source(loaded.model, commit, which, augment)
+    return ExportSource(loaded.model, commit, which, augment)
 
 
 def preprocessing(augment: AugmentConfig) -> dict[str, Any]:

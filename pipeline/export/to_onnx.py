@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
-from pipeline.export.source import Answer, Probe, Source, preprocessing
+from pipeline.export.source import Answer, ExportSource, Probe, preprocessing
 
 NAME = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
 _ONE_FILE_BYTES = 1_800_000_000
-"""Protocol buffers end at 2 GB; what is larger gets its weights in a file beside it, `model.onnx.data`."""
+"""Protocol buffers end at 2 GB; what is larger gets its weights in a file next to it, `model.onnx.data`."""
 
 
-def write_onnx(source: Source, folder: Path) -> Answer:
+def write_onnx(source: ExportSource, folder: Path) -> Answer:
     """`model.onnx`: images (N, 3, px, px) float32, normalised -> logits (N, classes).
 
     Metadata: `classes` and `preprocessing` as JSON, `source_digest`, `weights`. Plain torch operations are exported: our
@@ -53,7 +53,7 @@ def write_onnx(source: Source, folder: Path) -> Answer:
     return lambda probe: answer(path, probe)
 
 
-def metadata(source: Source) -> dict[str, str]:
+def metadata(source: ExportSource) -> dict[str, str]:
     return {
         "classes": json.dumps(source.commit.classes),
         "preprocessing": json.dumps(preprocessing(source.augment)),

@@ -13,10 +13,10 @@ from nfnet.weights.files import save_tensors
 from nfnet.weights.timm_export import TimmForm, timm_form
 from pipeline.checkpoint import exported
 from pipeline.errors import UserError
-from pipeline.export.source import Answer, Source, preprocessing
+from pipeline.export.source import Answer, ExportSource, preprocessing
 
 
-def write_timm(source: Source, folder: Path) -> Answer:
+def write_timm(source: ExportSource, folder: Path) -> Answer:
     """`config.json` and `model.safetensors`. Sizes and conventions are in `model_args`, so timm builds the same network.
 
     Raises:
@@ -39,19 +39,19 @@ def write_timm(source: Source, folder: Path) -> Answer:
     def answer(probe: Any) -> torch.Tensor:
         try:
             with torch.random.fork_rng(devices=[]):
-                peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+                timm_model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         except RuntimeError as error:
             first = next(
                 (line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error)[:200]
             )
             raise UserError(f"timm builds another network for this one ({first}); take --format safetensors") from None
-        logits: torch.Tensor = peer(probe.images)
+        logits: torch.Tensor = timm_model(probe.images)
         return logits
 
     return answer
 
 
-def _config(source: Source, form: TimmForm) -> dict[str, Any]:
+def _config(source: ExportSource, form: TimmForm) -> dict[str, Any]:
     """What `timm.models.load_model_config_from_path` reads."""
     found = preprocessing(source.augment)
     px, resize_px = found["px"], found["resize_px"]

@@ -88,7 +88,7 @@ class LoadedBackbone:
 
 def typed_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options of a network with the types that it takes, from text too. UserError for those that it does not have."""
-    if timm_models.is_peer(name):
+    if timm_models.is_timm(name):
         return {key: timm_models.value_of(value) for key, value in options.items()}
     for key in options:
         if key not in OPTION_TYPES:
@@ -97,7 +97,7 @@ def typed_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
-    if timm_models.is_peer(name):
+    if timm_models.is_timm(name):
         if "@" in name:
             raise UserError(f"model.name is {name}; name the network alone, and set model.init_from to {name}")
         return timm_models.make(name, num_classes, options)
@@ -174,7 +174,7 @@ def load_origin(
         tensors, commit = load.load_weights(url, weights)
         return tensors, _of_commit(commit)
     name, file = place
-    if timm_models.is_peer(name):
+    if timm_models.is_timm(name):
         return of_timm(url, name, file)
     assert file is not None
     return of_file(url, name, file, like)
@@ -183,7 +183,7 @@ def load_origin(
 def spelled(url: str) -> tuple[str, str | None] | None:
     """(model or "", file or None) of NAME@FILE, timm:NAME[@FILE] and FILE.safetensors; None for a place of checkpoints."""
     name, at, file = url.partition("@")
-    if timm_models.is_peer(url):
+    if timm_models.is_timm(url):
         return name, file if at else None
     if at and file and _is_ours(name):
         return name, file
@@ -217,7 +217,7 @@ def _same(one: str, other: str) -> bool:
     """Whether two names mean one network: ours have aliases."""
     if _is_ours(one) and _is_ours(other):
         return get_variant(one).name == get_variant(other).name
-    return one.partition(".")[0] == other.partition(".")[0] if timm_models.is_peer(one) else one == other
+    return one.partition(".")[0] == other.partition(".")[0] if timm_models.is_timm(one) else one == other
 
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], url: str, *, new_head: bool = False) -> bool:

@@ -67,7 +67,7 @@ class PeerNetwork(nn.Module):
         self.trunk.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
-def is_peer(name: str) -> bool:
+def is_timm(name: str) -> bool:
     return name.startswith(PREFIX)
 
 

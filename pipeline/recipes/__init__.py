@@ -1,7 +1,7 @@
 """Recipes: functions that return a whole Run. The header of each says its command, hardware, hours and result.
 
-`get("name")` returns the Run; the command line overrides its fields by dotted path. Each recipe of the papers has a twin
-`NAME_tiny` that a CPU runs in seconds (`pipeline.recipes.twins`).
+`get("name")` returns the Run; the command line overrides its fields by dotted path. Each recipe of the papers has a smoke variant
+`NAME_tiny` that a CPU runs in seconds (`pipeline.recipes.smoke_variants`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 from pipeline.errors import UserError
 from pipeline.recipes import finetune, imagenet, large_scale, nf_regnet, nf_resnet, tiny
 from pipeline.recipes.recipe import Recipe
-from pipeline.recipes.twins import SUFFIX, twin
+from pipeline.recipes.smoke_variants import SUFFIX, smoke_variant
 from pipeline.training.run import Run
 
 PAPERS: dict[str, Recipe] = {
@@ -23,8 +23,8 @@ PAPERS: dict[str, Recipe] = {
 }
 """Those that follow a publication; the others are for two CPU cores."""
 
-TWINS: dict[str, Recipe] = {f"{name}{SUFFIX}": twin(name, recipe) for name, recipe in PAPERS.items()}
-RECIPES: dict[str, Recipe] = {**tiny.RECIPES, **PAPERS, **TWINS}
+SMOKE_VARIANTS: dict[str, Recipe] = {f"{name}{SUFFIX}": smoke_variant(name, recipe) for name, recipe in PAPERS.items()}
+RECIPES: dict[str, Recipe] = {**tiny.RECIPES, **PAPERS, **SMOKE_VARIANTS}
 
 
 def find(name: str) -> Recipe:
@@ -50,9 +50,12 @@ def nearest(name: str) -> list[str]:
 
 
 def listing() -> list[str]:
-    """One line a recipe, twins left out but for a line about them."""
-    lines = [f"{name:38} {recipe.summary}" for name, recipe in RECIPES.items() if name not in TWINS]
-    return [*lines, f"{'NAME' + SUFFIX:38} Tiny twin of any of the {len(PAPERS)} that follow a paper: seconds on a CPU"]
+    """One line a recipe, and one line about all smoke variants."""
+    lines = [f"{name:38} {recipe.summary}" for name, recipe in RECIPES.items() if name not in SMOKE_VARIANTS]
+    return [
+        *lines,
+        f"{'NAME' + SUFFIX:38} Smoke variant of any of the {len(PAPERS)} that follow a paper: seconds on a CPU",
+    ]
 
 
 def get(name: str) -> Run:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.training.run import Run
 
 IMAGENET, JFT_300M, JFT_4B = 1_281_167, 300_000_000, 4_000_000_000
-"""Training images that durations in epochs were stated for; the JFT sets as the papers round them."""
+"""Training images that durations in epochs were given for; the JFT sets as the papers round them."""
 
 PREPARE_IMAGENET = "normfree data prepare imagenet --source ILSVRC2012/ --out data/imagenet"
 
@@ -20,7 +20,7 @@ class Recipe:
     header: str
     """First line: what it is; then Command, Hardware, Result, and Choices where the source is silent."""
     num_images: int = IMAGENET
-    """Of the training split that its durations are stated for."""
+    """Of the training split that its durations are given for."""
 
     @classmethod
     def of(cls, function: Callable[[], Run], num_images: int) -> Recipe:

@@ -34,7 +34,7 @@ class BlockCache:
         self._folder, self._bound_bytes = Path(folder), bound_bytes
         self._written_bytes = bound_bytes  # since this process last looked: look at the first write
         self._verified: set[tuple[Path, int, int]] = set()
-        self.trouble: str | None = None
+        self.failure: str | None = None
         """Why nothing is kept any more; None while all is well."""
 
     def get(self, sha256: str, offset: int, length: int, fetch: Callable[[], bytes]) -> bytes:
@@ -49,17 +49,17 @@ class BlockCache:
                 if data is None:
                     data = self._fetch_and_keep(path, length, fetch)
                 return data
-        except _DiskTroubleError as trouble:
-            self.trouble = self.trouble or str(trouble)
+        except _DiskError as failure:
+            self.failure = self.failure or str(failure)
             return fetch() if data is None else data
 
     def _fetch_and_keep(self, path: Path, length: int, fetch: Callable[[], bytes]) -> bytes:
         data = fetch()
-        if self.trouble is None and len(data) == length:  # what is short is short at its source: not worth keeping
+        if self.failure is None and len(data) == length:  # what is short is short at its source: not worth keeping
             try:
                 self._write(path, data)
             except OSError as error:
-                self.trouble = f"the shard cache {self._folder} takes no more ({error}); data is streamed past it"
+                self.failure = f"the shard cache {self._folder} takes no more ({error}); data is streamed past it"
         return data
 
     def _read(self, path: Path, length: int) -> bytes | None:
@@ -139,7 +139,7 @@ class BlockCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             file = os.open(self._folder / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o666)
         except OSError as error:
-            raise _DiskTroubleError(
+            raise _DiskError(
                 f"the shard cache {self._folder} cannot be used ({error}); data is streamed past it"
             ) from error
         try:
@@ -148,5 +148,5 @@ class BlockCache:
             os.close(file)
 
 
-class _DiskTroubleError(Exception):
+class _DiskError(Exception):
     """The cache's own folder fails, not the store."""

@@ -70,8 +70,8 @@ def num_tries(error: Exception, url: str) -> int:
 
 def give_up(error: Exception, url: str) -> NoReturn:
     """Raise UserError where the user can mend it, else the error."""
-    if not isinstance(error, UserError) and (said := store_errors.sentence(_with_body(error, url), url)):
-        raise UserError(said) from error
+    if not isinstance(error, UserError) and (problem := store_errors.sentence(_with_body(error, url), url)):
+        raise UserError(problem) from error
     raise error
 
 

@@ -1,4 +1,4 @@
-"""All objects under a folder of an S3 store go, or it is said how many stay.
+"""All objects under a folder of an S3 store go, or the number that stays is reported.
 
 DeleteObjects takes a thousand keys at a time and answers 200 even where it kept some; s3fs reads only the keys that went. Some
 stores refuse it altogether (they want a Content-MD5 with it, which clients send no more). What it does not say to have

@@ -30,13 +30,13 @@ def takes_parts(fs: Any) -> bool:
     return "s3" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
-def put(fs: Any, path: str, size_bytes: int, read: Read, go_on: Callable[[], None] = lambda: None) -> None:
-    """Write the object `path` of `size_bytes`. `go_on` is called before each part and may raise to give up.
+def put(fs: Any, path: str, size_bytes: int, read: Read, check_cancelled: Callable[[], None] = lambda: None) -> None:
+    """Write the object `path` of `size_bytes`. `check_cancelled` is called before each part and may raise to give up.
 
     The client tries each request again; what still fails is raised when the upload was taken back, so that the store keeps no
     parts of it.
     """
-    running = asyncio.run_coroutine_threadsafe(_put(fs, path, size_bytes, read, go_on), fs.loop)
+    running = asyncio.run_coroutine_threadsafe(_put(fs, path, size_bytes, read, check_cancelled), fs.loop)
     try:
         running.result()
     except BaseException:
@@ -44,10 +44,10 @@ def put(fs: Any, path: str, size_bytes: int, read: Read, go_on: Callable[[], Non
         raise
 
 
-async def _put(fs: Any, path: str, size_bytes: int, read: Read, go_on: Callable[[], None]) -> None:
+async def _put(fs: Any, path: str, size_bytes: int, read: Read, check_cancelled: Callable[[], None]) -> None:
     bucket, key, _ = fs.split_path(path)
     place = {"Bucket": bucket, "Key": key}
-    go_on()
+    check_cancelled()
     if size_bytes <= PART_BYTES:
         await fs._call_s3("put_object", Body=await asyncio.to_thread(read, 0, size_bytes), **place)
         return
@@ -55,8 +55,8 @@ async def _put(fs: Any, path: str, size_bytes: int, read: Read, go_on: Callable[
     upload = await fs._call_s3("create_multipart_upload", Metadata={TOKEN: token}, **place)
     place["UploadId"] = upload["UploadId"]
     try:
-        parts = await _send(fs, place, size_bytes, read, go_on)
-        go_on()
+        parts = await _send(fs, place, size_bytes, read, check_cancelled)
+        check_cancelled()
         await _complete(fs, place, parts, token)
     except BaseException:
         with contextlib.suppress(Exception):
@@ -65,7 +65,7 @@ async def _put(fs: Any, path: str, size_bytes: int, read: Read, go_on: Callable[
 
 
 async def _send(
-    fs: Any, place: dict[str, str], size_bytes: int, read: Read, go_on: Callable[[], None]
+    fs: Any, place: dict[str, str], size_bytes: int, read: Read, check_cancelled: Callable[[], None]
 ) -> list[dict[str, Any]]:
     length = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
     waiting = iter(range(-(-size_bytes // length)))
@@ -73,7 +73,7 @@ async def _send(
 
     async def work() -> None:
         for number in waiting:
-            go_on()
+            check_cancelled()
             start = number * length
             data = await asyncio.to_thread(read, start, min(length, size_bytes - start))
             answer = await fs._call_s3("upload_part", PartNumber=number + 1, Body=data, **place)

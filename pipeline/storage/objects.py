@@ -164,12 +164,12 @@ def takes_memory(url: str) -> bool:
     return not is_local(url) and multipart_upload.takes_parts(clients.client(url)[0])
 
 
-def put_memory(url: str, memory: memoryview, go_on: Callable[[], None]) -> None:
-    """Write the object from memory, whole or not at all; `go_on` is called between parts and may raise to give up."""
+def put_memory(url: str, memory: memoryview, check_cancelled: Callable[[], None]) -> None:
+    """Write the object from memory, whole or not at all; `check_cancelled` is called between parts and may raise to give up."""
 
     def put(fs: Any, path: str) -> None:
         multipart_upload.put(
-            fs, path, memory.nbytes, lambda start, length: bytes(memory[start : start + length]), go_on
+            fs, path, memory.nbytes, lambda start, length: bytes(memory[start : start + length]), check_cancelled
         )
 
     clients.with_retries(url, put)

@@ -130,7 +130,7 @@ def _end_beat(token: str) -> None:
 
 
 def _claim(place: str, url: str, mine: Record, remedy: str) -> None:
-    seen, since_s, begin_s, said = b"", time.monotonic(), time.monotonic(), False
+    seen, since_s, begin_s, is_reported = b"", time.monotonic(), time.monotonic(), False
     while True:
         before = conditional_put.read(place)
         if before is None:
@@ -156,8 +156,8 @@ def _claim(place: str, url: str, mine: Record, remedy: str) -> None:
             if conditional_put.replace(place, mine.to_json(), before, others_are_here=is_here):
                 return
             continue
-        if not said:
-            said = True
+        if not is_reported:
+            is_reported = True
             _say(_why_it_waits(url, owner))
         time.sleep(POLL_S)
 

@@ -31,26 +31,26 @@ class ObjectChanged(OSError):
 
 
 @dataclass(frozen=True)
-class Version:
+class ObjectVersion:
     size_bytes: int
     tag: str
     """Changes when the content does; empty where a store has nothing of the kind."""
 
 
-def version(url: str) -> Version:
+def version(url: str) -> ObjectVersion:
     """The object's present version, asked of the store itself; FileNotFoundError if there is none."""
     if objects.is_local(url):
         return _local_version(os.stat(objects.local_path(url)))
     return _remote_version(clients.with_retries(url, lambda fs, path: fs.info(path, refresh=True)))
 
 
-def versions(folder: str, names: Iterable[str]) -> dict[str, Version]:
-    """Versions of the objects `names` under `folder`; those that are not there are left out.
+def versions(folder: str, names: Iterable[str]) -> dict[str, ObjectVersion]:
+    """Versions of the objects `names` under `folder`; those that are not there are skipped.
 
     One listing for all of an object store's; what a listing does not show is asked for by name, because listings may be stale.
     """
     names = list(names)
-    found: dict[str, Version] = {}
+    found: dict[str, ObjectVersion] = {}
     if not objects.is_local(folder) and len(names) > 1:
         listed = clients.with_retries(folder, _listing)
         by_name = {name.rpartition("/")[2]: info for name, info in listed.items()}
@@ -64,7 +64,7 @@ def versions(folder: str, names: Iterable[str]) -> dict[str, Version]:
     return found
 
 
-def read(url: str, offset: int, length: int, expected: Version) -> bytes:
+def read(url: str, offset: int, length: int, expected: ObjectVersion) -> bytes:
     """`length` bytes from `offset` of this version of the object, fewer where it ends before.
 
     Raises:
@@ -87,7 +87,7 @@ def read(url: str, offset: int, length: int, expected: Version) -> bytes:
         os.close(file)
 
 
-def read_into(url: str, offset: int, buffer: memoryview, expected: Version) -> None:
+def read_into(url: str, offset: int, buffer: memoryview, expected: ObjectVersion) -> None:
     """Fill `buffer` with the bytes from `offset` of this version of the object; for large reads on many threads.
 
     S3 is asked by a client without an event loop, which writes what arrives straight into the buffer: less than half the
@@ -101,33 +101,33 @@ def read_into(url: str, offset: int, buffer: memoryview, expected: Version) -> N
         return
     filled = 0
 
-    def go_on() -> None:
+    def fetch_more() -> None:
         nonlocal filled
         fs, path = clients.client(url)
         for num_bytes in _fill_s3(fs, path, offset + filled, buffer[filled:], expected):
             filled += num_bytes
 
-    _until(url, len(buffer), lambda: filled, go_on, offset)
+    _until(url, len(buffer), lambda: filled, fetch_more, offset)
 
 
-def _read_remote(url: str, offset: int, length: int, expected: Version) -> bytes:
+def _read_remote(url: str, offset: int, length: int, expected: ObjectVersion) -> bytes:
     got = bytearray()
 
-    def go_on() -> None:
+    def fetch_more() -> None:
         fs, path = clients.client(url)
         _append(fs, path, offset + len(got), offset + length, expected, got)
 
-    _until(url, length, lambda: len(got), go_on, offset)
+    _until(url, length, lambda: len(got), fetch_more, offset)
     return bytes(got)
 
 
-def _until(url: str, length: int, there: Callable[[], int], go_on: Callable[[], None], offset: int) -> None:
-    """Calls `go_on` until `length` bytes are there; what came before an error stays."""
+def _until(url: str, length: int, there: Callable[[], int], fetch_more: Callable[[], None], offset: int) -> None:
+    """Calls `fetch_more` until `length` bytes are there; what came before an error stays."""
     without_progress = 0
     for attempt in range(MAX_TRIES):
         before = there()
         try:
-            go_on()
+            fetch_more()
             if there() != length:  # a connection that ended cleanly, and too early
                 raise ConnectionError(f"{url}: {there()} bytes at offset {offset} where {length} should be")
             return
@@ -142,7 +142,7 @@ def _until(url: str, length: int, there: Callable[[], int], go_on: Callable[[], 
     raise AssertionError("unreachable")
 
 
-def _fill_s3(fs: Any, path: str, start: int, buffer: memoryview, expected: Version) -> Iterator[int]:
+def _fill_s3(fs: Any, path: str, start: int, buffer: memoryview, expected: ObjectVersion) -> Iterator[int]:
     """Yields the number of bytes that each piece brought, so that what came before an error counts."""
     from botocore.exceptions import ClientError
     from s3fs.errors import translate_boto_error
@@ -184,7 +184,7 @@ def _plain_client(fs: Any) -> Any:
         return _clients[mark]
 
 
-def _append(fs: Any, path: str, start: int, end: int, expected: Version, into: bytearray) -> None:
+def _append(fs: Any, path: str, start: int, end: int, expected: ObjectVersion, into: bytearray) -> None:
     """Adds the bytes start ... end of an object to `into` as they arrive, so that what came before an error stays."""
     if "s3" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         asyncio.run_coroutine_threadsafe(_append_s3(fs, path, start, end, expected, into), fs.loop).result()
@@ -195,7 +195,7 @@ def _append(fs: Any, path: str, start: int, end: int, expected: Version, into: b
         raise ObjectChanged
 
 
-async def _append_s3(fs: Any, path: str, start: int, end: int, expected: Version, into: bytearray) -> None:
+async def _append_s3(fs: Any, path: str, start: int, end: int, expected: ObjectVersion, into: bytearray) -> None:
     bucket, key, _ = fs.split_path(path)
     condition = {"IfMatch": expected.tag} if expected.tag else {}
     try:
@@ -214,10 +214,10 @@ def _listing(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     return fs.find(path, detail=True)
 
 
-def _local_version(stat: os.stat_result) -> Version:
-    return Version(stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ino}")
+def _local_version(stat: os.stat_result) -> ObjectVersion:
+    return ObjectVersion(stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ino}")
 
 
-def _remote_version(info: dict[str, Any]) -> Version:
+def _remote_version(info: dict[str, Any]) -> ObjectVersion:
     tag = next((str(info[name]) for name in ("ETag", "etag", "generation", "mtime", "created") if info.get(name)), "")
-    return Version(int(info["size"]), tag)
+    return ObjectVersion(int(info["size"]), tag)

@@ -53,12 +53,12 @@ def answer_of(error: BaseException) -> Answer:
     for each in (error, error.__cause__):
         response: Any = getattr(each, "response", None)
         if isinstance(response, dict):
-            said, about = response.get("Error", {}), response.get("ResponseMetadata", {})
+            detail, about = response.get("Error", {}), response.get("ResponseMetadata", {})
             return Answer(
-                str(said.get("Code", "")),
+                str(detail.get("Code", "")),
                 int(about.get("HTTPStatusCode") or 0),
                 str(getattr(each, "operation_name", "")),
-                " ".join(str(said.get("Message", "")).split())[:160],
+                " ".join(str(detail.get("Message", "")).split())[:160],
                 str(about.get("HTTPHeaders", {}).get("date", "")),
             )
     return Answer()
@@ -82,8 +82,8 @@ def is_throttled(error: BaseException) -> bool:
 def sentence(error: BaseException, url: str) -> str | None:
     """What the user can change, where a store's error is of that kind; None where it is not."""
     answer, kind = answer_of(error), type(error).__name__
-    said = f"{answer.code}: {answer.text}" if answer.text and answer.text != answer.code else answer.code
-    what = f"{answer.operation or 'a request'} of {url} ({said or ' '.join(str(error).split())[:160]})"
+    detail = f"{answer.code}: {answer.text}" if answer.text and answer.text != answer.code else answer.code
+    what = f"{answer.operation or 'a request'} of {url} ({detail or ' '.join(str(error).split())[:160]})"
     if kind == "NoCredentialsError":
         return f"no credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if kind == "FlexibleChecksumError":
@@ -97,7 +97,7 @@ def sentence(error: BaseException, url: str) -> str | None:
             "network's time (timedatectl set-ntp true, or chrony)"
         )
     if _is_full(answer):
-        return f"the store has no room for {url} ({said}): raise the quota of its bucket or user, or delete there"
+        return f"the store has no room for {url} ({detail}): raise the quota of its bucket or user, or delete there"
     if answer.code in _EXPIRED:
         return f"the store refuses {what}: the credentials have expired; get new ones (AWS_SESSION_TOKEN, or sign in again)"
     if answer.code in _ELSEWHERE:

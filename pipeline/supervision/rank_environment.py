@@ -37,8 +37,8 @@ def place() -> Place:
             could be several runs in one folder.
     """
     given = {name: os.environ[name] for name in RANK_VARIABLES if os.environ.get(name, "").strip()}
-    stated = ", ".join(f"{name}={text}" for name, text in given.items())
-    size = _number("WORLD_SIZE", given, 1, stated)
+    listed = ", ".join(f"{name}={text}" for name, text in given.items())
+    size = _number("WORLD_SIZE", given, 1, listed)
     if size == 1:
         odd = [name for name in ("RANK", "LOCAL_RANK") if given.get(name, "0") != "0"]
         text = f"{' and '.join(odd)} set, WORLD_SIZE not above 1: this process runs alone" if odd else ""
@@ -49,20 +49,20 @@ def place() -> Place:
             f"WORLD_SIZE is set to {size}, but no launcher is there ({', '.join(missing)} not set): unset WORLD_SIZE and RANK, "
             "or start with torchrun or --num-processes"
         )
-    rank, local_rank = (_number(name, given, 0, stated) for name in ("RANK", "LOCAL_RANK"))
-    if rank >= size or local_rank > rank or _number("MASTER_PORT", given, 1, stated) > 65535:
+    rank, local_rank = (_number(name, given, 0, listed) for name in ("RANK", "LOCAL_RANK"))
+    if rank >= size or local_rank > rank or _number("MASTER_PORT", given, 1, listed) > 65535:
         raise UserError(
-            f"the variables of a launcher contradict each other ({stated}): unset them, or start with torchrun or "
+            f"the variables of a launcher contradict each other ({listed}): unset them, or start with torchrun or "
             "--num-processes"
         )
     return Place(rank=rank, size=size, local_rank=local_rank)
 
 
-def _number(name: str, given: dict[str, str], least: int, stated: str) -> int:
+def _number(name: str, given: dict[str, str], least: int, listed: str) -> int:
     text = given.get(name, "1").strip()
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
         raise UserError(
-            f"{name} is {text!r}, which is no whole number from {least} on ({stated}): unset it and the other variables of a "
+            f"{name} is {text!r}, which is no whole number from {least} on ({listed}): unset it and the other variables of a "
             "launcher, or start with torchrun or --num-processes"
         )
     return int(text)

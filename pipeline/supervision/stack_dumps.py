@@ -1,4 +1,4 @@
-"""Python stacks of this process, and of one beside it that does not run any more.
+"""Python stacks of this process, and of one next to it that does not run any more.
 
 A stopped process cannot show its stack. It is asked for it by a signal whose handler (`faulthandler`, in C) writes the stacks
 of all threads to a file and then lets the signal end the process: sent before the process is continued, it comes before any

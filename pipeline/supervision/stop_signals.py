@@ -3,7 +3,7 @@
     before `with`       `listen`: a sentence, and the code that asks to be queued again
     start               nothing to save: this rank tells the others (`watchdog`), and all leave
     step, save          the flag goes into the step's collective; all save the same step and leave
-    stalled data        the wait for a batch ends, the step is left out on all ranks (`training.batch_fetcher`), then as above
+    stalled data        the wait for a batch ends, the step is skipped on all ranks (`training.batch_fetcher`), then as above
     evaluation          given up by all ranks after the same batch (`training.evaluate`), then as above
     anything else       the process ends with the grace period; an older checkpoint stands
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.data.loading.batches import Batch, Loss
+from pipeline.data.loading.batches import Batch, UnreadableSample
 from pipeline.data.loading.loader_processes import LoadersKilled
 from pipeline.supervision.stop_signals import StopSignal
 
@@ -19,15 +19,15 @@ PATIENCE_S = 2.0
 """After a stop was asked for, a batch that does not come within this time is done without."""
 
 
-class Supply(Iterator[Batch]):
-    """The batches of `source` in their order, each fetched when it is asked for; after a stop was asked for, a void one in
+class BatchFetcher(Iterator[Batch]):
+    """The batches of `source` in their order, each fetched when it is asked for; after a stop was asked for, a placeholder in
     place of one that is late. Where `source` cannot go on (`LoadersKilled`), it asks for the stop itself.
 
-    A void batch (`Batch.is_void`) is black, so that all ranks make the same passes; its step is left out on all of them.
+    A placeholder batch (`Batch.is_placeholder`) is black: all ranks make the same passes, and skip its step.
     """
 
-    def __init__(self, source: Iterator[Batch], *, stop: StopSignal, void: Batch, device: torch.device) -> None:
-        self._stop, self._void, self._is_late, self._is_over = stop, void, False, False
+    def __init__(self, source: Iterator[Batch], *, stop: StopSignal, placeholder: Batch, device: torch.device) -> None:
+        self._stop, self._placeholder, self._is_late, self._is_over = stop, placeholder, False, False
         self._is_asked = False
         self._ready: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -35,7 +35,7 @@ class Supply(Iterator[Batch]):
             self, self._wanted.put, False
         )  # the thread holds nothing of this object, and ends when it goes
         arguments = (source, self._wanted, self._ready, device)
-        threading.Thread(target=_fetch, args=arguments, name="supply", daemon=True).start()
+        threading.Thread(target=_fetch, args=arguments, name="batch-fetcher", daemon=True).start()
 
     def __next__(self) -> Batch:
         if self._is_over:
@@ -52,13 +52,13 @@ class Supply(Iterator[Batch]):
                     continue
                 asked_s = asked_s or time.monotonic()
                 if self._is_late or time.monotonic() - asked_s >= PATIENCE_S:
-                    self._is_late = True  # once is enough: the step is void already
-                    return self._void
+                    self._is_late = True  # once is enough: the step is skipped already
+                    return self._placeholder
                 continue
             if isinstance(error, LoadersKilled):
                 self._is_late = True  # and for good: all ranks leave with what they have
                 self._stop.ask(str(error))
-                return self._void
+                return self._placeholder
             self._is_asked, self._is_over = False, batch is None
             if error is not None:
                 raise error
@@ -87,8 +87,8 @@ def _fetch(
             return ready.put((None, error))
 
 
-def void_batch(num: int, px: int) -> Batch:
+def placeholder_batch(num: int, px: int) -> Batch:
     """`num` black images of px pixels that count as one micro-batch without a readable sample."""
     labels = torch.zeros(num, dtype=torch.int64)
-    loss = Loss(0, 0, "", "", "the run was asked to stop while it waited for data", "")
+    loss = UnreadableSample(0, 0, "", "", "the run was asked to stop while it waited for data", "")
     return Batch(torch.zeros((num, px, px, 3), dtype=torch.uint8), labels, labels, lost=(loss,) * num)

@@ -37,7 +37,7 @@ def check_network(run: Run) -> None:
     name, px = run.model.name, run.augment.image_px
     with torch.device("meta"):
         model = make(name, 1000, run.model.options)
-    if timm_models.is_peer(name):
+    if timm_models.is_timm(name):
         try:
             model.eval()(torch.zeros(1, 3, px, px, device="meta"))
         except (RuntimeError, AssertionError, ValueError) as error:

@@ -18,7 +18,7 @@ from pipeline.data.loading.datasets import EvalData
 from pipeline.distributed import World
 from pipeline.records import Evaluation
 from pipeline.supervision.stop_signals import StopSignal
-from pipeline.training.batch_fetcher import Supply, void_batch
+from pipeline.training.batch_fetcher import BatchFetcher, placeholder_batch
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def evaluate(
     begin = time.perf_counter()
     sums = torch.zeros(
         5, dtype=torch.float64, device=world.device
-    )  # loss, top-1, top-5, samples, batches that were void
+    )  # loss, top-1, top-5, samples, batches that were placeholders
     mine: Iterator[Batch] = data.batches(
         batch_size, rank=world.rank, num_ranks=world.size, pin=world.device.type == "cuda"
     )
-    void = void_batch(1, augment.evaluation_px)
+    placeholder = placeholder_batch(1, augment.evaluation_px)
     if stop is not None:
-        mine = Supply(mine, stop=stop, void=void, device=world.device)
+        mine = BatchFetcher(mine, stop=stop, placeholder=placeholder, device=world.device)
     agreement = _Agreement(stop, world)
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for _ in range(-(-_largest_share(data, world) // batch_size)):
@@ -79,8 +79,8 @@ def evaluate(
         if agreement.is_stop():
             agreement.end()
             return None
-        counts = batch is not None and batch is not void
-        sums[4] += batch is void
+        counts = batch is not None and batch is not placeholder
+        sums[4] += batch is placeholder
         if batch is None:
             batch = next(iter(data.batches(1, rank=0, num_ranks=data.num_samples)))
         labels = batch.labels.to(world.device)
@@ -154,7 +154,7 @@ class _Agreement:
         if self._said is not None:
             self._heard(self._said)
 
-    def _heard(self, said: tuple[torch.Tensor, dist.Work]) -> bool:
-        flag, work = said
+    def _heard(self, pending: tuple[torch.Tensor, dist.Work]) -> bool:
+        flag, work = pending
         work.wait()
         return bool(flag.item())

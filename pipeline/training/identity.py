@@ -1,7 +1,7 @@
 """Is it the same run: what a run folder records of data, classes, initial weights, code and versions, held against what is there.
 
     identity.json    of the last start: other data, classes or initial weights are refused with the first difference;
-                     other code or versions, and the same data at another place, are said and recorded
+                     other code or versions, and the same data at another place, are reported and recorded
 
 The configuration is compared in `pipeline.training.resume`, and each checkpoint against its own commit file as well.
 """

@@ -48,7 +48,7 @@ CHANGEABLE = (
     "data.skip_steps",
 )
 """Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
-there to change it, and for the duration, which is said. Data may lie elsewhere if they are the same."""
+there to change it, and for the duration; both are reported. Data may lie elsewhere if they are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

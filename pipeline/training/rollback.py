@@ -73,7 +73,7 @@ class Rollback:
         """All ranks skipped the update before the job's step; UserError if the run must end for it."""
         job, step = self._job, self._job.step - 1
         reason = f"loss {stats.loss}, gradient not finite"
-        job.account.left_out(step, reason)
+        job.account.skipped(step, reason)
         self._streak.skipped(step)
         return Skipped(step=job.step, reason=reason, samples=job.samples, keys=job.sample_keys([step]))
 
@@ -113,7 +113,7 @@ def _write(job: Job, row: dict[str, Any]) -> list[Record]:
     try:
         write(job.out, row)
     except Exception as error:  # clients of stores raise what they like
-        text = f"what is left out could not be written: {sentence(error, objects.join(job.out, NAME))}"
+        text = f"what is skipped could not be written: {sentence(error, objects.join(job.out, NAME))}"
         return [Notice(step=job.step, text=text)]
     return []
 
@@ -151,7 +151,7 @@ def read(out: str) -> list[dict[str, Any]]:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{url} does not list what the run left out ({error}); restore it, or delete it to use those data"
+            f"{url} does not list what the run skipped ({error}); restore it, or delete it to use those data"
         ) from None
     return content
 

@@ -9,7 +9,7 @@ from typing import cast
 
 from pipeline import distributed as world
 from pipeline.checkpoint.part_writer import sentence
-from pipeline.data.loading.batches import Batch, Loss
+from pipeline.data.loading.batches import Batch, UnreadableSample
 from pipeline.data.loading.datasets import TrainData
 from pipeline.data.loading.sample_ledger import NAME, Ledger, Page
 from pipeline.distributed import World
@@ -32,7 +32,7 @@ class Account:
         self._ledger = Ledger(data, global_batch=run.global_batch, total_steps=total_steps)
         self._notices: set[str] = set()
         self._writing: threading.Thread | None = None
-        self._trouble = ""
+        self._failure = ""
         self.over_budget: UserError | None = None
         """Why the run must end; None while it may go on."""
 
@@ -55,9 +55,9 @@ class Account:
         if not stats.num_lost:
             return
         allowed = self.allowed(step)
-        found: list[Loss] = []
+        found: list[UnreadableSample] = []
         for part in world.gather(self._world, [loss for b in seen for loss in b.lost]):
-            found += cast(list[Loss], part)
+            found += cast(list[UnreadableSample], part)
         self._ledger.lost(step, found)
         num_epoch = self._ledger.lost_since_epoch_began(step)
         yield Lost(
@@ -71,9 +71,9 @@ class Account:
                 f"the budget, then run again: it goes on from the newest checkpoint"
             )
 
-    def left_out(self, step: int, reason: str) -> None:
-        """The update of this step was left out, so none of its samples was used."""
-        self._ledger.left_out(step, reason)
+    def skipped(self, step: int, reason: str) -> None:
+        """The update of this step was skipped, so none of its samples was used."""
+        self._ledger.skipped(step, reason)
 
     def closed(self, step: int) -> Iterator[Record]:
         """The passes with losses that have just ended."""
@@ -95,9 +95,9 @@ class Account:
         return sum(page.dropped for page in self._ledger.pages(self._total_steps))
 
     def write(self, step: int, *, final: bool = False) -> list[Record]:
-        """Write `ledger.json` beside training, which a slow or dead store must not hold up; failures are said, once each.
+        """Write `ledger.json` alongside training, which a slow or dead store must not hold up; failures are reported, once each.
 
-        While one writing is under way the next is left out: the one after it holds everything. `final` waits.
+        While one writing is under way the next is skipped: the one after it holds everything. `final` waits.
         """
         if not self._world.is_main:
             return []
@@ -109,19 +109,19 @@ class Account:
             self._writing.start()
         if final or objects.is_local(self._out):
             self._writing.join(FINAL_WAIT_S)
-        trouble, self._trouble = self._trouble, ""
-        if not trouble and final and self._writing.is_alive():
-            trouble = f"the account of the samples was not written to {self._out} within {FINAL_WAIT_S:.0f} s"
-        if not trouble or trouble in self._notices:
+        failure, self._failure = self._failure, ""
+        if not failure and final and self._writing.is_alive():
+            failure = f"the account of the samples was not written to {self._out} within {FINAL_WAIT_S:.0f} s"
+        if not failure or failure in self._notices:
             return []
-        self._notices.add(trouble)
-        return [Notice(step=step, text=trouble)]
+        self._notices.add(failure)
+        return [Notice(step=step, text=failure)]
 
     def _put(self, where: str, content: bytes) -> None:
         try:
             objects.write_bytes(where, content)
         except Exception as error:  # clients of stores raise what they like; the run is worth more than its account
-            self._trouble = f"the account of the samples could not be written: {sentence(error, where)}"
+            self._failure = f"the account of the samples could not be written: {sentence(error, where)}"
 
     def restore(self, step: int) -> None:
         """Rank 0 reads what was lost before, and the others take its account over."""
@@ -134,7 +134,7 @@ class Account:
 
 def lost_in(seen: list[Batch]) -> float:
     """Samples that a rank's share of a step could not read; infinite where a micro-batch had none to go on with."""
-    return float("inf") if any(b.is_void for b in seen) else float(sum(len(b.lost) for b in seen))
+    return float("inf") if any(b.is_placeholder for b in seen) else float(sum(len(b.lost) for b in seen))
 
 
 def _accounted(pages: list[Page], step: int, epoch: int | None) -> Accounted:

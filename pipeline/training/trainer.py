@@ -31,7 +31,7 @@ from pipeline.records import Phase, Record, Started, Step
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.training import identity, resume
-from pipeline.training.batch_fetcher import Supply, void_batch
+from pipeline.training.batch_fetcher import BatchFetcher, placeholder_batch
 from pipeline.training.evaluate import OnScores, evaluate
 from pipeline.training.run import Run
 from pipeline.training.sample_account import Account
@@ -178,8 +178,8 @@ class Job:
             micro_batch=self.micro_batch,
             world=self.world,
         )
-        void = void_batch(self.micro_batch, self.run.augment.image_px)
-        return Supply(source, stop=self.stop, void=void, device=self.world.device)
+        placeholder = placeholder_batch(self.micro_batch, self.run.augment.image_px)
+        return BatchFetcher(source, stop=self.stop, placeholder=placeholder, device=self.world.device)
 
     def sample_keys(self, steps: list[int]) -> tuple[str, ...]:
         """Of the different samples of all ranks at these steps."""
@@ -271,9 +271,9 @@ class Job:
         return cast(bool, distributed.broadcast(self.world, self.saver.newest_step < self.step))
 
     def _save(self, final: bool) -> list[Record]:
-        said = self.account.write(self.step)
+        records = self.account.write(self.step)
         facts, fragments = self._facts(), self.engine.local_fragments()
-        return said + self.saver.save(step=self.step, fragments=fragments, facts=facts, final=final)
+        return records + self.saver.save(step=self.step, fragments=fragments, facts=facts, final=final)
 
     def _facts(self) -> dict[str, Any]:
         """What a commit file says besides its files."""

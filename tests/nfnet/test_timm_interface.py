@@ -229,12 +229,12 @@ def test_features_have_the_shapes_and_places_of_timms(ours: str, theirs: str) ->
 
     options = {"width_divisor": 8} if ours == "nf_regnet_b0" else {}
     with torch.device("meta"):
-        model, peer = nfnet.create_model(ours, **options), timm.create_model(theirs, features_only=True)
+        model, timm_model = nfnet.create_model(ours, **options), timm.create_model(theirs, features_only=True)
         images = torch.empty(2, 3, 96, 96)
         maps = model.forward_intermediates(images)
-        assert [m.shape for m in maps] == [m.shape for m in peer(images)]
-    assert [f.num_chs for f in model.feature_info] == peer.feature_info.channels() == [m.shape[1] for m in maps]
-    assert [f.reduction for f in model.feature_info] == peer.feature_info.reduction()
+        assert [m.shape for m in maps] == [m.shape for m in timm_model(images)]
+    assert [f.num_chs for f in model.feature_info] == timm_model.feature_info.channels() == [m.shape[1] for m in maps]
+    assert [f.reduction for f in model.feature_info] == timm_model.feature_info.reduction()
     modules = dict(model.named_modules())
     assert all(f.module in modules for f in model.feature_info)
 

@@ -21,7 +21,7 @@ from transfer.results import rerun
 from transfer.sweep import probe_job
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.ledger import Ledger, SweepInfo
-from transfer.sweep.sources import Source
+from transfer.sweep.sources import Backbone
 
 WEIGHTS = "c" * 64
 
@@ -61,7 +61,7 @@ def stand_ins() -> Iterator[None]:
 
 def run_sweep(out: Path, digits: str, *, l2: float = 1024.0, weights: str = WEIGHTS, num_seeds: int = 3) -> Path:
     """Ridge at 1 and 5 shots and nearest neighbours at 5, with everything that a sweep writes."""
-    source = Source(
+    source = Backbone(
         checkpoint_url="/runs/pixels",
         digest=weights,
         model="nfnet_tiny",

@@ -75,7 +75,7 @@ def test_top5_with_fewer_classes_is_certain() -> None:
 
 
 def test_map11_by_hand() -> None:
-    # One class; by rank right, wrong, right, wrong: precision 1 up to recall 1/2, then 2/3. A difficult one is left out.
+    # One class; by rank right, wrong, right, wrong: precision 1 up to recall 1/2, then 2/3. A difficult one is skipped.
     values = np.array([0.9, 0.8, 0.7, 0.6, 0.95])
     labels = np.array([1, 0, 1, 0, -1])
     scores, both = np.stack([values, -values], 1), np.stack([labels, np.full(5, -1)], 1)

@@ -41,9 +41,9 @@ def numbers(
         score: gives scores and labels of another dataset's open test split.
     """
     found: dict[str, float] = {}
-    if task.beside.real_url:
-        found[REAL] = real_top1(task.beside.real_url, task.url, opened.name, samples, scores)
-    if task.beside.v2_url:
+    if task.extra_tests.real_url:
+        found[REAL] = real_top1(task.extra_tests.real_url, task.url, opened.name, samples, scores)
+    if task.extra_tests.v2_url:
         found[V2] = metrics.compute("top1", *score(*open_v2(task, opened.selection_url, trial=trial)))
     return found
 

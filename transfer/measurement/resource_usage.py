@@ -29,7 +29,7 @@ class Power:
             weakref.finalize(self, self._sampler.terminate)
 
     def watts(self) -> dict[str, float]:
-        """Mean power by part, "cpu" and "gpu"; parts that cannot be read are left out. Ends the measurement."""
+        """Mean power by part, "cpu" and "gpu"; parts that cannot be read are skipped. Ends the measurement."""
         found: dict[str, float] = {}
         seconds_s = time.monotonic() - self._begin_s
         spent = [_spent(folder, begin) for folder, begin in self._packages.items()]
@@ -86,7 +86,7 @@ def _start_sampler(gpu: str) -> subprocess.Popen[str] | None:
 
 
 def _end_sampler(sampler: subprocess.Popen[str]) -> list[float]:
-    """What it has said; lines that are no number ([N/A] on a part of a GPU) are left out."""
+    """What it has said; lines that are no number ([N/A] on a part of a GPU) are skipped."""
     sampler.terminate()
     out, _ = sampler.communicate(timeout=30)
     samples = []

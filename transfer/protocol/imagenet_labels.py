@@ -2,7 +2,7 @@
 
 Class indices are those of everybody's ImageNet: the place of the wnid among the 1,000 sorted ones. ImageNet-V2 is a dataset of
 its own (the card `imagenet_v2`, whose labels are the numbers of its folders); ReaL is one file of labels. A suite states them
-beside the task; final trials then hold `real_top1` and `v2_top1`, measured when the task's own test split is open.
+next to the task; final trials then hold `real_top1` and `v2_top1`, measured when the task's own test split is open.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ EXTRA_METRICS = (REAL, V2)
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What else a task's final trials are measured by: places, and digests of what lies there; empty where it is not stated."""
+class ExtraTestSets:
+    """What else final trials of a task are measured by: places, and digests of what lies there; empty where not configured."""
 
     real_url: str = ""
     real_sha256: str = ""
@@ -45,8 +45,8 @@ class Beside:
         return {k: v for k, v in ((REAL, self.real_sha256), (V2, self.v2_digest)) if v}
 
 
-def find_beside(task: Manifest, test: str, *, real_labels: str, v2: str, data_root: str) -> Beside:
-    """The label file and the dataset that a suite states for a task with the test split `test`.
+def find_extra_test_sets(task: Manifest, test: str, *, real_labels: str, v2: str, data_root: str) -> ExtraTestSets:
+    """The label file and the dataset that a suite configures for a task with the test split `test`.
 
     No label meets a score here.
 
@@ -70,7 +70,7 @@ def find_beside(task: Manifest, test: str, *, real_labels: str, v2: str, data_ro
         if not split:
             raise UserError(f"{manifest.url} has no split test; prepare ImageNet-V2 with the card imagenet_v2")
         found |= {"v2_url": manifest.url, "v2_digest": manifest.digest, "v2_split": split}
-    return Beside(**found)
+    return ExtraTestSets(**found)
 
 
 def real_top1(real_url: str, data_url: str, split: str, samples: np.ndarray, scores: np.ndarray) -> float:

@@ -145,11 +145,13 @@ class FinetuneSettings(Settings):
     def _check_search(self, search: Search) -> None:
         grid = [name for name in GRID if getattr(self, name)]
         if grid:
-            raise UserError(f"a grid ({', '.join(grid)}) and a search are both stated; keep one of them")
+            raise UserError(f"a grid ({', '.join(grid)}) and a search are both configured; keep one of them")
         usual = {f.name: f.default for f in dataclasses.fields(self)}
         twice = [name for name in search.searched if name not in GRID and getattr(self, name, None) != usual.get(name)]
         if twice:
-            raise UserError(f"{', '.join(twice)} is stated and searched as well; leave it to the search, or out of it")
+            raise UserError(
+                f"{', '.join(twice)} is configured and searched as well; leave it to the search, or out of it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
-"""Protocols: what a method does with a task, said completely before anything is run.
+"""Protocols: what a method does with a task, specified completely before anything is run.
 
     split rule      few_shot: k images a class, a part of train held out | vtab1k: 800/200 to select, 1000 to fit
                     full: all of train; a share is held out to select, and fitted again with the rest
     method          a probe of frozen features, or a fine-tuning recipe; each with its budget and its search space
-    preprocessing   the backbone's own, or a stated resolution
-    metric          the card's, or a stated one
+    preprocessing   the backbone's own, or a configured resolution
+    metric          the card's, or a configured one
 
 A protocol is everything that decides a number besides the backbone (its weights and preprocessing), the data's bytes, the
 shots and the seed. Numbers with different protocol digests do not belong into one table.
@@ -103,7 +103,7 @@ class Method:
         where = {"few_shot": "", "vtab1k": ", VTAB-1k", "full": ", all images"}[self.settings.split]
         return usual + where
 
-    def stated(self) -> dict[str, Any]:
+    def configured(self) -> dict[str, Any]:
         """Fields with something in them: what a suite's YAML may say."""
         return {k: v for k, v in _plain(self.settings).items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
 
@@ -112,7 +112,7 @@ class Method:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    """Settings in plain containers. A search that is not stated is not there: it came later, and must change no digest."""
+    """Settings in plain containers. A search that is not configured is not there: it came later, and must change no digest."""
     found: dict[str, Any] = to_dict(settings)
     search = getattr(settings, "search", None)
     if search is not None:
@@ -129,7 +129,7 @@ def protocol(
     flip: bool,
     metric: str,
     search: dict[str, Any],
-    beside: dict[str, str] | None = None,
+    extra_tests: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a number besides backbone, data bytes, shots and seed, in plain containers.
 
@@ -154,7 +154,7 @@ def protocol(
         "head": HEADS.get(method.kind, "linear, zero init"),
         "preprocessing": {"from": "the backbone", "flip": flip},
         "metric": metric,
-        **({"beside": beside} if beside else {}),
+        **({"beside": extra_tests} if extra_tests else {}),
     }
 
 

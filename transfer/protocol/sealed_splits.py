@@ -137,10 +137,10 @@ def open_test(task: Task, url: str, *, trial: str) -> TestSplit:
 
 def open_v2(task: Task, url: str, *, trial: str) -> tuple[Task, TestSplit]:
     """ImageNet-V2, as a task whose test split is open, by the same rule as `open_test`; recorded as an opening of its own."""
-    beside = task.beside
-    _record(task, url, trial, beside.v2_digest, "ImageNet-V2")
-    other = replace(task, url=beside.v2_url, data_digest=beside.v2_digest, _test_split=beside.v2_split)
-    return other, TestSplit(beside.v2_split, url)
+    extra_tests = task.extra_tests
+    _record(task, url, trial, extra_tests.v2_digest, "ImageNet-V2")
+    other = replace(task, url=extra_tests.v2_url, data_digest=extra_tests.v2_digest, _test_split=extra_tests.v2_split)
+    return other, TestSplit(extra_tests.v2_split, url)
 
 
 def _record(task: Task, url: str, trial: str, data_digest: str, what: str) -> None:

@@ -107,7 +107,7 @@ class Search:
         return tuple(name for name in SCALES if getattr(self, name))
 
     def plain(self) -> dict[str, Any]:
-        """As a suite's YAML holds it; fields that are not stated are left out, so that later ones change no digest."""
+        """As a suite's YAML holds it; fields that are not configured are omitted, so that later ones change no digest."""
         found: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -1,4 +1,4 @@
-"""Suites and tasks: what is measured, said completely before anything is run.
+"""Suites and tasks: what is measured, specified completely before anything is run.
 
 A suite (YAML) lists tasks, which are dataset cards, and methods with their settings (`transfer.protocol.methods`).
 """
@@ -20,7 +20,7 @@ from pipeline.documents import MAX_YAML_BYTES, parse_yaml
 from pipeline.errors import UserError
 from pipeline.field_types import Count, Text
 from pipeline.storage import objects
-from transfer.protocol.imagenet_labels import Beside, find_beside
+from transfer.protocol.imagenet_labels import ExtraTestSets, find_extra_test_sets
 from transfer.protocol.method_settings import ALL_IMAGES, VTAB_IMAGES, Settings
 from transfer.protocol.methods import Method, parse_methods, protocol, sha256
 
@@ -46,9 +46,9 @@ class TaskEntry:
         return load_card(self.card).name
 
     def plain(self) -> dict[str, Any]:
-        """As a suite's YAML holds it; what is not stated is left out, so that digests of suites stay."""
-        beside = {k: v for k, v in (("real_labels", self.real_labels), ("v2", self.v2)) if v}
-        return {"card": self.card, "holdout_per_class": self.holdout_per_class, **beside}
+        """As a suite's YAML holds it; what is not configured is omitted, so that digests of suites stay."""
+        extra_tests = {k: v for k, v in (("real_labels", self.real_labels), ("v2", self.v2)) if v}
+        return {"card": self.card, "holdout_per_class": self.holdout_per_class, **extra_tests}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Suite:
     num_seeds: int
 
     def digest(self) -> str:
-        """SHA-256 over what is measured; the number of seeds is left out, because a sweep may be extended by seeds."""
+        """SHA-256 over what is measured; the number of seeds is skipped, because a sweep may be extended by seeds."""
         tasks = [t.plain() for t in self.tasks]
         return sha256({"name": self.name, "tasks": tasks, "methods": [m.plain() for m in self.methods]})
 
@@ -73,7 +73,7 @@ class Suite:
             "title": self.title,
             "num_seeds": self.num_seeds,
             "tasks": [t.plain() for t in self.tasks],
-            "methods": {m.name: {"kind": m.kind, **m.stated()} for m in self.methods},
+            "methods": {m.name: {"kind": m.kind, **m.configured()} for m in self.methods},
         }
 
     def method(self, name: str) -> Method:
@@ -122,7 +122,7 @@ class Task:
     val_split: str = ""
     """An official split to choose on, where the test split is another one."""
     num_val: int = 0
-    beside: Beside = field(default_factory=Beside)
+    extra_tests: ExtraTestSets = field(default_factory=ExtraTestSets)
     """What its final trials are measured by besides its own test split."""
 
     @property
@@ -207,7 +207,7 @@ def open_task(entry: TaskEntry, data_root: str) -> Task:
         _test_split=test,
         val_split=val,
         num_val=found.split(val).num_samples if val else 0,
-        beside=find_beside(found, test, real_labels=entry.real_labels, v2=entry.v2, data_root=data_root),
+        extra_tests=find_extra_test_sets(found, test, real_labels=entry.real_labels, v2=entry.v2, data_root=data_root),
     )
 
 
@@ -221,7 +221,7 @@ def task_protocol(task: Task, method: Method, search: dict[str, Any]) -> dict[st
         flip=task.card.flip,
         metric=task.metric(method.settings),
         search=search,
-        beside=task.beside.digests(),
+        extra_tests=task.extra_tests.digests(),
     )
 
 
@@ -272,8 +272,8 @@ def suite_of(content: Any, where: str) -> Suite:
             raise UserError("tasks is empty; set it to a list of card names")
         entries = []
         for task in file.tasks:
-            stated = task if isinstance(task, dict) else {"card": task}
-            entry = from_dict(TaskEntry, {"holdout_per_class": file.holdout_per_class, **stated}, "tasks")
+            configured = task if isinstance(task, dict) else {"card": task}
+            entry = from_dict(TaskEntry, {"holdout_per_class": file.holdout_per_class, **configured}, "tasks")
             load_card(entry.card)  # unknown names are refused now, with the nearest ones
             entries.append(entry)
         methods = parse_methods(file.methods, where)

@@ -179,10 +179,10 @@ def write_list(task: VtabTask, examples: Mapping[str, Sequence[tuple[str, Any]]]
             )
     counts, lines = {}, []
     for part, (split, low, high) in task.bounds_1k().items():
-        for path, said in examples[split][low:high]:
-            label = said if task.rule is None else task.rule(said)
+        for path, listed in examples[split][low:high]:
+            label = listed if task.rule is None else task.rule(listed)
             if not 0 <= label < task.num_classes:
-                raise UserError(f"{path} has the label {said!r}; {task.name} has {task.num_classes} classes from 0")
+                raise UserError(f"{path} has the label {listed!r}; {task.name} has {task.num_classes} classes from 0")
             lines.append(json.dumps({"path": path, "label": int(label), "split": part}))
         counts[part] = high - low
     Path(out).write_text("\n".join(lines) + "\n", encoding="utf-8")

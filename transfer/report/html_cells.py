@@ -15,7 +15,7 @@ from transfer.results.error_analysis import confusion
 from transfer.results.scorecard import Row
 from transfer.results.statistics import Estimate, estimate
 from transfer.results.sweep_results import Findings, Folder
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 MAX_MATRIX_CLASSES = 16
 MAX_LISTED_CLASSES = 24
@@ -28,7 +28,7 @@ class Cell:
     """A cell with its trials, as `cells.html.j2` shows it."""
 
     name: str
-    entries: list[Entry]
+    entries: list[LedgerEntry]
     begins_task: bool
     mean: Estimate | None
     home: Folder
@@ -52,14 +52,14 @@ class Cell:
         return self.entries[0].checkpoint_digest or self.entries[0].backbone_digest
 
     @property
-    def opened(self) -> list[tuple[Opening, Entry]]:
+    def opened(self) -> list[tuple[Opening, LedgerEntry]]:
         return [(opening, entry) for entry in self.entries for opening in self.home.openings.get(entry.digest, [])]
 
     @property
     def num_opened_again(self) -> int:
         return len(self.opened) - len({(opening.what, entry.digest) for opening, entry in self.opened})
 
-    def num_opened(self, entry: Entry) -> int:
+    def num_opened(self, entry: LedgerEntry) -> int:
         return sum(opening.what == "test" for opening in self.home.openings.get(entry.digest, []))
 
     @property
@@ -90,7 +90,7 @@ def cells_section(findings: Findings) -> str:
     return fill("cells.html.j2", cells=cells)
 
 
-def _confusion(findings: Findings, entries: list[Entry]) -> dict[str, Any] | None:
+def _confusion(findings: Findings, entries: list[LedgerEntry]) -> dict[str, Any] | None:
     """What `confusion.html.j2` shows: a matrix where classes are few, the worst classes and pairs where they are many."""
     predicted = [found for entry in entries if (found := findings.predictions(entry)) is not None]
     if not predicted:

@@ -9,7 +9,7 @@ from transfer.report.html_template import INITS, fill
 from transfer.report.plot_style import color_of
 from transfer.results.scorecard import Row, shots_order
 from transfer.results.sweep_results import Findings
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 Group = tuple[int, str, str]
 """Number of images a class, task, method."""
@@ -40,8 +40,8 @@ def curves(rows: Sequence[Row], sources: Sequence[str]) -> str:
 
 def learning(findings: Findings, sources: Sequence[str]) -> str:
     """Of each fine-tuning the training loss of its final trials, and the held-out metric of its search."""
-    finals: dict[Group, list[Entry]] = defaultdict(list)
-    searched: dict[Group, list[Entry]] = defaultdict(list)
+    finals: dict[Group, list[LedgerEntry]] = defaultdict(list)
+    searched: dict[Group, list[LedgerEntry]] = defaultdict(list)
     for cell in findings.cells:
         if cell.is_ok and cell.method_kind not in PROBES:
             group = cell.shots, cell.task, cell.method
@@ -55,7 +55,7 @@ def learning(findings: Findings, sources: Sequence[str]) -> str:
     if not numbers:
         return ""
     first = min(numbers, key=lambda s: (abs(shots_order(s) - plots.HEADLINE_SHOTS), s))
-    figures: dict[int, list[tuple[Entry, str, str]]] = defaultdict(list)
+    figures: dict[int, list[tuple[LedgerEntry, str, str]]] = defaultdict(list)
     for group in sorted({*finals, *searched}):
         if group in finals:
             figures[group[0]].append((finals[group][0], "training loss", plots.learning(finals[group], sources)))
@@ -70,5 +70,5 @@ def learning(findings: Findings, sources: Sequence[str]) -> str:
     )
 
 
-def _is_chosen(findings: Findings, cell: Entry) -> bool:
+def _is_chosen(findings: Findings, cell: LedgerEntry) -> bool:
     return findings.selection(cell).get("hyperparameters") == cell.hyperparameters

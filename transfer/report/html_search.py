@@ -17,14 +17,14 @@ from transfer.results.scorecard import cell_name, column_order, start_of
 from transfer.results.search_effects import Scores, main_effects, range_effects, whole_candidates
 from transfer.results.sweep_results import Findings
 from transfer.search.optuna_search import generation_url, read_generation
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchedCell:
     """A cell whose hyper-parameters were searched, as `search.html.j2` shows it."""
 
-    first: Entry
+    first: LedgerEntry
     """Any of its trials."""
     link: str
     """Name of the cell; "" where it has no final trial."""
@@ -48,7 +48,7 @@ class SearchedCell:
 
 
 def search_table(findings: Findings, sources: Sequence[str] = ()) -> str:
-    trials: dict[str, Entry] = {cell_name(cell): cell for cell in findings.cells}
+    trials: dict[str, LedgerEntry] = {cell_name(cell): cell for cell in findings.cells}
     names = sorted(trials, key=lambda name: (*column_order(trials[name]), trials[name].init))
     final = set(findings.by_cell())
     several = len({cell.backbone for cell in trials.values() if cell.init == "pretrained"}) > 1
@@ -86,7 +86,7 @@ def search_table(findings: Findings, sources: Sequence[str] = ()) -> str:
     )
 
 
-def _axes(findings: Findings, cell: Entry) -> tuple[Axis, ...]:
+def _axes(findings: Findings, cell: LedgerEntry) -> tuple[Axis, ...]:
     """The ranges that a model searched in a cell; () where it was no model."""
     plan = findings.home[cell.digest].sweep.get("plan") or {}
     method = ((plan.get("suite") or {}).get("methods") or {}).get(cell.method) or {}
@@ -97,10 +97,10 @@ def _axes(findings: Findings, cell: Entry) -> tuple[Axis, ...]:
 
 
 def _figures(
-    findings: Findings, searched: Sequence[Entry], axes: dict[str, tuple[Axis, ...]], sources: Sequence[str]
-) -> list[tuple[Entry, Markup]]:
+    findings: Findings, searched: Sequence[LedgerEntry], axes: dict[str, tuple[Axis, ...]], sources: Sequence[str]
+) -> list[tuple[LedgerEntry, Markup]]:
     """A figure for each task, method and number of images that a model searched, its starts together."""
-    groups: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[LedgerEntry]] = defaultdict(list)
     for cell in searched:
         if findings.selection(cell):
             groups[cell.task, cell.method, cell.shots].append(cell)

@@ -9,7 +9,7 @@ from transfer.results.scorecard import Row, start_of
 from transfer.results.scorecard_table import Line, columns_of, has_several_sources, lines_of
 from transfer.results.sweep_results import Findings
 from transfer.results.vtab_score import GROUPS, vtab_scores
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 
 def scorecard_table(rows: Sequence[Row]) -> str:
@@ -54,7 +54,7 @@ def failures(findings: Findings) -> str:
 
 
 def costs(findings: Findings) -> str:
-    groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[LedgerEntry]] = defaultdict(list)
     for cell in findings.cells:
         groups[cell.method, cell.kind, start_of(cell)].append(cell)
     return fill(
@@ -67,7 +67,7 @@ def costs(findings: Findings) -> str:
     )
 
 
-def _watts(cells: Sequence[Entry]) -> dict[str, float]:
+def _watts(cells: Sequence[LedgerEntry]) -> dict[str, float]:
     """Of each part that was measured the mean over time."""
     means = {}
     for part in sorted({part for cell in cells for part in cell.watts}):

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from transfer.report.plot_style import MARKS, PRINT, color_of, dress, literal, log_axis, new_figure, quiet, svg
 from transfer.results.scorecard import METRIC_TITLES, Row, shots_order, shots_phrase, shots_text
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 HEADLINE_SHOTS = 5
 
@@ -92,7 +92,7 @@ def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> Markup:
     return svg(figure, f"Gain of pretraining at {shots_phrase(shots)}")
 
 
-def learning(cells: Sequence[Entry], sources: Sequence[str]) -> Markup:
+def learning(cells: Sequence[LedgerEntry], sources: Sequence[str]) -> Markup:
     """Training loss over steps of the final trials of a task and method at one number of images a class, a line a seed."""
     figure, axes = new_figure(4.6, 2.7)
     positive = True
@@ -108,7 +108,7 @@ def learning(cells: Sequence[Entry], sources: Sequence[str]) -> Markup:
     return svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
 
 
-def held_out(searched: Sequence[tuple[Entry, bool]], sources: Sequence[str]) -> Markup:
+def held_out(searched: Sequence[tuple[LedgerEntry, bool]], sources: Sequence[str]) -> Markup:
     """The metric on the held-out part over steps, a line for each candidate of a search, and whether it was chosen.
 
     Of one task, method and number of images a class. The chosen candidate of each start is drawn strong.

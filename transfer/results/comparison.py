@@ -32,7 +32,7 @@ class Versus:
 
 
 def comparisons(rows: Sequence[Row]) -> list[Versus]:
-    """Each source against each other one, and against its from-scratch twin, by number of images and method."""
+    """Each source against each other one, and against its from-scratch baseline, by number of images and method."""
     groups: dict[tuple[int, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.shots, row.method].append(row)
@@ -40,9 +40,9 @@ def comparisons(rows: Sequence[Row]) -> list[Versus]:
     for (shots, method), group in sorted(groups.items(), key=lambda item: shots_order(item[0][0])):
         sources = list(dict.fromkeys(row.backbone for row in group))
         means = {(r.backbone, r.task): r.pretrained.mean for r in group if r.pretrained is not None}
-        twins = {(r.backbone, r.task): r.scratch.mean for r in group if r.scratch is not None}
+        baselines = {(r.backbone, r.task): r.scratch.mean for r in group if r.scratch is not None}
         sides = [(a, b, means, means) for a, b in combinations(sources, 2)]
-        sides += [(a, SCRATCH, means, {(SCRATCH, t): v for (s, t), v in twins.items() if s == a}) for a in sources]
+        sides += [(a, SCRATCH, means, {(SCRATCH, t): v for (s, t), v in baselines.items() if s == a}) for a in sources]
         for a, b, ours, theirs in sides:
             tasks = tuple(dict.fromkeys(r.task for r in group if (a, r.task) in ours and (b, r.task) in theirs))
             result = compare([ours[a, task] - theirs[b, task] for task in tasks])

@@ -13,7 +13,7 @@ from pipeline.data.format.manifest import Manifest
 from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.storage import objects
 from transfer.results.sweep_results import Findings, name_of_test_split
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 THUMBNAIL_PX = 112
 MIN_SHOWN_PX = 64
@@ -77,7 +77,7 @@ def worst_mistakes(predicted: Sequence[dict[str, np.ndarray]], num: int) -> list
     ]
 
 
-def cell_of_mistakes(findings: Findings, task: str) -> list[Entry]:
+def cell_of_mistakes(findings: Findings, task: str) -> list[LedgerEntry]:
     """The final trials of the task's best pretrained cell, of any cell where none is pretrained; those that kept predictions."""
     found = [
         kept

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.storage import objects
 from transfer.search import optuna_search, successive_halving
 from transfer.search.grids import Bracket
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Played:
     """Why others were not, in sentences."""
 
 
-def play_again(sweep: str, entries: Mapping[str, Entry], methods: Mapping[str, Any], cell: str = "") -> Played:
+def play_again(sweep: str, entries: Mapping[str, LedgerEntry], methods: Mapping[str, Any], cell: str = "") -> Played:
     """All decisions of the sweep folder, or of one of its cells.
 
     Args:
@@ -60,7 +60,7 @@ def play_again(sweep: str, entries: Mapping[str, Entry], methods: Mapping[str, A
     return Played(num, tuple(wrong), tuple(not_played))
 
 
-def _of_rung(decision: successive_halving.Decision, entries: Mapping[str, Entry]) -> str:
+def _of_rung(decision: successive_halving.Decision, entries: Mapping[str, LedgerEntry]) -> str:
     if successive_halving.replay(decision, Bracket((), ())) != decision.kept:
         return "others go on by its own numbers"
     for row in decision.rows:
@@ -74,7 +74,7 @@ def _of_rung(decision: successive_halving.Decision, entries: Mapping[str, Entry]
 def _of_generation(
     generation: optuna_search.Generation,
     earlier: Sequence[optuna_search.Generation],
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, LedgerEntry],
     methods: Mapping[str, Any],
 ) -> str:
     if [row["hyperparameters"] for row in generation.rows] != [point for one in earlier for point in one.points]:
@@ -85,8 +85,8 @@ def _of_generation(
             continue
         if row["score"] != (entry.value if entry.is_ok else None):
             return f"trial {row['digest'][:12]} has {entry.value} in the ledger, and it says {row['score']}"
-        stated = (methods.get(entry.method) or {}).get("search", generation.search)
-        if stated != generation.search:
+        configured = (methods.get(entry.method) or {}).get("search", generation.search)
+        if configured != generation.search:
             return "the suite states another search"
     if optuna_search.replay(generation) != generation.points:
         return "other points are asked for by its own numbers"

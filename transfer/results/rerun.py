@@ -2,7 +2,7 @@
 
 Its final trials run from the sweep's plan, the recorded selection and the recorded checkpoint, into a temporary folder: features
 are extracted again, nothing is written to the sweep's folder. What would make it another measurement (other data, weights,
-protocol or settings than recorded) is refused or said.
+protocol or settings than recorded) is refused or reported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transfer.results.scorecard import cell_name
 from transfer.results.statistics import Estimate, estimate
 from transfer.results.sweep_results import Folder, played
 from transfer.sweep.cells import Cell, Sweep, plan, sweep_of
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 from transfer.sweep.probe_job import run_probes
 from transfer.sweep.trials import run_finetune
 
@@ -85,7 +85,7 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
     return Rerun(cell, recorded, again, 1 / max(1, first.num_test), differences)
 
 
-def _entries(folder: Folder, name: str) -> list[Entry]:
+def _entries(folder: Folder, name: str) -> list[LedgerEntry]:
     """The recorded finals of the cell, in the order of seeds."""
     finals = [e for e in folder.entries if e.kind == "final" and e.is_ok]
     names = sorted({cell_name(e) for e in finals})
@@ -97,7 +97,7 @@ def _entries(folder: Folder, name: str) -> list[Entry]:
     return sorted((e for e in finals if cell_name(e) == matches[0]), key=lambda e: e.seed)
 
 
-def _planned(sweep: Sweep, entry: Entry) -> Cell:
+def _planned(sweep: Sweep, entry: LedgerEntry) -> Cell:
     """The cell as the sweep's plan gives it now. UserError if that is another measurement than the recorded one."""
     cells, not_run = plan(sweep)
     found = next((cell for cell in cells if cell.name == cell_name(entry)), None)
@@ -121,7 +121,7 @@ def _planned(sweep: Sweep, entry: Entry) -> Cell:
     return found
 
 
-def _check_weights(entry: Entry) -> None:
+def _check_weights(entry: LedgerEntry) -> None:
     if entry.init == "pretrained":
         now = find_origin(entry.checkpoint_url).digest
         if now != entry.checkpoint_digest:
@@ -131,7 +131,7 @@ def _check_weights(entry: Entry) -> None:
             )
 
 
-def _run(sweep: Sweep, cell: Cell, entries: list[Entry], tell: Tell) -> list[Entry]:
+def _run(sweep: Sweep, cell: Cell, entries: list[LedgerEntry], tell: Tell) -> list[LedgerEntry]:
     """The same seeds again, each written to the ledger of the temporary folder."""
     wanted = {e.seed: e for e in entries}
     trials = [t for t in cell.finals(dict(entries[0].hyperparameters), sweep.suite.num_seeds) if t.seed in wanted]
@@ -149,7 +149,7 @@ def _run(sweep: Sweep, cell: Cell, entries: list[Entry], tell: Tell) -> list[Ent
     return found
 
 
-def _differences(then: list[Entry], now: list[Entry]) -> tuple[str, ...]:
+def _differences(then: list[LedgerEntry], now: list[LedgerEntry]) -> tuple[str, ...]:
     found = []
     for old, new in zip(then, sorted(now, key=lambda e: e.seed), strict=True):
         if old.config and old.config_digest != new.config_digest:

@@ -15,7 +15,7 @@ from transfer.protocol.method_settings import VTAB_IMAGES
 from transfer.protocol.methods import METHOD_KINDS
 from transfer.protocol.sealed_splits import selection_name
 from transfer.results.statistics import Estimate, estimate, paired, verdict
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 METRIC_TITLES = {
     "top1": "top-1 accuracy",
@@ -73,20 +73,20 @@ class Row:
         return "/".join(dict.fromkeys(str(side.n) for side in (self.pretrained, self.scratch) if side)) or "0"
 
 
-def cell_name(entry: Entry) -> str:
+def cell_name(entry: LedgerEntry) -> str:
     """Of the cell that a trial belongs to: the name that `--rerun` takes."""
     key = (entry.checkpoint_digest or entry.backbone_digest or "")[:8]
     return entry.selection or selection_name(entry.task, entry.method, entry.init, entry.shots, key).rstrip("-")
 
 
-def start_of(entry: Entry) -> str:
+def start_of(entry: LedgerEntry) -> str:
     """What a trial began from, for people: a source, or an architecture with fresh weights."""
     if entry.init == "pretrained":
         return entry.backbone or "pretrained"
     return f"{entry.backbone} from scratch" if entry.backbone else "from scratch"
 
 
-def scorecard(cells: Iterable[Entry], damages: Mapping[str, str] | None = None) -> list[Row]:
+def scorecard(cells: Iterable[LedgerEntry], damages: Mapping[str, str] | None = None) -> list[Row]:
     """One row for each task, method, number of images a class and source, from the final trials. Failed ones count as failed.
 
     `damages`: what is known of cells besides, by their names (`transfer.results.sweep_results.Findings.damages`).
@@ -94,7 +94,7 @@ def scorecard(cells: Iterable[Entry], damages: Mapping[str, str] | None = None) 
     UserError where trials of one task, method and number of images do not compare: different protocols or data, one source
     with different checkpoints, or a seed twice.
     """
-    groups: dict[tuple[str, str, int], list[Entry]] = defaultdict(list)
+    groups: dict[tuple[str, str, int], list[LedgerEntry]] = defaultdict(list)
     for cell in cells:
         if cell.kind == "final":
             groups[cell.task, cell.method, cell.shots].append(cell)
@@ -106,13 +106,13 @@ def scorecard(cells: Iterable[Entry], damages: Mapping[str, str] | None = None) 
     return rows
 
 
-def column_order(entry: Entry) -> tuple[str, int, str, float]:
+def column_order(entry: LedgerEntry) -> tuple[str, int, str, float]:
     """Sorts by task, then by method from the cheapest probe to the dearest fine-tuning, then by number of images."""
     order, kind = list(METHODS), entry.method_kind or entry.method
     return entry.task, order.index(kind) if kind in order else len(order), entry.method, shots_order(entry.shots)
 
 
-def refuse_mixture(cells: Sequence[Entry], why: str = "") -> None:
+def refuse_mixture(cells: Sequence[LedgerEntry], why: str = "") -> None:
     """UserError if these trials were measured by different protocols, metrics, or on different data.
 
     Args:
@@ -132,7 +132,7 @@ def refuse_mixture(cells: Sequence[Entry], why: str = "") -> None:
             )
 
 
-def _by_source(cells: list[Entry]) -> dict[str, list[Entry]]:
+def _by_source(cells: list[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
     """The trials of each source with those of its from-scratch baseline, in the order of names."""
     baselines: dict[str, str] = {c.backbone: c.backbone_digest for c in cells if c.init == "pretrained"}
     if len(baselines) < 2:
@@ -150,13 +150,13 @@ def with_extra_metrics(rows: Iterable[Row]) -> list[Row]:
     return [line for row in rows for line in (row, *row.extra)]
 
 
-def _row(cells: list[Entry], backbone: str) -> Row:
+def _row(cells: list[LedgerEntry], backbone: str) -> Row:
     further = [name for name in EXTRA_METRICS if any(name in cell.metrics for cell in cells)]
     main, *extra = (_row_by(cells, backbone, name) for name in ("", *further))
     return replace(main, extra=tuple(extra))
 
 
-def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
+def _row_by(cells: list[LedgerEntry], backbone: str, name: str) -> Row:
     """By the trials' own metric, or by another one that they hold."""
     first = next((c for c in cells if c.init == "pretrained"), cells[0])
     good = [cell for cell in cells if cell.is_ok]
@@ -201,14 +201,14 @@ def _row_by(cells: list[Entry], backbone: str, name: str) -> Row:
     )
 
 
-def _damage(cells: Iterable[Entry], damages: Mapping[str, str]) -> str:
+def _damage(cells: Iterable[LedgerEntry], damages: Mapping[str, str]) -> str:
     """What cells of a row lack: their own final trials, or the results that their choice should follow from."""
     found = {f"{start_of(cell)}: {damages[cell_name(cell)]}" for cell in cells if cell_name(cell) in damages}
     found |= {f"{start_of(cell)}: {cell.error}" for cell in cells if cell.lacks_result}
     return "; ".join(sorted(found))
 
 
-def _where(entry: Entry) -> str:
+def _where(entry: LedgerEntry) -> str:
     return f"{entry.task}, {entry.method}, {shots_phrase(entry.shots)}"
 
 

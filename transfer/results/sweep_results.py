@@ -1,6 +1,6 @@
 """What sweeps' folders say, read for a report: one folder, or several side by side.
 
-Where a cell is in several folders (the same from-scratch twin, mostly), the folder with most of its seeds gives it whole: two
+Where a cell is in several folders (the same from-scratch baseline, mostly), the folder with most of its seeds gives it whole: two
 folders' seeds are never mixed in one mean. What was measured by another protocol is refused, with what differs.
 """
 
@@ -22,7 +22,7 @@ from transfer.measurement import predictions
 from transfer.protocol.sealed_splits import Opening, openings, read_selection, record_sha256
 from transfer.results.replay import Played, play_again
 from transfer.results.scorecard import cell_name, column_order, refuse_mixture
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 from transfer.sweep.ledger import Ledger
 
 
@@ -31,7 +31,7 @@ class Folder:
     """One sweep."""
 
     url: str
-    entries: list[Entry]
+    entries: list[LedgerEntry]
     selections: dict[str, dict[str, Any]]
     """By the name of the record, which is the cell's."""
     sweep: dict[str, Any]
@@ -49,7 +49,7 @@ class Findings:
     """What a report is about."""
 
     folders: tuple[Folder, ...]
-    cells: list[Entry]
+    cells: list[LedgerEntry]
     """Trials, each cell from one folder."""
     home: dict[str, Folder]
     """By the trial's digest."""
@@ -59,21 +59,21 @@ class Findings:
     """Where datasets lie now, if not where they lay then."""
 
     @property
-    def finals(self) -> list[Entry]:
+    def finals(self) -> list[LedgerEntry]:
         """Those with a value."""
         return [cell for cell in self.cells if cell.kind == "final" and cell.is_ok]
 
-    def by_cell(self) -> dict[str, list[Entry]]:
+    def by_cell(self) -> dict[str, list[LedgerEntry]]:
         """The final trials with a value, by cell: cells by task, method, number of images and start; trials by seed."""
-        found: dict[str, list[Entry]] = defaultdict(list)
+        found: dict[str, list[LedgerEntry]] = defaultdict(list)
         for cell in sorted(self.finals, key=lambda c: (*column_order(c), c.init, c.backbone, c.seed)):
             found[cell_name(cell)].append(cell)
         return dict(found)
 
-    def selection(self, entry: Entry) -> dict[str, Any]:
+    def selection(self, entry: LedgerEntry) -> dict[str, Any]:
         return self.home[entry.digest].selections.get(cell_name(entry), {})
 
-    def predictions(self, entry: Entry) -> dict[str, np.ndarray] | None:
+    def predictions(self, entry: LedgerEntry) -> dict[str, np.ndarray] | None:
         """`transfer.measurement.predictions`; None where the trial kept none."""
         home = self.home[entry.digest]
         return predictions.read(home.url, entry.digest) if entry.digest in home.predicted else None
@@ -81,7 +81,7 @@ class Findings:
     @functools.cached_property
     def damages(self) -> dict[str, str]:
         """Cells whose selection was made while a candidate had no result, as earlier versions did; a sentence for each."""
-        return {name: said for folder in self.folders for name, said in _damages(folder).items()}
+        return {name: configured for folder in self.folders for name, configured in _damages(folder).items()}
 
     @functools.cached_property
     def played(self) -> list[Played]:
@@ -94,7 +94,7 @@ class Findings:
         first = {cell.task: cell for cell in reversed(self.finals)}
         return {task: self._open(cell) for task, cell in first.items()}
 
-    def _open(self, cell: Entry) -> Manifest | str:
+    def _open(self, cell: LedgerEntry) -> Manifest | str:
         data = cell.config.get("data")
         url = data.get("url") if isinstance(data, dict) else data
         if self.data_root or not url:
@@ -122,7 +122,7 @@ def name_of_test_split(manifest: Manifest) -> str:
     return "test" if "test" in manifest.splits else "val"
 
 
-def load_entries(sweep_url: str | os.PathLike[str]) -> list[Entry]:
+def load_entries(sweep_url: str | os.PathLike[str]) -> list[LedgerEntry]:
     """Every finished trial of a sweep, in the order of digests. UserError if there is none, or one is no trial."""
     found = list(Ledger(os.fspath(sweep_url)).entries())
     if not found:
@@ -144,11 +144,11 @@ def load_findings(*sweep_urls: str | os.PathLike[str], data_root: str = "") -> F
         own = folders[0]
         return Findings(folders, own.entries, {e.digest: own for e in own.entries}, data_root=data_root)
     _refuse_mixtures(folders)
-    best: dict[tuple[str, str], list[tuple[int, Folder, list[Entry]]]] = defaultdict(list)
+    best: dict[tuple[str, str], list[tuple[int, Folder, list[LedgerEntry]]]] = defaultdict(list)
     for folder in folders:
         for key, part in _cells(folder).items():
             best[key].append((sum(e.kind == "final" and e.is_ok for e in part), folder, part))
-    cells: list[Entry] = []
+    cells: list[LedgerEntry] = []
     home: dict[str, Folder] = {}
     for found in best.values():
         _, folder, part = max(found, key=lambda one: one[0])  # the first of equals
@@ -191,16 +191,16 @@ def _damages(folder: Folder) -> dict[str, str]:
     return found
 
 
-def _cells(folder: Folder) -> dict[tuple[str, str], list[Entry]]:
+def _cells(folder: Folder) -> dict[tuple[str, str], list[LedgerEntry]]:
     """The trials of a folder by cell and weights, search trials with their finals."""
-    found: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    found: dict[tuple[str, str], list[LedgerEntry]] = defaultdict(list)
     for entry in folder.entries:
         found[cell_name(entry), entry.checkpoint_digest or entry.backbone_digest].append(entry)
     return dict(found)
 
 
 def _refuse_mixtures(folders: Iterable[Folder]) -> None:
-    groups: dict[tuple[str, str, int], dict[str, tuple[Folder, list[Entry]]]] = defaultdict(dict)
+    groups: dict[tuple[str, str, int], dict[str, tuple[Folder, list[LedgerEntry]]]] = defaultdict(dict)
     for folder in folders:
         for e in folder.entries:
             if e.kind == "final" and e.is_ok:
@@ -213,19 +213,21 @@ def _refuse_mixtures(folders: Iterable[Folder]) -> None:
             )
 
 
-def _difference(a: Folder, b: Folder, entry: Entry) -> str:
+def _difference(a: Folder, b: Folder, entry: LedgerEntry) -> str:
     """What two sweeps state differently about the protocol of a trial, in words."""
-    said = [_stated(folder, entry) for folder in (a, b)]
-    differing = [k for k in dict.fromkeys((*said[0], *said[1])) if said[0].get(k) != said[1].get(k)]
+    configured = [_configured(folder, entry) for folder in (a, b)]
+    differing = [
+        k for k in dict.fromkeys((*configured[0], *configured[1])) if configured[0].get(k) != configured[1].get(k)
+    ]
     if differing:
-        return ", ".join(f"{k} ({said[0].get(k)} and {said[1].get(k)})" for k in differing)
+        return ", ".join(f"{k} ({configured[0].get(k)} and {configured[1].get(k)})" for k in differing)
     revisions = [next((e.code_revision for e in f.entries if e.code_revision), "unknown") for f in (a, b)]
     return (
         f"what their suites do not state: the data, or the code (revisions {revisions[0][:12]} and {revisions[1][:12]})"
     )
 
 
-def _stated(folder: Folder, entry: Entry) -> dict[str, Any]:
+def _configured(folder: Folder, entry: LedgerEntry) -> dict[str, Any]:
     plan = folder.sweep.get("plan") or {}
     suite = plan.get("suite") or {}
     tasks = {t["card"].rpartition("/")[2].removesuffix(".yaml"): t for t in suite.get("tasks", [])}
@@ -241,7 +243,7 @@ def _stated(folder: Folder, entry: Entry) -> dict[str, Any]:
     return method | task | {"scheduler": plan.get("scheduler")}
 
 
-def _named_apart(cells: list[Entry], home: dict[str, Folder]) -> list[Entry]:
+def _named_apart(cells: list[LedgerEntry], home: dict[str, Folder]) -> list[LedgerEntry]:
     """Sources of several folders with names of their own: those that share one get digits of their digest."""
     digests: dict[str, set[str]] = defaultdict(set)
     for cell in cells:
@@ -256,7 +258,7 @@ def _named_apart(cells: list[Entry], home: dict[str, Folder]) -> list[Entry]:
     return named
 
 
-def _source_name(cell: Entry, home: dict[str, Folder]) -> str:
+def _source_name(cell: LedgerEntry, home: dict[str, Folder]) -> str:
     return cell.backbone or cell.model or str(home[cell.digest].sweep.get("model") or "backbone")
 
 

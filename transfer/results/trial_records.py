@@ -10,7 +10,7 @@ from pipeline.storage import objects
 from transfer.measurement import predictions
 from transfer.results.scorecard import cell_name
 from transfer.results.sweep_results import Findings
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 
 def check_lineage(findings: Findings) -> None:
@@ -30,7 +30,7 @@ def check_lineage(findings: Findings) -> None:
                 )
 
 
-def _problem(findings: Findings, entry: Entry) -> str:
+def _problem(findings: Findings, entry: LedgerEntry) -> str:
     home = findings.home[entry.digest]
     record = objects.join(home.url, "selection", f"{entry.selection}.json")
     if entry.selection and entry.selection not in home.selections:

@@ -4,7 +4,7 @@
 
 A generation is asked when all earlier ones are over, from their results alone: the study is built again each time, with a
 sampler seeded by the suite and the generation. So any two sweeps ask the same, however many trials run at a time and in which
-order they end, and a driver that was killed asks the same again. A trial that failed is told as failed.
+order they end, and a driver that was killed asks the same again. A trial that failed is reported as failed.
 
 The model is Optuna's: TPE (Bergstra et al. 2011), over all ranges jointly (Falkner et al. 2018), trials of the generation at hand
 counted as poor ones so that they keep apart (constant liar). It sees scores on the held-out part, never a test split.

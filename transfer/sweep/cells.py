@@ -43,10 +43,10 @@ from transfer.protocol.tasks import (
     task_protocol,
 )
 from transfer.search.grids import REDUCTION, Point, candidates, ranges
-from transfer.sweep.entry import Entry, Trial, entry
+from transfer.sweep.entry import LedgerEntry, Trial, entry
 from transfer.sweep.failures import Cause
 from transfer.sweep.ledger import Ledger
-from transfer.sweep.sources import Source
+from transfer.sweep.sources import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,12 @@ class Sweep:
 
     out: str
     data_root: str
-    sources: tuple[Source, ...]
+    sources: tuple[Backbone, ...]
     suite: Suite
     scheduler: Scheduler = "halving"
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Backbone:
         return self.sources[0]
 
     def task(self, name: str) -> Task:
@@ -75,7 +75,7 @@ class Sweep:
             raise UserError(f"{task.url} holds other data now (digest {digests}); restore them, or run another sweep")
         return task
 
-    def source_of(self, trial: Trial) -> Source:
+    def source_of(self, trial: Trial) -> Backbone:
         """The backbone of a trial; from scratch any that has its architecture."""
         if trial.init == "scratch":
             return next(s for s in self.sources if s.backbone_digest == trial.backbone_digest)
@@ -101,10 +101,10 @@ class Sweep:
             "scheduler": self.scheduler,
         }
 
-    def failed(self, trial: Trial, error: str, cause: Cause = "error") -> Entry:
+    def failed(self, trial: Trial, error: str, cause: Cause = "error") -> LedgerEntry:
         return self.entry(trial, value=None, error=error, cause=cause)
 
-    def entry(self, trial: Trial, *, value: float | None, **facts: Any) -> Entry:
+    def entry(self, trial: Trial, *, value: float | None, **facts: Any) -> LedgerEntry:
         """`transfer.sweep.entry.entry` with what the sweep knows about the trial."""
         task, method, source = self.task(trial.task), self.suite.method(trial.method), self.source_of(trial)
         return entry(
@@ -151,7 +151,7 @@ def sweep_of(out: str) -> Sweep:
     suite = suite_of(plan.suite, out)
     if info.suite_digest and suite.digest() != info.suite_digest:
         raise UserError(f"{out}/sweep.json holds another suite than its suite_digest says; start the sweep again")
-    sources = tuple(from_dict(Source, source) for source in plan.sources)
+    sources = tuple(from_dict(Backbone, source) for source in plan.sources)
     return Sweep(out=out, data_root=plan.data_root, sources=sources, suite=suite, scheduler=plan.scheduler)
 
 
@@ -273,7 +273,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
     return cells, not_run
 
 
-def _cell(sweep: Sweep, task: Task, method: Method, source: Source, init: Init, shots: int) -> Cell:
+def _cell(sweep: Sweep, task: Task, method: Method, source: Backbone, init: Init, shots: int) -> Cell:
     space = ranges(method, task, shots)
     points: Sequence[Point] = ()
     if method.is_probe:

@@ -7,7 +7,7 @@ from transfer.probes.ridge import rank_selected
 from transfer.protocol.sealed_splits import Candidate, GridRow
 from transfer.search.optuna_search import Row, next_generation, written
 from transfer.sweep.cells import Cell
-from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.ledger import Ledger
 
 
@@ -45,14 +45,14 @@ def choose(cell: Cell, ledger: Ledger) -> str:
     return cell.select(ledger.sweep, best.hyperparameters, [_candidate(t, found[t.digest]) for t in cell.search])
 
 
-def choose_point(cell: Cell, found: Entry, sweep: str) -> str:
+def choose_point(cell: Cell, found: LedgerEntry, sweep: str) -> str:
     """The record of a probe from its search trial: the first of the best points."""
     best = max(found.grid, key=lambda row: row["score"])
     rule = f"highest {found.metric} on the held-out part, the first of equals"
     return cell.select(sweep, best["hyperparameters"], of_grid(found.grid, found.digest), rule)
 
 
-def choose_by_rank(cells: Sequence[Cell], found: Sequence[Entry], sweep: str) -> list[str]:
+def choose_by_rank(cells: Sequence[Cell], found: Sequence[LedgerEntry], sweep: str) -> list[str]:
     """One penalty for several tasks at one number of shots: the best mean rank (`transfer.probes.ridge.rank_selected`)."""
     l2s = [float(p["l2"]) for p in cells[0].points]
     l2 = rank_selected({e.task: [row["score"] for row in e.grid] for e in found}, l2s)
@@ -68,7 +68,7 @@ def of_grid(grid: Sequence[GridRow], digest: str = "") -> list[Candidate]:
     return [Candidate(**row, loss=None, step=0, status="ok", digest=digest) for row in grid]
 
 
-def _candidate(trial: Trial, found: Entry | None) -> Candidate:
+def _candidate(trial: Trial, found: LedgerEntry | None) -> Candidate:
     step, loss = _last(found) if found is not None else (0, None)
     return {
         "hyperparameters": trial.hyperparameters,
@@ -80,7 +80,7 @@ def _candidate(trial: Trial, found: Entry | None) -> Candidate:
     }
 
 
-def _last(found: Entry) -> tuple[int, Any]:
+def _last(found: LedgerEntry) -> tuple[int, Any]:
     """Step and loss of the last row of its history."""
     return (int(found.history[-1]["step"]), found.history[-1]["loss"]) if found.history else (0, None)
 

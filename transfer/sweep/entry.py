@@ -51,7 +51,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     """A finished trial, as `trials/<digest>.json` holds it, with a seal (`seal`)."""
 
     digest: Sha256
@@ -134,15 +134,15 @@ def entry(
     error: str | None = None,
     cause: Cause = "",
     **facts: Any,
-) -> Entry:
+) -> LedgerEntry:
     """The entry of a trial that is over; failed if there is an error or the value is not finite.
 
     Args:
-        facts: other fields of `Entry`.
+        facts: other fields of `LedgerEntry`.
     """
     if error is None and (value is None or not math.isfinite(value)):
         error, cause = f"the {trial.metric} is {value}", "diverged"
-    return Entry(
+    return LedgerEntry(
         digest=trial.digest,
         **asdict(trial),
         task_title=task_title,
@@ -160,10 +160,10 @@ def entry(
     )
 
 
-def parse_entry(data: bytes, url: str) -> Entry:
+def parse_entry(data: bytes, url: str) -> LedgerEntry:
     """What an entry says, if it says what was written: types, ranges, its address, its seal."""
     content = documents.parse_json(data, url, remedy=AGAIN)
-    found = documents.convert(content, Entry, url, remedy=AGAIN)
+    found = documents.convert(content, LedgerEntry, url, remedy=AGAIN)
     if url.rpartition("/")[2] != f"{found.digest}.json":
         raise UserError(f"{url} is the entry of trial {found.digest[:12]} under another name; delete this file")
     if (found.status == "ok") != (found.value is not None):

@@ -1,6 +1,6 @@
-"""Fine-tuning of a backbone with a new head, and its from-scratch twin at equal budget: a Run for THE loop.
+"""Fine-tuning of a backbone with a new head, and its from-scratch baseline at equal budget: a Run for THE loop.
 
-The twins differ in one field, `model.init_from`: same steps, batch, augmentation, optimiser, schedule and search space. The head
+The two differ in one field, `model.init_from`: same steps, batch, augmentation, optimiser, schedule and search space. The head
 starts at zero in both, so the first update moves the head alone and the trunk is not shaken by a random one. SGD with Nesterov
 momentum, with AGC; the recipe (`transfer.protocol.methods`) states the rest. BiT's rule derives it from
 the task (`transfer.protocol.bit_hyperrule`).
@@ -27,7 +27,7 @@ from transfer.protocol.sealed_splits import TestSplit, read_selection
 from transfer.protocol.tasks import Part, Task
 from transfer.protocol.vtab import TASKS
 from transfer.search.grids import at_point, image_area
-from transfer.sweep.sources import REGULARISATION, Source
+from transfer.sweep.sources import REGULARISATION, Backbone
 
 MAX_LOG_POINTS = 10
 
@@ -38,7 +38,7 @@ def at_resolution(augment: AugmentConfig, method: Method) -> AugmentConfig:
     return dataclasses.replace(augment, image_px=px, eval_px=0, resized_px=0, crop="area") if px else augment
 
 
-def finetune_augment(source: Source, task: Task, method: Method, num_images: int) -> AugmentConfig:
+def finetune_augment(source: Backbone, task: Task, method: Method, num_images: int) -> AugmentConfig:
     """The backbone's resolution and normalisation; crops by area, and mirroring where the task allows it."""
     settings, flip = method.settings, task.card.flip
     augment = at_resolution(source.augment, method)
@@ -77,7 +77,7 @@ def _exceptions(task: Task) -> dict[str, bool]:
 
 
 def finetune_run(
-    source: Source,
+    source: Backbone,
     task: Task,
     method: Method,
     *,
@@ -185,7 +185,7 @@ def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any
 
 
 def num_processes(
-    source: Source, task: Task, method: Method, num_images: int, hyperparameters: Mapping[str, Any], *, wanted: int
+    source: Backbone, task: Task, method: Method, num_images: int, hyperparameters: Mapping[str, Any], *, wanted: int
 ) -> int:
     """As how many processes a trial runs where `wanted` may: as many of them as its global batch can be shared by."""
     augment = finetune_augment(source, task, method, num_images)

@@ -19,7 +19,7 @@ from typing import Any
 from pipeline import documents
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from transfer.sweep.entry import Entry, Trial, parse_entry, seal
+from transfer.sweep.entry import LedgerEntry, Trial, parse_entry, seal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Ledger:
     def _url(self, digest: str) -> str:
         return objects.join(self.sweep, "trials", f"{digest}.json")
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LedgerEntry) -> None:
         """Whole or not at all."""
         content = asdict(entry)
         content["seal"] = seal(content)
@@ -67,7 +67,7 @@ class Ledger:
     def remove(self, digest: str) -> None:
         objects.remove(self._url(digest))
 
-    def find(self, digest: str) -> Entry | None:
+    def find(self, digest: str) -> LedgerEntry | None:
         url = self._url(digest)
         try:
             return parse_entry(objects.read_bytes(url, max_bytes=documents.MAX_BYTES + 1), url)
@@ -79,7 +79,7 @@ class Ledger:
         found = self.find(trial.digest)
         return found is not None and found.status == "ok"
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[LedgerEntry]:
         """All entries, sorted by digest."""
         urls = objects.list_urls(objects.join(self.sweep, "trials"), ".json")
         with ThreadPoolExecutor(8) as pool:  # an object store takes its time for each of hundreds of small objects

@@ -21,7 +21,7 @@ from transfer.protocol.sealed_splits import GridRow, TestSplit, open_test
 from transfer.protocol.tasks import Part, Task
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import choose_point, of_grid
-from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.failures import cause_of, reason
 from transfer.sweep.finetune import at_resolution
 from transfer.sweep.ledger import Ledger
@@ -37,7 +37,7 @@ def probe_trials(sweep: Sweep, cell: Cell) -> list[Trial]:
     return found
 
 
-def run_probes(sweep: Sweep, cells: list[Cell]) -> Iterator[Entry]:
+def run_probes(sweep: Sweep, cells: list[Cell]) -> Iterator[LedgerEntry]:
     """All missing trials of the probes of one (task, backbone): an entry each, written to the ledger before it is yielded.
 
     Per seed another support and, from scratch, another network. What is chosen by rank over tasks (`ridge_selected`) stops
@@ -77,8 +77,8 @@ class _Networks:
 
 
 def _guarded(
-    sweep: Sweep, ledger: Ledger, cell: Cell, entries: Iterator[Entry], final: Trial | None = None
-) -> Iterator[Entry]:
+    sweep: Sweep, ledger: Ledger, cell: Cell, entries: Iterator[LedgerEntry], final: Trial | None = None
+) -> Iterator[LedgerEntry]:
     """What goes wrong in one probe is that probe's failed entry; the others go on."""
     try:
         yield from entries
@@ -102,7 +102,7 @@ def _of_part(
     return train[chosen], labels[chosen]
 
 
-def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[Entry]:
+def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[LedgerEntry]:
     """All points of the grid on the held-out part, and the selection record that follows from them."""
     begin = time.perf_counter()
     method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
@@ -140,7 +140,9 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
     yield found
 
 
-def _final(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks) -> Iterator[Entry]:
+def _final(
+    sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks
+) -> Iterator[LedgerEntry]:
     begin = time.perf_counter()
     method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
     part = task.parts(method.settings, cell.shots, trial.seed).final

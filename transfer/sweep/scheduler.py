@@ -20,7 +20,7 @@ from pipeline.storage import objects
 from transfer.search.successive_halving import read_rung
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import choose_by_rank
-from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.failures import MAX_TRIES, Cause
 from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.searches import Book, OnEvent, Searches
@@ -216,7 +216,7 @@ class Conductor(Book):
         else:
             self._searches.ended(job["cell"], Trial(**job["trial"]))
 
-    def _over(self, found: Entry, job: Job) -> None:
+    def _over(self, found: LedgerEntry, job: Job) -> None:
         """Write the entry, unless a worker has, with what it does not know."""
         num_tries = self._tries[_key(job)] + 1
         is_new = self.ledger.find(found.digest) is None

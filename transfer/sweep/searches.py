@@ -11,7 +11,7 @@ from transfer.search.grids import Bracket, brackets
 from transfer.search.successive_halving import Rung, decide, decision_url, read_rung, work_url
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import NothingChosen, asked, choose, taken_up
-from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.trials import finetune_entry
 
@@ -40,7 +40,7 @@ class Book:
         self.settled |= {t.digest for t in trials} - {t.digest for t in missing}
         return missing
 
-    def over(self, found: Entry, *, write: bool = False) -> None:
+    def over(self, found: LedgerEntry, *, write: bool = False) -> None:
         """A trial has its entry."""
         if write:
             self.ledger.write(found)

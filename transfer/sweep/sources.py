@@ -17,7 +17,7 @@ REGULARISATION = ("drop_rate", "stochastic_depth", "head_init")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Backbone:
     """A backbone under test: what trials need to know of it."""
 
     checkpoint_url: str
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def backbone_digest(self) -> str:
-        """Of everything but the weights: equal where one from-scratch twin serves."""
+        """Of everything but the weights: equal where one from-scratch baseline serves."""
         return sha256([self.model, self.backbone_options(), to_dict(evaluation_form(self.augment))])
 
     def check_weights(self) -> None:
@@ -58,10 +58,10 @@ def evaluation_form(augment: AugmentConfig) -> AugmentConfig:
     return AugmentConfig(**{k: getattr(augment, k) for k in kept})
 
 
-def open_source(url: str, name: str = "") -> Source:
+def open_source(url: str, name: str = "") -> Backbone:
     """The backbone at `url` (`pipeline.models.backbone`). UserError if there is none, or none that verifies."""
     origin = find_origin(url)
-    return Source(
+    return Backbone(
         checkpoint_url=origin.url,
         digest=origin.digest,
         model=origin.model,
@@ -79,7 +79,7 @@ def _untrainable(model: str, options: dict[str, Any]) -> str:
 
     from pipeline.models import timm_models
 
-    if not timm_models.is_peer(model):
+    if not timm_models.is_timm(model):
         return ""
     try:
         with torch.device("meta"):
@@ -89,9 +89,9 @@ def _untrainable(model: str, options: dict[str, Any]) -> str:
     return ""
 
 
-def distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
+def distinct(sources: Sequence[Backbone]) -> tuple[Backbone, ...]:
     """Sources with names of their own. UserError where one is given twice."""
-    seen: dict[str, Source] = {}
+    seen: dict[str, Backbone] = {}
     for source in sources:
         if source.digest in seen:
             raise UserError(

@@ -65,8 +65,8 @@ def whole(scores: Scores, me: World) -> Scores:
 
 def used(memory: Memory, power: Power, me: World) -> dict[str, Any]:
     """max_memory_bytes and watts over all processes: a GPU is one process's, the machine's processors are everybody's."""
-    said: list[Any] = distributed.gather(me, (memory.max_bytes(), power.watts()))
-    watts: dict[str, float] = dict(said[0][1])
+    gathered: list[Any] = distributed.gather(me, (memory.max_bytes(), power.watts()))
+    watts: dict[str, float] = dict(gathered[0][1])
     if "gpu" in watts:
-        watts["gpu"] = sum(w.get("gpu", 0.0) for _, w in said)
-    return {"max_memory_bytes": max(b for b, _ in said), "watts": watts}
+        watts["gpu"] = sum(w.get("gpu", 0.0) for _, w in gathered)
+    return {"max_memory_bytes": max(b for b, _ in gathered), "watts": watts}

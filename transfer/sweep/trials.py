@@ -30,12 +30,12 @@ from transfer.protocol.tasks import Task
 from transfer.search.grids import candidates, grace_steps
 from transfer.search.successive_halving import Rung, read_rung, work_url, write_rung
 from transfer.sweep.cells import Sweep, name_of, open_again, plan
-from transfer.sweep.entry import Entry, Trial
+from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.failures import TrialFailed, cause_of, reason
 from transfer.sweep.finetune import finetune_run, num_processes
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import run_probes
-from transfer.sweep.sources import Source
+from transfer.sweep.sources import Backbone
 from transfer.sweep.trial_ranks import SavePace, used, whole
 
 Report = Callable[[dict[str, Any]], None]
@@ -97,7 +97,7 @@ def _num_images(task: Task, method: Method, trial: Trial) -> int:
     return (parts.search if trial.kind == "search" else parts.final).num
 
 
-def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> Entry | None:
+def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> LedgerEntry | None:
     """One fine-tuning trial, its entry written to the ledger; or its part up to the rung `until`, and None.
 
     Under ASHA `report` gets every evaluation but the last, and may raise to end the trial early; nothing is written then. A
@@ -190,7 +190,7 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
     )
 
 
-def _run_of(trial: Trial, task: Task, method: Method, source: Source, test: TestSplit | None, *, live: bool) -> Run:
+def _run_of(trial: Trial, task: Task, method: Method, source: Backbone, test: TestSplit | None, *, live: bool) -> Run:
     """The trial's Run, saved once a pass over its images; `live`: evaluated where ASHA decides."""
     run = finetune_run(
         source,
@@ -207,7 +207,7 @@ def _run_of(trial: Trial, task: Task, method: Method, source: Source, test: Test
     return dataclasses.replace(
         run,
         save_every=Duration(epoch_steps, "steps") if epoch_steps < int(trial.hyperparameters["num_steps"]) else None,
-        save_final=test is not None and bool(task.beside.v2_url),  # the network is needed once more
+        save_final=test is not None and bool(task.extra_tests.v2_url),  # the network is needed once more
     )
 
 
@@ -254,7 +254,7 @@ class _Seen:
 
 def finetune_entry(
     sweep: Sweep, trial: Trial, curve: list[dict[str, float]], *, value: float | None, seconds_s: float, **facts: Any
-) -> Entry:
+) -> LedgerEntry:
     """The entry of a fine-tuning trial that got as far as the last row of `curve`, which may be short of its end."""
     task, method = sweep.task(trial.task), sweep.suite.method(trial.method)
     num_train = _num_images(task, method, trial)

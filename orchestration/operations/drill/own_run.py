@@ -7,7 +7,7 @@ from dataclasses import replace
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.duration import Duration
 from pipeline.errors import UserError
-from pipeline.recipes.twins import BATCH, shrink
+from pipeline.recipes.smoke_variants import BATCH, shrink
 from pipeline.training.run import Run
 
 SAVE_STEPS = 5

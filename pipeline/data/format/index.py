@@ -43,7 +43,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An object beside the manifest, with its size in bytes and the hex SHA-256 of its content."""
+    """An object next to the manifest, with its size in bytes and the hex SHA-256 of its content."""
 
     name: FileName
     size_bytes: Count

@@ -1,6 +1,6 @@
 """The manifest: what a prepared dataset is, byte by byte. A dataset exists if and only if its manifest.json does.
 
-`manifest.json` names every shard with size and SHA-256; beside it lie two index files a split that say where in which
+`manifest.json` names every shard with size and SHA-256; next to it lie two index files a split that say where in which
 shard each image lies (`pipeline.data.format.index`). Opening reads the manifest alone; a column of an index is checked against
 its digest when it is first used, and shards are read whole by `pipeline.data.verify.verify`.
 """
@@ -24,7 +24,7 @@ __all__ = ["IndexFiles", "Keys", "Manifest", "Shard", "Skipped", "Split", "Split
 NAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "normfree-dataset", 2
 MAX_BYTES = 512 << 20
-"""A manifest lists every shard, and every image that was left out."""
+"""A manifest lists every shard, and every image that was skipped."""
 _REMEDY = "restore it, or prepare the dataset again elsewhere"
 
 
@@ -85,7 +85,7 @@ class Manifest:
         """The index of a split, mapped from disk (from an object store it is fetched once into the user's cache).
 
         Raises:
-            UserError: no split of that name, or its index files are missing or have another size than stated.
+            UserError: no split of that name, or its index files are missing or have another size than recorded.
         """
         if name not in self.splits:
             raise UserError(f"the dataset {self.url} has no split '{name}': choose {' or '.join(self.splits)}")

@@ -17,7 +17,7 @@ from pipeline.data.images.formats import PILLOW_FORMATS, other_file
 from pipeline.data.images.icc import to_srgb
 
 MAX_IMAGE_BYTES = 512 << 20
-"""Files above this are left out unread: no image, or an attack."""
+"""Files above this are skipped unread: no image, or an attack."""
 MAX_PIXELS = 100_000_000
 """Images above this are refused before their pixels are decoded: 300 MB of RGB, or an attack."""
 _FREE_PIXELS, _PIXELS_PER_BYTE = 16_000_000, 2000

@@ -1,6 +1,6 @@
 """A 64-bit perceptual hash: the signs of the low frequencies of an image, equal or nearly so after re-encoding and resizing.
 
-Luminance is brought to 32x32, its discrete cosine transform taken, and of the 64 lowest frequencies (the mean left out)
+Luminance is brought to 32x32, its discrete cosine transform taken, and of the 64 lowest frequencies (without the mean)
 each gives one bit: above their median or not. Images of one colour have the hash 0.
 """
 

@@ -24,7 +24,7 @@ _PIXELS_RGB = 0
 _STOP_ON_WARNING, _SCAN_LIMIT = 0, 13
 _MAX_SCANS = 500  # a progressive image of a few kilobytes can hold thousands, each as dear as an image
 _MARGIN = 2
-"""Columns decoded beside the part: chroma upsampling looks at its neighbours, and the part shall not show its edge."""
+"""Columns decoded next to the part: chroma upsampling looks at its neighbours, and the part shall not show its edge."""
 _SCRATCH_BYTES = 16 << 20
 
 
@@ -35,7 +35,7 @@ class Header(NamedTuple):
     height: int
     gray: bool
     block_width: int
-    """Width of the smallest part that can be left out, 8 to 32 pixels."""
+    """Width of the smallest part that can be skipped, 8 to 32 pixels."""
     has_metadata: bool
     """There is EXIF (how the pixels are to be turned) or an ICC profile (what their numbers mean)."""
 

@@ -29,7 +29,7 @@ DECODED_CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
-class Loss:
+class UnreadableSample:
     """A sample that a step should have used and could not."""
 
     source: int
@@ -49,7 +49,7 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     samples: torch.Tensor
-    lost: tuple[Loss, ...] = ()
+    lost: tuple[UnreadableSample, ...] = ()
     other_labels: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     """Of mixed images: the second label of each, (N,) int64, and the first one's share, (N,) float32."""
@@ -62,7 +62,7 @@ class Batch:
     """Seconds in which the loader process waited for bytes, and made pixels of them."""
 
     @property
-    def is_void(self) -> bool:
+    def is_placeholder(self) -> bool:
         """No sample of it was readable; its images are black."""
         return len(self.lost) == len(self.labels) > 0 and not self.lost[0].filled_with
 
@@ -199,7 +199,7 @@ class BatchStream(IterableDataset[Batch]):
             lost,
             None if mixed is None else labels[mixed[0]],
             None if mixed is None else mixed[1],
-            next((r.cache.trouble for r in self._sources.readers if r.cache and r.cache.trouble), ""),
+            next((r.cache.failure for r in self._sources.readers if r.cache and r.cache.failure), ""),
             sum(len(c) for c in reading.contents if isinstance(c, bytes)),
             reading.wait_s,
             time.perf_counter() - begin,
@@ -219,7 +219,7 @@ class BatchStream(IterableDataset[Batch]):
 
     def _fill(
         self, i: int, reason: str, reading: Reading, images: torch.Tensor, used: list[int], lost: set[int]
-    ) -> Loss:
+    ) -> UnreadableSample:
         """Puts the next readable sample of the micro-batch, counted cyclically, in the place of sample i."""
         place, num, filled_with = reading.places[i], len(images), ""
         images[i].zero_()
@@ -229,4 +229,4 @@ class BatchStream(IterableDataset[Batch]):
                 break
         sources = self._sources
         epoch = place.view // self._repeats
-        return Loss(place.source, epoch, sources.shard(place), sources.key(place), reason, filled_with)
+        return UnreadableSample(place.source, epoch, sources.shard(place), sources.key(place), reason, filled_with)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.format.manifest import Manifest, SplitIndex
-from pipeline.data.loading.batches import Batch, BatchStream, Loss, Pixels, Sources
+from pipeline.data.loading.batches import Batch, BatchStream, Pixels, Sources, UnreadableSample
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
 from pipeline.data.loading.prefetch import Place
@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.storage import objects
 from pipeline.storage.block_cache import BlockCache
 
-__all__ = ["Batch", "DataConfig", "EvalData", "Loss", "TrainData"]
+__all__ = ["Batch", "DataConfig", "EvalData", "TrainData", "UnreadableSample"]
 
 
 class TrainData:
@@ -36,12 +36,12 @@ class TrainData:
     def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int) -> None:
         self.config = config
         self._augment, self._seed = augment, seed
-        stated = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
-        self.manifest = stated[0][2]
-        united = _united(config.train_split, stated)
+        opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
+        self.manifest = opened[0][2]
+        united = _united(config.train_split, opened)
         urls, weights = [u for u, *_ in united], [w for _, w, *_ in united]
         self.manifests, self.indices = [m for *_, m, _ in united], [i for *_, i in united]
-        splits = config.train_split.split("+") * len(stated)
+        splits = config.train_split.split("+") * len(opened)
         self.names = [
             f"{m.url} ({s})" if "+" in config.train_split else m.url
             for m, s in zip(self.manifests, splits, strict=True)
@@ -132,8 +132,8 @@ class TrainData:
 
 def samples_per_epoch(config: DataConfig) -> int:
     """`TrainData.samples_per_epoch`, from the manifests alone."""
-    stated = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
-    return sum(len(_pool(index, config.subset)) for *_, index in _united(config.train_split, stated)) * config.repeats
+    opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
+    return sum(len(_pool(index, config.subset)) for *_, index in _united(config.train_split, opened)) * config.repeats
 
 
 class _Draws:
@@ -198,11 +198,11 @@ class EvalData:
             yield batch
 
 
-def _united(split: str, stated: Sequence[tuple[str, float, Manifest]]) -> list[tuple[str, float, Manifest, SplitIndex]]:
+def _united(split: str, opened: Sequence[tuple[str, float, Manifest]]) -> list[tuple[str, float, Manifest, SplitIndex]]:
     """Sources, one for each split of each dataset; a dataset's weight is shared by the sizes of its splits, so that each of
     its images comes as often as any other."""
     found = []
-    for url, weight, manifest in stated:
+    for url, weight, manifest in opened:
         indices = [manifest.split(name) for name in split.split("+")]
         num = sum(index.num_samples for index in indices)
         found += [(url, weight * (index.num_samples / num), manifest, index) for index in indices]

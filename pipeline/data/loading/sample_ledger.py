@@ -1,7 +1,7 @@
 """The ledger: what became of every sample of every epoch, and the plan that says so before the first step.
 
     manifest = used + skipped + dropped + excluded          (different samples)
-    positions = used + repeated + those of left-out updates   (images that the network saw)
+    positions = used + repeated + those of skipped updates   (images that the network saw)
 
 It is computed from the order, which is what the loader reads by, plus what was lost on the way. The number of images that
 the ranks counted as seen is held against it at every step.
@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import documents
 from pipeline.data.images import turbojpeg
-from pipeline.data.loading.batches import Loss
+from pipeline.data.loading.batches import UnreadableSample
 from pipeline.data.loading.datasets import TrainData
 from pipeline.documents import Count
 from pipeline.storage import objects
@@ -27,7 +27,7 @@ MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class UnusedSample:
     """A sample that one step should have used and did not."""
 
     step: int
@@ -37,7 +37,7 @@ class Entry:
     filled_with: str = ""
 
 
-Entries = dict[tuple[int, int], list[Entry]]
+Entries = dict[tuple[int, int], list[UnusedSample]]
 """By source and epoch."""
 
 
@@ -50,14 +50,14 @@ class Page:
     manifest: int
     used: int
     skipped: int
-    """Unreadable, in an update that was left out, or in a range that data.skip_steps names; see `entries`."""
+    """Unreadable, in an update that was skipped, or in a range that data.skip_steps names; see `entries`."""
     dropped: int
     """Not reached: the run ends before, or has not come there yet."""
     excluded: int
     """Not in the subset that the run trains on."""
     repeated: int
     """Images beyond the first of a sample: copies of repeated augmentation, and fillers of lost places."""
-    entries: tuple[Entry, ...]
+    entries: tuple[UnusedSample, ...]
 
 
 class Ledger:
@@ -71,15 +71,15 @@ class Ledger:
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
-    def lost(self, step: int, losses: Iterable[Loss]) -> None:
+    def lost(self, step: int, losses: Iterable[UnreadableSample]) -> None:
         for loss in losses:
-            entry = Entry(step, loss.shard, loss.key, loss.reason, loss.filled_with)
+            entry = UnusedSample(step, loss.shard, loss.key, loss.reason, loss.filled_with)
             self._entries[loss.source, loss.epoch].append(entry)
 
-    def left_out(self, step: int, reason: str) -> None:
+    def skipped(self, step: int, reason: str) -> None:
         """No sample of this step's update was used."""
         for source, epoch, shard, key in self._data.keys(step, self._global_batch):
-            self._entries[source, epoch].append(Entry(step, shard, key, reason))
+            self._entries[source, epoch].append(UnusedSample(step, shard, key, reason))
 
     def lost_since_epoch_began(self, step: int) -> int:
         """Samples lost in the epoch in which a step begins: what the loss budget speaks of."""
@@ -114,8 +114,8 @@ class Ledger:
         # A step that ended the run lost images too, and none of its samples is among the covered ones.
         entries = [e for e in self._entries.get((source, epoch), []) if e.step < step]
         by_name = self._skipped_by_name(source, epoch, step)
-        left_out = {(e.shard, e.key) for e in entries}
-        skipped = len(left_out) + by_name
+        lost = {(e.shard, e.key) for e in entries}
+        skipped = len(lost) + by_name
         used = covered - skipped
         if used < 0 or skipped > covered:
             raise RuntimeError(f"the ledger of epoch {epoch} does not add up: {skipped} skipped of {covered}")
@@ -197,7 +197,7 @@ class Ledger:
 class _WrittenPage:
     source: str
     epochs: tuple[Count, Count]
-    entries: list[Entry]
+    entries: list[UnusedSample]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipeline.data.sampling.order import Blocks, cut_blocks
 from pipeline.errors import UserError
 from pipeline.storage import objects, range_reads
 from pipeline.storage.block_cache import BlockCache
-from pipeline.storage.range_reads import Version
+from pipeline.storage.range_reads import ObjectVersion
 
 HEADER_BYTES = 512
 MAX_GAP_BYTES = 64 << 10
@@ -65,7 +65,7 @@ class ShardReader:
     url: str
     block_bytes: int
     cache: BlockCache | None = None
-    versions: dict[str, Version] = field(default_factory=dict)
+    versions: dict[str, ObjectVersion] = field(default_factory=dict)
     """Of the shards, as the run found them; see `find_versions`."""
     _blocks: Blocks | None = None
 
@@ -189,11 +189,11 @@ def header_problem(header: bytes, size: int) -> str | None:
     if len(header) != HEADER_BYTES:
         return "no tar header stands before it"
     try:
-        stated = int(header[148:156].strip(b"\0 "), 8)
+        recorded = int(header[148:156].strip(b"\0 "), 8)
         length = _number(header[124:136])
     except ValueError:
         return "the tar header before it is damaged"
-    if stated != sum(header) - sum(header[148:156]) + 8 * 32:
+    if recorded != sum(header) - sum(header[148:156]) + 8 * 32:
         return "the tar header before it is damaged"
     if length != size:
         return f"the tar has a member of {length} bytes where the index has {size}"

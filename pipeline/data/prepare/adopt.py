@@ -1,4 +1,4 @@
-"""WebDataset tars that are there already -> a manifest beside them. The tars are read once and never touched."""
+"""WebDataset tars that are there already -> a manifest next to them. The tars are read once and never touched."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from pipeline.data.prepare import journal
 from pipeline.data.prepare.assemble import assemble
 from pipeline.data.prepare.find_tars import FoundTar, find_tars
 from pipeline.data.prepare.journal import Record
-from pipeline.data.prepare.output_folder import full_disk_is_said, only_writer, publish, staging
+from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish, staging
 from pipeline.data.process_pool import each
 from pipeline.data.verify.tar_scan import DOTTED, TarScan, in_order, scan_tar
 from pipeline.data.verify.wds_labels import label_classes, label_kind
@@ -105,7 +105,7 @@ def adopt(
     if existing is not None:
         journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
-    with full_disk_is_said(base), only_writer(base, None), staging(base) as folders:
+    with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
         records = _scan_all(scanner, tars, max_bad_share, workers, progress)
         texts = {text for record in records for text in record.label_texts}
         class_names, numbers = label_classes(texts, classes)

@@ -25,7 +25,7 @@ class FoundTar:
 
 
 def find_tars(url: str, splits: Mapping[str, str] | None) -> tuple[str, list[FoundTar], list[str]]:
-    """The folder of the manifest, its tars with their splits by name, and what was guessed or left out, as notes.
+    """The folder of the manifest, its tars with their splits by name, and what was guessed or skipped, as notes.
 
     Raises:
         UserError: no tars, compressed ones among them, or tars whose split is not clear.
@@ -58,16 +58,16 @@ def _by_patterns(splits: Mapping[str, str], chosen: list[str], url: str) -> tupl
                 raise UserError(f"{tar} matches the patterns of {found[tar]} and of {split}: make them apart")
             found[tar] = split
     rest = [tar for tar in chosen if tar not in found]
-    return found, [f"{len(rest)} tars match no pattern of a split and are left out, such as {rest[0]}"] if rest else []
+    return found, [f"{len(rest)} tars match no pattern of a split and are skipped, such as {rest[0]}"] if rest else []
 
 
 def _by_names(chosen: list[str]) -> tuple[dict[str, str], list[str]]:
-    stated = {tar: _split_of(tar) for tar in chosen}
-    odd = [tar for tar, split in stated.items() if split is None]
+    splits = {tar: _split_of(tar) for tar in chosen}
+    odd = [tar for tar, split in splits.items() if split is None]
     if odd and len(odd) < len(chosen):
         raise UserError(f"it is not clear which split {odd[0]} belongs to: say so, as in --split train='train-*.tar'")
     guess = ["no name says a split, so all tars are taken for train"] if odd else []
-    return {tar: split or "train" for tar, split in stated.items()}, guess
+    return {tar: split or "train" for tar, split in splits.items()}, guess
 
 
 def _refuse_compressed(tars: list[str], url: str) -> None:

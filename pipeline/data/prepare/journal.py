@@ -24,7 +24,7 @@ _MAX_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Record:
-    """A finished shard: what is in it, and what was left out of it."""
+    """A finished shard: what is in it, and what was skipped of it."""
 
     plan: str
     """Digest of what decides the content; another one means that the record is of another preparation."""

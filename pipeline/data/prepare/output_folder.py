@@ -62,7 +62,7 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
         return found
     mark = objects.join(out, MARK)
     if objects.exists(mark):
-        found_mark = documents.read(mark, _Mark, remedy="remove it and what lies beside it, or choose another --out")
+        found_mark = documents.read(mark, _Mark, remedy="remove it and what lies next to it, or choose another --out")
         if found_mark.card != card.name:
             name = documents.excerpt(found_mark.card)
             raise UserError(f"{out} holds an unfinished '{name}': finish or remove it, or choose another --out")
@@ -161,7 +161,7 @@ def staging(out: str) -> Iterator[Staging]:
 
 
 @contextlib.contextmanager
-def full_disk_is_said(out: str) -> Iterator[None]:
+def explain_full_disk(out: str) -> Iterator[None]:
     """A disk that is full in the block becomes one sentence; what is finished stays."""
     try:
         yield

@@ -26,7 +26,7 @@ from pipeline.data.prepare.output_folder import (
     Staging,
     claim,
     existing_dataset,
-    full_disk_is_said,
+    explain_full_disk,
     only_writer,
     publish,
     release,
@@ -38,7 +38,7 @@ from pipeline.data.prepare.shard_plan import plan_shards
 from pipeline.data.prepare.shard_writer import ShardWriter
 from pipeline.data.process_pool import each
 from pipeline.data.sources.cards import Card
-from pipeline.data.sources.entry import Entry, Source
+from pipeline.data.sources.entry import ImageEntry, ImageSource
 from pipeline.data.sources.open_source import open_source
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -73,7 +73,7 @@ def prepare(
         max_bad_share: share of images, over all splits, that may be unreadable; they are listed in the manifest.
         seed: of the order in which samples are written.
         val_share: share of each class held out as val where the source has no split folders.
-        allow_roots: folders and addresses that a list may name beside what lies below its own folder.
+        allow_roots: folders and addresses that a list may name besides what lies below its own folder.
         reencode: how images are made smaller; None: their bytes stay as they are.
         workers: processes; the result is the same for any number.
     Raises:
@@ -88,7 +88,7 @@ def prepare(
     gone = card.kind != "embedded" and (source is None or card.kind == "torchvision" or not objects.exists(source))
     if existing is not None and gone:
         return existing
-    with full_disk_is_said(out), only_writer(out, existing), staging(out) as folders:
+    with explain_full_disk(out), only_writer(out, existing), staging(out) as folders:
         listing = partial(open_source, card, source, val_share=val_share, splits=splits, allow_roots=allow_roots)
         opened = listing(spool=folders.spool, progress=partial(progress, "copying") if progress else None)
         recipe["source_fingerprint"] = opened.fingerprint
@@ -125,7 +125,7 @@ def _recipe(
     }
 
 
-def _of_this_source(existing: Manifest, opened: Source, source: str | None) -> Manifest:
+def _of_this_source(existing: Manifest, opened: ImageSource, source: str | None) -> Manifest:
     """The dataset that is there, if it was made from this source."""
     if existing.recipe.get("source_fingerprint") != opened.fingerprint:
         raise UserError(
@@ -148,7 +148,7 @@ def _check_arguments(
         raise UserError(f"splits {', '.join(splits) or '(none)'} must include train: the classes are defined by it")
 
 
-def _wanted(card: Card, opened: Source, splits: Sequence[str] | None, source: str | None) -> list[Entry]:
+def _wanted(card: Card, opened: ImageSource, splits: Sequence[str] | None, source: str | None) -> list[ImageEntry]:
     present = {entry.split for entry in opened.entries}
     absent = sorted(set(splits or ()) - present)
     if absent:
@@ -161,7 +161,7 @@ def _wanted(card: Card, opened: Source, splits: Sequence[str] | None, source: st
 
 def _write(
     writer: ShardWriter,
-    entries: Sequence[Entry],
+    entries: Sequence[ImageEntry],
     classes: Sequence[str],
     recipe: dict[str, Any],
     max_bad_share: float,
@@ -232,7 +232,7 @@ def _finish(
     objects.write_bytes(objects.join(out, manifests.NAME), result.to_json())
 
 
-def _count_note(card: Card, entries: Sequence[Entry]) -> str:
+def _count_note(card: Card, entries: Sequence[ImageEntry]) -> str:
     """Where the source has other numbers of images than the card says."""
     found = Counter(entry.split for entry in entries)
     odd = [(split, num, card.splits[split]) for split, num in found.items() if card.splits.get(split, num) != num]

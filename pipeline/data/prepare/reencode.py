@@ -1,4 +1,4 @@
-"""Smaller images at writing: longest or shortest side bounded, JPEG of a stated quality."""
+"""Smaller images at writing: longest or shortest side bounded, JPEG of a given quality."""
 
 import io
 from dataclasses import asdict, dataclass

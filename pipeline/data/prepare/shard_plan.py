@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.data.format.shards import RECORD_BYTES, sample_bytes, shard_name
 from pipeline.data.sampling.order import permutation
-from pipeline.data.sources.entry import Entry
+from pipeline.data.sources.entry import ImageEntry
 
 _MAX_KEY = 90  # characters; a tar name has room for 100 with the extension
 NUM_PROBED = 64
@@ -25,7 +25,7 @@ class PlannedShard:
 
     split: str
     number: int
-    entries: tuple[Entry, ...]
+    entries: tuple[ImageEntry, ...]
     keys: tuple[str, ...]
     labels: tuple[int, ...]
 
@@ -42,13 +42,13 @@ class PlannedShard:
 
 
 def plan_shards(
-    entries: Sequence[Entry],
+    entries: Sequence[ImageEntry],
     classes: Sequence[str],
     *,
     seed: int,
     shard_bytes: int,
     shard_samples: int | None,
-    mean_bytes: Callable[[Sequence[Entry]], float] | None,
+    mean_bytes: Callable[[Sequence[ImageEntry]], float] | None,
 ) -> Iterator[PlannedShard]:
     """The shards of all splits, split by split.
 
@@ -82,7 +82,7 @@ def _by_count(members: Sequence[int], limit: int) -> Iterator[Sequence[int]]:
         yield members[start : start + limit]
 
 
-def _by_bytes(members: Sequence[int], ordered: Sequence[Entry], shard_bytes: int) -> Iterator[Sequence[int]]:
+def _by_bytes(members: Sequence[int], ordered: Sequence[ImageEntry], shard_bytes: int) -> Iterator[Sequence[int]]:
     """A shard holds at least one sample, and ends before the one that would make it larger than `shard_bytes`."""
     pending: list[int] = []
     num_bytes = RECORD_BYTES
@@ -97,7 +97,7 @@ def _by_bytes(members: Sequence[int], ordered: Sequence[Entry], shard_bytes: int
         yield pending
 
 
-def unique_keys(ordered: Sequence[Entry]) -> list[str]:
+def unique_keys(ordered: Sequence[ImageEntry]) -> list[str]:
     """A key for each entry that says where it came from, safe as a file name and in a tar; no two alike, case aside."""
     keys: list[str] = []
     taken: set[str] = set()

@@ -16,10 +16,10 @@ from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.data.images.formats import ENDINGS, JPEG, ending_of
 from pipeline.data.images.perceptual_hash import perceptual_hash
 from pipeline.data.prepare.journal import Record, write_record
-from pipeline.data.prepare.output_folder import full_disk_is_said, publish
+from pipeline.data.prepare.output_folder import explain_full_disk, publish
 from pipeline.data.prepare.reencode import Reencode
 from pipeline.data.prepare.shard_plan import PlannedShard
-from pipeline.data.sources.entry import Entry, Reader, Unreadable
+from pipeline.data.sources.entry import ImageEntry, Reader, Unreadable
 from pipeline.storage import objects
 
 
@@ -44,7 +44,7 @@ class ShardWriter:
 
     def __call__(self, planned: PlannedShard) -> Record:
         """The record of a shard that is now there; OSError or UserError where reading or writing fails."""
-        with full_disk_is_said(self.out):
+        with explain_full_disk(self.out):
             self.work.mkdir(parents=True, exist_ok=True)
             taken: list[_Taken] = []
             skipped: list[Skipped] = []
@@ -69,7 +69,7 @@ class ShardWriter:
             write_record(self.out, record)
             return record
 
-    def mean_bytes(self, entries: Sequence[Entry]) -> float:
+    def mean_bytes(self, entries: Sequence[ImageEntry]) -> float:
         """Mean size of the given images as they would be written, in bytes; of those that can be."""
         sizes = []
         for entry, data in zip(entries, self.reader.read(entries), strict=True):
@@ -89,7 +89,7 @@ class ShardWriter:
             taken.append(_Taken(place, len(content), perceptual_hash(pixels), zlib.crc32(content)))
             yield ShardSample(planned.keys[place], planned.labels[place], content, extension)
 
-    def _usable(self, entry: Entry, data: bytes | Unreadable) -> tuple[bytes, str, np.ndarray] | str:
+    def _usable(self, entry: ImageEntry, data: bytes | Unreadable) -> tuple[bytes, str, np.ndarray] | str:
         """(bytes, extension, pixels) as they are written, or the reason why not."""
         if isinstance(data, Unreadable):
             return str(data)

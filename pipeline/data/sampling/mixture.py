@@ -1,4 +1,4 @@
-"""Several datasets in stated shares: which source at which position of the run, as pure as the order within each.
+"""Several datasets in given shares: which source at which position of the run, as pure as the order within each.
 
 A period of 1,000 positions holds each source as often as its weight says, spread evenly, so that the share realised between
 any two positions is off by a few samples at most. Source i is read in its own order and starts its own next epoch when it

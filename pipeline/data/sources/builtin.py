@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import places
 from pipeline.data.sources import glyphs
 from pipeline.data.sources.cards import Card
-from pipeline.data.sources.entry import Entry
+from pipeline.data.sources.entry import ImageEntry
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -60,7 +60,7 @@ class PackagedReader:
     def __getstate__(self) -> dict[str, Any]:
         return {"_card": self._card, "_source": self._source, "_opened": None}
 
-    def read(self, entries: Sequence[Entry]) -> Iterator[bytes]:
+    def read(self, entries: Sequence[ImageEntry]) -> Iterator[bytes]:
         self._opened = self._opened or open_packaged(self._card, self._source)
         for entry in entries:
             yield self._opened.read(entry.locator)

@@ -86,7 +86,7 @@ class Card:
 
 
 def datasets_dir() -> Path:
-    """The folder with the cards: beside the packages in a checkout, else the data folder of the installation."""
+    """The folder with the cards: next to the packages in a checkout, else the data folder of the installation."""
     candidates = [
         Path(__file__).resolve().parents[3] / "datasets",
         Path(sysconfig.get_path("data")) / "share" / "normfree" / "datasets",

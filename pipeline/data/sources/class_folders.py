@@ -16,7 +16,7 @@ from pipeline import documents
 from pipeline.data.format.tars import printable
 from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources.archives.locators import BROKEN_LINK, HIDDEN, SPECIAL, FoundFile, Listing, counts
-from pipeline.data.sources.entry import Entry
+from pipeline.data.sources.entry import ImageEntry
 from pipeline.errors import UserError
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -37,17 +37,17 @@ class _Image(NamedTuple):
 class Arranged(NamedTuple):
     """What class folders hold."""
 
-    entries: list[Entry]
+    entries: list[ImageEntry]
     notes: list[str]
-    """What was guessed and what was left out."""
+    """What was guessed and what was skipped."""
 
 
 def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequence[str] | None = None) -> Arranged:
-    """The images of a listing by their place in the tree; other files and hidden ones are left out and counted.
+    """The images of a listing by their place in the tree; other files and hidden ones are skipped and counted.
 
     Args:
         alone: split of all images where there are no split folders.
-        wanted: folders of other splits than these are left out, whatever is in them; None: all are taken.
+        wanted: folders of other splits than these are skipped, whatever is in them; None: all are taken.
     Raises:
         UserError: no images, folders that look like splits and are none, an image at another depth than class folders, an
             empty class folder, or one without images.
@@ -56,7 +56,7 @@ def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequenc
     if not found:
         raise UserError(
             f"the source {source} has no images: {len(listing.files)} files, none ends with .jpg, .png or the like"
-            + _what_was_left_out(listing)
+            + _what_was_skipped(listing)
         )
     images, depth = _without_outer_folders(found)
     tops = sorted({image.parts[0] for image in images if len(image.parts) > 1})
@@ -79,14 +79,16 @@ def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequenc
         notes.append(
             f"{num_deeper} images lie in folders below their class folder: the upper folder's name is the class"
         )
-    notes += _left_out(listing, len(listing.files) - len(found))
+    notes += _skipped(listing, len(listing.files) - len(found))
     return Arranged([_entry(image, level, alone) for image in images], notes)
 
 
-def _entry(image: _Image, level: int, alone: str) -> Entry:
+def _entry(image: _Image, level: int, alone: str) -> ImageEntry:
     split = _SPLITS[image.parts[0].lower()] if level == 2 else alone
     key, _, extension = "/".join(image.parts[level:]).rpartition(".")
-    return Entry(split, printable(image.parts[level - 1]), key, extension.lower(), image.file.locator, image.file.size)
+    return ImageEntry(
+        split, printable(image.parts[level - 1]), key, extension.lower(), image.file.locator, image.file.size
+    )
 
 
 def _without_outer_folders(files: Sequence[FoundFile]) -> tuple[list[_Image], int]:
@@ -112,7 +114,7 @@ def _has_splits(images: Sequence[_Image], tops: Sequence[str], source: str) -> b
     if alike and not is_class:
         raise UserError(
             f"{source} has folders that look like splits and are not called so ({', '.join(map(documents.excerpt, alike[:4]))}): "
-            "call them train, val and test, with class folders in each and nothing beside them"
+            "call them train, val and test, with class folders in each and nothing else"
         )
     return False
 
@@ -145,7 +147,7 @@ def _refuse_odd_splits(tops: Sequence[str], source: str) -> None:
     odd = [top for top in tops if top.lower() not in _SPLITS]
     if odd:
         raise UserError(
-            f"{source} has {', '.join(map(documents.excerpt, odd[:3]))} beside train: "
+            f"{source} has {', '.join(map(documents.excerpt, odd[:3]))} next to train: "
             "name the folders train, val and test, or remove others"
         )
     twice = Counter(_SPLITS[top.lower()] for top in tops)
@@ -182,7 +184,7 @@ def _refuse_bare_classes(
     if empty:
         raise UserError(
             f"the source {source} has an empty folder ({documents.excerpt(empty[0])}): add its images, or remove it"
-            + _what_was_left_out(listing)
+            + _what_was_skipped(listing)
         )
     level = 2 if has_splits else 1
     filled = {image.parts[:level] for image in images}
@@ -201,17 +203,17 @@ def _guesses_without_splits(tops: Sequence[str], alone: str) -> list[str]:
     return notes
 
 
-def _left_out(listing: Listing, num_no_images: int) -> list[str]:
+def _skipped(listing: Listing, num_no_images: int) -> list[str]:
     notes: list[str] = []
-    num_hidden = listing.left_out[HIDDEN]
+    num_hidden = listing.skipped[HIDDEN]
     if num_hidden or num_no_images:
         notes.append(
-            f"{num_hidden + num_no_images} files that are hidden or no images were left out "
+            f"{num_hidden + num_no_images} files that are hidden or no images were skipped "
             f"({', '.join(_kinds(num_hidden, _endings(listing)))})"
         )
-    others = counts(listing.left_out, (BROKEN_LINK, SPECIAL))
+    others = counts(listing.skipped, (BROKEN_LINK, SPECIAL))
     if others:
-        notes.append(f"{others} were left out")
+        notes.append(f"{others} were skipped")
     return notes
 
 
@@ -227,6 +229,6 @@ def _kinds(num_hidden: int, endings: Mapping[str, int]) -> list[str]:
     return kinds + (["and others"] if len(endings) > 4 else [])
 
 
-def _what_was_left_out(listing: Listing) -> str:
-    others = counts(listing.left_out, (HIDDEN, BROKEN_LINK, SPECIAL))
-    return f" (left out: {others})" if others else ""
+def _what_was_skipped(listing: Listing) -> str:
+    others = counts(listing.skipped, (HIDDEN, BROKEN_LINK, SPECIAL))
+    return f" (skipped: {others})" if others else ""

@@ -1,6 +1,6 @@
 """A CSV, TSV or JSONL list of images: columns `path`, `label` and optionally `split`.
 
-A path is absolute, an address (`s3://`, `https://`), or relative to the folder of the list; what lies neither beside nor below
+A path is absolute, an address (`s3://`, `https://`), or relative to the folder of the list; what lies neither next to nor below
 the list must lie below an allowed root. Labels are class names; where all of them are whole numbers, classes are in numeric
 order.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import documents
 from pipeline.data.sources.archives.locators import Refused
-from pipeline.data.sources.entry import Entry
+from pipeline.data.sources.entry import ImageEntry
 from pipeline.data.sources.list_access import AllowedPlaces
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -33,18 +33,18 @@ def is_list(source: str) -> bool:
     return source.lower().endswith(EXTENSIONS)
 
 
-def open_list(source: str, allow_roots: Sequence[str] = ()) -> tuple[list[Entry], str]:
+def open_list(source: str, allow_roots: Sequence[str] = ()) -> tuple[list[ImageEntry], str]:
     """The entries of a list, in its order, and a note.
 
     Args:
-        allow_roots: places that paths may lie below, beside the folder of the list (`list_access`); all else is counted as
+        allow_roots: places that paths may lie below, besides the folder of the list (`list_access`); all else is counted as
             images that cannot be read.
     Raises:
         UserError: no such file, a row without path or label or with one that is none, an unknown split, or a path that is
             listed twice; each with the number of the line.
     """
     places = AllowedPlaces(source, allow_roots)
-    entries: list[Entry] = []
+    entries: list[ImageEntry] = []
     lines: dict[str, int] = {}
     num_refused = 0
     for line, row in _rows(source):
@@ -65,7 +65,7 @@ def open_list(source: str, allow_roots: Sequence[str] = ()) -> tuple[list[Entry]
         if not dot or "/" in extension:
             stem, extension = stem + dot + extension, "img"
         split = SPLIT_WORDS.get(split.lower(), "train")
-        entries.append(Entry(split, label, stem.lstrip("./~"), extension.lower(), locator, size))
+        entries.append(ImageEntry(split, label, stem.lstrip("./~"), extension.lower(), locator, size))
     if not entries:
         raise UserError(f"the list {source} has no rows: one image a line is needed")
     return entries, f"{num_refused} rows of the list name what is not read" if num_refused else ""

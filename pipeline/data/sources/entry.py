@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ImageEntry:
     """A sample before its bytes are read. `locator` is whatever the source's reader needs."""
 
     split: str
@@ -31,15 +31,15 @@ class Unreadable(Exception):
 class Reader(Protocol):
     """Bytes of entries. Can be sent to a worker process, and opens its files there."""
 
-    def read(self, entries: Sequence[Entry]) -> "Iterator[bytes | Unreadable]":
+    def read(self, entries: Sequence[ImageEntry]) -> "Iterator[bytes | Unreadable]":
         """Bytes of the given entries, in order, one at a time."""
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """What a source holds, and the way to its bytes."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ImageEntry, ...]
     classes: tuple[str, ...]
     """In label order; empty where the source does not say: then the sorted names under train."""
     fingerprint: str

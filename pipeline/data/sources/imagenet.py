@@ -26,7 +26,7 @@ from pipeline.data.sources.archives.find_files import list_files
 from pipeline.data.sources.archives.locators import FoundFile, Refused, Sparse, Zipped
 from pipeline.data.sources.archives.reader import FileReader
 from pipeline.data.sources.archives.tar_files import list_tar
-from pipeline.data.sources.entry import Entry, Unreadable
+from pipeline.data.sources.entry import ImageEntry, Unreadable
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -48,41 +48,42 @@ def is_distributed(source: str) -> bool:
     return objects.exists(objects.join(source, TRAIN)) or (has_val and objects.exists(objects.join(source, "train")))
 
 
-def open_distributed(source: str) -> tuple[list[Entry], str]:
+def open_distributed(source: str) -> tuple[list[ImageEntry], str]:
     """The entries of train and, where its images are there, val; and a note.
 
     Raises:
         UserError: an inner tar that is damaged or not named by a wnid, or validation images without their labels.
     """
-    left_out: Counter[str] = Counter()
-    train = _train_files(source, left_out)
-    entries = [Entry("train", wnid, _stem(file.name), "jpeg", file.locator, file.size) for wnid, file in train]
-    found = _files(source, VAL, "val", left_out)
+    skipped: Counter[str] = Counter()
+    train = _train_files(source, skipped)
+    entries = [ImageEntry("train", wnid, _stem(file.name), "jpeg", file.locator, file.size) for wnid, file in train]
+    found = _files(source, VAL, "val", skipped)
     images = sorted((file for file in found if file.name.lower().endswith(_JPEG)), key=lambda file: file.name)
-    left_out["files of val that are no .JPEG"] += len(found) - len(images)
-    note = "; " + ", ".join(f"{num} {what} were left out" for what, num in left_out.items() if num)
+    skipped["files of val that are no .JPEG"] += len(found) - len(images)
+    note = "; " + ", ".join(f"{num} {what} were skipped" for what, num in skipped.items() if num)
     if not images:
         return entries, f"no {VAL}: there is no val split{note}".rstrip("; ")
     labels, where = _val_labels(source, [_stem(file.name) for file in images])
     entries += [
-        Entry("val", labels[_stem(file.name)], _stem(file.name), "jpeg", file.locator, file.size) for file in images
+        ImageEntry("val", labels[_stem(file.name)], _stem(file.name), "jpeg", file.locator, file.size)
+        for file in images
     ]
     return entries, f"validation labels are from {where}{note}".rstrip("; ")
 
 
-def _files(source: str, archive: str, folder: str, left_out: Counter[str]) -> list[FoundFile]:
-    """Those of the archive, or of the folder where there is none; what is left out is added up."""
+def _files(source: str, archive: str, folder: str, skipped: Counter[str]) -> list[FoundFile]:
+    """Those of the archive, or of the folder where there is none; what is skipped is added up."""
     for name in (archive, folder):
         listing = list_files(objects.join(source, name))
         if listing is not None and listing.files:
-            left_out += listing.left_out
+            skipped += listing.skipped
             return listing.files
     return []
 
 
-def _train_files(source: str, left_out: Counter[str]) -> list[tuple[str, FoundFile]]:
+def _train_files(source: str, skipped: Counter[str]) -> list[tuple[str, FoundFile]]:
     found: list[tuple[str, FoundFile]] = []
-    for file in _files(source, TRAIN, "train", left_out):
+    for file in _files(source, TRAIN, "train", skipped):
         folder, _, base = file.name.rpartition("/")
         wnid = base[:-4] if base.endswith(".tar") else folder.rpartition("/")[2]
         if not _WNID.fullmatch(wnid):
@@ -102,7 +103,7 @@ def _train_files(source: str, left_out: Counter[str]) -> list[tuple[str, FoundFi
             raise UserError(
                 f"{source}: the class tar {documents.excerpt(file.name)} in train is empty: fetch {TRAIN} again"
             )
-        left_out += inner.left_out
+        skipped += inner.skipped
         found += [(wnid, image) for image in inner.files]
     if not found:
         raise UserError(f"{source} has no training images: {TRAIN} or train/ is missing or empty")
@@ -175,7 +176,7 @@ def _devkit_files(where: str, names: Sequence[str]) -> list[bytes]:
         missing = [name for name in names if name not in found]
         if missing:
             raise UserError(f"the devkit {where} lacks {missing[0]}: fetch it again")
-        entries = [Entry("", "", name, "", found[name].locator, found[name].size) for name in names]
+        entries = [ImageEntry("", "", name, "", found[name].locator, found[name].size) for name in names]
         contents = list(FileReader().read(entries))
     for content in contents:
         if isinstance(content, Unreadable):

@@ -1,6 +1,6 @@
 """What a list of images may name: a list can come from anybody, and what it names is copied into the dataset.
 
-By default that is what lies beside or below the list itself; `--allow-root` adds folders and addresses. All else is left out
+By default that is what lies next to or below the list itself; `--allow-root` adds folders and addresses. All else is skipped
 unread, under its reason. Links are followed before the place is judged. Chains of file systems (`zip://...::http://...`) and
 hosts that only a machine's own network knows (169.254.x.x, where clouds keep credentials) are never read.
 """

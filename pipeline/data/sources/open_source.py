@@ -6,7 +6,7 @@
     .parquet, or a folder of them              image bytes and labels (`pipeline.data.sources.parquet`)
 
 Without splits all images are `train`, or `val_share` of each class goes to val by a hash of the path. Nothing is ever
-extracted: members of an archive are read in place. What is guessed and what is left out is in the note.
+extracted: members of an archive are read in place. What is guessed and what is skipped is in the note.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from pipeline.data.sources.builtin import PackagedReader, open_packaged
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.class_folders import arrange
 from pipeline.data.sources.csv_jsonl import is_list, is_number, label_order, open_list
-from pipeline.data.sources.entry import Entry, Source
+from pipeline.data.sources.entry import ImageEntry, ImageSource
 from pipeline.data.sources.parquet import is_parquet, open_parquet
 from pipeline.errors import UserError
 
@@ -38,14 +38,14 @@ def open_source(
     allow_roots: Sequence[str] = (),
     spool: Path | None = None,
     progress: SpoolProgress | None = None,
-) -> Source:
+) -> ImageSource:
     """List a source without decoding anything.
 
     Args:
         source: path or URL; the download folder of a torchvision set; not for embedded sets.
         val_share: share of each class (0 < share < 1) to hold out as val where the source has no splits.
-        splits: other split folders than these are left out, whatever is in them; None: all are taken.
-        allow_roots: folders and addresses that a list may name beside what lies below its own folder.
+        splits: other split folders than these are skipped, whatever is in them; None: all are taken.
+        allow_roots: folders and addresses that a list may name besides what lies below its own folder.
         spool: local folder for what cannot be read in place: compressed tars and parquet. It must stay while the
             source is read, and is used again by the next call.
     Raises:
@@ -67,17 +67,17 @@ def open_source(
     return replace(opened, classes=_check_classes(card, opened, source))
 
 
-def _open_packaged(card: Card, source: str | None) -> Source:
+def _open_packaged(card: Card, source: str | None) -> ImageSource:
     packaged = open_packaged(card, source)
-    entries = tuple(Entry(split, name, key, "png", locator) for split, name, key, locator in packaged.samples)
-    return Source(entries, packaged.classes, packaged.fingerprint, packaged.note, PackagedReader(card, source))
+    entries = tuple(ImageEntry(split, name, key, "png", locator) for split, name, key, locator in packaged.samples)
+    return ImageSource(entries, packaged.classes, packaged.fingerprint, packaged.note, PackagedReader(card, source))
 
 
-def _names(entries: Sequence[Entry]) -> str:
+def _names(entries: Sequence[ImageEntry]) -> str:
     return ", ".join(sorted({entry.split for entry in entries}))
 
 
-def _check_classes(card: Card, opened: Source, source: str | None) -> tuple[str, ...]:
+def _check_classes(card: Card, opened: ImageSource, source: str | None) -> tuple[str, ...]:
     """The classes in label order, once it is certain that source and card are about the same ones."""
     where = source or card.name
     by_split: dict[str, set[str]] = {}
@@ -118,7 +118,7 @@ def _open_given(
     allow_roots: Sequence[str],
     spool: Path | None,
     progress: SpoolProgress | None,
-) -> Source:
+) -> ImageSource:
     """A source that the user names, in whatever form it is."""
     if source is None:
         raise UserError(f"the set '{card.name}' needs a source: {card.source_hint}")
@@ -139,22 +139,24 @@ def _open_given(
             raise UserError(f"{source} has the splits {_names(entries)} already: leave out val_share")
         entries = _hold_out(entries, val_share)
         note = f"{val_share:g} of each class was held out as val by a hash of the path; {note}".rstrip("; ")
-    return Source(tuple(entries), classes, fingerprint, note, FileReader(tolerant=is_list(source)))
+    return ImageSource(tuple(entries), classes, fingerprint, note, FileReader(tolerant=is_list(source)))
 
 
-def _numeric_order(entries: Sequence[Entry]) -> tuple[str, ...]:
+def _numeric_order(entries: Sequence[ImageEntry]) -> tuple[str, ...]:
     """The classes of train in the order of their numbers where all labels are numbers, else none."""
     if not all(is_number(entry.class_name) for entry in entries):
         return ()
     return label_order({entry.class_name for entry in entries if entry.split == "train"})
 
 
-def _open_tree(card: Card, source: str, spool: Path | None, splits: Sequence[str] | None) -> tuple[list[Entry], str]:
+def _open_tree(
+    card: Card, source: str, spool: Path | None, splits: Sequence[str] | None
+) -> tuple[list[ImageEntry], str]:
     """Class folders in a folder or an archive."""
     found = list_files(source, spool)
     if found is None:
         raise UserError(f"there is no source at {source}: give {card.source_hint}")
-    if not found.files and not found.folders and not found.left_out:
+    if not found.files and not found.folders and not found.skipped:
         raise UserError(f"the source {source} is missing or empty: give {card.source_hint}")
     entries, notes = arrange(found, source, card.test_split if card.tests_only else "train", splits)
     # As an archive that was added to is unpacked: the later file of a name replaces the earlier one.
@@ -164,13 +166,13 @@ def _open_tree(card: Card, source: str, spool: Path | None, splits: Sequence[str
     return list(last.values()), "; ".join(notes)
 
 
-def _fingerprint(entries: Sequence[Entry]) -> str:
+def _fingerprint(entries: Sequence[ImageEntry]) -> str:
     """Hex digest over the names and sizes of the images, in any order and wherever they lie."""
     lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}\n" for e in entries]
     return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _hold_out(entries: Sequence[Entry], share: float) -> list[Entry]:
+def _hold_out(entries: Sequence[ImageEntry], share: float) -> list[ImageEntry]:
     """`share` of each class moved to val, at least one image and never all: those whose paths hash lowest."""
     by_class: dict[str, list[tuple[bytes, int]]] = {}
     for number, entry in enumerate(entries):

@@ -19,7 +19,7 @@ from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources.archives.find_files import is_folder
 from pipeline.data.sources.archives.locators import Range
 from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
-from pipeline.data.sources.entry import Entry
+from pipeline.data.sources.entry import ImageEntry
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -31,7 +31,7 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 def is_parquet(source: str) -> bool:
-    """Whether `source` is a parquet file, or a folder with parquet files, there or one level below, and no images beside."""
+    """Whether `source` is a parquet file, or a folder with parquet files, there or one level below, and no images next to it."""
     if source.lower().endswith(".parquet"):
         return True
     if not objects.is_local(source):
@@ -45,10 +45,10 @@ def is_parquet(source: str) -> bool:
 
 def open_parquet(
     source: str, spool: Path | None, progress: Callable[[int, int], None] | None = None
-) -> tuple[list[Entry], tuple[str, ...], str]:
-    """Entries that lie in the spool, the class names in label order (empty: not stated), and a note.
+) -> tuple[list[ImageEntry], tuple[str, ...], str]:
+    """Entries that lie in the spool, the class names in label order (empty: not recorded), and a note.
 
-    Rows without a label are left out and counted in the note; the split is the first word of the file's name, or the
+    Rows without a label are skipped and counted in the note; the split is the first word of the file's name, or the
     folder's name, where that is train, val(idation) or test, else train.
 
     Raises:
@@ -61,7 +61,7 @@ def open_parquet(
     if not urls or not objects.exists(urls[0]):
         raise UserError(f"there is no parquet file at {source}")
     path, offsets, sizes = _spooled(urls, source, spool, progress)
-    entries: list[Entry] = []
+    entries: list[ImageEntry] = []
     classes: tuple[str, ...] = ()
     row = num_unlabelled = 0
     for url in urls:
@@ -83,11 +83,11 @@ def open_parquet(
                     key, _, extension = (name or "").rpartition(".")
                     key = key or f"{stem}-{number:07d}"
                     place = Range(path, int(offsets[row]), int(sizes[row]))
-                    entries.append(Entry(split, class_name, key, extension.lower() or "img", place, place.size))
+                    entries.append(ImageEntry(split, class_name, key, extension.lower() or "img", place, place.size))
                 row += 1
     if not entries:
         raise UserError(f"{source} has no labelled image ({num_unlabelled} rows without label)")
-    return entries, classes, f"{num_unlabelled} rows without a label were left out" if num_unlabelled else ""
+    return entries, classes, f"{num_unlabelled} rows without a label were skipped" if num_unlabelled else ""
 
 
 def _class_of(value: Any, classes: tuple[str, ...], where: str) -> str | None:

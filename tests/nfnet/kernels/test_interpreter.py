@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_programs_agree_with_their_twins_in_the_interpreter() -> None:
+def test_the_programs_agree_with_their_references_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     arguments = [
         "-q",

@@ -51,10 +51,10 @@ def test_the_host_never_waits(no_waiting: None) -> None:
 
 def test_all_of_f0_is_updated_as_the_reference() -> None:
     ours = f0()
-    twins = [[t.clone() for t in tensors] for tensors in ours]
+    copies = [[t.clone() for t in tensors] for tensors in ours]
     clip_and_update(triton_layers, ours)
-    clip_and_update(reference, twins)
-    for a, b in zip(ours, twins, strict=True):
+    clip_and_update(reference, copies)
+    for a, b in zip(ours, copies, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 

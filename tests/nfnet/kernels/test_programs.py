@@ -1,4 +1,4 @@
-"""Kernel against twin: on a GPU where there is one, else in Triton's interpreter (started by test_interpreter.py)."""
+"""Kernel against plain: on a GPU where there is one, else in Triton's interpreter (started by test_interpreter.py)."""
 
 import os
 from itertools import chain
@@ -26,10 +26,10 @@ HALF = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 """One rounding to the type, so that two fp32 results on either side of a boundary still agree."""
 
 
-def close(ours: torch.Tensor, twin: torch.Tensor, *, rtol: float = 2e-5, atol: float = 1e-6) -> None:
-    assert ours.dtype == twin.dtype and ours.shape == twin.shape
-    assert ours.numel() < 2 or ours.stride() == twin.stride()
-    torch.testing.assert_close(ours, twin, rtol=max(rtol, HALF.get(twin.dtype, 0)), atol=atol)
+def close(ours: torch.Tensor, plain: torch.Tensor, *, rtol: float = 2e-5, atol: float = 1e-6) -> None:
+    assert ours.dtype == plain.dtype and ours.shape == plain.shape
+    assert ours.numel() < 2 or ours.stride() == plain.stride()
+    torch.testing.assert_close(ours, plain, rtol=max(rtol, HALF.get(plain.dtype, 0)), atol=atol)
 
 
 def weight_and_gain(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,14 +50,14 @@ def test_standardisation(
     # Half the output types with each layout: types and layouts are independent in the program.
     out_dtype = torch.bfloat16 if layout == written else torch.float16 if eps else torch.float32
     ours = triton_layers.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
-    twin = reference.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
-    close(ours.out, twin.out, atol=1e-5)
-    for a, b in zip(ours[1:3], twin[1:3], strict=True):
+    plain = reference.standardise(weight, gain, 1e-4, eps, out_dtype=out_dtype, memory_format=written)
+    close(ours.out, plain.out, atol=1e-5)
+    for a, b in zip(ours[1:3], plain[1:3], strict=True):
         close(a, b)
-    assert ours.floored.tolist() == twin.floored.tolist() == [eps is None] + [False] * (shape[0] - 1)
+    assert ours.floored.tolist() == plain.floored.tolist() == [eps is None] + [False] * (shape[0] - 1)
     grad = torch.randn(shape, device=DEVICE).to(out_dtype, memory_format=written)
     results = triton_layers.standardise_backward(grad, weight, gain, *ours[1:])
-    for a, b in zip(results, reference.standardise_backward(grad, weight, gain, *twin[1:]), strict=True):
+    for a, b in zip(results, reference.standardise_backward(grad, weight, gain, *plain[1:]), strict=True):
         close(a, b, rtol=2e-4, atol=2e-4 * float(b.abs().max()))
 
 
@@ -199,11 +199,11 @@ def test_tensors_that_moved_or_changed_their_layout_are_seen() -> None:
         for t in lists:
             if t.dim() == 4:
                 t.data = t.data.to(memory_format=torch.channels_last)
-    twins = [[t.clone() for t in lists] for lists in (params, grads, momenta, averages)]
+    copies = [[t.clone() for t in lists] for lists in (params, grads, momenta, averages)]
     factors = factors_of(params, grads)
     triton_layers.update_(params, grads, momenta, averages, SETTINGS, factors=factors)
-    reference.update_(*twins, SETTINGS, factors=factors)
-    for a, b in zip(params, twins[0], strict=True):
+    reference.update_(*copies, SETTINGS, factors=factors)
+    for a, b in zip(params, copies[0], strict=True):
         close(a, b, rtol=1e-5)
 
 

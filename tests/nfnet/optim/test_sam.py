@@ -105,7 +105,7 @@ def test_on_a_quadratic_the_answer_is_known() -> None:
 
 
 def test_the_weights_are_restored_bit_for_bit() -> None:
-    # Values at which (w + e) - e loses w: tiny beside e, huge, and a negative zero.
+    # Values at which (w + e) - e loses w: tiny next to e, huge, and a negative zero.
     model = tiny()
     with torch.no_grad():
         model.head.weight.view(-1)[:4] = torch.tensor([1e-30, 3e7, -0.0, 1e-8])  # type: ignore[union-attr]

@@ -47,16 +47,16 @@ def test_every_network_of_timm_has_our_names_and_shapes(name: str) -> None:
     "name", ["dm_nfnet_f0", "nf_resnet50", "nf_regnet_b1", pytest.param("nfnet_f0", marks=pytest.mark.slow)]
 )
 def test_outputs_equal_timms_and_weights_return(name: str) -> None:
-    peer, model = theirs(name), ours(name)
-    report = nfnet.from_timm(model, peer.state_dict())
-    assert not report.notes and not report.head_remade and report.num_loaded == len(peer.state_dict())
+    timm_model, model = theirs(name), ours(name)
+    report = nfnet.from_timm(model, timm_model.state_dict())
+    assert not report.notes and not report.head_remade and report.num_loaded == len(timm_model.state_dict())
     for size in (64, 75):
         images = torch.randn(1, 3, size, size)
         with torch.no_grad():
-            expected, found = peer(images), model(images)
+            expected, found = timm_model(images), model(images)
         assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
     back = nfnet.to_timm(model)
-    for key, value in peer.state_dict().items():
+    for key, value in timm_model.state_dict().items():
         folded = name != "dm_nfnet_f0" and re.match(r"(stem\.conv1?|final_conv)\.gain|head\.fc\.weight", key)
         if folded:
             neighbour = torch.nextafter(value, torch.full_like(value, torch.inf))
@@ -67,12 +67,12 @@ def test_outputs_equal_timms_and_weights_return(name: str) -> None:
 
 @pytest.mark.parametrize("file", ["safetensors", "pth", "legacy pth", "checkpoint"])
 def test_files_of_timm_are_read(tmp_path: Path, file: str) -> None:
-    peer, model, path = (
+    timm_model, model, path = (
         theirs("nf_regnet_b0", num_classes=5),
         ours("nf_regnet_b0", num_classes=5),
         tmp_path / "model.bin",
     )
-    state = peer.state_dict()
+    state = timm_model.state_dict()
     if file == "safetensors":
         save_file(state, path)
     elif file == "checkpoint":  # as timm's training script writes it
@@ -106,11 +106,11 @@ def test_nothing_of_a_malicious_torch_file_runs(tmp_path: Path, zipped: bool) ->
 
 
 def test_a_network_with_other_conventions_says_that_outputs_differ() -> None:
-    peer, model = theirs("nf_regnet_b0"), ours("nf_regnet_b0", activation="relu")
+    timm_model, model = theirs("nf_regnet_b0"), ours("nf_regnet_b0", activation="relu")
     options = {**nfnet.timm_options("nf_regnet_b0"), "ws_eps": None}
-    notes = nfnet.from_timm(nfnet.create_model("nf_regnet_b0", **options), peer.state_dict()).notes
+    notes = nfnet.from_timm(nfnet.create_model("nf_regnet_b0", **options), timm_model.state_dict()).notes
     assert "ws_eps differ from nfnet.timm_options('nf_regnet_b0')" in notes[0]
-    assert "activation differ" in nfnet.from_timm(model, peer.state_dict()).notes[0]
+    assert "activation differ" in nfnet.from_timm(model, timm_model.state_dict()).notes[0]
 
 
 def test_a_state_dict_of_another_network_is_refused() -> None:

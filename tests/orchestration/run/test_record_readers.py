@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.run import record_readers
-from orchestration.run.record_readers import Readers, Trouble
+from orchestration.run.record_readers import FailureGuard, Readers
 from pipeline.recipes import get
 from pipeline.records import Notice, Phase
 from pipeline.supervision import stop_signals
@@ -58,7 +58,7 @@ def test_records_that_have_no_room_are_tried_again(tmp_path: Path, monkeypatch: 
 
 def test_what_a_reader_meets_ends_nothing_but_a_stop_of_the_user_does() -> None:
     with pytest.raises(KeyboardInterrupt):
-        Trouble("x").hold_off(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        FailureGuard("x").run(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])

@@ -145,8 +145,8 @@ def test_the_records_of_a_run_are_brought_here_and_what_is_added_follows(
 
 
 def test_folders_that_differ_in_a_slash_have_records_of_their_own() -> None:
-    twins = {records_folder(url) for url in ("s3://b/runs/a", "s3://b/runs-a", "s3://b-runs/a", "s3://b/runs/a/")}
-    assert len(twins) == 3
+    folders = {records_folder(url) for url in ("s3://b/runs/a", "s3://b/runs-a", "s3://b-runs/a", "s3://b/runs/a/")}
+    assert len(folders) == 3
 
 
 def made_sweep(

@@ -18,7 +18,7 @@ import ray
 
 from orchestration.tune import cluster_nodes, ray_cluster
 from orchestration.tune.cluster_nodes import node_problem
-from orchestration.tune.ray_cluster import Layout, Resources, layout, running_ray
+from orchestration.tune.ray_cluster import Resources, TrialResources, layout, running_ray
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from tests.fault_proxy import fault_proxy
@@ -113,7 +113,7 @@ def test_a_sweep_on_a_cluster_gives_the_table_of_one_on_a_ray_of_our_own(
 
 
 def test_a_cluster_that_does_not_answer_is_refused() -> None:
-    shape = Layout(num_concurrent=0, num_processes=1, gpus=0.0)
+    shape = TrialResources(num_concurrent=0, num_processes=1, gpus=0.0)
     for address, why in (
         ("127.0.0.1:1", "no Ray cluster answers at --ray-address 127.0.0.1:1: "),
         ("ray://a:1", "host:port"),
@@ -157,17 +157,19 @@ def test_what_a_trial_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray_cluster, "num_cores", lambda: 8)
     monkeypatch.setattr(ray_cluster, "memory_bytes", lambda: 64 << 30)
-    assert layout(Resources()) == Layout(num_concurrent=8, num_processes=1, gpus=0.0)
-    assert layout(Resources(processes_per_trial=3)) == Layout(num_concurrent=2, num_processes=3, gpus=0.0)
-    assert layout(Resources(ray_address="a:1", gpus_per_trial=2)) == Layout(num_concurrent=0, num_processes=2, gpus=2.0)
+    assert layout(Resources()) == TrialResources(num_concurrent=8, num_processes=1, gpus=0.0)
+    assert layout(Resources(processes_per_trial=3)) == TrialResources(num_concurrent=2, num_processes=3, gpus=0.0)
+    assert layout(Resources(ray_address="a:1", gpus_per_trial=2)) == TrialResources(
+        num_concurrent=0, num_processes=2, gpus=2.0
+    )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert layout(Resources()) == Layout(num_concurrent=4, num_processes=1, gpus=1.0)
-    assert layout(Resources(max_concurrent=8)) == Layout(num_concurrent=8, num_processes=1, gpus=0.5)
-    assert layout(Resources(gpus_per_trial=0.3)) == Layout(num_concurrent=8, num_processes=1, gpus=0.3)
-    assert layout(Resources(gpus_per_trial=0)) == Layout(num_concurrent=8, num_processes=1, gpus=0.0)
-    assert layout(Resources(gpus_per_trial=2)) == Layout(num_concurrent=2, num_processes=2, gpus=2.0)
-    assert layout(Resources(processes_per_trial=4)) == Layout(num_concurrent=1, num_processes=4, gpus=4.0)
-    assert layout(Resources(processes_per_trial=2, gpus_per_trial=0)) == Layout(
+    assert layout(Resources()) == TrialResources(num_concurrent=4, num_processes=1, gpus=1.0)
+    assert layout(Resources(max_concurrent=8)) == TrialResources(num_concurrent=8, num_processes=1, gpus=0.5)
+    assert layout(Resources(gpus_per_trial=0.3)) == TrialResources(num_concurrent=8, num_processes=1, gpus=0.3)
+    assert layout(Resources(gpus_per_trial=0)) == TrialResources(num_concurrent=8, num_processes=1, gpus=0.0)
+    assert layout(Resources(gpus_per_trial=2)) == TrialResources(num_concurrent=2, num_processes=2, gpus=2.0)
+    assert layout(Resources(processes_per_trial=4)) == TrialResources(num_concurrent=1, num_processes=4, gpus=4.0)
+    assert layout(Resources(processes_per_trial=2, gpus_per_trial=0)) == TrialResources(
         num_concurrent=4, num_processes=2, gpus=0.0
     )
     for wrong in ({"gpus_per_trial": 1.5}, {"gpus_per_trial": -1}, {"processes_per_trial": 0}):
@@ -202,6 +204,6 @@ def test_more_than_any_node_has_is_refused_instead_of_waited_for(monkeypatch: py
         {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    ray_cluster._check_room(Layout(num_concurrent=0, num_processes=1, gpus=1.0), "a node of the cluster")
+    ray_cluster._check_room(TrialResources(num_concurrent=0, num_processes=1, gpus=1.0), "a node of the cluster")
     with pytest.raises(UserError, match=r"wants 2 cores and 2 GPUs at once, and a node of the cluster has 8 and 1"):
-        ray_cluster._check_room(Layout(num_concurrent=0, num_processes=2, gpus=2.0), "a node of the cluster")
+        ray_cluster._check_room(TrialResources(num_concurrent=0, num_processes=2, gpus=2.0), "a node of the cluster")

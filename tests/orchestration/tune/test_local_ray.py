@@ -23,7 +23,7 @@ from orchestration.tune.ray_tune import ENVIRONMENT
 os.environ.update(ENVIRONMENT)
 def trial(config):
     tune.report({"has": sum(os.environ.get(name) == "plantedMARK" for name in config["names"])})
-with running_ray(None, Layout(num_concurrent=1, num_processes=1, gpus=0.0)) as found:
+with running_ray(None, TrialResources(num_concurrent=1, num_processes=1, gpus=0.0)) as found:
     from ray import tune
     names = [name for name, value in os.environ.items() if value == "plantedMARK"]
     results = tune.Tuner(trial, param_space={"names": names},

@@ -1,4 +1,4 @@
-"""A save beside training: what it holds, what it waits for, and what it says when it cannot be written."""
+"""A save alongside training: what it holds, what it waits for, and what it says when it cannot be written."""
 
 import errno
 import json

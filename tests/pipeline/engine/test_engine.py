@@ -167,9 +167,9 @@ def test_each_micro_batch_moves_the_weights_by_its_own_sharpness(
     stage: int, group: tuple[int, dict[str, Any]], expected: dict[str, torch.Tensor]
 ) -> None:
     ranks, found = group
-    twin = plain(sam_parts=2 * ranks)
-    assert distance(found[f"sam-{stage}"]["state"], twin, "weights") < 2e-6
-    assert distance(twin, expected, "weights") > 1e-3
+    plain_state = plain(sam_parts=2 * ranks)
+    assert distance(found[f"sam-{stage}"]["state"], plain_state, "weights") < 2e-6
+    assert distance(plain_state, expected, "weights") > 1e-3
 
 
 def test_an_ascent_that_is_not_finite_on_one_rank_leaves_stage_3_where_it_was(

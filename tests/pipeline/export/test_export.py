@@ -182,11 +182,11 @@ def test_timm_computes_the_same_logits_from_the_folder(make_checkpoint: Make, tm
     url, out = make_checkpoint(tmp_path, name, px=48, ema=False, **options), tmp_path / "out"
     made = export(url, "timm", str(out))
     images = torch.randn(2, 3, 48, 48)
-    peer = timm.create_model(f"local-dir:{out}", pretrained=True)
+    timm_model = timm.create_model(f"local-dir:{out}", pretrained=True)
     expected = logits(load_backbone(url).model, images)
-    assert gap(logits(peer, images), expected) < 1e-5 and made.difference < 1e-5
+    assert gap(logits(timm_model, images), expected) < 1e-5 and made.difference < 1e-5
     config = json.loads((out / "config.json").read_text())
-    assert config["label_names"] == made.classes and peer.num_classes == 5
+    assert config["label_names"] == made.classes and timm_model.num_classes == 5
     assert timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=3).num_classes == 3
 
 
@@ -196,8 +196,8 @@ def test_timms_own_transform_makes_the_same_input(make_checkpoint: Make, tmp_pat
 
     out = tmp_path / "out"
     export(make_checkpoint(tmp_path, "nf_regnet_b0", px=32, eval_resize=resize, ema=False), "timm", str(out))
-    peer = timm.create_model(f"local-dir:{out}", pretrained=True)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(peer))
+    timm_model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(timm_model))
     pixels = np.random.default_rng(1).integers(0, 256, (70, 41, 3), dtype=np.uint8)
     theirs = transform(Image.fromarray(pixels))
     config = AugmentConfig(image_px=32, eval_resize=resize)
@@ -239,7 +239,7 @@ def test_tanh_gelu_goes_to_timm_only_by_the_users_word(make_checkpoint: Make, tm
 FAMILIES = ["nfnet_tiny", "nfnet_f0", "nf_resnet50", "nf_regnet_b0"]
 
 
-@pytest.mark.slow  # the fast twin is the MLflow model of nfnet_tiny, which is ONNX inside
+@pytest.mark.slow  # the fast form is the MLflow model of nfnet_tiny, which is ONNX inside
 @pytest.mark.parametrize("name", [*FAMILIES, "nfnet_tiny, weights apart"])
 def test_onnxruntime_computes_the_same_logits_at_any_batch(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

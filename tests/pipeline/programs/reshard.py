@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import engine_steps as steps  # beside this file, whose folder is the program's
+import engine_steps as steps  # next to this file, whose folder is the program's
 import forked
 import safetensors
 import torch
@@ -54,7 +54,7 @@ def train(me: World, engine: Engine, step: int) -> None:
 
 
 def save(me: World, folder: Path, stage: int) -> None:
-    """Steps, and a save as a run makes it; what the ranks held, gathered, beside it."""
+    """Steps, and a save as a run makes it; what the ranks held, gathered, next to it."""
     engine = make(me, stage)
     for step in range(STEPS):
         train(me, engine, step)

@@ -56,20 +56,20 @@ def test_a_full_disk_means_streaming_and_is_said(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(block_cache, "KEEP_FREE_BYTES", 1 << 62)
     kept = BlockCache(str(tmp_path), 1 << 20)
     assert [kept.get(sha("a"), i, 5, lambda: b"train") for i in range(3)] == [b"train"] * 3
-    assert kept.trouble and "data is streamed past it" in kept.trouble and not entries(tmp_path)
+    assert kept.failure and "data is streamed past it" in kept.failure and not entries(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_means_streaming(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     kept = BlockCache(str(tmp_path / "file" / "cache"), 1 << 20)
-    assert kept.get(sha("a"), 0, 5, lambda: b"train") == b"train" and kept.trouble
+    assert kept.get(sha("a"), 0, 5, lambda: b"train") == b"train" and kept.failure
 
 
 def test_a_fault_of_the_store_is_not_taken_for_one_of_the_cache(tmp_path: Path) -> None:
     kept = BlockCache(str(tmp_path), 1 << 20)
     with pytest.raises(FileNotFoundError):
         kept.get(sha("a"), 0, 5, lambda: (_ for _ in ()).throw(FileNotFoundError("gone")))
-    assert kept.trouble is None
+    assert kept.failure is None
     assert kept.get(sha("a"), 0, 5, lambda: b"cut") == b"cut" and not entries(tmp_path)  # short: not kept
 
 
@@ -104,7 +104,7 @@ def test_processes_that_evict_and_read_at_once_always_get_the_right_bytes(tmp_pa
         "    i = chance.randrange(60)\n"
         "    data = hashlib.sha256(str(i).encode()).digest() * 300\n"
         "    assert kept.get(hashlib.sha256(str(i).encode()).hexdigest(), 0, len(data), lambda: data) == data\n"
-        "assert kept.trouble is None, kept.trouble\n"
+        "assert kept.failure is None, kept.failure\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)], env=environment) for n in range(3)]
@@ -122,4 +122,4 @@ def test_an_eviction_leaves_what_another_process_is_writing(tmp_path: Path) -> N
     kept = BlockCache(str(tmp_path), 60_000)
     for i in range(30):
         kept.get(sha(str(i)), 0, 9_000, lambda: bytes(9_000))
-    assert fresh.exists() and not stale.exists() and kept.trouble is None
+    assert fresh.exists() and not stale.exists() and kept.failure is None

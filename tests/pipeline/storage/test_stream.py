@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.loading.batches import Batch, Loss
+from pipeline.data.loading.batches import Batch, UnreadableSample
 from pipeline.data.loading.datasets import DataConfig, EvalData, TrainData
 from pipeline.distributed import World
 from pipeline.errors import UserError
@@ -49,7 +49,7 @@ class Store:
     count: int = 0
 
     def copy(self, edit: dict[str, Callable[[bytes], bytes | None]] | None = None) -> str:
-        """URL of a copy in the bucket, its shards changed by `edit` (None: left out)."""
+        """URL of a copy in the bucket, its shards changed by `edit` (None: skipped)."""
         self.count += 1
         url = f"s3://bucket/copy{self.count}"
         for path in Path(self.local).iterdir():
@@ -102,7 +102,7 @@ def epoch(data: TrainData) -> list[Batch]:
     return list(data.batches(steps=range(11), global_batch=BATCH, micro_batch=BATCH, world=world))
 
 
-def check(data: TrainData, local: str, batches: list[Batch], lost: set[tuple[str, str]]) -> list[Loss]:
+def check(data: TrainData, local: str, batches: list[Batch], lost: set[tuple[str, str]]) -> list[UnreadableSample]:
     """Exactly `lost` (shard, key) are lost; all the others came once, with their own pixels and labels."""
     expected = epoch(TrainData(config(local), AUGMENT, seed=0))
     losses = [loss for batch in batches for loss in batch.lost]

@@ -14,7 +14,7 @@ import torch
 from pipeline.data.loading.batches import Batch
 from pipeline.supervision import stop_signals as stop_module
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, StopSignal
-from pipeline.training.batch_fetcher import Supply, void_batch
+from pipeline.training.batch_fetcher import BatchFetcher, placeholder_batch
 from tests.pipeline import watched
 
 MICRO = watched.MICRO_BATCHES
@@ -159,9 +159,9 @@ def test_a_stop_ends_the_wait_for_a_batch_that_does_not_come() -> None:
     batches = supply(source(), stop)
     assert int(next(batches).samples) == 0
     stop.ask()
-    assert next(batches).is_void and next(batches).is_void
+    assert next(batches).is_placeholder and next(batches).is_placeholder
     stall.set()
 
 
-def supply(source: Iterator[Batch], stop: StopSignal) -> Supply:
-    return Supply(source, stop=stop, void=void_batch(2, 4), device=torch.device("cpu"))
+def supply(source: Iterator[Batch], stop: StopSignal) -> BatchFetcher:
+    return BatchFetcher(source, stop=stop, placeholder=placeholder_batch(2, 4), device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Every recipe resolves, has the sizes and the steps that its paper prints, and a tiny twin that trains."""
+"""Every recipe resolves, has the sizes and the steps that its paper prints, and a smoke variant that trains."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from orchestration.cli import main
 from pipeline import recipes
 from pipeline.duration import Duration
 from pipeline.models.backbone import make
-from pipeline.recipes.twins import SUFFIX
+from pipeline.recipes.smoke_variants import SUFFIX
 from pipeline.records import Finished, Step
 from pipeline.training.run import Run, dump_yaml, load_yaml
 from pipeline.training.train import train
@@ -138,7 +138,7 @@ def test_regnets_decay_grows_with_their_size() -> None:
     assert found == [5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4]
 
 
-# --- twins ------------------------------------------------------------------------------------------------------------
+# --- smoke variants ---------------------------------------------------------------------------------------------------
 
 KEPT = ("momentum", "weight_decay", "clipping", "ema_decay", "label_smoothing", "sam_rho", "sam_share")
 
@@ -166,7 +166,7 @@ def test_a_twins_warm_up_keeps_its_share() -> None:
 
 
 def trained(name: str, digits: str, folder: Path, **changes: Any) -> list[Any]:
-    """A twin's first three steps; one that starts from another starts from three steps of that."""
+    """A smoke variant's first three steps; one that starts from another starts from three steps of that."""
     run = recipes.get(f"{name}{SUFFIX}")
     run = dataclasses.replace(
         run,

@@ -103,5 +103,5 @@ def test_without_a_checkpoint_to_go_back_to_three_end_the_run(digits: str, tmp_p
 def test_ranges_that_touch_are_one(tmp_path: Path) -> None:
     assert rollback.joined(["103:106", "7:9", "100:103", "8:10"]) == ("7:10", "100:106")
     (tmp_path / rollback.NAME).write_text("[{}]")
-    with pytest.raises(UserError, match="does not list what the run left out"):
+    with pytest.raises(UserError, match="does not list what the run skipped"):
         rollback.read(str(tmp_path))

@@ -1,4 +1,4 @@
-"""ReaL and ImageNet-V2 beside ImageNet: the published label file, a peer's count, folders by number, and the seal."""
+"""ReaL and ImageNet-V2 next to ImageNet: the published label file, timm's count, folders by number, and the seal."""
 
 import csv
 import dataclasses
@@ -36,9 +36,9 @@ from transfer.results.scorecard import scorecard, with_extra_metrics
 from transfer.results.scorecard_table import to_csv
 from transfer.sweep import probe_job, trials
 from transfer.sweep.cells import Cell, Sweep, plan
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 from transfer.sweep.ledger import Ledger
-from transfer.sweep.sources import Source
+from transfer.sweep.sources import Backbone
 
 WNIDS = [f"n{1_000_000 + 7 * i:08d}" for i in range(1000)]
 NUM_VAL, SIDE = 60, 12
@@ -90,7 +90,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_sweep(root: Path, out: Path, method: Method = RIDGE, **stated: str) -> Sweep:
-    source = Source(
+    source = Backbone(
         checkpoint_url="/runs/pixels",
         digest=WEIGHTS,
         model="nfnet_tiny",
@@ -103,7 +103,7 @@ def make_sweep(root: Path, out: Path, method: Method = RIDGE, **stated: str) -> 
 
 
 @pytest.fixture(scope="module")
-def measured(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Entry]:
+def measured(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, LedgerEntry]:
     """A ridge probe of pixels with both stated."""
     sweep = make_sweep(root, tmp_path_factory.mktemp("sweep"), real_labels="real.json", v2=str(root / "v2"))
     cells = [c for c in plan(sweep)[0] if c.init == "pretrained"]
@@ -113,7 +113,9 @@ def measured(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swee
     return sweep, found
 
 
-def test_real_of_a_trial_equals_timms_count_on_the_published_labels(root: Path, measured: tuple[Sweep, Entry]) -> None:
+def test_real_of_a_trial_equals_timms_count_on_the_published_labels(
+    root: Path, measured: tuple[Sweep, LedgerEntry]
+) -> None:
     from timm.data.real_labels import RealLabelsImagenet
 
     sweep, found = measured
@@ -122,14 +124,14 @@ def test_real_of_a_trial_equals_timms_count_on_the_published_labels(root: Path, 
     names = [f"{name_of(keys[int(s)])}.JPEG" for s in said["sample"]]
     assert sorted(names) != names  # prepared splits are shuffled: the number in the name counts, not the place
     rest = [f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(NUM_VAL + 1, 50_001)]
-    peer = RealLabelsImagenet([*names, *rest], real_json=str(root / "real.json"), topk=(1,))
-    peer.add_result(torch.eye(1000)[torch.from_numpy(said["predicted"])])
-    assert found.metrics["real_top1"] == pytest.approx(peer.get_accuracy(1) / 100)
+    timm_model = RealLabelsImagenet([*names, *rest], real_json=str(root / "real.json"), topk=(1,))
+    timm_model.add_result(torch.eye(1000)[torch.from_numpy(said["predicted"])])
+    assert found.metrics["real_top1"] == pytest.approx(timm_model.get_accuracy(1) / 100)
     assert 0.6 < found.metrics["real_top1"] < 0.85 and found.metrics["real_top1"] != found.metrics["top1"]
 
 
 def test_the_report_holds_both_beside_the_tasks_own_number(
-    measured: tuple[Sweep, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    measured: tuple[Sweep, LedgerEntry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, found = measured
     (row,) = scorecard([found])
@@ -145,7 +147,7 @@ def test_the_report_holds_both_beside_the_tasks_own_number(
         assert re.search(rf"{title}</span></td>(?s:.*?)>{100 * value:.1f} <span", page)
 
 
-def test_v2_counts_by_the_number_of_the_folder(measured: tuple[Sweep, Entry]) -> None:
+def test_v2_counts_by_the_number_of_the_folder(measured: tuple[Sweep, LedgerEntry]) -> None:
     assert measured[1].metrics["v2_top1"] == 0.75
 
 
@@ -157,12 +159,12 @@ def test_the_card_takes_the_published_tree_and_its_folders_for_labels(root: Path
     assert all(int(name_of(key), 16) * 25 == label for key, label in zip(index.keys, index.label, strict=True))
 
 
-def test_both_open_after_the_selection_and_each_opening_is_recorded(measured: tuple[Sweep, Entry]) -> None:
+def test_both_open_after_the_selection_and_each_opening_is_recorded(measured: tuple[Sweep, LedgerEntry]) -> None:
     sweep, found = measured
     task = sweep.task("imagenet")
     assert [(o.what, o.trial, o.data_digest) for o in openings(sweep.out)] == [
         ("test", found.digest, task.data_digest),
-        ("ImageNet-V2", found.digest, task.beside.v2_digest),
+        ("ImageNet-V2", found.digest, task.extra_tests.v2_digest),
     ]
     with pytest.raises(UserError, match="stays closed"):
         open_v2(task, f"{sweep.out}/selection/none.json", trial="t")

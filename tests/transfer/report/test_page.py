@@ -22,7 +22,7 @@ from transfer.results.scorecard import scorecard
 from transfer.results.search_effects import main_effects, whole_candidates
 from transfer.results.sweep_results import load_findings
 from transfer.results.trial_records import check_lineage
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 VOID = {"meta", "img", "br", "path", "use", "link"}
 
@@ -136,7 +136,7 @@ def test_sweeps_by_one_protocol_stand_side_by_side(
     rows, alone = scorecard(joint.cells), scorecard(load_findings(digits_sweep).cells)
     assert len(rows) == 2 * len(alone) and {row.backbone for row in rows} == {"pixels (cccccc)", "pixels (dddddd)"}
     assert [r.pretrained for r in rows if "cccccc" in r.backbone] == [r.pretrained for r in alone]
-    assert joint.num_shared == 3  # the twin's cells are in both, and are shown once
+    assert joint.num_shared == 3  # the baseline's cells are in both, and are shown once
     assert "Sources side by side" in page and "pixels (dddddd)" in page
     kinds = {(v.a, v.b) for v in comparisons(rows)}
     assert kinds == {("pixels (cccccc)", "pixels (dddddd)"), *((f"pixels ({d * 6})", SCRATCH) for d in "cd")}
@@ -165,9 +165,9 @@ def test_protocols_are_not_mixed_and_the_difference_is_named(
 
 
 def test_tasks_count_once_each_in_a_comparison() -> None:
-    def final(task: str, init: str, seed: int, value: float) -> Entry:
+    def final(task: str, init: str, seed: int, value: float) -> LedgerEntry:
         fields = dict.fromkeys(("data_digest", "checkpoint_url", "protocol_digest", "task_title"), "")
-        return Entry(
+        return LedgerEntry(
             digest=f"{task}{init}{seed}", kind="final", task=task, method="ridge", init=init, shots=5, seed=seed, metric="top1",
             value=value, num_train=1, num_test=1, hyperparameters={}, seconds_s=1, images_seen=1, status="ok",
             checkpoint_digest="c" if init == "pretrained" else "", **fields,

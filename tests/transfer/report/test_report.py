@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from tests.transfer.records import selection_json, sweep_json
 from transfer.report.html_curves import learning
 from transfer.report.write_report import load_entries, load_findings, print_table, scorecard, write_report
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 
 TASKS = {"cifar10": "CIFAR-10", "flowers": "Flowers", "signdigits": "Sign digits"}
 EVIL = "<script>alert('1')</script>"
@@ -119,7 +119,7 @@ def whole_ledger(folder: Path, num_seeds: int = 3) -> Path:
     )
 
 
-def cells_of(tmp_path: Path, *trials: dict[str, Any]) -> list[Entry]:
+def cells_of(tmp_path: Path, *trials: dict[str, Any]) -> list[LedgerEntry]:
     return load_entries(write_ledger(tmp_path, list(trials)))
 
 

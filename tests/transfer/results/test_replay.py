@@ -24,7 +24,7 @@ from transfer.results.search_effects import range_effects, whole_candidates
 from transfer.results.sweep_results import Findings, load_findings
 from transfer.search import optuna_search, successive_halving
 from transfer.sweep.cells import Sweep, plan
-from transfer.sweep.entry import Entry
+from transfer.sweep.entry import LedgerEntry
 from transfer.sweep.ledger import Ledger
 
 
@@ -151,6 +151,6 @@ def test_the_page_shows_a_search_by_a_model_trial_by_trial_and_over_its_ranges(s
         assert f">{word}<" in text
 
 
-def _cells(findings: Findings) -> list[Entry]:
+def _cells(findings: Findings) -> list[LedgerEntry]:
     """A trial of each start, pretrained first."""
     return [next(e for e in findings.cells if e.init == init) for init in ("pretrained", "scratch")]

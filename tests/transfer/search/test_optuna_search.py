@@ -260,7 +260,7 @@ def test_epochs_become_steps_of_the_tasks_own_images(sweep: Sweep) -> None:
     assert space_of(held, lambda e: round(5 * e)).fixed == {"num_steps": 15, "clipping": 0.02}
 
 
-STATED: dict[str, Any] = {"num_trials": 16, "learning_rate": [0.003, 3.0], "epochs": [2, 40]}
+CONFIGURED: dict[str, Any] = {"num_trials": 16, "learning_rate": [0.003, 3.0], "epochs": [2, 40]}
 
 
 @pytest.mark.parametrize(
@@ -280,32 +280,32 @@ STATED: dict[str, Any] = {"num_trials": 16, "learning_rate": [0.003, 3.0], "epoc
         ({"num_steps": [1.5, 9]}, {}, "whole number"),
         ({}, {"learning_rates": [0.1]}, "keep one of them"),
         ({}, {"epochs": [3]}, "keep one of them"),
-        ({"weight_decay": [1e-5, 0.1]}, {"weight_decay": 0.01}, "stated and searched"),
+        ({"weight_decay": [1e-5, 0.1]}, {"weight_decay": 0.01}, "configured and searched"),
     ],
 )
 def test_what_a_search_gets_wrong_is_named(changes: dict[str, Any], beside: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as found:
-        parse_methods({"finetune": {"shots": [5], "search": {**STATED, **changes}, **beside}}, "the suite")
+        parse_methods({"finetune": {"shots": [5], "search": {**CONFIGURED, **changes}, **beside}}, "the suite")
     assert "\n" not in str(found.value) and str(found.value).startswith("the suite: finetune")
 
 
 def test_a_search_is_for_fine_tuning_and_lacks_nothing() -> None:
     with pytest.raises(UserError, match="no field 'search'"):
-        parse_methods({"ridge": {"shots": [5], "search": STATED}}, "x")
+        parse_methods({"ridge": {"shots": [5], "search": CONFIGURED}}, "x")
     for wrong, message in (({"learning_rate": [1, 2], "epochs": 3}, "lacks num_trials"), ([3], "set a mapping")):
         with pytest.raises(UserError, match=message):
             parse_methods({"finetune": {"shots": [5], "search": wrong}}, "x")
 
 
 def test_a_search_takes_the_place_of_a_recipes_point_and_comes_back_from_its_yaml() -> None:
-    stated = {**STATED, "weight_decay": [1e-6, 1e-3], "sam_rho": 0.1}
-    (method,) = parse_methods({"nfnet": {"shots": [5], "search": stated}}, "x")
+    configured = {**CONFIGURED, "weight_decay": [1e-6, 1e-3], "sam_rho": 0.1}
+    (method,) = parse_methods({"nfnet": {"shots": [5], "search": configured}}, "x")
     settings = method.settings
     assert isinstance(settings, FinetuneSettings) and settings.search is not None
     assert (settings.learning_rates, settings.num_steps, settings.weight_decay) == ((), (), 0.0)
     assert (settings.drop_rate, settings.ema_decay, settings.batch) == (0.25, 0.9999, 2048)
     assert settings.search.weight_decay == (1e-6, 1e-3) and settings.search.sam_rho == (0.1,)
-    assert parse_methods({"nfnet": json.loads(json.dumps(method.stated()))}, "x") == (method,)
+    assert parse_methods({"nfnet": json.loads(json.dumps(method.configured()))}, "x") == (method,)
 
 
 def test_every_field_of_a_search_changes_the_protocol(sweep: Sweep) -> None:
@@ -329,9 +329,9 @@ def test_what_was_stated_before_there_were_searches_has_the_digest_that_it_had()
     assert {name: load_suite(name).digest()[:8] for name in list_suites()} | BEFORE_SUITES == {
         name: load_suite(name).digest()[:8] for name in list_suites()
     }
-    stated: dict[str, Any] = {kind: {"shots": [5]} for kind in METHOD_KINDS}
-    stated["finetune"] |= {"learning_rates": [0.1], "num_steps": [10]}
-    assert {m.kind: sha256(m.plain())[:8] for m in parse_methods(stated, "x")} == BEFORE_METHODS
+    configured: dict[str, Any] = {kind: {"shots": [5]} for kind in METHOD_KINDS}
+    configured["finetune"] |= {"learning_rates": [0.1], "num_steps": [10]}
+    assert {m.kind: sha256(m.plain())[:8] for m in parse_methods(configured, "x")} == BEFORE_METHODS
 
 
 BEFORE_SUITES = {"demo": "76c0919a", "few_shot_small_images": "14889c2b", "small_images": "c5951f02"}

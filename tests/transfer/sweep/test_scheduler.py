@@ -23,9 +23,9 @@ from transfer.sweep.failures import MAX_TRIES, TrialFailed, cause_of
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.scheduler import Budget, Conductor, Job
-from transfer.sweep.sources import Source
+from transfer.sweep.sources import Backbone
 
-SOURCE = Source(checkpoint_url="nowhere", digest="c" * 64, model="nfnet_tiny", options={}, augment=AugmentConfig())
+SOURCE = Backbone(checkpoint_url="nowhere", digest="c" * 64, model="nfnet_tiny", options={}, augment=AugmentConfig())
 TUNE = FinetuneSettings(shots=(5,), learning_rates=(0.1, 0.4), num_steps=(20, 40))
 SUITE = Suite(
     name="s",

@@ -59,7 +59,7 @@ def _list_prefix(source: str) -> Listing:
     for url in objects.list_urls(source):
         name = url.removeprefix(root)
         if is_hidden(name):
-            found.leave_out(name, HIDDEN)
+            found.skip(name, HIDDEN)
         elif not name.endswith("/"):  # the mark of a folder, which some consoles write
             found.files.append(FoundFile(name, -1, Whole(url)))
     return found
@@ -78,12 +78,12 @@ def _list_local(source: str) -> Listing:
         for entry in _entries(path, source):
             at = f"{name}/{entry.name}" if name else entry.name
             if is_hidden(entry.name):
-                found.left_out[HIDDEN] += 1
+                found.skipped[HIDDEN] += 1
                 continue
             try:
                 status = os.stat(entry.path)
             except OSError:  # broken, in a circle, or gone since
-                found.leave_out(at, BROKEN_LINK)
+                found.skip(at, BROKEN_LINK)
                 continue
             place = (status.st_dev, status.st_ino)
             if stat.S_ISDIR(status.st_mode) and place not in above:
@@ -92,7 +92,7 @@ def _list_local(source: str) -> Listing:
             elif stat.S_ISREG(status.st_mode):
                 found.files.append(FoundFile(at, status.st_size, Whole(entry.path)))
             else:
-                found.leave_out(at, BROKEN_LINK if stat.S_ISDIR(status.st_mode) else SPECIAL)
+                found.skip(at, BROKEN_LINK if stat.S_ISDIR(status.st_mode) else SPECIAL)
             if entry.is_symlink():
                 num_outside += not os.path.realpath(entry.path).startswith(inside)
     if num_outside:

@@ -31,7 +31,7 @@ def add_links(listing: Listing, links: Mapping[str, str], source: str) -> None:
             continue
         inside = _below(names, real)
         if not inside or (link + "/").startswith(real + "/"):  # a folder inside itself has no end
-            listing.leave_out(link, BROKEN_LINK)
+            listing.skip(link, BROKEN_LINK)
             continue
         found += [by_name[name]._replace(name=link + name[len(real) :]) for name in inside]
         if len(found) > limit:

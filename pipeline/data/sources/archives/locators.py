@@ -1,4 +1,4 @@
-"""What a listing of a folder or archive says: files, where their bytes are, and what was left out."""
+"""What a listing of a folder or archive says: files, where their bytes are, and what was skipped."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -76,15 +76,15 @@ class Listing:
     """The visible regular files of a source, in the order of the archive or of names."""
 
     files: list[FoundFile] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     """How many members were not taken, by what they are."""
     folders: set[str] = field(default_factory=set)
     """Folders that are known to be there, with whatever is in them."""
     notes: list[str] = field(default_factory=list)
     """How names and links were read."""
 
-    def leave_out(self, name: str, what: str) -> None:
-        self.left_out[what] += 1
+    def skip(self, name: str, what: str) -> None:
+        self.skipped[what] += 1
         self.folders.add(visible_part(name.rpartition("/")[0]))
 
     def empty_folders(self) -> list[str]:
@@ -117,6 +117,6 @@ def _is_junk(part: str) -> bool:
     return (part.startswith(".") and part not in (".", "..")) or part.lower() in _JUNK
 
 
-def counts(left_out: Counter[str], of: Iterable[str]) -> str:
+def counts(skipped: Counter[str], of: Iterable[str]) -> str:
     """ "3 links that lead nowhere, 1 device" of the kinds that were met."""
-    return ", ".join(f"{left_out[what]} {what}" for what in of if left_out[what])
+    return ", ".join(f"{skipped[what]} {what}" for what in of if skipped[what])

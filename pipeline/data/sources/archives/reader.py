@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.images.decode import MAX_IMAGE_BYTES
 from pipeline.data.sources.archives.locators import LOCAL_HEADER_BYTES, Locator, Range, Refused, Sparse, Whole, Zipped
-from pipeline.data.sources.entry import Entry, Unreadable
+from pipeline.data.sources.entry import ImageEntry, Unreadable
 from pipeline.storage import objects
 
 _PARALLEL = 16  # requests to a store at a time, a process; each waits some 30 ms
@@ -39,7 +39,7 @@ class FileReader:
     def __getstate__(self) -> dict[str, Any]:
         return {"_tolerant": self._tolerant, "_files": {}, "_pid": -1}
 
-    def read(self, entries: Sequence[Entry]) -> Iterator[bytes | Unreadable]:
+    def read(self, entries: Sequence[ImageEntry]) -> Iterator[bytes | Unreadable]:
         if all(isinstance(e.locator, Refused) or objects.is_local(e.locator.url) for e in entries):
             for entry in entries:
                 yield self._read(entry.locator)
@@ -117,7 +117,7 @@ class FileReader:
         try:
             data = self._range(place.url, place.header + len(head) + names, place.packed_size)
             if place.method == zipfile.ZIP_DEFLATED:
-                # One byte more than stated is enough to see a member that lies about its size.
+                # One byte more than recorded is enough to see a member that lies about its size.
                 data = zlib.decompressobj(-15).decompress(data, place.size + 1)
         except (zlib.error, _EndsInside) as error:
             return Unreadable(f"damaged in the zip ({error})")

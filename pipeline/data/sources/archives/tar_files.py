@@ -26,7 +26,7 @@ def list_tar(source: str, offset: int = 0, size: int | None = None) -> Listing:
 
     def other(info: tarfile.TarInfo, name: str) -> None:
         if is_hidden(name):
-            found.leave_out(name, HIDDEN)
+            found.skip(name, HIDDEN)
         elif info.issym():
             links[name] = target_of(name, info.linkname)
         elif info.islnk():
@@ -34,14 +34,14 @@ def list_tar(source: str, offset: int = 0, size: int | None = None) -> Listing:
         elif info.issparse():
             found.files.append(_sparse(info, name, source, offset, total))
         elif not info.isdir():
-            found.leave_out(name, SPECIAL)
+            found.skip(name, SPECIAL)
 
     try:
         with objects.open_read(source) as file:
             view: Any = file if size is None else io.BufferedReader(_Window(file, offset, size), 1 << 16)
             for member, _, _ in walk(view, other=other):
                 if is_hidden(member.name):
-                    found.leave_out(member.name, HIDDEN)
+                    found.skip(member.name, HIDDEN)
                 else:
                     place = Range(source, offset + member.offset, member.size)
                     found.files.append(FoundFile(member.name, member.size, place))

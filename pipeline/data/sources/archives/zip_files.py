@@ -47,13 +47,13 @@ def list_zip(source: str) -> Listing:
                 if info.is_dir() or kind == stat.S_IFDIR:
                     continue
                 if is_hidden(name):
-                    found.leave_out(name, HIDDEN)
+                    found.skip(name, HIDDEN)
                 elif kind == stat.S_IFLNK and info.file_size <= _MAX_LINK_BYTES:
                     links[name] = target_of(name, archive.read(info).decode("utf-8", "surrogateescape"))
                 elif kind in (0, stat.S_IFREG):
                     found.files.append(FoundFile(name, info.file_size, _locator(info, source)))
                 else:
-                    found.leave_out(name, SPECIAL)
+                    found.skip(name, SPECIAL)
     except UserError:
         raise
     except (

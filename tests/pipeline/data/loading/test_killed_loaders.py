@@ -21,7 +21,7 @@ from pipeline.data.process_pool import safe_context
 from pipeline.distributed import World
 from pipeline.places import MAX_SOCKET_FOLDER
 from pipeline.supervision.stop_signals import A_SIGNAL, StopSignal
-from pipeline.training.batch_fetcher import Supply, void_batch
+from pipeline.training.batch_fetcher import BatchFetcher, placeholder_batch
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 NUM = 24
@@ -77,9 +77,9 @@ def test_loaders_that_are_killed_again_and_again_make_all_ranks_save_and_leave(
         "pipeline.data.loading.loader_processes._processes", lambda stream, *_, **__: Dying(stream._first)
     )
     stop = StopSignal()
-    supply = Supply(batches(digits, 1), stop=stop, void=void_batch(4, 8), device=ALONE.device)
+    supply = BatchFetcher(batches(digits, 1), stop=stop, placeholder=placeholder_batch(4, 8), device=ALONE.device)
     assert [int(next(supply).samples) for _ in range(MAX_DEATHS)] == list(range(MAX_DEATHS))
-    assert next(supply).is_void and next(supply).is_void
+    assert next(supply).is_placeholder and next(supply).is_placeholder
     assert stop.requested and "data.num_workers" in stop.reason != A_SIGNAL
 
 

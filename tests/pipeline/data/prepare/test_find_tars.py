@@ -1,4 +1,4 @@
-"""Which tars become a dataset: nothing is taken for train, left out or merged in silence."""
+"""Which tars become a dataset: nothing is taken for train, skipped or merged in silence."""
 
 import gzip
 import io
@@ -69,7 +69,7 @@ def test_what_is_guessed_and_what_is_left_out_are_said(tmp_path: Path) -> None:
     assert "all tars are taken for train" in adopt(str(tmp_path)).source_note
     tar(tmp_path / "b.tar", samples(5))
     assert find_tars(str(tmp_path), {"train": "b.tar"})[2] == [
-        "1 tars match no pattern of a split and are left out, such as a.tar"
+        "1 tars match no pattern of a split and are skipped, such as a.tar"
     ]
 
 

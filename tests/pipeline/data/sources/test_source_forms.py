@@ -141,7 +141,7 @@ def test_a_list_of_addresses_in_a_store_and_on_a_server(tree, tmp_path):
     try:
         source = write_list(tmp_path / "a.jsonl", rows)
         roots = ["memory://listed", f"http://127.0.0.1:{server.server_port}/"]
-        assert images_of(source) == []  # none lies beside the list
+        assert images_of(source) == []  # none lies next to the list
         assert images_of(source, allow_roots=roots) == expected(tree)
         gone = {**rows[1], "path": f"http://127.0.0.1:{server.server_port}/no-such.png", "split": "train"}
         write_list(source, [*rows, gone])
@@ -317,7 +317,7 @@ def test_hidden_files_beside_the_class_tars_are_left_out(imagenet):
     with tarfile.open(raw / "ILSVRC2012_img_train.tar", "a") as tar:
         tar.addfile(tarfile.TarInfo("._n01440764.tar"))
     assert images_of(raw) == images
-    assert "1 hidden files were left out" in open_source(CARD, str(raw)).note
+    assert "1 hidden files were skipped" in open_source(CARD, str(raw)).note
 
 
 def test_imagenet_with_one_label_too_few_or_a_cut_class_tar_is_refused(imagenet):

@@ -106,7 +106,7 @@ def test_val_share_is_a_stratified_function_of_the_names(tmp_path):
         ([*TREE, "val/cow/1.png"], r"1 classes of val are not in train \(cow\)"),
         (["val/cat/1.png", "val/dog/1.png"], "no train split|one class"),
         (["train/cat/1.png", "val/cat/2.png"], r"one class only \(cat\)"),
-        ([*TREE, "extra/cat/1.png"], "extra beside train"),
+        ([*TREE, "extra/cat/1.png"], "extra next to train"),
         ([*TREE, "valid/cat/1.png"], "two folders for one split"),
         (["cat/1.png", "dog/1.png", "3.png"], r"outside the class folders \(3.png\)"),
     ],

@@ -1,4 +1,4 @@
-"""Tiny twins: any recipe shrunk until a CPU runs it in seconds, by one function, so that none can drift from its recipe.
+"""Smoke variants: any recipe shrunk until a CPU runs it in seconds, by one function, so that none can drift from its recipe.
 
 What stays: loss, optimiser, clipping, SAM, averages, the kinds of augmentation, repeats, precision, ZeRO stage, the shape of the
 schedule (warm-up and periods keep their share of the run). What shrinks: network, images, batch, steps; with them the strength
@@ -21,7 +21,7 @@ STEPS, BATCH, MICRO_BATCH, PX = 20, 16, 8, 16
 RATE = 0.05
 """Peak rate where the recipe's is that of 0.1 * batch / 256; others keep their ratio to it."""
 
-HEADER = """Tiny twin of {name}: {model} at {px} px, {steps} steps of {batch} images
+HEADER = """Smoke variant of {name}: {model} at {px} px, {steps} steps of {batch} images
 
 Command:  normfree data prepare digits --out data/digits
           normfree pretrain {name}_tiny --data.url data/digits \\
@@ -30,11 +30,11 @@ Hardware: seconds on one core of any CPU
 Result:   that the recipe runs from end to end; no number"""
 
 AFTER = """
-Choices:  begins with the weights in {source}, which the twin of that name leaves there"""
+Choices:  begins with the weights in {source}, which the smoke variant of that name leaves there"""
 
 
 def shrink(run: Run, num_images: int) -> Run:
-    """The twin of `run`, whose durations are stated for `num_images` training images."""
+    """The smoke variant of `run`, whose durations are given for `num_images` training images."""
     per_epoch = num_images * run.data.repeats
 
     def steps(duration: Duration) -> int:
@@ -84,7 +84,7 @@ def _plain(number: float) -> float:
     return float(f"{number:.9g}")
 
 
-def twin(name: str, recipe: Recipe) -> Recipe:
+def smoke_variant(name: str, recipe: Recipe) -> Recipe:
     run = _make(recipe)
     header = HEADER.format(name=name, model=run.model.name, px=PX, steps=STEPS, batch=BATCH)
     return Recipe(

@@ -55,13 +55,13 @@ def test_a_second_run_is_refused_and_the_printed_command_goes_on(launcher: str, 
     assert other.returncode == 2 or launcher == "torchrun"
     first.terminate()
     said = first.communicate()[0]
-    (go_on,) = re.findall(r"^ *go on  (.*)$", said, re.MULTILINE)
-    third = typed(go_on, tmp_path)
+    (resume,) = re.findall(r"^ *go on  (.*)$", said, re.MULTILINE)
+    third = typed(resume, tmp_path)
     third_from = int(read_to(third, r"^ *from  step").rpartition("from  step ")[2].partition(",")[0])
     read_to(third, r"^step \d")
     third.kill()  # and not its ranks, which save and leave
     third.wait()
-    fourth = typed(go_on, tmp_path)
+    fourth = typed(resume, tmp_path)
     assert 0 < third_from < int(read_to(fourth, r"^ *from  step").rpartition("from  step ")[2].partition(",")[0])
     os.killpg(fourth.pid, signal.SIGKILL)
     fourth.wait()
