@@ -26,6 +26,8 @@ STARTERS = {
     "orchestration/spool/system_metrics.py": "nvidia-smi",
     "transfer/measurement/resource_usage.py": "nvidia-smi",
     "pipeline/provenance.py": "git, on the own checkout alone",
+    "orchestration/clusters/slurm.py": "sbatch and sinfo",
+    "orchestration/clusters/ssh.py": "ssh",
 }
 LOADERS = {
     "nfnet/weights/safe_pickle.py": "the door: a table of its own in place of imports",
@@ -65,6 +67,8 @@ def test_processes_are_started_by_one_module() -> None:
         "os.popen",
         "os.fork",
         "os.posix_spawn",
+        "create_subprocess_exec",
+        "create_subprocess_shell",
     )
     assert users(*ways, "os.execv", "os.execve", "os.execvp", "os.execvpe", "os.spawnv") == set(STARTERS)
     shells = [file for file, _, call in calls() for k in call.keywords if k.arg == "shell"]

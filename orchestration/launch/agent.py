@@ -37,7 +37,7 @@ class Host:
     store: Text
     """HOST:PORT, as every host reaches it."""
     host_name: Text = ""
-    """As people know this host; no other host's. Empty: as it calls itself."""
+    """As people know this host; no other host's. "": its own name, where one document is for all hosts."""
     min_hosts: Positive = 1
     max_hosts: Positive = 1
     processes: Positive = 1
