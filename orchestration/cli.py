@@ -136,11 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         from pipeline.display import terminal
-        from pipeline.errors import UserError
+        from pipeline.errors import UserError, place_trouble
         from pipeline.secrets import public
+        from pipeline.storage.store_errors import silence
 
-        text = terminal(public(str(error)))
-        if isinstance(error, UserError):
+        away = silence(error) or place_trouble(error)
+        text = terminal(public(away or str(error)))
+        if away or isinstance(error, UserError):
             print(f"normfree: {text}", file=sys.stderr)
             return EXIT_USER
         print(f"normfree: {type(error).__name__}: {text} (a fault of ours; --debug shows where)", file=sys.stderr)

@@ -19,6 +19,8 @@ PARSERS = {
     "pipeline/checkpoint/part_writer.py": "ranks of one run trust each other",
     "pipeline/supervision/watchdog.py": "the same",
     "pipeline/supervision/hang_detection.py": "the same",
+    "orchestration/launch/job_store.py": "agents of one launch trust each other",
+    "orchestration/run/rank_end.py": "what a rank of this process wrote",
 }
 STARTERS = {
     "orchestration/child_process.py": "the door",
@@ -28,6 +30,7 @@ STARTERS = {
     "pipeline/provenance.py": "git, on the own checkout alone",
     "orchestration/clusters/slurm.py": "sbatch and sinfo",
     "orchestration/clusters/ssh.py": "ssh",
+    "orchestration/doctor/conversation.py": "the same",
 }
 LOADERS = {
     "nfnet/weights/safe_pickle.py": "the door: a table of its own in place of imports",
