@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from orchestration import child_process
-from orchestration.run import rank_end
+from orchestration.run import rank_end, spare_rank
 from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
 from orchestration.run.rank_log import RankLog, kept
 from orchestration.spool.rank_logs import is_consequence
@@ -38,10 +38,13 @@ def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_ur
     from pipeline.distributed import leave
     from pipeline.records import Finished, Phase, Stopped
     from pipeline.storage.store_errors import silence
-    from pipeline.supervision import planned_faults
+    from pipeline.supervision import collective_progress, planned_faults
     from pipeline.training.train import train
 
+    if not spare_rank.takes_part(run):
+        return spare_rank.stand_by()
     here = place()
+    collective_progress.record_starts()
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
     readers: Any = Readers(run, out, tracking_uri, stop, terminal=log.terminal) if here.is_main else None
@@ -70,8 +73,8 @@ def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_ur
                 say(line)
         return EXIT_USER
     except BaseException as error:
-        if readers:
-            readers.close(failed=f"{type(error).__name__}: {error}")
+        if readers:  # whoever starts the ranks again waits for this one to leave
+            readers.close(failed=f"{type(error).__name__}: {error}", waits=here.size == 1)
         if debug or not isinstance(error, Exception):
             raise
         log.note(error)
