@@ -31,6 +31,7 @@ def build_parser() -> Parser:
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
     from orchestration.commands.operations.plan import plan_command
+    from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
@@ -49,6 +50,7 @@ def build_parser() -> Parser:
         inspect_commands,
         train_commands,
         launch_commands,
+        watch_commands,
         transfer_commands,
         records_commands,
         model_commands,
