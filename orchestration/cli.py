@@ -1,7 +1,5 @@
 """The command `normfree`: each handler imports what it needs when it runs, so `--help` is quick."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -1,7 +1,5 @@
 """Where a run comes from: the revision of the code, whether it was changed, and the versions that it ran with."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

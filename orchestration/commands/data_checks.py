@@ -1,7 +1,5 @@
 """`normfree data verify`, `overlap`, `bench`."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

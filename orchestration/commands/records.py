@@ -1,7 +1,5 @@
 """`normfree ui` and `normfree track`: the records of runs and sweeps."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any

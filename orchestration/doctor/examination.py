@@ -1,7 +1,5 @@
 """The examination of one host or of several: each alone, then what they share, then the network between them."""
 
-from __future__ import annotations
-
 import dataclasses
 import secrets
 import socket

@@ -9,8 +9,6 @@
 What a request carries (tracker, credentials) stands on no command line.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

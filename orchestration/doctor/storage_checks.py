@@ -1,7 +1,5 @@
 """Places: the disk or bucket of a run, the dataset, the tracker. What is written is small, ours by a random name, and removed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Who reads the records of a run on rank 0: the console, the spool on disk, and through it the tracker."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

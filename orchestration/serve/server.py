@@ -1,7 +1,5 @@
 """`normfree ui`: MLflow's pages over a run's or sweep's records, on this machine only unless asked otherwise."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Tracking URIs: what MLflow takes, and the SQLite file behind one, made whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import os

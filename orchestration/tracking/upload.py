@@ -1,7 +1,5 @@
 """What lines of a spool mean to a tracking server: points, parameters, tags, datasets, an ending."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -51,7 +49,7 @@ class Upload:
     """The resolved configuration, when these lines bring one that is new."""
     datasets: list[DatasetUsed] = field(default_factory=list)
 
-    def merge(self, other: Upload) -> None:
+    def merge(self, other: "Upload") -> None:
         self.points += other.points
         self.params |= other.params
         self.tags |= other.tags

@@ -3,8 +3,6 @@
 See `orchestration.tracking.mlflow_client` for what it promises. Imports no MLflow itself: that module is the seam to it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

@@ -4,8 +4,6 @@ configured resources -> layout: what one trial reserves, how many run at a time
 ray.init -> does a trial fit anywhere? -> on a cluster: `orchestration.tune.cluster_nodes`
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

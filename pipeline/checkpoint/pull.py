@@ -10,8 +10,6 @@ second download of that file and nothing else. Nothing is unpickled; a commit fi
 refused before a byte of it is fetched.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import dataclass, field

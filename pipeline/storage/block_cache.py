@@ -7,8 +7,6 @@ is fetched by one process while the others wait for it. A disk that is full, or 
 run. The total stays below a bound: the entries that were not used for the longest time go first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """What a run lost on the way, agreed over its ranks, entered in the ledger, and held against the budget."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict

@@ -4,8 +4,6 @@ What happens between two steps is a method here: the decision where to start, re
 of runs are in `pipeline.training.rollback` and `pipeline.training.leaving`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """`normfree doctor`: is everything fit, before GPUs are booked."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """Commands as a user types them, and every process that comes of them, found by a mark in its environment."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -129,7 +127,7 @@ class Hold:
     fault: Fault
 
     @staticmethod
-    def at_step(folder: Path, rank: int, step: int) -> Hold:
+    def at_step(folder: Path, rank: int, step: int) -> "Hold":
         """Before the step number `step` of a run that begins, counted from 1."""
         file = folder / f"held-{rank}"
         fault = Fault(rank=rank, point=STEP, first=step, last=step, do="hold", file=str(file))

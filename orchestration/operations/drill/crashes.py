@@ -1,7 +1,5 @@
 """Scenarios in which ranks die, freeze or are told to stop, or a step goes wrong."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

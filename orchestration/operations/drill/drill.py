@@ -1,7 +1,5 @@
 """Play the scenarios on one configuration, some at a time, in a folder that goes with them."""
 
-from __future__ import annotations
-
 import contextlib
 import secrets
 import time

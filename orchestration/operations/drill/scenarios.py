@@ -1,7 +1,5 @@
 """The list of scenarios: what is done to a run, and what the documentation says it does about it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches

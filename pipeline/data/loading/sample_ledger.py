@@ -7,8 +7,6 @@ It is computed from the order, which is what the loader reads by, plus what was 
 the ranks counted as seen is held against it at every step.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
