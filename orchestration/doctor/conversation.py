@@ -99,6 +99,11 @@ class Conversation:
         return f"its process ended with code {self._process.poll()}{f' ({last[:300]})' if last else ''}"
 
     @property
+    def code(self) -> int | None:
+        """Exit code of its process; None while that lives."""
+        return self._process.poll()
+
+    @property
     def errors(self) -> Sequence[str]:
         """Last lines of its standard error."""
         return self._errors

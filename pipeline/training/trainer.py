@@ -99,7 +99,7 @@ class Job:
             self.restore(commit)
         self._start_saver(commit)
         self.first_step = self.step
-        self.account.restore(self.step)
+        yield from self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
 
     def restore(self, commit: Commit) -> None:
