@@ -1,5 +1,7 @@
 """`normfree doctor`: is everything fit, before GPUs are booked."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """`normfree doctor --hosts` over hosts of their own network, mounts and limits: what is planted on one of them is found there."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil
