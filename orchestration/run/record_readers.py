@@ -95,10 +95,11 @@ class Readers:
         checkpoint = shell([record.checkpoint or self.out])
         return f"normfree transfer {checkpoint} --suite small_images --data-root DATA --out SWEEP"
 
-    def close(self, *, failed: str | None) -> None:
+    def close(self, *, failed: str | None, waits: bool = True) -> None:
+        """`waits`: for the tracker to take the last records; the uploader sends them in any case."""
         self._console_guard.run(self._console.close, now=True)
         self._records_guard.run(lambda: self._close_records(failed), now=True)
-        if self._uploader is not None and self._wait_s:
+        if self._uploader is not None and self._wait_s and waits:
             self._wait()
 
     def _close_records(self, failed: str | None) -> None:

@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from orchestration import child_process
-from orchestration.run import rank_end
+from orchestration.run import rank_end, spare_rank
 from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
 from pipeline.errors import UserError, place_trouble
 from pipeline.supervision.process_exit import run as run_process
@@ -36,10 +36,13 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
     from pipeline.distributed import leave
     from pipeline.records import Finished, Stopped
     from pipeline.storage.store_errors import silence
-    from pipeline.supervision import planned_faults
+    from pipeline.supervision import collective_progress, planned_faults
     from pipeline.training.train import train
 
+    if not spare_rank.takes_part(run):
+        return spare_rank.stand_by()
     here = place()
+    collective_progress.record_starts()
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
     readers: Any = Readers(run, out, tracking_uri, stop) if here.is_main else None
@@ -65,8 +68,8 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
                 say(line)
         return EXIT_USER
     except BaseException as error:
-        if readers:
-            readers.close(failed=f"{type(error).__name__}: {error}")
+        if readers:  # whoever starts the ranks again waits for this one to leave
+            readers.close(failed=f"{type(error).__name__}: {error}", waits=here.size == 1)
         if debug or not isinstance(error, Exception):
             raise
         if away := silence(error) or place_trouble(error):
