@@ -28,6 +28,7 @@ def build_parser() -> Parser:
     from orchestration.commands.models import model_commands
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
+    from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
@@ -46,6 +47,7 @@ def build_parser() -> Parser:
         inspect_commands,
         train_commands,
         launch_commands,
+        watch_commands,
         transfer_commands,
         records_commands,
         model_commands,

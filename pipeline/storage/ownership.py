@@ -177,6 +177,29 @@ def _lives_here(owner: Record, begin_s: float) -> bool:
     return owner.main.has_launcher or time.monotonic() - begin_s > LEAVE_S
 
 
+def look(url: str) -> Record | None:
+    """Who owns the folder, alive or not; None where nobody does, or its record is not readable."""
+    found = conditional_put.read(objects.join(url, NAME))
+    return _parse(found[0]) if found else None
+
+
+def is_alive(url: str, owner: Record) -> bool:
+    """Whether the owner that `look` found lives. One on another machine whose record is old by our clock is watched for two
+    beats: clocks differ."""
+    if owner.main.is_here:
+        return any(p.is_alive for p in owner.processes if p.is_here)
+    age_s = time.time() - owner.beat_s
+    if abs(age_s) <= LIMIT_S or age_s > OLD_S:
+        return abs(age_s) <= LIMIT_S
+    end_s = time.monotonic() + 2 * BEAT_S
+    while time.monotonic() < end_s:
+        time.sleep(POLL_S)
+        again = look(url)
+        if again is None or again.token != owner.token or again.beat_s != owner.beat_s:
+            return again is not None
+    return False
+
+
 def _is_mine(owner: Record) -> bool:
     """A block of this very process, which was given up without being closed."""
     return owner.main.is_here and owner.main.pid == os.getpid()
