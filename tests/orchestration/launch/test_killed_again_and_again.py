@@ -40,7 +40,8 @@ def test_nothing_is_left_of_runs_that_are_killed(digits: str, tmp_path: Path, mo
             kill_everything(agent)
         assert running.agent("a", run, tmp_path / "run", max_hosts=1, processes=2).wait() == 0, running.output[-3000:]
     assert _newest(checkpoints) == STEPS
-    assert list(temporary.iterdir()) == []
+    # torch's compiler keeps one folder a user, however many runs there are.
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
     assert not {name for name in {path.name for path in shared.iterdir()} - before if not _is_used(name)}
     assert not (tmp_path / "run" / "owner.json").exists()
 
