@@ -93,6 +93,11 @@ class TrainData:
         views = np.concatenate([epochs * repeats + copy for copy in range(repeats)])
         return np.tile(sources, repeats), np.tile(samples, repeats), views
 
+    def numbers(self, step: int, global_batch: int) -> np.ndarray:
+        """(global_batch,) int64: numbers of the samples of a step, as `Batch.samples` has them."""
+        sources, samples, _ = self.draw(step, global_batch)
+        return np.asarray(self.sources.firsts)[sources] + samples
+
     def distinct(self, global_batch: int) -> int:
         """Different samples in a global batch."""
         if global_batch % self.config.repeats:
