@@ -67,11 +67,8 @@ def start(
     Raises:
         UserError: an argument holds credentials.
     """
-    refuse_secrets(list(arguments), f"the command line of {module}")
-    number = 0 if on_parent_death is None else int(on_parent_death)
-    words = [sys.executable, "-P", "-m", "orchestration.child_process", str(os.getpid()), str(number), module]
     return subprocess.Popen(
-        [*words, *arguments],
+        command(module, arguments, on_parent_death=on_parent_death),
         env=child_environment(environment),
         cwd=folder or FOLDER,
         stdin=subprocess.DEVNULL,
@@ -80,6 +77,19 @@ def start(
         pass_fds=pass_fds,
         start_new_session=own_session,
     )
+
+
+def command(module: str, arguments: Sequence[str], *, on_parent_death: signal.Signals | None) -> tuple[str, ...]:
+    """The words by which this process starts `module`, for whoever does that in its place; as in `start`."""
+    refuse_secrets(list(arguments), f"the command line of {module}")
+    number = 0 if on_parent_death is None else int(on_parent_death)
+    words = (sys.executable, "-P", "-m", "orchestration.child_process", str(os.getpid()), str(number), module)
+    return (*words, *arguments)
+
+
+def changed_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What of `child_environment` differs from this process's variables."""
+    return {name: text for name, text in child_environment(more).items() if os.environ.get(name) != text}
 
 
 def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -109,24 +119,10 @@ def rank_variables(num_processes: int) -> Iterator[dict[str, str]]:
     The store through which they find and watch each other is this process's and outlives each of them. It has no password,
     so it listens on the loopback alone, as do the ranks' own connections (gloo).
     """
-    import socket
-
-    from torch.distributed import TCPStore
-
-    # By itself the store listens on every interface of the machine, whatever host it is given.
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        store = TCPStore(
-            "127.0.0.1",
-            port,
-            is_master=True,
-            wait_for_workers=False,
-            master_listen_fd=listener.detach(),
-            use_libuv=True,
-        )
+    store = listening_store("127.0.0.1")
     yield {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
         # The name is that of torch's own launcher, and means that nobody need host another store.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(num_processes),
@@ -134,6 +130,29 @@ def rank_variables(num_processes: int) -> Iterator[dict[str, str]]:
         "GLOO_SOCKET_IFNAME": "lo",
     }
     del store
+
+
+def listening_store(address: str, port: int = 0) -> Any:
+    """A `torch.distributed.TCPStore` of this process that listens on this address alone; port 0: a free one.
+
+    Raises:
+        OSError: the address is none of this machine, or the port is taken.
+    """
+    import socket
+
+    from torch.distributed import TCPStore
+
+    # By itself the store listens on every interface of the machine, whatever host it is given.
+    with socket.create_server((address, port)) as listener:
+        number = listener.getsockname()[1]
+        return TCPStore(
+            address,
+            number,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+            use_libuv=True,
+        )
 
 
 def die_with(parent: int, number: int) -> None:

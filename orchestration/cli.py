@@ -27,6 +27,8 @@ def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.doctor import doctor_command
+    from orchestration.commands.operations.drill import drill_command
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
@@ -47,6 +49,8 @@ def build_parser() -> Parser:
         transfer_commands,
         records_commands,
         model_commands,
+        drill_command,
+        doctor_command,
     ):
         declare(commands)
     return parser

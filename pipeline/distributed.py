@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others ends with an error instead of hanging."""
+_store: dist.Store | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,10 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+"""Of a process that asks no other."""
 
 
 def join() -> World:
@@ -53,16 +59,55 @@ def join() -> World:
             print(terminal(f"normfree: {here.overlooked}"), file=sys.stderr)
         # DeepSpeed reads these itself, and refuses to start without the last.
         os.environ.update(RANK=str(here.rank), WORLD_SIZE=str(here.size), LOCAL_RANK=str(here.local_rank))
-        backend = "nccl" if has_gpu else "gloo"
-        if here.size > 1:
-            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        backend = "gloo" if uses_gloo() else "nccl"
+        store = dist.PrefixStore("default_pg", meeting_point())
+        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=COLLECTIVE_TIMEOUT)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
     return World(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=local_rank, device=device)
+
+
+def meeting_point() -> dist.Store:
+    """The key-value store through which the ranks find each other, also before there is a process group. One a process.
+
+    That of the launcher, else of rank 0's process, which must not end before the others have read what they need.
+    """
+    global _store
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store()
+    if _store is None:
+        here = place()
+        if here.size == 1:
+            _store = dist.HashStore()
+        else:
+            _store, *_ = next(dist.rendezvous("env://", here.rank, here.size, timeout=COLLECTIVE_TIMEOUT))
+            _store.set_timeout(COLLECTIVE_TIMEOUT)
+    return _store
+
+
+def uses_gloo() -> bool:
+    return not torch.cuda.is_available()
+
+
+def devices(local_rank: int) -> str:
+    """What this host computes with, in words that are equal on hosts which compute alike.
+
+    Raises:
+        UserError: it has GPUs, and none for this rank.
+    """
+    if not torch.cuda.is_available():
+        loops = "plain torch" if cpu.problem else "compiled loops"
+        return f"CPU with {torch.backends.cpu.get_cpu_capability()}, {loops}"
+    names = collections.Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    found = " and ".join(f"{count} x {name}" for name, count in sorted(names.items()))
+    if local_rank >= sum(names.values()):
+        raise UserError(
+            f"process {local_rank + 1} of this host has no GPU: it has {found}; start fewer processes a host, or mend the host "
+            "('normfree doctor')"
+        )
+    return found
 
 
 def device_name(device: torch.device) -> str:
@@ -120,5 +165,7 @@ def gather(world: World, value: object) -> list[object]:
 
 def leave() -> None:
     """End the process group of a run that is over. Without it, gloo's threads may abort a process that exits well."""
+    global _store
+    _store = None
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -118,12 +118,6 @@ def no_follow(path: str, flags: int) -> int:
         raise
 
 
-def read_below(root: str | os.PathLike[str], name: str, where: str) -> bytes:
-    """Content of the file; errors as `open_below`."""
-    with os.fdopen(open_below(root, name, os.O_RDONLY, where), "rb") as file:
-        return file.read()
-
-
 def name_of_url(url: str) -> str:
     """One entry's name for a URL: legible at its beginning, and no other URL's."""
     url = url.rstrip("/")
@@ -214,15 +208,27 @@ def socket_folder() -> str:
     return folder if len(os.fsencode(folder)) <= MAX_SOCKET_FOLDER else "/tmp"
 
 
+def lock(file: int, *, wait: bool) -> bool | None:
+    """Lock an open file or folder until it is closed, or its process ends: False where another holds it, None where the file
+    system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 @contextlib.contextmanager
 def temporary_folder(what: str, within: str | os.PathLike[str] | None = None) -> Iterator[Path]:
     """A private folder with a random name in `within` (the system's temporary folder), removed at the end of the block."""
-    path, lock = hold_folder(what, within)
+    path, held = hold_folder(what, within)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+        os.close(held)
 
 
 def hold_folder(what: str, within: str | os.PathLike[str] | None = None) -> tuple[Path, int]:
@@ -234,12 +240,11 @@ def hold_folder(what: str, within: str | os.PathLike[str] | None = None) -> tupl
     remove_leftovers(within)
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{what}-", dir=within))
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody else can take one there either
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock(held, wait=True)  # on a file system without locks nobody else can take one either
         if path.is_dir():  # between its making and its lock another process may have taken it for a leftover
-            return path, lock
-        os.close(lock)
+            return path, held
+        os.close(held)
 
 
 def remove_leftovers(within: str | os.PathLike[str] | None = None) -> None:
@@ -249,9 +254,9 @@ def remove_leftovers(within: str | os.PathLike[str] | None = None) -> None:
             if not entry.name.startswith(TEMPORARY) or entry.stat(follow_symlinks=False).st_uid != os.getuid():
                 continue
             with contextlib.suppress(OSError):  # it is somebody's, or went meanwhile
-                lock = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                held = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    if lock(held, wait=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
                 finally:
-                    os.close(lock)
+                    os.close(held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,6 +19,9 @@ from pipeline.secrets import public
 from pipeline.supervision.rank_environment import TORCHRUN
 
 LIBRARIES = ("normfree", "torch", "deepspeed", "ray", "mlflow", "webdataset", "safetensors", "numpy")
+DECIDE = ("torch", "deepspeed", "numpy", "pillow", "turbojpeg")
+"""Libraries whose versions decide numbers: of the network, its update, the order of the data, pixels."""
+PACKAGES = ("nfnet", "pipeline", "transfer", "orchestration")
 GIT_S = 5.0
 COMMAND = "NORMFREE_COMMAND"
 """The variable by which a launcher tells its ranks what was typed."""
@@ -44,6 +48,21 @@ def facts(root: Path | None = None) -> dict[str, str]:
 def libraries() -> str:
     """Names and versions of those that decide numbers."""
     return ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name)))
+
+
+def deciding_versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide numbers; "none" for one that is not installed."""
+    major, minor, _ = platform.python_version_tuple()
+    return {"python": f"{major}.{minor}", **{name: _version(name) or "none" for name in DECIDE}}
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over the Python files of our packages as they lie on this machine: committed or not, a checkout or installed."""
+    root, whole = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
+        whole.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
 
 
 def command() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nfnet.kernels import usable
-from nfnet.kernels.reference import Standardised, num_units
+from nfnet.kernels.reference import Rates, Standardised, Tensors, num_units
 
 KINDS = {"gelu": 0, "silu": 1, "relu": 2}
 HALF = {torch.float32: 0, torch.bfloat16: 1}
@@ -256,15 +256,11 @@ def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def update_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    momenta: Sequence[torch.Tensor],
-    averages: Sequence[torch.Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    keep: float,
+    params: Tensors,
+    grads: Tensors,
+    momenta: Tensors,
+    averages: Tensors,
+    rates: Rates,
     factors: torch.Tensor | None = None,
 ) -> None:
     """As `reference.update_`."""
@@ -280,10 +276,7 @@ def update_(
             _long(units),
             _long(w.numel() // max(units, 1)),
             _at(None if factors is None else factors[start:]),
-            _float(lr),
-            _float(momentum),
-            _float(weight_decay),
-            _float(1 - keep),
+            *map(_float, (rates.lr, rates.momentum, rates.weight_decay, 1 - rates.keep)),
         )
         start += units
     # Autograd, and whoever keeps something computed from a weight, sees writes by this number alone.

@@ -114,10 +114,10 @@ def _compare(device: torch.device) -> str:
         )
         slopes = [k.scaled_activation_backward(weight.cos(), weight, name, 1.7) for k in (triton_layers, reference)]
         pairs.append((f"the derivative of {name}", slopes[0], slopes[1]))
-    numbers = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "keep": 0.5, "factors": gain.sigmoid()}
+    numbers = reference.Rates(lr=0.1, momentum=0.9, weight_decay=0.1, keep=0.5), gain.sigmoid()
     lists = [[[t.clone()] for t in (weight, weight.cos(), weight.sin(), weight)] for _ in range(2)]
-    triton_layers.update_(*lists[0], **numbers)  # type: ignore[arg-type]
-    reference.update_(*lists[1], **numbers)  # type: ignore[arg-type]
+    triton_layers.update_(*lists[0], *numbers)  # type: ignore[arg-type, call-arg]
+    reference.update_(*lists[1], *numbers)  # type: ignore[arg-type, call-arg]
     pairs += [("the update", a[0], b[0]) for a, b in zip(*lists, strict=True)]
     pairs.append(("sums of squares", triton_layers.square_sums([weight, gain]), reference.square_sums([weight, gain])))
     for what, ours, expected in pairs:

@@ -132,6 +132,19 @@ def scaled_activation_backward(
     return torch.empty_like(x).copy_(_wide(grad) * slope * (before * factor))
 
 
+Tensors = list[torch.Tensor]
+
+
+class Rates(NamedTuple):
+    """Of one update of a parameter group."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    keep: float
+    """Share of the average that stays."""
+
+
 def num_units(tensor: torch.Tensor) -> int:
     """Rows where a tensor has two dimensions or more, else one."""
     return tensor.shape[0] if tensor.dim() > 1 else 1
@@ -144,15 +157,11 @@ def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def update_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    momenta: Sequence[torch.Tensor],
-    averages: Sequence[torch.Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    keep: float,
+    params: Tensors,
+    grads: Tensors,
+    momenta: Tensors,
+    averages: Tensors,
+    rates: Rates,
     factors: torch.Tensor | None = None,
 ) -> None:
     """One parameter group's update: coupled decay, Nesterov momentum, average; gradients are left as they are.
@@ -168,8 +177,8 @@ def update_(
     for i, (w, g, factor) in enumerate(zip(params, grads, of_each, strict=True)):
         if isinstance(factor, torch.Tensor):
             factor = factor.view(-1, *[1] * (w.dim() - 1)) if w.dim() > 1 else factor.view([])
-        g = g.float() * factor + weight_decay * w
-        momenta[i].copy_(momentum * momenta[i] + g)
-        w.sub_(lr * (g + momentum * momenta[i]))
+        g = g.float() * factor + rates.weight_decay * w
+        momenta[i].copy_(rates.momentum * momenta[i] + g)
+        w.sub_(rates.lr * (g + rates.momentum * momenta[i]))
         if averages:
-            averages[i].lerp_(w, 1 - keep)
+            averages[i].lerp_(w, 1 - rates.keep)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from nfnet.kernels import LAUNCH
+from nfnet.kernels.reference import Rates, Tensors
 from nfnet.kernels.tensor_lists import CHUNK, Pointers, Tile, layout, plan, pointers
 
 
@@ -28,15 +29,11 @@ def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def update_(
-    params: Sequence[torch.Tensor],
-    grads: Sequence[torch.Tensor],
-    momenta: Sequence[torch.Tensor],
-    averages: Sequence[torch.Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    keep: float,
+    params: Tensors,
+    grads: Tensors,
+    momenta: Tensors,
+    averages: Tensors,
+    rates: Rates,
     factors: torch.Tensor | None = None,
 ) -> None:
     from nfnet.kernels import triton_update_kernels as kernels
@@ -54,10 +51,7 @@ def update_(
                 tile.update_items,
                 factors,
                 len(params),
-                float(lr),
-                float(momentum),
-                float(weight_decay),
-                float(1 - keep),
+                *map(float, (rates.lr, rates.momentum, rates.weight_decay, 1 - rates.keep)),
                 SCALE=factors is not None,
                 AVERAGE=bool(averages),
                 CHUNK=CHUNK,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nfnet.kernels import dispatch
+from nfnet.kernels.reference import Rates, Tensors
 from nfnet.optim.agc import per_unit
 
 
@@ -73,14 +74,8 @@ class SGD(torch.optim.Optimizer):
         )
         fused = dispatch.for_update(*lists)
         update_ = _foreach if fused is None else fused.update_
-        update_(
-            *lists,
-            lr=group["lr"],
-            momentum=group["momentum"],
-            weight_decay=group["weight_decay"],
-            keep=min(self.ema_decay or 0.0, (1 + t) / (10 + t)),
-            factors=factors,
-        )
+        keep = min(self.ema_decay or 0.0, (1 + t) / (10 + t))
+        update_(*lists, Rates(group["lr"], group["momentum"], group["weight_decay"], keep), factors)
         group["num_updates"] += 1
 
     def _state(self, weight: torch.Tensor, key: str, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -92,18 +87,15 @@ class SGD(torch.optim.Optimizer):
 
 
 def _foreach(
-    weights: list[torch.Tensor],
-    gradients: list[torch.Tensor],
-    momenta: list[torch.Tensor],
-    averages: list[torch.Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    keep: float,
-    factors: torch.Tensor | None,
+    weights: Tensors,
+    gradients: Tensors,
+    momenta: Tensors,
+    averages: Tensors,
+    rates: Rates,
+    factors: torch.Tensor | None = None,
 ) -> None:
     """As `reference.update_`, many tensors a call: where no kernel serves."""
+    lr, momentum, weight_decay, keep = rates
     if factors is not None:
         gradients = list(torch._foreach_mul(gradients, per_unit(factors, gradients)))
     torch._foreach_mul_(momenta, momentum)

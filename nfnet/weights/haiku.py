@@ -11,53 +11,12 @@ import torch
 from nfnet.model import NFNet
 from nfnet.weights.state_dict import LoadReport, load_entries
 
-_LEAVES = {"weight": "w", "gain": "gain", "bias": "bias"}
-# haiku names a module by its class in snake case, and its parent by the name that the class was given.
-_ROOTS = {"nfnet": "NFNet", "nf_resnet": "NF_ResNet", "nf_regnet": "NF_RegNet"}
-_BLOCKS = {"nfnet": "nf_block", "nf_resnet": "nf_res_block", "nf_regnet": "nf_block"}
 _TREES = ("ema_params", "_ema_params", "ema", "params", "_params")
 """Where training checkpoints keep weights; the averaged ones are those that the papers evaluate."""
 
 
-def haiku_names(model: NFNet) -> dict[str, tuple[str, str]]:
-    """Our parameter name -> (haiku module, haiku parameter) of the published networks, all three families."""
-    family = model.variant.family
-    root = f"{_ROOTS[family]}/~"
-    table = {}
-    for name, _ in model.named_parameters():
-        parts = name.split(".")
-        if parts[0] == "stem":
-            # The stem's convolutions stand at even places, activations between them.
-            stem = f"stem_conv{int(parts[1]) // 2}" if family == "nfnet" else "initial_conv"
-            table[name] = (f"{root}/{stem}", _LEAVES[parts[2]])
-        elif parts[0] == "final_conv":
-            table[name] = (f"{root}/final_conv", _LEAVES[parts[1]])
-        elif parts[0] == "head":
-            table[name] = (f"{root}/linear", parts[1][0])
-        else:
-            block = f"{root}/{_BLOCKS[family]}" + (f"_{parts[1]}" if parts[1] != "0" else "")
-            if parts[2] == "skip_gain":
-                table[name] = (block, "skip_gain")
-            elif parts[2] == "squeeze_excite":
-                linear = "linear" if parts[3] == "reduce" else "linear_1"
-                table[name] = (f"{block}/~/squeeze_excite/~/{linear}", parts[4][0])
-            else:
-                table[name] = (f"{block}/~/{parts[2]}", _LEAVES[parts[3]])
-    return table
-
-
-def from_haiku(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """HWIO convolutions -> OIHW, IO linear weights -> OI, the rest as it is; shaped as ours.
-
-    Raises ValueError if the shapes cannot be the same parameter.
-    """
-    tensor = _our_layout(tensor)
-    if tensor.shape != shape:
-        raise ValueError(f"a published parameter has shape {tuple(tensor.shape)} where the model has {tuple(shape)}")
-    return tensor.contiguous()
-
-
 def _our_layout(tensor: torch.Tensor) -> torch.Tensor:
+    """HWIO convolutions -> OIHW, IO linear weights -> OI, the rest as it is."""
     if tensor.dim() == 4:
         return tensor.permute(3, 2, 0, 1)
     if tensor.dim() == 2:
@@ -88,7 +47,10 @@ def load_haiku(model: NFNet, tree: Any, source: str, *, which: str | None = None
 
 
 def our_name(module: str, key: str) -> str:
-    """The inverse of `haiku_names` for any of the networks; "module:key" for what none of them has."""
+    """Of a haiku parameter of any of the published networks; "module:key" for what none of them has.
+
+    haiku names a module by its class in snake case, and its parent by the name that the class was given.
+    """
     path = module.split("/~/")[1:]
     leaf = {"w": "weight", "b": "bias"}.get(key, key)
     if not path:

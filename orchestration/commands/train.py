@@ -38,6 +38,14 @@ def _pretrain(commands: Any) -> None:
     p.add_argument("--out", metavar="URL", help="run folder: checkpoints, records, configuration")
     p.add_argument("--num-processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     p.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a process was lost, failed or froze, start again from the newest checkpoint, N times an hour at most "
+        "(default 0)",
+    )
+    p.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
     )
     p.add_argument("--show", action="store_true", help="print the recipe's header and resolved configuration, and stop")
@@ -61,7 +69,7 @@ def pretrain(args: argparse.Namespace) -> int:
         return 0
     if args.recipe is None and not args.help_fields:
         raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
-    run, header = _asked_run(args) if args.recipe else (None, "")
+    run, header = asked_run(args) if args.recipe else (None, "")
     if args.help_fields:
         from orchestration.commands.field_help import terminal_lines
 
@@ -70,6 +78,8 @@ def pretrain(args: argparse.Namespace) -> int:
     assert run is not None
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
+    if args.max_restarts < 0:
+        raise UserError(f"--max-restarts is {args.max_restarts}; set it to 0 or more")
     if args.show:
         say(*(header + _checked(run, args.num_processes) + dump_yaml(run)).splitlines())
         return 0
@@ -83,10 +93,17 @@ def pretrain(args: argparse.Namespace) -> int:
     uri = chosen_uri(args.tracking_uri)
     with doing("checking the run against its data"):
         _checked(run, args.num_processes)
-    return launch(run, args.out, num_processes=args.num_processes, tracking_uri=uri, debug=args.debug)
+    return launch(
+        run,
+        args.out,
+        num_processes=args.num_processes,
+        tracking_uri=uri,
+        debug=args.debug,
+        max_restarts=args.max_restarts,
+    )
 
 
-def _asked_run(args: argparse.Namespace) -> tuple[Run, str]:
+def asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     """The Run that the command names, fields replaced, and a header for --show."""
     from orchestration.commands.field_help import describe
     from pipeline import recipes

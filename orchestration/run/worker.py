@@ -8,6 +8,8 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from orchestration import child_process
+from orchestration.run import rank_end
+from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
 from pipeline.errors import UserError
 from pipeline.supervision.process_exit import run as run_process
 from pipeline.supervision.rank_environment import TORCHRUN, place
@@ -16,7 +18,6 @@ from pipeline.supervision.stop_signals import EXIT_REQUEUE, StopSignal, say
 if TYPE_CHECKING:
     from pipeline.training.run import Run  # torch comes with it, and signals are to be heard before
 
-EXIT_OURS, EXIT_USER = 1, 2
 RUN = "NORMFREE_RUN"
 """The variable by which the launcher gives its ranks the Run, as YAML;"""
 TRACKING_URI = "NORMFREE_TRACKING_URI"
@@ -26,16 +27,19 @@ TRACKING_URI = "NORMFREE_TRACKING_URI"
 def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
     """This process's rank of the run, from start to exit code."""
     with StopSignal(grace_s=run.watchdog.grace_s) as stop:
-        return _run_rank(run, out, stop, tracking_uri=tracking_uri, debug=debug)
+        code = _run_rank(run, out, stop, tracking_uri=tracking_uri, debug=debug)
+    return rank_end.leave(code, is_signalled=stop.is_signalled)
 
 
 def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None, debug: bool) -> int:
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
     from pipeline.records import Finished, Stopped
+    from pipeline.supervision import planned_faults
     from pipeline.training.train import train
 
     here = place()
+    planned_faults.arm(here.rank)
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
     readers: Any = Readers(run, out, tracking_uri, stop) if here.is_main else None
@@ -53,7 +57,8 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
         leave()
         if readers:  # every rank meets the same mistake; one says so
             readers.close(failed=str(error))
-            say(str(error))
+            for line in (str(error), *error.table):
+                say(line)
         return EXIT_USER
     except BaseException as error:
         if readers:

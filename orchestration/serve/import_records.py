@@ -14,7 +14,7 @@ from orchestration.spool.spool import MAIN, records_folder
 from orchestration.tracking import heartbeat
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
-from orchestration.tracking.upload import cause
+from orchestration.tracking.upload import EXIT_NOT_UPLOADED, cause
 from pipeline import documents
 from pipeline.display import terminal
 from pipeline.errors import UserError
@@ -23,7 +23,6 @@ from pipeline.storage import objects
 
 STATUS_MARK = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 LOCK, CONFIG = "tracking.lock", "run.yaml"
-EXIT_NOT_UPLOADED = 3
 
 
 def records_of(url: str) -> str:

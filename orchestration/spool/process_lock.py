@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,15 +20,11 @@ def only_one(path: Path, may_wait: Callable[[], bool], *, wait_s: float, poll_s:
     with open(path, "a", opener=places.no_follow) as lock:
         deadline = float("inf")
         while time.monotonic() < deadline:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if places.lock(lock.fileno(), wait=False) is not False:  # without locks: better unguarded than not at all
                 break
-            except BlockingIOError:
-                if deadline == float("inf") and not may_wait():
-                    deadline = time.monotonic() + wait_s
-                time.sleep(poll_s)
-            except OSError:  # a file system without locks: better unguarded than not at all
-                break
+            if deadline == float("inf") and not may_wait():
+                deadline = time.monotonic() + wait_s
+            time.sleep(poll_s)
         else:
             yield False
             return

@@ -13,6 +13,7 @@ Offline machines: `normfree track import RUN --tracking-uri URI` sends a spool l
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -159,3 +160,16 @@ def send_datasets(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> 
         source = json.dumps({"uri": used.url})
         dataset = Dataset(used.name[:500], used.digest[:DATASET_DIGITS], "webdataset", source)
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", used.use)])])
+
+
+def server_version(tracking_uri: str) -> str:
+    """What answers there, with its version; what the request raises where nothing does."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return f"a database, by MLflow {importlib.metadata.version('mlflow')}"
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(tracking_uri), "/version", "GET")
+    return (
+        f"MLflow {answer.text.strip()[:40]}" if answer.ok else f"a server that says {answer.status_code} of its version"
+    )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.secrets import public
 
+EXIT_NOT_UPLOADED = 3
 TAG_CHARACTERS = 4000  # MLflow refuses tags beyond 8,000 and cuts parameters at 6,000 with only a warning
 
 

@@ -34,7 +34,7 @@ from orchestration.tracking.mlflow_client import (
     send_file,
 )
 from orchestration.tracking.tracking_uri import resolve_uri
-from orchestration.tracking.upload import Ending, Point, Upload, cause
+from orchestration.tracking.upload import EXIT_NOT_UPLOADED, Ending, Point, Upload, cause
 from pipeline import places
 from pipeline.display import terminal
 from pipeline.errors import UserError
@@ -44,7 +44,6 @@ from pipeline.storage.process_identity import started_at
 MAX_WAIT_S = 15.0
 PICTURES_S = 300.0  # for the last pictures, where nobody waits for a command to end
 TOKEN_TAG = "normfree.run"
-EXIT_NOT_UPLOADED = 3
 
 
 class Uploader:

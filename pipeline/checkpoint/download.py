@@ -8,7 +8,6 @@ a finished file is noticed when the checkpoint is loaded, which verifies it agai
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import documents
+from pipeline import documents, places
 from pipeline.checkpoint.commit import Commit, FileInfo
 from pipeline.checkpoint.part_writer import FULL
 from pipeline.errors import UserError
@@ -51,10 +50,8 @@ def journal_of(work: Path, commit: Commit) -> Iterator[tuple[int, Parts]]:
     except OSError as error:
         raise UserError(f"cannot write to {work} ({error.strerror}); give another folder with --to") from None
     try:
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another pull works on {work}; wait for it, or give another folder with --to") from None
+        if places.lock(journal, wait=False) is False:
+            raise UserError(f"another pull works on {work}; wait for it, or give another folder with --to")
         lines = list(_lines(os.pread(journal, os.fstat(journal).st_size, 0)))
         if not lines or lines[0] != _head(commit):
             for path in work.iterdir():

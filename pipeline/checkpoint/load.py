@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import safetensors
 import torch
 
 from pipeline import places
-from pipeline.checkpoint.commit import COMMIT, Commit, committed, read_commit, refuse_pickle
+from pipeline.checkpoint.commit import COMMIT, Commit, FileInfo, committed, read_commit, refuse_pickle
+from pipeline.distributed import ALONE, World, from_main, gather, together
 from pipeline.documents import excerpt
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
@@ -27,60 +28,108 @@ _DTYPES = ("F16", "BF16", "F32", "F64")
 _REMEDY = "use another one"
 
 
-def verify(commit: Commit, cache_dir: str) -> list[Path]:
-    """Local paths of the checkpoint's files, each of the committed size and SHA-256. Raises UserError otherwise."""
+def verify(commit: Commit, cache_dir: str, files: Sequence[FileInfo] | None = None) -> list[Path]:
+    """Local paths of the checkpoint's files (or of some), each of the committed size and SHA-256. Raises UserError otherwise.
+
+    A file is hashed once a process; again where its size or time has changed since.
+    """
     paths = []
-    for info in commit.files:
+    for info in commit.files if files is None else files:
         place = objects.join(commit.url, info["name"])
         try:
             path = content_cache.fetch(place, sha256=info["sha256"], size_bytes=info["size_bytes"], cache_dir=cache_dir)
-            size, digest = path.stat().st_size, objects.sha256_file(path)
+            if not content_cache.verifies(path, info["sha256"], info["size_bytes"]):
+                raise ValueError(
+                    f"it has {path.stat().st_size} bytes, committed were {info['size_bytes']} with SHA-256 {info['sha256'][:12]}"
+                )
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"checkpoint {commit.url} does not verify: {info['name']}: {error}; use another one"
-            ) from None
-        if size != info["size_bytes"] or digest != info["sha256"]:
-            raise UserError(
-                f"checkpoint {commit.url} does not verify: {info['name']} has {size} bytes with SHA-256 {digest[:12]}, committed "
-                f"were {info['size_bytes']} bytes with {info['sha256'][:12]}; use another one"
-            )
+            raise UserError(f"checkpoint {commit.url} does not verify: {info['name']}: {error}; {_REMEDY}") from None
         paths.append(path)
     return paths
 
 
-def newest(run_dir: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver]]:
-    """The newest checkpoint that verifies, and those that were passed over on the way."""
+def newest(run_dir: str, cache_dir: str, world: World = ALONE) -> tuple[Commit | None, list[PassedOver]]:
+    """The newest checkpoint that verifies, and those that were passed over on the way.
+
+    A collective of the world's ranks, of which each hashes its share of the files.
+    """
     passed: list[PassedOver] = []
-    for url in committed(run_dir):
+    for url in from_main(world, lambda: committed(run_dir)):
         try:
-            commit = read_commit(url)
-            verify(commit, cache_dir)
+            commit = from_main(world, lambda url=url: read_commit(url))  # type: ignore[misc]
+            together(world, lambda commit=commit: verify(commit, cache_dir, _share(commit, world)))  # type: ignore[misc]
             return commit, passed
         except UserError as error:
             passed.append(PassedOver(step=0, url=url, reason=str(error)))
     return None, passed
 
 
-def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -> State:
-    """Whole fp32 tensors from all ranks' fragments.
+def _share(commit: Commit, world: World) -> list[FileInfo]:
+    """Consecutive files: where as many ranks wrote the checkpoint, those that this one will read."""
+    num = len(commit.files)
+    return commit.files[world.rank * num // world.size : (world.rank + 1) * num // world.size]
+
+
+class Piece(NamedTuple):
+    """Consecutive elements of one parameter's state, and the tensor of one dimension that is to hold them."""
+
+    kind: str
+    name: str
+    start: int
+    values: torch.Tensor
+
+
+def fill(commit: Commit, cache_dir: str, pieces: Iterable[Piece], world: World = ALONE) -> None:
+    """Read what the pieces need, and no more, from a checkpoint that `newest` or `verify` has verified. A collective.
 
     Raises:
-        UserError: the checkpoint does not verify, its fragments do not hold every element of every parameter exactly once,
-            or one of them is not finite. Nothing is allocated before the first two are known.
+        UserError: the fragments do not hold every element of every parameter exactly once, which is known before any is
+            read, or one that was read is not finite.
     """
-    wanted = kinds or commit.kinds
+    parts = _complete_parts(commit, cache_dir, commit.kinds, world)
+    together(world, lambda: _copy(commit, cache_dir, parts, pieces))
+
+
+def _copy(commit: Commit, cache_dir: str, parts: list[_Part], pieces: Iterable[Piece]) -> None:
+    wanted = {(piece.kind, piece.name): piece for piece in pieces}  # a rank holds one run of each parameter
+    infos = {info["name"]: info for info in commit.files}
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(_open(path, commit.url)) for path in verify(commit, cache_dir)]
-        parts = [part for file in files for part in _parts(file, commit) if part.kind in wanted]
-        _check_complete(parts, commit, wanted)
-        state: State = {kind: {n: torch.empty(s) for n, s in commit.shapes.items()} for kind in wanted}
+        files: dict[str, Any] = {}
         for part in parts:
-            values = part.file.get_tensor(part.key).reshape(-1)
-            state[part.kind][part.name].view(-1)[part.start : part.start + part.num] = values
-    for kind, tensors in state.items():
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise UserError(f"checkpoint {commit.url} holds {kind} of {name} that are not finite; use another one")
+            piece = wanted.get((part.kind, part.name))
+            if piece is None:
+                continue
+            start, end = max(part.start, piece.start), min(part.start + part.num, piece.start + piece.values.numel())
+            if start >= end:
+                continue
+            if part.file not in files:
+                files[part.file] = stack.enter_context(_open(infos[part.file], commit, cache_dir))
+            found = _elements(files[part.file], part, start, end).float()
+            if not torch.isfinite(found).all():
+                what = f"{part.kind} of {part.name}"
+                raise UserError(f"checkpoint {commit.url} holds {what} that are not finite; {_REMEDY}")
+            piece.values[start - piece.start : end - piece.start].copy_(found)
+
+
+def _elements(file: Any, part: _Part, start: int, end: int) -> torch.Tensor:
+    """Of the flattened parameter; of a fragment, which has one dimension, no more is read."""
+    entry, wanted = file.get_slice(part.key), slice(start - part.start, end - part.start)
+    if len(entry.get_shape()) == 1:
+        return cast(torch.Tensor, entry[wanted])
+    return cast(torch.Tensor, file.get_tensor(part.key)).reshape(-1)[wanted]
+
+
+def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -> State:
+    """Whole fp32 tensors from all ranks' fragments, verified.
+
+    Raises:
+        UserError: as `verify` and `fill` do. Nothing is allocated before the checkpoint is known to be whole.
+    """
+    verify(commit, cache_dir)
+    parts = _complete_parts(commit, cache_dir, kinds or commit.kinds, ALONE)
+    state: State = {kind: {n: torch.empty(s) for n, s in commit.shapes.items()} for kind in kinds or commit.kinds}
+    pieces = (Piece(kind, n, 0, t.view(-1)) for kind, tensors in state.items() for n, t in tensors.items())
+    _copy(commit, cache_dir, parts, pieces)
     return state
 
 
@@ -91,33 +140,47 @@ class _Part(NamedTuple):
     name: str
     start: int
     num: int
-    file: Any
+    file: str
     key: str
 
 
-def _open(path: Path, url: str) -> Any:
+def _open(info: FileInfo, commit: Commit, cache_dir: str) -> Any:
+    place = objects.join(commit.url, info["name"])
     try:
+        path = content_cache.fetch(place, sha256=info["sha256"], size_bytes=info["size_bytes"], cache_dir=cache_dir)
         return safetensors.safe_open(path, framework="pt")
-    except safetensors.SafetensorError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"checkpoint {url} holds {path.name}, which is no safetensors file ({error}); use another one"
+            f"checkpoint {commit.url} holds {info['name']}, which is no safetensors file that can be read ({error}); {_REMEDY}"
         ) from None
 
 
-def _parts(file: Any, commit: Commit) -> Iterator[_Part]:
+def _complete_parts(commit: Commit, cache_dir: str, kinds: list[str], world: World) -> list[_Part]:
+    """Of all files; each rank reads the headers of its share. UserError where they are not whole."""
+    mine = together(world, lambda: [part for info in _share(commit, world) for part in _parts(info, commit, cache_dir)])
+    listed = cast(list[list[_Part]], gather(world, mine))
+    parts = [part for some in listed for part in some if part.kind in kinds]
+    _check_complete(parts, commit, kinds)
+    return parts
+
+
+def _parts(info: FileInfo, commit: Commit, cache_dir: str) -> Iterator[_Part]:
     """What the header of a file lists: "kind/parameter@first element"; in an exported folder whole ones, by name only."""
-    for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-        found = _KEY.fullmatch(key) if "@" in key else None
-        if "@" in key and found is None:
-            raise UserError(f"checkpoint {commit.url} holds an entry {excerpt(key)!r}, which has no place; {_REMEDY}")
-        kind, name, start = found.groups() if found else (commit.kinds[0], key, "0")
-        entry = file.get_slice(key)
-        if kind not in commit.kinds or name not in commit.shapes or entry.get_dtype() not in _DTYPES:
-            raise UserError(
-                f"checkpoint {commit.url} holds an entry {excerpt(key)!r} of type {entry.get_dtype()}, which its "
-                f"{COMMIT} does not know; {_REMEDY}"
-            )
-        yield _Part(kind, name, int(start), math.prod(entry.get_shape()), file, key)
+    with _open(info, commit, cache_dir) as file:
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            found = _KEY.fullmatch(key) if "@" in key else None
+            if "@" in key and found is None:
+                raise UserError(
+                    f"checkpoint {commit.url} holds an entry {excerpt(key)!r}, which has no place; {_REMEDY}"
+                )
+            kind, name, start = found.groups() if found else (commit.kinds[0], key, "0")
+            entry = file.get_slice(key)
+            if kind not in commit.kinds or name not in commit.shapes or entry.get_dtype() not in _DTYPES:
+                raise UserError(
+                    f"checkpoint {commit.url} holds an entry {excerpt(key)!r} of type {entry.get_dtype()}, which its "
+                    f"{COMMIT} does not know; {_REMEDY}"
+                )
+            yield _Part(kind, name, int(start), math.prod(entry.get_shape()), info["name"], key)
 
 
 def _check_complete(parts: list[_Part], commit: Commit, kinds: list[str]) -> None:

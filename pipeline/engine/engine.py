@@ -9,7 +9,7 @@ each of them computes is compared with plain PyTorch when a run starts (`pipelin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Literal, cast
 
@@ -21,6 +21,7 @@ import nfnet.optim.agc as agc
 from nfnet.optim.losses import MixedLabels
 from nfnet.optim.param_groups import assign, param_groups
 from nfnet.optim.sgd import SGD
+from pipeline.checkpoint.load import Piece
 from pipeline.distributed import World, gather
 from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
 from pipeline.engine.fragments import Fragment, Units, products
@@ -234,16 +235,18 @@ class Engine:
             found.update({f"{kind}/{name}@0": t.cpu() for name, t in whole.items()} if self.world.is_main else {})
         return found
 
-    def restore(self, state: dict[str, dict[str, torch.Tensor]], num_updates: int) -> None:
-        """Whole tensors by kind and name, from a checkpoint of any number of ranks and any stage."""
-        for kind in KINDS:
-            if kind not in state:  # saved before the first update: what a going back finds is of later ones
-                for fragment, view in self._views(kind):
-                    view.copy_(fragment.weight.view_as(view) if kind == "ema" else torch.zeros_like(view))
-                continue
-            for fragment, view in self._views(kind, create=True):
-                whole = state[kind][fragment.name].reshape(-1)
-                view.copy_(whole[fragment.start : fragment.start + view.numel()])
+    def restore(self, kinds: Collection[str], fill: Callable[[list[Piece]], None], num_updates: int) -> None:
+        """The state of a checkpoint of any number of ranks and any stage.
+
+        Args:
+            kinds: what was saved of them; before the first update that is the weights alone.
+            fill: writes what was saved to these pieces.
+        """
+        views = ((k, f, v) for k in KINDS if k in kinds for f, v in self._views(k, create=True))
+        fill([Piece(kind, fragment.name, fragment.start, view) for kind, fragment, view in views])
+        for kind in (k for k in KINDS if k not in kinds):  # what a going back finds is of later updates
+            for fragment, view in self._views(kind):
+                view.copy_(fragment.weight.view_as(view) if kind == "ema" else torch.zeros_like(view))
         for group in self._optimizer.param_groups:
             group["num_updates"] = num_updates
         self._layout.publish()

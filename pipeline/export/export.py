@@ -21,6 +21,8 @@ from pipeline.checkpoint.exported import Exported
 from pipeline.errors import UserError
 from pipeline.export.model_card import model_card
 from pipeline.export.source import PROBE_IMAGES, TOLERANCE, Answer, ExportSource, WhichWeights, Writer, open_source
+from pipeline.export.to_onnx import write_onnx
+from pipeline.export.to_timm import write_timm
 from pipeline.storage import objects
 
 
@@ -31,19 +33,7 @@ def write_safetensors(source: ExportSource, folder: Path) -> Answer:
     return lambda probe: nfnet.load_model(path)(probe.images)
 
 
-def _write_timm(source: ExportSource, folder: Path) -> Answer:
-    from pipeline.export.to_timm import write_timm
-
-    return write_timm(source, folder)
-
-
-def _write_onnx(source: ExportSource, folder: Path) -> Answer:
-    from pipeline.export.to_onnx import write_onnx
-
-    return write_onnx(source, folder)
-
-
-WRITERS: dict[str, Writer] = {"safetensors": write_safetensors, "timm": _write_timm, "onnx": _write_onnx}
+WRITERS: dict[str, Writer] = {"safetensors": write_safetensors, "timm": write_timm, "onnx": write_onnx}
 
 
 def export(

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.errors import UserError
-from pipeline.export import source as source_module
-
-if TYPE_CHECKING:
-    from pipeline.export.source import Answer, ExportSource, Probe
+from pipeline.export.source import Answer, ExportSource, Probe, preprocessing
 
 NAME = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
@@ -60,7 +56,7 @@ def write_onnx(source: ExportSource, folder: Path) -> Answer:
 def metadata(source: ExportSource) -> dict[str, str]:
     return {
         "classes": json.dumps(source.commit.classes),
-        "preprocessing": json.dumps(source_module.preprocessing(source.augment)),
+        "preprocessing": json.dumps(preprocessing(source.augment)),
         "source_digest": source.commit.digest,
         "weights": source.weights,
     }

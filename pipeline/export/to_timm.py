@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,10 +13,7 @@ from nfnet.weights.files import save_tensors
 from nfnet.weights.timm_export import TimmForm, timm_form
 from pipeline.checkpoint import exported
 from pipeline.errors import UserError
-from pipeline.export import source as source_module
-
-if TYPE_CHECKING:
-    from pipeline.export.source import Answer, ExportSource
+from pipeline.export.source import Answer, ExportSource, preprocessing
 
 
 def write_timm(source: ExportSource, folder: Path) -> Answer:
@@ -56,7 +53,7 @@ def write_timm(source: ExportSource, folder: Path) -> Answer:
 
 def _config(source: ExportSource, form: TimmForm) -> dict[str, Any]:
     """What `timm.models.load_model_config_from_path` reads."""
-    found = source_module.preprocessing(source.augment)
+    found = preprocessing(source.augment)
     px, resize_px = found["px"], found["resize_px"]
     return {
         "architecture": form.architecture,

@@ -11,13 +11,14 @@ for the longest time go first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from pipeline import places
 
 KEEP_FREE_BYTES = 1 << 30
 """Nothing is kept when the disk has less than this left: checkpoints and logs need it more."""
@@ -151,12 +152,7 @@ class BlockCache:
                 f"the shard cache {self._folder} cannot be used ({error}); data is streamed past it"
             ) from error
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield places.lock(file, wait=wait) is not False
         finally:
             os.close(file)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline import places
 from pipeline.storage import clients, multipart_upload, objects, store_errors
 
 SETTLE_S, SETTLE_REMOTE_S = 1.0, 3.0
@@ -109,10 +109,6 @@ def _lock(folder: Path) -> Iterator[bool]:
     """Keeps other processes of this machine out; False on a file system without such locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        is_locked = False
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            is_locked = True
-        yield is_locked
+        yield places.lock(handle, wait=True) is True
     finally:
         os.close(handle)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.storage import objects
 
-_verified: set[tuple[str, int, int]] = set()  # (path, mtime_ns, size) of cache entries hashed by this process
+_verified: set[tuple[str, str, int, int]] = set()  # (path, sha256, mtime_ns, size) of files hashed by this process
 
 
 def fetch(url: str | os.PathLike[str], *, sha256: str, size_bytes: int, cache_dir: str | os.PathLike[str]) -> Path:
@@ -21,25 +21,26 @@ def fetch(url: str | os.PathLike[str], *, sha256: str, size_bytes: int, cache_di
     if objects.is_local(url):
         return objects.local_path(url)
     path = Path(cache_dir) / sha256[:2] / sha256
-    if _entry_verifies(path, sha256, size_bytes):
+    if verifies(path, sha256, size_bytes):
         return path
     for _ in range(2):  # a second download tells a damaged transfer from a damaged object
         objects.download(url, path)
-        if _entry_verifies(path, sha256, size_bytes):
+        if verifies(path, sha256, size_bytes):
             return path
         path.unlink(missing_ok=True)
     raise OSError(f"{os.fspath(url)} does not hold the {size_bytes} bytes with sha256 {sha256[:12]}... that it should")
 
 
-def _entry_verifies(path: Path, sha256: str, size: int) -> bool:
+def verifies(path: Path, sha256: str, size_bytes: int) -> bool:
+    """Whether a file has this size and digest. Hashed once a process, and again where its size or time has changed."""
     try:
         found = path.stat()
     except FileNotFoundError:
         return False
-    mark = (str(path), found.st_mtime_ns, found.st_size)
+    mark = (str(path), sha256, found.st_mtime_ns, found.st_size)
     if mark in _verified:
         return True
-    if found.st_size != size or objects.sha256_file(path) != sha256:
+    if found.st_size != size_bytes or objects.sha256_file(path) != sha256:
         return False
     _verified.add(mark)
     return True

@@ -1,7 +1,8 @@
-"""Instrumented points of a save: places where a test, or a drill, may stop, slow or kill a process.
+"""Instrumented points of a run: places where a test, or a drill, may stop, slow or kill a process.
 
 `reach` does nothing unless somebody has set `hook`, which is called with the point's name and may raise, sleep or not come
 back. Every point that a save passes is in `POINTS`, in the order in which it is passed, so that a test can name them all.
+Besides these there is `STEP`. What a process of a drill does at which point is in `pipeline.supervision.planned_faults`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ POINTS = (
     "saved",
 )
 
+STEP = "step"
+"""Before each step of the training, on the main thread of each rank."""
+
 hook: Callable[[str], None] | None = None
 num_reached = 0
-"""Points passed so far, on any thread: a save that waits for a store moves on when this grows."""
+"""Points of saves passed so far, on any thread: a save that waits for a store moves on when this grows."""
 
 
 def reach(point: str) -> None:
-    """Called by the code that saves, on whatever thread it runs on."""
-    if point not in POINTS:
-        raise ValueError(f"{point!r} is not among the points of a save")
+    """Called by the code that trains and saves, on whatever thread it runs on."""
+    if point not in POINTS and point != STEP:
+        raise ValueError(f"{point!r} is not among the points of a run")
     global num_reached
-    num_reached += 1
+    num_reached += point != STEP
     if hook is not None:
         hook(point)

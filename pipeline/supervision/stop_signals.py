@@ -126,6 +126,11 @@ class StopSignal:
         self.ask()
 
     @property
+    def is_signalled(self) -> bool:
+        """This very process got a signal, and did not only hear of another's."""
+        return self._signalled_s is not None
+
+    @property
     def left_s(self) -> float:
         """Until the grace period ends; infinite while nobody asked."""
         return float("inf") if self._asked_s is None else max(0.0, self._asked_s + self.grace_s - time.monotonic())

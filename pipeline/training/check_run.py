@@ -1,11 +1,15 @@
 """Whether a run fits together, before anything of it starts: its parts, its processes, its network and its data."""
 
+import shutil
+
 import torch
 
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import samples_per_epoch
 from pipeline.errors import UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import make
+from pipeline.storage import objects
 from pipeline.training.run import Run
 
 
@@ -60,3 +64,22 @@ def check_durations(run: Run, epoch_samples: int | None) -> None:
             f"optim.warmup is {warmup} ({warmup.steps(**sizes):,} steps), longer than the run's duration of {duration} "
             f"({duration.steps(**sizes):,} steps); shorten --optim.warmup or lengthen --duration"
         )
+
+
+def check_room(run: Run, out: str) -> str:
+    """Why the disk of `out` is too small for one checkpoint of the run, or nothing; a store is not asked."""
+    if not objects.is_local(out) or not (run.save_every or run.save_final):
+        return ""
+    with torch.device("meta"):
+        model = make(run.model.name, len(Manifest.open(run.data.url).classes), run.model.options)
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    needed_bytes = 4 * num_weights * (2 + (run.optim.ema_decay is not None))
+    folder = objects.local_path(out).absolute()
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    free_bytes = shutil.disk_usage(there).free
+    if free_bytes > needed_bytes:
+        return ""
+    return (
+        f"{folder} has {free_bytes / 1e9:.3g} GB free, and a checkpoint of this run takes {needed_bytes / 1e9:.3g} GB; make room "
+        "there, or give another folder with --out"
+    )

@@ -12,21 +12,32 @@ import dataclasses
 import hashlib
 import json
 import platform
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from pipeline import distributed, documents, provenance
-from pipeline.configuration import to_dict
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import TrainData
-from pipeline.distributed import World
 from pipeline.documents import Count, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from pipeline.training.run import Run
+from pipeline.training.run import Run, flat
 
 NAME = "identity.json"
+HOSTS_OWN = (
+    "data.url",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.num_workers",
+    "data.read_threads",
+    "data.read_ahead_mb",
+    "watchdog.",
+    "saving.",
+    "join.",
+)
+"""Fields in which the ranks of a run may differ: places and speeds of their hosts."""
+MAX_FACT = 200
+"""Characters of a fact; a longer one is held apart by its digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,28 +165,23 @@ def claim_start(out: str, initial_weights: str) -> None:
         )
 
 
-def refuse_mixed_ranks(world: World, run: Run, now: Identity) -> dict[str, str]:
-    """UserError unless all ranks train the same configuration on the same data; what else differs between machines, in words."""
-    fields = {name: value for name, value in to_dict(run).items() if name not in ("data", "watchdog", "saving")}
-    mine = {"configuration": fields, "data": now.data_digest, "code": now.code, "libraries": now.libraries}
-    found: dict[str, str] = {}
-    rows = cast(list[tuple[str, dict[str, Any]]], distributed.gather(world, (socket.gethostname(), mine)))
-    for rank, (host, theirs) in enumerate(rows):
-        for what, value in rows[0][1].items():
-            if theirs[what] == value:
-                continue
-            text = f"rank {rank} on {host} has other {what} than rank 0 on {rows[0][0]}"
-            if what == "configuration":
-                name = next(n for n in value if value[n] != theirs[what].get(n))
-                raise UserError(
-                    f"{text} ({name}: {theirs[what].get(name)!r}, {value[name]!r}); start all with the same command"
-                )
-            if what == "data":
-                raise UserError(
-                    f"{text} (digests {theirs[what][:12]}, {value[:12]}); copy the dataset again, or give one place"
-                )
-            found.setdefault(what, f"{text} ({theirs[what]}; {value})")
-    return found
+def facts(run: Run, local_rank: int) -> dict[str, str]:
+    """What is to be the same on all ranks (`pipeline.join`), by name."""
+    found = {"code": provenance.code_digest()[:16], "revision": provenance.code_revision()}
+    found |= {f"library {name}": version for name, version in provenance.deciding_versions().items()}
+    found["devices"] = distributed.devices(local_rank)
+    found["data"] = "+".join(dict.fromkeys(Manifest.open(url).digest[:16] for url, _ in run.data.sources()))
+    fields = {name: value for name, value in flat(run).items() if not name.startswith(HOSTS_OWN)}
+    return found | {f"field {name}": _fact(value) for name, value in fields.items()}
+
+
+def _fact(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return (
+        text
+        if len(text) <= MAX_FACT
+        else f"{text[: MAX_FACT - 30]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
+    )
 
 
 def changes(before: Identity, now: Identity) -> dict[str, str]:

@@ -1,9 +1,7 @@
 """Where a run in a folder goes on, and whether it is the one that the folder holds: configuration, data, length.
 
-    run.yaml         the Run of the last start; fields that decide numbers must be the same, but for the length and for places
-    identity.json    what the run was made of (`pipeline.training.identity`)
-
-Rank 0 looks, and all ranks get what it found (`pipeline.distributed.from_main`).
+run.yaml         the Run of the last start; fields that decide numbers must be the same, but for the length and for places
+identity.json    what the run was made of (`pipeline.training.identity`)
 """
 
 from __future__ import annotations
@@ -11,19 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from pipeline.checkpoint import load, retention, unsaved
 from pipeline.checkpoint.commit import Commit
-from pipeline.configuration import from_dict, to_dict
+from pipeline.configuration import from_dict
 from pipeline.data.loading.datasets import TrainData
+from pipeline.distributed import World, from_main
 from pipeline.documents import MAX_YAML_BYTES
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.records import Changed, PassedOver, Record
 from pipeline.storage import objects
 from pipeline.training import identity
-from pipeline.training.run import Run, dump_yaml, load_yaml
+from pipeline.training.identity import Identity
+from pipeline.training.run import Run, dump_yaml, flat, load_yaml
 
 NAME = "run.yaml"
 CHANGEABLE = (
@@ -36,6 +36,7 @@ CHANGEABLE = (
     "keep_checkpoints",
     "saving",
     "watchdog",
+    "join",
     "engine",
     "data.num_workers",
     "data.read_threads",
@@ -61,8 +62,31 @@ class Found:
     """Of the data's sources in the run's account: where they lay when the run began."""
 
 
-def find(run: Run, out: str, data: TrainData, *, cache_dir: str, num_steps: Callable[[Duration], int]) -> Found:
-    """The folder made this run's, and where it goes on. UserError where it holds another run, or nothing that can go on."""
+def find(
+    run: Run, out: str, data: TrainData, *, world: World, cache_dir: str, num_steps: Callable[[Duration], int]
+) -> Found:
+    """The folder made this run's, and where it goes on. A collective; rank 0 looks and writes.
+
+    UserError where the folder holds another run, or nothing that can go on.
+    """
+    folder = from_main(world, lambda: _look(run, out, data))
+    commit, passed = newest(out, cache_dir, world)
+    return from_main(world, lambda: _go_on(run, out, folder, commit, passed, cache_dir=cache_dir, num_steps=num_steps))
+
+
+class _Folder(NamedTuple):
+    """What a run folder says of its run, which is no other than this one."""
+
+    earlier: Run | None
+    before: Identity | None
+    now: Identity
+
+    def refuse_other_data(self, out: str, checkpoint: Commit) -> None:
+        digest = str(checkpoint.dataset.get("digest", ""))
+        identity.refuse_other_data(out, self.now, digest=digest, classes=checkpoint.classes, before=self.before)
+
+
+def _look(run: Run, out: str, data: TrainData) -> _Folder:
     place = objects.join(out, NAME)
     earlier = (
         load_yaml(objects.read_bytes(place, max_bytes=MAX_YAML_BYTES + 1), place) if objects.exists(place) else None
@@ -70,25 +94,35 @@ def find(run: Run, out: str, data: TrainData, *, cache_dir: str, num_steps: Call
     if earlier is not None:
         _refuse_other_fields(out, earlier, run)
     now, before = identity.of_run(data), identity.read(out)
-    changed: dict[str, str] = {}
     if before is not None:
         identity.refuse_other_data(out, now, digest=before.data_digest, classes=before.classes, before=before)
-        changed = identity.changes(before, now)
-        now = dataclasses.replace(now, initial_weights=before.initial_weights, names=before.names)
+    return _Folder(earlier, before, now)
 
-    def refuse(checkpoint: Commit) -> None:
-        digest = str(checkpoint.dataset.get("digest", ""))
-        identity.refuse_other_data(out, now, digest=digest, classes=checkpoint.classes, before=before)
+
+def _go_on(
+    run: Run,
+    out: str,
+    folder: _Folder,
+    commit: Commit | None,
+    passed: list[PassedOver],
+    *,
+    cache_dir: str,
+    num_steps: Callable[[Duration], int],
+) -> Found:
+    earlier, before, now = folder
 
     def refuse_kept(checkpoint: Commit) -> None:
         if earlier is None:
             raise UserError(f"{out} holds no run yet")
         _refuse_other_fields(out, from_dict(Run, checkpoint.config), run)
-        refuse(checkpoint)
+        folder.refuse_other_data(out, checkpoint)
 
-    commit, passed = newest(out, cache_dir)
+    changed: dict[str, str] = {}
+    if before is not None:
+        changed = identity.changes(before, now)
+        now = dataclasses.replace(now, initial_weights=before.initial_weights, names=before.names)
     if commit is not None:
-        refuse(commit)
+        folder.refuse_other_data(out, commit)
     commit, handed_in = unsaved.hand_in(out, commit, cache_dir=cache_dir, refuse=refuse_kept)
     step = commit.step if commit else 0
     if num_steps(run.duration) < step:
@@ -99,47 +133,32 @@ def find(run: Run, out: str, data: TrainData, *, cache_dir: str, num_steps: Call
     if earlier is not None and num_steps(earlier.duration) != num_steps(run.duration):
         changed["length"] = _other_length(run, step, num_steps(earlier.duration), num_steps(run.duration), num_steps)
     if earlier is None or (earlier.duration, earlier.data.sources()) != (run.duration, run.data.sources()):
-        objects.write_bytes(place, dump_yaml(run).encode())
+        objects.write_bytes(objects.join(out, NAME), dump_yaml(run).encode())
     if now != before:
         identity.write(out, now)
     records = [*passed, *handed_in, *(Changed(step=step, what=what, text=text) for what, text in changed.items())]
     return Found(commit=commit, records=records, names=now.names)
 
 
-def newest(out: str, cache_dir: str) -> tuple[Commit | None, list[PassedOver]]:
-    """The newest checkpoint that verifies, and those that were passed over, marked as damaged."""
-    commit, passed = load.newest(out, cache_dir)
+def newest(out: str, cache_dir: str, world: World) -> tuple[Commit | None, list[PassedOver]]:
+    """The newest checkpoint that verifies, and those that were passed over, marked as damaged. A collective."""
+    commit, passed = load.newest(out, cache_dir, world)
     if passed and commit is None:  # starting over would throw the work away without a word
         raise UserError(
             f"{out} holds {len(passed)} checkpoints and none verifies ({passed[0].reason}); "
             "restore one, or start over in another folder with --out"
         )
-    return commit, [retention.mark_damaged(bad) for bad in passed]
+    return commit, from_main(world, lambda: [retention.mark_damaged(bad) for bad in passed])
 
 
 def _refuse_other_fields(out: str, earlier: Run, run: Run) -> None:
-    theirs, ours = _flat(earlier), _flat(run)
+    theirs, ours = flat(earlier), flat(run)
     for name, value in ours.items():
         if value != theirs.get(name) and not any(name == c or name.startswith(f"{c}.") for c in CHANGEABLE):
             raise UserError(
                 f"{out} holds a run with {name} = {theirs.get(name)!r}, this one has {value!r}; "
                 f"give another folder with --out, or the same settings to resume"
             )
-
-
-def _flat(run: Run) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def enter(tree: dict[str, Any], prefix: str) -> None:
-        for key, value in tree.items():
-            if isinstance(value, dict) and value:
-                enter(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    enter(to_dict(run), "")
-    flat["data.mixture"] = [f"dataset {i} = {weight}" for i, (_, weight) in enumerate(run.data.sources())][1:]
-    return flat
 
 
 def _other_length(run: Run, step: int, before: int, now: int, num_steps: Callable[[Duration], int]) -> str:

@@ -88,7 +88,7 @@ class Rollback:
             raise Diverged(f"{reason}; lower optim.learning_rate or optim.clipping")
         yield from job.saver.settle()
         with job.clock("save"):
-            commit, passed = distributed.from_main(job.world, lambda: resume.newest(job.out, job.cache_dir))
+            commit, passed = resume.newest(job.out, job.cache_dir, job.world)
         yield from passed
         if commit is None or commit.url == streak.went_back_to:
             why = "no checkpoint stands" if commit is None else f"{commit.url} has been gone back to before"

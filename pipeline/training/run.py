@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.configuration import check_fields, dataclass_of, from_dict, hints, located, to_dict, unknown_field
@@ -15,10 +15,22 @@ from pipeline.documents import parse_yaml
 from pipeline.engine.deepspeed_engine import EngineConfig
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
-from pipeline.field_types import Count, CountOrZero, PositiveDuration, Text
+from pipeline.field_types import Count, CountOrZero, Items, PositiveDuration, Text
 from pipeline.models.backbone import ModelConfig
 from pipeline.secrets import refuse_secrets
 from pipeline.supervision.hang_detection import WatchdogConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinConfig:
+    """What the hosts of a run are compared in before it starts."""
+
+    allow: Annotated[tuple[Literal["code", "libraries", "devices", "clock", "disk"], ...], Items(distinct=True)] = ()
+    """Differences between hosts, and a disk with too little room, that are reported and not refused: code, libraries, devices,
+    clock, disk. Configuration, data and the run folder must be the same."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "join")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,7 @@ class Run:
     """Newest committed checkpoints that are kept; `saving` may keep more."""
     saving: SavingConfig = field(default_factory=SavingConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    join: JoinConfig = field(default_factory=JoinConfig)
 
     def __post_init__(self) -> None:
         refuse_secrets(to_dict(self), "the configuration")
@@ -76,6 +89,22 @@ class Run:
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form: equal digests, equal configurations."""
         return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """Fields by their dotted paths; of further datasets their weights alone, as they may lie elsewhere."""
+    flat: dict[str, Any] = {}
+
+    def enter(tree: dict[str, Any], prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict) and value:
+                enter(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    enter(to_dict(run), "")
+    flat["data.mixture"] = [f"dataset {i} = {weight}" for i, (_, weight) in enumerate(run.data.sources())][1:]
+    return flat
 
 
 def override(run: Run, dotted: dict[str, Any]) -> Run:

@@ -11,7 +11,7 @@ from pipeline import distributed as world
 from pipeline.checkpoint.part_writer import sentence
 from pipeline.data.loading.batches import Batch, UnreadableSample
 from pipeline.data.loading.datasets import TrainData
-from pipeline.data.loading.sample_ledger import NAME, Entries, Ledger, Page
+from pipeline.data.loading.sample_ledger import NAME, Ledger, Page
 from pipeline.distributed import World
 from pipeline.engine.update_stats import UpdateStats
 from pipeline.errors import UserError
@@ -125,8 +125,7 @@ class Account:
 
     def restore(self, step: int) -> None:
         """Rank 0 reads what was lost before, and the others take its account over."""
-        entries = self._ledger.read(self._out, step) if self._world.is_main else None
-        self._ledger.restore(cast(Entries, world.broadcast(self._world, entries)), step)
+        self._ledger.restore(world.from_main(self._world, lambda: self._ledger.read(self._out, step)), step)
 
     def rewind(self, step: int) -> None:
         """The run has gone back to `step`: what happened from there on will happen again, or will not."""

@@ -19,13 +19,17 @@ import torch
 from pipeline import distributed
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.batches import Batch
+from pipeline.join.agreement import joined
 from pipeline.records import Phase, Record
+from pipeline.supervision.fault_points import STEP, reach
 from pipeline.supervision.phase_clock import Clock
+from pipeline.supervision.rank_environment import place
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.supervision.watchdog import Watchdog
+from pipeline.training import identity
+from pipeline.training.check_run import check_room
 from pipeline.training.evaluate import OnScores
 from pipeline.training.leaving import finish, leave_over_budget, leave_stopped, leave_unfinished
-from pipeline.training.owner import owned
 from pipeline.training.rollback import Rollback, without_skipped
 from pipeline.training.run import Run
 from pipeline.training.sample_account import lost_in
@@ -64,12 +68,18 @@ def train(
     ):
 
         def records() -> Iterator[Record]:
-            me = distributed.join()
             yield Phase(step=0, name="reading the data's manifest")
-            with owned(out, me):
+            with joined(
+                out,
+                facts=lambda: identity.facts(run, place().local_rank),
+                room=lambda: check_room(run, out),
+                allow=run.join.allow,
+            ) as (me, differences):
                 job = distributed.together(
                     me, lambda: Job(without_skipped(run, out, me), out, me, clock, stop, on_scores)
                 )
+                yield from job.start()
+                yield from differences
                 yield from _steps(job, Rollback(job, is_allowed=goes_back), leave_at, may_save)
 
         for record in records():
@@ -79,7 +89,6 @@ def train(
 
 def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], bool]) -> Iterator[Record]:
     optim, clock, stop = job.run.optim, job.clock, job.stop
-    yield from job.start()
     batches = job.batches()
     yield Phase(step=job.step, name="training")
     clock.first_step = job.step
@@ -90,6 +99,7 @@ def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], b
             if job.step == leave_at > 0:
                 yield from leave_unfinished(job)
                 return
+            reach(STEP)
             rate = optim.rate(job.step, total_steps=job.total_steps, warmup_steps=job.warmup_steps)
             seen = _forward_backward(job, batches)
             with clock("compute"):

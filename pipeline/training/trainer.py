@@ -27,7 +27,7 @@ from pipeline.engine.update_stats import UpdateStats, over_updates
 from pipeline.errors import UserError
 from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
-from pipeline.records import Changed, Phase, Record, Started, Step
+from pipeline.records import Phase, Record, Started, Step
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.training import identity, resume
@@ -75,11 +75,8 @@ class Job:
 
     def start(self) -> Iterator[Record]:
         """Resume decision (own newest checkpoint > named weights > fresh), engine, plan."""
-        for what, text in identity.refuse_mixed_ranks(self.world, self.run, identity.of_run(self.data)).items():
-            yield Changed(step=0, what=f"{what} of machines", text=text)
-        found = distributed.from_main(
-            self.world,
-            lambda: resume.find(self.run, self.out, self.data, cache_dir=self.cache_dir, num_steps=self._steps),
+        found = resume.find(
+            self.run, self.out, self.data, world=self.world, cache_dir=self.cache_dir, num_steps=self._steps
         )
         commit, self.data.names = found.commit, list(found.names)
         yield from found.records
@@ -108,7 +105,9 @@ class Job:
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
 
     def restore(self, commit: Commit) -> None:
-        self.engine.restore(load.load_state(commit, self.cache_dir), commit.num_updates)
+        self.engine.restore(
+            commit.kinds, lambda pieces: load.fill(commit, self.cache_dir, pieces, self.world), commit.num_updates
+        )
         self.step, self.evaluation = commit.step, dict(commit.evaluation)
 
     def go_back(self, run: Run, commit: Commit) -> None:

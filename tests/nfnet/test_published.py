@@ -17,7 +17,8 @@ from nfnet.analysis.flops import count_parameters, multiply_adds
 from nfnet.optim.agc import adaptive_clip_grad_
 from nfnet.optim.losses import label_smoothing_cross_entropy
 from nfnet.variants import get_variant
-from nfnet.weights.haiku import from_haiku, haiku_names
+from nfnet.weights.haiku import load_haiku
+from tests.nfnet.haiku_names import haiku_names
 
 GOLDEN = Path(__file__).parent / "golden"
 DATA = json.loads((GOLDEN / "nfnet_f0_64px.json").read_text())
@@ -51,13 +52,12 @@ def test_counts_of_the_plus_variants_equal_the_paper(name: str) -> None:
 @pytest.fixture(scope="module")
 def f0() -> nfnet.NFNet:
     model = nfnet.create_model("nfnet_f0").eval()
-    names = haiku_names(model)
     shapes = DATA["F0_64"]["shapes"]
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            module, key = names[name]
-            value = reference.seeded_param(module, key, shapes[module][key])
-            parameter.copy_(from_haiku(torch.from_numpy(np.asarray(value)), parameter.shape))
+    tree = {
+        m: {k: torch.from_numpy(np.asarray(reference.seeded_param(m, k, s))) for k, s in keys.items()}
+        for m, keys in shapes.items()
+    }
+    load_haiku(model, tree, "the recorded parameters")
     return model
 
 

@@ -63,10 +63,11 @@ def test_special_files_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
         with pytest.raises(UserError, match="is not a file"):
-            places.read_below(tmp_path, name, "the run")
+            places.open_below(tmp_path, name, os.O_RDONLY, "the run")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"content")
-    assert places.read_below(tmp_path, "deep/file", "the run") == b"content"
+    with os.fdopen(places.open_below(tmp_path, "deep/file", os.O_RDONLY, "the run"), "rb") as file:
+        assert file.read() == b"content"
 
 
 def test_urls_have_names_of_their_own_that_are_entries() -> None:

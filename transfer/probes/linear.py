@@ -34,14 +34,9 @@ class LinearHead:
     learning_rate: float
     """As in the grid, at batch 256."""
     weight: np.ndarray
-    """(D, C) float32."""
+    """(D, C) float32; not finite where the rate was too large."""
     bias: np.ndarray
     """(C,) float32."""
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the rate was too large: there is no number to score with."""
-        return not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """(N, D) -> logits (N, C) float32."""

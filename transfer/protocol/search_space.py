@@ -137,10 +137,6 @@ class Space:
     axes: tuple[Axis, ...]
     fixed: dict[str, float | int]
 
-    @property
-    def num_generations(self) -> int:
-        return -(-self.search.num_trials // self.search.num_parallel)
-
     def size(self, generation: int) -> int:
         """Trials of a generation: the last takes what is left."""
         first = generation * self.search.num_parallel

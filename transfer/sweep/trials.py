@@ -16,7 +16,6 @@ from pipeline import distributed
 from pipeline.configuration import to_dict
 from pipeline.distributed import World
 from pipeline.duration import Duration
-from pipeline.errors import UserError
 from pipeline.records import Evaluation, Record, Saved, SaveFailed, Step, Stopped
 from pipeline.storage import objects
 from pipeline.training.evaluate import Scores
@@ -113,7 +112,10 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     if trial.init == "pretrained":
         source.check_weights()
     num_steps = int(trial.hyperparameters["num_steps"])
-    test = _open(sweep, task, trial, me) if trial.kind == "final" else None
+    test: TestSplit | None = None
+    if trial.kind == "final":  # the permission to read the test split, opened once, by the main rank
+        place = selection_url(sweep.out, name_of(trial))
+        test = distributed.from_main(me, lambda: open_test(task, place, trial=trial.digest))
     live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
     run = _run_of(trial, task, method, source, test, live=live)
     seen, earlier, work = _Seen(trial, me), _earlier(sweep, trial, until), work_url(sweep.out, trial.digest)
@@ -207,21 +209,6 @@ def _run_of(trial: Trial, task: Task, method: Method, source: Backbone, test: Te
         save_every=Duration(epoch_steps, "steps") if epoch_steps < int(trial.hyperparameters["num_steps"]) else None,
         save_final=test is not None and bool(task.extra_tests.v2_url),  # the network is needed once more
     )
-
-
-def _open(sweep: Sweep, task: Task, trial: Trial, me: World) -> TestSplit:
-    """The permission to read the test split, opened once, by the main rank."""
-    found: object = None
-    if me.is_main:
-        try:
-            found = open_test(task, selection_url(sweep.out, name_of(trial)), trial=trial.digest)
-        except UserError as error:
-            found = error
-    found = distributed.broadcast(me, found)
-    if isinstance(found, UserError):
-        raise found
-    assert isinstance(found, TestSplit)
-    return found
 
 
 def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:

@@ -6,13 +6,11 @@ import dataclasses
 import time
 from dataclasses import dataclass
 
-import torch
-
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.datasets import TrainData
 from pipeline.data.loading.prefetch import Place, ReadAhead
-from pipeline.distributed import World
+from pipeline.distributed import ALONE
 
 WARM_UP_S = 1.0
 """Measured from here on: the first second belongs to starting processes and connections."""
@@ -39,9 +37,8 @@ class Rate:
 def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, batch: int, seconds: float) -> Rate:
     """Training batches as a run gets them, for `seconds` after the first second."""
     data = TrainData(dataclasses.replace(config, num_workers=num_workers), augment, seed=0, global_batch=batch)
-    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     begin = time.perf_counter()
-    stream = data.batches(steps=range(_STEPS), global_batch=batch, micro_batch=batch, world=world)
+    stream = data.batches(steps=range(_STEPS), global_batch=batch, micro_batch=batch, world=ALONE)
     images = num_bytes = 0
     first_batch_s = wait_s = read_s = decode_s = 0.0
     mark = None

@@ -30,7 +30,6 @@ MAX_GAP_BYTES = 64 << 10
 SMALL_GAP_BYTES = 4 << 10
 MIN_USEFUL_SHARE = 0.15
 """... and only while this much of what it brings was asked for; gaps of a page or less are not worth a question."""
-_NAME_BYTES = 100  # of a tar header; longer names are cut there and stand whole in an extra member before
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ extracted: members of an archive are read in place. What is guessed and what is 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline import places
 from pipeline.data.sources import imagenet
 from pipeline.data.sources.archives.find_files import list_files
 from pipeline.data.sources.archives.reader import FileReader
@@ -22,36 +21,12 @@ from pipeline.data.sources.builtin import PackagedReader, open_packaged
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.class_folders import arrange
 from pipeline.data.sources.csv_jsonl import is_list, is_number, label_order, open_list
-from pipeline.data.sources.entry import ImageEntry, ImageSource, Unreadable
+from pipeline.data.sources.entry import ImageEntry, ImageSource
 from pipeline.data.sources.parquet import is_parquet, open_parquet
 from pipeline.errors import UserError
 
 SpoolProgress = Callable[[int, int], None]
 """Called as progress(done, total) in files while a source is copied to the spool."""
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """One image as it was found; nothing has been decoded."""
-
-    split: str
-    class_name: str
-    key: str
-    """Path below the class folder without extension; unique in (split, class) together with the extension."""
-    data: bytes
-    extension: str
-    """Lower case, without dot."""
-
-
-def iterate(
-    card: Card, source: str | None = None, *, val_share: float | None = None, allow_roots: Sequence[str] = ()
-) -> Iterator[RawSample]:
-    """All samples of a source; those that are not there are skipped. UserError: see `open_source`."""
-    with places.temporary_folder("source") as spool:
-        opened = open_source(card, source, val_share=val_share, allow_roots=allow_roots, spool=spool)
-        for entry, data in zip(opened.entries, opened.reader.read(opened.entries), strict=True):
-            if not isinstance(data, Unreadable):
-                yield RawSample(entry.split, entry.class_name, entry.key, data, entry.extension)
 
 
 def open_source(

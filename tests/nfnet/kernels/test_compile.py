@@ -78,7 +78,7 @@ def test_activations_compile(built: list[tuple[str, Any]], name: str) -> None:
 
 SHAPES = [(8, 128, 3, 3), (16,), (32, 64, 1, 1), (4, 1536)]
 """Of short and of long units: two launches."""
-RATES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "keep": 0.999}
+RATES = reference.Rates(lr=0.1, momentum=0.9, weight_decay=1e-5, keep=0.999)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,10 +86,10 @@ def test_clip_and_update_compiles(built: list[tuple[str, Any]], dtype: torch.dty
     params, momenta, averages = ([torch.zeros(s) for s in SHAPES] for _ in range(3))
     grads = [p.to(dtype) for p in params]
     triton_layers.square_sums(grads)
-    triton_layers.update_(params, grads, momenta, averages, **RATES, factors=torch.ones(8 + 1 + 32 + 4))
+    triton_layers.update_(params, grads, momenta, averages, RATES, factors=torch.ones(8 + 1 + 32 + 4))
     # Tables hide addresses from the compiler: without the hints in them every thread would load four bytes.
     check(built, ["square_sums"] * 2 + ["update"] * 2)
-    triton_layers.update_(params, grads, momenta, [], **RATES)
+    triton_layers.update_(params, grads, momenta, [], RATES)
     check(built, ["update"] * 2)
 
 

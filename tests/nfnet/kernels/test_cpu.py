@@ -218,8 +218,8 @@ def test_an_update_equals_the_reference(way: str, is_clipped: bool) -> None:
             w.grad = torch.randn(w.shape, generator=generator)
         grads = [w.grad for w in weights]
         factors = coefficients(square_sums(weights), square_sums(grads), 0.01) if is_clipped else None
-        numbers = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1, "keep": min(0.9, (1 + step) / (10 + step))}
-        reference.update_(expected, grads, momenta, averages, **numbers, factors=factors)
+        rates = reference.Rates(lr=0.5, momentum=0.9, weight_decay=0.1, keep=min(0.9, (1 + step) / (10 + step)))
+        reference.update_(expected, grads, momenta, averages, rates, factors)
         optimizer.factors = None if factors is None else [factors]
         with kernels.plain_only() if way == "foreach" else nullcontext():
             optimizer.step()

@@ -8,16 +8,17 @@ import torch
 
 import nfnet
 from nfnet.kernels import reference, triton_layers
+from nfnet.kernels.reference import Rates
 from nfnet.optim.agc import coefficients
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
-RATES = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "keep": 0.999}
+RATES = Rates(lr=0.1, momentum=0.9, weight_decay=1e-5, keep=0.999)
 
 
 def clip_and_update(kernels: ModuleType, lists: Sequence[list[torch.Tensor]]) -> None:
     """As the engine does it, without its look at the sums between."""
     factors = coefficients(kernels.square_sums(lists[0]), kernels.square_sums(lists[1]), 0.01)
-    kernels.update_(*lists, **RATES, factors=factors)
+    kernels.update_(*lists, RATES, factors=factors)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nfnet.kernels import reference, triton_layers
+from nfnet.kernels.reference import Rates
 from nfnet.optim.agc import coefficients
 
 ON_GPU = torch.cuda.is_available()
@@ -133,7 +134,7 @@ def group(layout: torch.memory_format, dtype: torch.dtype) -> tuple[list[torch.T
     return made(1.0), grads, made(0.1), made(1.0)
 
 
-SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "keep": 0.999}
+SETTINGS = Rates(lr=0.1, momentum=0.9, weight_decay=1e-2, keep=0.999)
 
 
 def factors_of(params: list[torch.Tensor], grads: list[torch.Tensor]) -> torch.Tensor:
@@ -158,7 +159,7 @@ def test_the_update(layout: torch.memory_format, dtype: torch.dtype, is_clipped:
         lists = (params, grads, momenta, averages if average else [])
         for _ in range(2):  # the second time with cached tables
             factors = factors_of(params, grads) if is_clipped else None
-            kernels.update_(*lists, **SETTINGS, factors=factors)
+            kernels.update_(*lists, SETTINGS, factors=factors)
         results.append(lists)
     for a, b in zip(chain(*results[0]), chain(*results[1]), strict=True):
         close(a, b, rtol=1e-5, atol=1e-6)
@@ -167,7 +168,7 @@ def test_the_update(layout: torch.memory_format, dtype: torch.dtype, is_clipped:
 def test_an_update_counts_as_a_write_in_place() -> None:
     params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
     before = [t._version for t in (*params, *momenta, *averages)]
-    triton_layers.update_(params, grads, momenta, averages, **SETTINGS)
+    triton_layers.update_(params, grads, momenta, averages, SETTINGS)
     after = [t._version for t in (*params, *momenta, *averages)]
     assert all(a > b for a, b in zip(after, before, strict=True))
 
@@ -193,15 +194,15 @@ def test_new_addresses_are_seen() -> None:
 def test_tensors_that_moved_or_changed_their_layout_are_seen() -> None:
     """The same Parameter objects over other memory, as model.to(memory_format=...) leaves them."""
     params, grads, momenta, averages = group(torch.contiguous_format, torch.float32)
-    triton_layers.update_(params, grads, momenta, averages, **SETTINGS)
+    triton_layers.update_(params, grads, momenta, averages, SETTINGS)
     for lists in (params, momenta, averages):
         for t in lists:
             if t.dim() == 4:
                 t.data = t.data.to(memory_format=torch.channels_last)
     copies = [[t.clone() for t in lists] for lists in (params, grads, momenta, averages)]
     factors = factors_of(params, grads)
-    triton_layers.update_(params, grads, momenta, averages, **SETTINGS, factors=factors)
-    reference.update_(*copies, **SETTINGS, factors=factors)
+    triton_layers.update_(params, grads, momenta, averages, SETTINGS, factors=factors)
+    reference.update_(*copies, SETTINGS, factors=factors)
     for a, b in zip(params, copies[0], strict=True):
         close(a, b, rtol=1e-5)
 
@@ -215,8 +216,8 @@ def test_unaligned_tensors_are_read_right() -> None:
         torch._foreach_copy_(views, tensors)
         lists.append(views)
     factors = factors_of(params, grads)
-    triton_layers.update_(*lists, **SETTINGS, factors=factors)
-    reference.update_(params, grads, momenta, averages, **SETTINGS, factors=factors)
+    triton_layers.update_(*lists, SETTINGS, factors=factors)
+    reference.update_(params, grads, momenta, averages, SETTINGS, factors=factors)
     for a, b in zip(lists[0], params, strict=True):
         close(a, b, rtol=1e-5)
 
@@ -239,4 +240,4 @@ def test_what_the_tables_cannot_express_is_refused(spoil: object, sentence: str)
     lists = group(torch.contiguous_format, torch.float32)
     spoil(*lists)  # type: ignore[operator]
     with pytest.raises(ValueError, match=sentence):
-        triton_layers.update_(*lists, **SETTINGS)
+        triton_layers.update_(*lists, SETTINGS)

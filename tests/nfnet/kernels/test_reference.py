@@ -82,9 +82,8 @@ def test_the_update_with_factors_is_clipping_then_torchs_sgd(average: bool) -> N
         grads = [p.grad.clone() for _, p in named]  # type: ignore[union-attr]
         factors = coefficients(reference.square_sums(ours), reference.square_sums(grads), 0.01)
         assert int((factors < 1).sum()) > 0
-        reference.update_(
-            ours, grads, momenta, averages, lr=0.1, momentum=0.9, weight_decay=1e-2, keep=0.9, factors=factors
-        )
+        rates = reference.Rates(lr=0.1, momentum=0.9, weight_decay=1e-2, keep=0.9)
+        reference.update_(ours, grads, momenta, averages, rates, factors)
         agc_reference.adaptive_clip_grad_(named, 0.01)
         optimizer.step()
         expected = [0.9 * e + 0.1 * p.detach() for e, (_, p) in zip(expected, named, strict=True)]

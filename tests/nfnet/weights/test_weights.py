@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import nfnet
-from nfnet.weights.haiku import haiku_names, our_name
+from nfnet.weights.haiku import our_name
 from nfnet.weights.state_dict import load_entries
 from pipeline.errors import UserError
 from pipeline.models.backbone import _load
+from tests.nfnet.haiku_names import haiku_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODULES = {

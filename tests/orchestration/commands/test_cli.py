@@ -31,6 +31,7 @@ COMMANDS = [
     "data cards",
     "inspect",
     "pretrain",
+    "drill",
     "evaluate",
     "transfer",
     "report",

@@ -11,31 +11,14 @@ from pathlib import Path
 import pytest
 
 from orchestration.launch import local
-from orchestration.launch.local import outcome
+from orchestration.launch.rank_processes import Ranks
 
 
-def supervise(program: str, num_processes: int, folder: Path, *, grace_s: float) -> int:
+def supervise(program: str, num_processes: int, folder: Path, *, grace_s: float, max_restarts: int = 0) -> int:
     (folder / "rank_program.py").write_text(program)
     environment = {"PYTHONPATH": str(folder)}
-    return local.supervise("rank_program", [], num_processes, grace_s=grace_s, environment=environment)
-
-
-@pytest.mark.parametrize(
-    ("codes", "code"),
-    [
-        ([0, 0], 0),
-        ([75, 75], 75),
-        ([0, 75], 75),
-        ([-signal.SIGTERM, 75], 75),  # told before it could listen
-        ([75, 2], 2),
-        ([-signal.SIGKILL, 1], 1),
-        ([-signal.SIGSEGV], 1),
-        ([-41, 76], 76),  # the frozen one, drawn out by a neighbour, ends first
-        ([1, 76], 76),
-    ],
-)
-def test_the_code_of_a_run_is_that_of_the_rank_that_explains_it(codes: list[int], code: int) -> None:
-    assert outcome(codes) == code
+    ranks = Ranks(module="rank_program", environment=environment, processes=num_processes, grace_s=grace_s)
+    return local.supervise(ranks, max_restarts=max_restarts)
 
 
 def test_every_rank_gets_what_torch_reads_and_finds_the_store(tmp_path: Path) -> None:
@@ -81,8 +64,7 @@ def test_a_rank_that_froze_is_killed_when_the_others_have_left_it(tmp_path: Path
         os.kill(int((tmp_path / "1").read_text()), 0)
 
 
-def test_the_ranks_that_a_failed_one_leaves_behind_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "LINGER_S", 0.5)
+def test_the_ranks_that_a_failed_one_leaves_behind_are_ended(tmp_path: Path) -> None:
     program = "import os, sys, time\nsys.exit(3) if os.environ['RANK'] == '1' else time.sleep(600)"
     assert supervise(program, 2, tmp_path, grace_s=600) == 3
 
@@ -97,7 +79,9 @@ def test_the_ranks_of_a_killed_launcher_hear_of_it(tmp_path: Path) -> None:
     )
     launch = (
         "from orchestration.launch.local import supervise\n"
-        f"supervise('rank_program', [], 2, grace_s=30, environment={{'PYTHONPATH': {str(tmp_path)!r}}})"
+        "from orchestration.launch.rank_processes import Ranks\n"
+        f"environment = {{'PYTHONPATH': {str(tmp_path)!r}}}\n"
+        "supervise(Ranks(module='rank_program', environment=environment, processes=2, grace_s=30))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", launch], cwd=Path(__file__).parents[3])
     while len(list(tmp_path.glob("up*"))) < 2:
@@ -108,3 +92,36 @@ def test_the_ranks_of_a_killed_launcher_hear_of_it(tmp_path: Path) -> None:
     while len(list(tmp_path.glob("told*"))) < 2:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+def test_ranks_that_fail_start_again_until_the_limit_or_until_they_do_not_fail(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = (
+        "import pathlib, sys\n"
+        f"mark = pathlib.Path({str(tmp_path / 'failed')!r})\n"
+        "if mark.exists(): sys.exit(0)\n"
+        "mark.touch(); sys.exit(3)"
+    )
+    assert supervise(program, 1, tmp_path, grace_s=30, max_restarts=1) == 0
+    assert "restart 1 of 1" in capfd.readouterr().err
+    assert supervise("import sys; sys.exit(3)", 1, tmp_path, grace_s=30, max_restarts=1) == 3
+
+
+def test_a_rank_that_has_stopped_well_leaves_the_others_the_time_for_theirs(tmp_path: Path) -> None:
+    """torch's agent by itself sends SIGTERM again to the ranks that still save."""
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        "from orchestration.run import rank_end\n"
+        "told = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: told.append(1))\n"
+        f"up = pathlib.Path({str(tmp_path / 'up')!r})\n"
+        "if os.environ['RANK'] == '1': up.touch()\n"
+        "while not up.exists(): time.sleep(0.05)\n"
+        "if os.environ['RANK'] == '0': os.kill(os.getppid(), signal.SIGTERM)\n"
+        "while not told: time.sleep(0.05)\n"
+        "if os.environ['RANK'] == '0': time.sleep(4)\n"
+        "assert len(told) == 1, told\n"
+        "sys.exit(rank_end.leave(75, is_signalled=True))"
+    )
+    assert supervise(program, 2, tmp_path, grace_s=30, max_restarts=3) == 75

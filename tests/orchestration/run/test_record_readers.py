@@ -58,7 +58,7 @@ def test_records_that_have_no_room_are_tried_again(tmp_path: Path, monkeypatch: 
 
 def test_what_a_reader_meets_ends_nothing_but_a_stop_of_the_user_does() -> None:
     with pytest.raises(KeyboardInterrupt):
-        FailureGuard("x").hold_off(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        FailureGuard("x").run(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import nfnet
 from nfnet.variants import Variant
+from pipeline.checkpoint.load import Piece
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.distributed import World, join, leave
 from pipeline.engine import deepspeed_engine
@@ -175,12 +176,17 @@ def restored(me: World, engine: Engine, options: dict[str, Any]) -> dict[str, An
     found = {}
     for stage in options["restore"]:
         other = make(me, {**options, "stage": stage})
-        other.restore(whole, engine.num_updates)
+        other.restore(list(whole), lambda pieces: copy(whole, pieces), engine.num_updates)
         state = state_of(other)
         train(me, other, {**options, "poison_step": None}, range(STEPS, STEPS + 1))
         found[stage] = {"state": state, "next": state_of(other)}
         other.close()
     return found
+
+
+def copy(whole: dict[str, dict[str, torch.Tensor]], pieces: list[Piece]) -> None:
+    for kind, name, start, values in pieces:
+        values.copy_(whole[kind][name].view(-1)[start : start + values.numel()])
 
 
 def main() -> None:

@@ -12,17 +12,20 @@ from typing import Any
 
 import engine_steps as steps  # next to this file, whose folder is the program's
 import forked
+import safetensors
 import torch
 
 from pipeline.checkpoint import load as load_module
 from pipeline.checkpoint.retention import Policy
 from pipeline.checkpoint.saver import Saver
 from pipeline.checkpoint.saving_config import SavingConfig
-from pipeline.distributed import World
+from pipeline.distributed import World, gather
 from pipeline.engine import deepspeed_engine
 from pipeline.engine.engine import Engine, EngineConfig
 from pipeline.engine.optim_config import OptimConfig
+from pipeline.engine.zero_layout import KINDS
 from pipeline.records import Saved
+from pipeline.storage import content_cache, objects
 
 GLOBAL_BATCH, STEPS = 24, 3  # divides over 1, 2, 3, 4 and 8 ranks
 FACTS: dict[str, Any] = {"samples": STEPS * GLOBAL_BATCH, "num_updates": STEPS, "config": {}, "config_digest": ""}
@@ -67,14 +70,68 @@ def save(me: World, folder: Path, stage: int) -> None:
     engine.close()
 
 
+class Counted:
+    """Bytes of checkpoints that this process reads: hashed, and taken out of safetensors files."""
+
+    hashed_bytes = read_bytes = 0
+
+    def __enter__(self) -> "Counted":
+        self._kept = objects.sha256_file, safetensors.safe_open
+        content_cache._verified.clear()  # another stage's start would have hashed them already
+
+        def sha256_file(path: Path) -> str:
+            self.hashed_bytes += Path(path).stat().st_size
+            return self._kept[0](path)
+
+        objects.sha256_file, safetensors.safe_open = sha256_file, lambda path, framework: _File(self, path)  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        objects.sha256_file, safetensors.safe_open = self._kept  # type: ignore[misc]
+
+
+class _File:
+    def __init__(self, counted: Counted, path: Path) -> None:
+        self._file, self._counted = counted._kept[1](path, framework="pt"), counted
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__(*error)
+
+    def keys(self) -> list[str]:
+        return self._file.keys()
+
+    def get_slice(self, key: str) -> "_Slice":
+        return _Slice(self._counted, self._file.get_slice(key))
+
+
+class _Slice:
+    def __init__(self, counted: Counted, entry: Any) -> None:
+        self._counted, self._entry = counted, entry
+        self.get_shape, self.get_dtype = entry.get_shape, entry.get_dtype
+
+    def __getitem__(self, wanted: slice) -> torch.Tensor:
+        found = self._entry[wanted]
+        self._counted.read_bytes += found.numel() * found.element_size()
+        return found
+
+
 def load(me: World, folder: Path, stages: list[int]) -> None:
     """For each stage: what the ranks hold after loading, against what was held; and after one more step."""
     truth = torch.load(folder / "held.pt")
-    commit = load_module.resolve(str(folder), str(folder / f"cache{me.rank}"))
     found = {}
     for stage in stages:
         engine = make(me, stage)
-        engine.restore(load_module.load_state(commit, str(folder / "cache")), commit.num_updates)
+        with Counted() as counted:
+            commit, _ = load_module.newest(str(folder), "", me)
+            assert commit is not None
+            engine.restore(
+                commit.kinds, lambda pieces, c=commit: load_module.fill(c, "", pieces, me), commit.num_updates
+            )
+        held_bytes = 4 * sum(view.numel() for kind in KINDS for _, view in engine._views(kind))
+        reads = gather(me, counted.hashed_bytes), gather(me, [counted.read_bytes, held_bytes])
         held = steps.state_of(engine)
         train(me, engine, STEPS)
         then = steps.state_of(engine)
@@ -84,6 +141,9 @@ def load(me: World, folder: Path, stages: list[int]) -> None:
             and all(torch.equal(held[k], v) for k, v in truth["held"].items()),
             "num_updates": engine.num_updates,
             "distance_then": max(float((then[k] - v).abs().max()) for k, v in truth["then"].items()),
+            "hashed_bytes": reads[0],
+            "read_and_held_bytes": reads[1],
+            "checkpoint_bytes": commit.size_bytes,
             "moved": max(float((then[k] - v).abs().max()) for k, v in truth["held"].items()),
         }
         engine.close()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.records import Changed, Finished, Record, Started, Step
 from pipeline.storage import objects
-from pipeline.training import identity
+from pipeline.training import check_run, identity
 from pipeline.training.run import Run, load_yaml
 from pipeline.training.train import train
 from tests.pipeline.training.test_train import make_run
@@ -127,3 +128,14 @@ def test_a_config_field_that_decides_numbers_is_refused(copy: tuple[str, Path]) 
     out, data = copy
     run = small_run(str(data), data=DataConfig(url=str(data), mix_blocks=4, block_mb=0.02))
     assert "data.block_mb = 0.01, this one has 0.02" in refused(run, out)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused(
+    digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(digits)
+    assert check_run.check_room(run, str(tmp_path / "run")) == check_run.check_room(run, "s3://bucket/run") == ""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "a checkpoint of this run takes" in refused(run, str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+    assert check_run.check_room(dataclasses.replace(run, save_every=None, save_final=False), str(tmp_path)) == ""

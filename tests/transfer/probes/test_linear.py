@@ -68,7 +68,7 @@ def test_a_head_is_the_same_in_any_grid_and_group(monkeypatch: pytest.MonkeyPatc
 def test_a_rate_that_is_too_large_hurts_its_own_head_only() -> None:
     features, labels = problem(100)
     heads = fit_linear(features, labels, 6, grid=[0.1, 1e38], num_steps=40, batch=50, seed=1)
-    assert [h.diverged for h in heads] == [False, True]
+    assert [bool(np.isfinite(h.weight).all()) for h in heads] == [True, False]
     assert (heads[0].scores(features).argmax(1) == labels).mean() > 0.9
 
 

@@ -12,9 +12,9 @@ from transfer.protocol.method_settings import VTAB_IMAGES
 from transfer.protocol.tasks import Suite, TaskEntry, list_suites, load_suite, open_task
 from transfer.protocol.vtab import TASKS
 from transfer.sweep.cells import Sweep, plan
-from transfer.sweep.finetune import Source, finetune_augment
+from transfer.sweep.finetune import Backbone, finetune_augment
 
-SOURCE = Source(
+SOURCE = Backbone(
     checkpoint_url="nowhere",
     digest="c" * 64,
     model="nfnet_tiny",

@@ -157,7 +157,7 @@ def space(**changes: Any) -> Space:
 
 def search_by_hand(one: Space) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for number in range(one.num_generations):
+    for number in range(-(-one.search.num_trials // one.search.num_parallel)):
         rows += [{"hyperparameters": p, "score": score(p)} for p in ask(one, number, rows)]
     return rows
 

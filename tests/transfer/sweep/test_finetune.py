@@ -24,13 +24,13 @@ from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.search.grids import candidates, grace_steps
 from transfer.search.successive_halving import read_rung
 from transfer.sweep.cells import Sweep, plan
-from transfer.sweep.finetune import Source, finetune_run
+from transfer.sweep.finetune import Backbone, finetune_run
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.trials import run_finetune
 
 SETTINGS = FinetuneSettings(shots=(1, 5), learning_rates=(0.1, 0.4), num_steps=(2, 4), batch=16)
 METHOD = Method(name="finetune", kind="finetune", settings=SETTINGS)
-SOURCE = Source(
+SOURCE = Backbone(
     checkpoint_url="nowhere",
     digest="c" * 64,
     model="nfnet_tiny",

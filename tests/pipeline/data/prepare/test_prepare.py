@@ -20,10 +20,10 @@ from pipeline.data.prepare import output_folder, shard_writer
 from pipeline.data.prepare import prepare as prepares
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import load_card
-from pipeline.data.sources.open_source import iterate
 from pipeline.data.verify.verify import verify
 from pipeline.errors import UserError
 from pipeline.storage import objects, ownership, process_identity
+from tests.pipeline.data.sources.trees import iterate
 
 DATA = Path(os.environ.get("NORMFREE_TEST_DATA", Path(__file__).resolve().parents[5] / "shared" / "data"))
 CARD = load_card("images")

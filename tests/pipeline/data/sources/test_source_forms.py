@@ -18,10 +18,11 @@ from PIL import Image
 
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import load_card
-from pipeline.data.sources.open_source import iterate, open_source
+from pipeline.data.sources.open_source import open_source
 from pipeline.data.verify.verify import verify
 from pipeline.errors import UserError
 from pipeline.storage import objects
+from tests.pipeline.data.sources.trees import iterate
 
 CARD = load_card("images")
 WNIDS = ("n01440764", "n01443537", "n02084071")

@@ -15,9 +15,10 @@ from PIL import Image
 from pipeline.data.images.decode import decode_image
 from pipeline.data.sources import glyphs
 from pipeline.data.sources.cards import list_cards, load_card
-from pipeline.data.sources.open_source import iterate, open_source
+from pipeline.data.sources.open_source import open_source
 from pipeline.errors import UserError
 from pipeline.storage import objects
+from tests.pipeline.data.sources.trees import iterate
 
 DATA = Path(os.environ.get("NORMFREE_TEST_DATA", Path(__file__).resolve().parents[5] / "shared" / "data"))
 CARD = load_card("images")

@@ -2,16 +2,44 @@
 
 import functools
 import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.sources.cards import load_card
-from pipeline.data.sources.open_source import iterate, open_source
+from pipeline import places
+from pipeline.data.sources.cards import Card, load_card
+from pipeline.data.sources.entry import Unreadable
+from pipeline.data.sources.open_source import open_source
 
 CARD = load_card("images")
 TREE = [f"{split}/{name}/{number}.png" for split in ("train", "val") for name in ("ant", "bee") for number in range(2)]
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One image as it was found; nothing has been decoded."""
+
+    split: str
+    class_name: str
+    key: str
+    """Path below the class folder without extension; unique in (split, class) together with the extension."""
+    data: bytes
+    extension: str
+    """Lower case, without dot."""
+
+
+def iterate(
+    card: Card, source: str | None = None, *, val_share: float | None = None, allow_roots: Sequence[str] = ()
+) -> Iterator[RawSample]:
+    """All samples of a source; those that are not there are left out. UserError: see `open_source`."""
+    with places.temporary_folder("source") as spool:
+        opened = open_source(card, source, val_share=val_share, allow_roots=allow_roots, spool=spool)
+        for entry, data in zip(opened.entries, opened.reader.read(opened.entries), strict=True):
+            if not isinstance(data, Unreadable):
+                yield RawSample(entry.split, entry.class_name, entry.key, data, entry.extension)
 
 
 @functools.cache

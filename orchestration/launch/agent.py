@@ -1,0 +1,133 @@
+"""The agent of one host of a job: a process that starts, watches and restarts this host's ranks (`supervisor`).
+
+    python -P -m orchestration.launch.agent FILE.json|-       the document: `Host`; `-`: on standard input
+
+`normfree launch` starts one on each host, and the store (`orchestration.launch.store`) outside of them. Secrets and the
+tracker's URI come by the environment. The exit code is the job's: 0 finished, 2 the user's mistake, 75 stopped and saved, 76 a
+rank froze and there is no restart left, 1 anything else.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestration.run.rank_end import EXIT_USER
+from pipeline import documents
+from pipeline.documents import Positive, Text
+from pipeline.errors import UserError
+from pipeline.supervision.process_exit import run as run_process
+from pipeline.supervision.stop_signals import say
+
+if TYPE_CHECKING:
+    from pipeline.training.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The document."""
+
+    run: Text
+    """The Run, as YAML."""
+    out: Text
+    run_id: Text
+    """Of the launch: equal on all its hosts, and no other launch's."""
+    store: Text
+    """HOST:PORT, as every host reaches it."""
+    host_name: Text
+    """As people know this host; no other host's."""
+    min_hosts: Positive = 1
+    max_hosts: Positive = 1
+    processes: Positive = 1
+    """On this host, and on each other one."""
+    max_restarts: documents.Count = 3
+    restart_window_s: float = 3600.0
+    join_timeout_s: float = 600.0
+    """So long an agent waits until `min_hosts` are there."""
+    interface: Text | None = None
+    """Network interface of the ranks' own connections; None: the one by which the store is reached."""
+    command: Text = ""
+    """What people typed."""
+    debug: bool = False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="the agent of one host (started by 'normfree launch')")
+    parser.add_argument("document")
+    args = parser.parse_args()
+    try:
+        host = _read(args.document)
+        return supervise(host)
+    except UserError as error:
+        say(str(error))
+        return EXIT_USER
+
+
+def _read(name: str) -> Host:
+    if name == "-":
+        data = sys.stdin.buffer.read(documents.MAX_BYTES + 1)
+        return documents.convert(documents.parse_json(data, "the agent's document"), Host, "the agent's document")
+    return documents.read(name, Host)
+
+
+def supervise(host: Host) -> int:
+    """This host's part of the job, to the job's exit code. Raises UserError for what the document has wrong."""
+    from orchestration.launch import host_address, supervisor
+    from orchestration.launch.attempts import Hosts
+    from orchestration.launch.rank_processes import Ranks
+    from orchestration.launch.restart_policy import RestartLimits
+    from pipeline.training.run import load_yaml
+
+    run = load_yaml(host.run, "the run in the agent's document")
+    if host.min_hosts > host.max_hosts:
+        raise UserError(f"min_hosts {host.min_hosts} is more than max_hosts {host.max_hosts}; set it to that or less")
+    run.batch_plan(host.max_hosts * host.processes)  # a batch that does not divide is refused before anything starts
+    store, port = _place(host.store)
+    address = host_address.address_of(host.interface) if host.interface else host_address.own_address(store, port)
+    hosts = Hosts(
+        run_id=host.run_id,
+        host=host.host_name,
+        address=address,
+        store=(store, port),
+        min_hosts=host.min_hosts,
+        max_hosts=host.max_hosts,
+        join_s=host.join_timeout_s,
+        limits=RestartLimits(max_restarts=host.max_restarts, window_s=host.restart_window_s, min_hosts=host.min_hosts),
+    )
+    ranks = Ranks(
+        module="orchestration.run.worker",
+        arguments=(host.out, "--debug") if host.debug else (host.out,),
+        environment=rank_environment(run, host.command) | _network(host, address),
+        processes=host.processes,
+        grace_s=run.watchdog.grace_s,
+    )
+    return supervisor.supervise(ranks, hosts)
+
+
+def rank_environment(run: "Run", command: str) -> dict[str, str]:
+    """By which the ranks hear of the run: neither it nor a command with a password is for everybody to read."""
+    from orchestration.run.worker import RUN
+    from pipeline.provenance import COMMAND
+    from pipeline.training.run import dump_yaml
+
+    return {RUN: dump_yaml(run), COMMAND: command}
+
+
+def _network(host: Host, address: str) -> dict[str, str]:
+    from orchestration.launch import host_address
+
+    name = host.interface or host_address.interface_of(address)
+    # What the user has set for the cluster goes first.
+    return {key: os.environ.get(key) or name for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name}
+
+
+def _place(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"store {text!r} in the agent's document is no HOST:PORT; write it as 10.0.0.1:29400")
+    return host.strip("[]"), int(port)
+
+
+if __name__ == "__main__":
+    run_process(main)

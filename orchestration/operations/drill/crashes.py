@@ -1,0 +1,112 @@
+"""Scenarios in which ranks die, freeze or are told to stop, or a step goes wrong."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+
+from orchestration.operations.drill.commands import POLL_S, Start, send
+from orchestration.operations.drill.evidence import Lost
+from orchestration.operations.drill.own_run import SAVE_STEPS, with_watchdog
+from orchestration.operations.drill.play import Play
+from pipeline.documents import read_json
+from pipeline.supervision.planned_faults import Fault
+from pipeline.supervision.stop_signals import EXIT_REQUEUE
+from pipeline.supervision.watchdog import EXIT_HANG
+from pipeline.training.rollback import MAX_IN_A_ROW
+
+AT_STEP = 13
+STOOD = AT_STEP - AT_STEP % SAVE_STEPS
+"""The newest checkpoint then."""
+HANG_LIMIT_S = 20.0
+LATE_S = 60.0
+"""The report of a hang is there so long after the watchdog's limit at the latest: the machine may be busy."""
+
+
+def at_fault(play: Play, rank: int | None = None) -> tuple[Start, int]:
+    """A start whose last rank stands before step `AT_STEP` with the checkpoint before it written, and the rank's process."""
+    hold = play.hold(AT_STEP, rank)
+    start = play.start(hold.fault)
+    pid = hold.pid(start)
+    play.wait_for_checkpoint(STOOD)
+    return start, pid
+
+
+def kill_rank(play: Play) -> None:
+    start, pid = at_fault(play)
+    send(pid, signal.SIGKILL)
+    # Alone, the rank is the command itself, which nobody is left to speak for.
+    play.to_the_end(start, interrupted={1} if play.last_rank else {-signal.SIGKILL})
+    play.expect_resumed()
+    play.expect_undisturbed()
+
+
+def kill_all(play: Play) -> None:
+    start, _ = at_fault(play)
+    play.note(f"{play.group.kill()} processes killed")
+    play.to_the_end(start, interrupted={-signal.SIGKILL})
+    play.expect_resumed()
+    play.expect_undisturbed()
+
+
+def freeze(play: Play) -> None:
+    play.run = with_watchdog(play.run, HANG_LIMIT_S)
+    start, pid = at_fault(play)
+    send(pid, signal.SIGSTOP)
+    _expect_report(play, play.run.watchdog.limit_s + LATE_S)
+    play.to_the_end(start, interrupted={EXIT_HANG})
+    play.expect_resumed()
+    play.expect_undisturbed()
+
+
+def _expect_report(play: Play, limit_s: float) -> None:
+    begin_s = time.monotonic()
+    while not (reports := sorted(play.checkpoints.glob("hang-*.json"))):
+        if time.monotonic() - begin_s > limit_s:
+            raise Lost(f"nobody had reported the frozen rank after {limit_s:.0f} s")
+        time.sleep(POLL_S)
+    named = [frozen["rank"] for frozen in read_json(str(reports[0]))["frozen"]]
+    if named != [play.last_rank]:
+        raise Lost(f"rank {play.last_rank} was frozen, and {reports[0].name} names {named}")
+    play.note(f"a report names rank {named[0]} after {time.monotonic() - begin_s:.0f} s")
+
+
+def stop_signal(play: Play) -> None:
+    hold = play.hold(AT_STEP)
+    start = play.start(hold.fault)
+    hold.pid(start)
+    start.process.send_signal(signal.SIGTERM)
+    hold.go()
+    code = play.ended(start, {EXIT_REQUEUE})
+    stopped = play.expect_record("Stopped")
+    if not stopped["checkpoint"] or stopped["step"] < AT_STEP - 1:
+        raise Lost(f"it ended with {code}, and step {stopped['step']} was not saved: {stopped['reason']}")
+    play.note(f"saved step {stopped['step']}")
+    play.wait_for_checkpoint(stopped["step"])
+    play.to_the_end(play.start(), interrupted=())
+    play.expect_resumed()
+    play.expect_undisturbed()
+
+
+def skipped_data() -> str:
+    """The data that the run of `nan_batches` skips, as data.skip_steps has them."""
+    return f"{AT_STEP - 1}:{AT_STEP - 1 + MAX_IN_A_ROW}"
+
+
+def nan_batches(play: Play) -> None:
+    first, last = AT_STEP, AT_STEP + MAX_IN_A_ROW - 1
+    fault = Fault(rank=play.last_rank, point="step", first=first, last=last, do="nan")
+    play.to_the_end(play.start(fault), interrupted=())
+    num = len(play.records.of("Skipped"))
+    if num != MAX_IN_A_ROW:
+        raise Lost(f"{MAX_IN_A_ROW} updates were not finite, and {num} were skipped")
+    back = play.expect_record("RolledBack")
+    play.note(f"{num} updates skipped on all ranks, then back to step {back['step']}")
+    play.expect_undisturbed(skipped_data())
+
+
+def without_data(play: Play, skipped: str) -> None:
+    """The undisturbed run of which data were skipped by name: what a run after a rollback is compared with."""
+    play.run = replace(play.run, data=replace(play.run.data, skip_steps=(skipped,) if skipped else ()))
+    play.to_the_end(play.start(), interrupted=())
