@@ -4,8 +4,6 @@ Their names are common words. Where another installed package of the same name i
 fail in a way that nobody understands.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """All benchmarks, ours and the peer's in turn: python -m benchmarks [NAME ...] (or make bench)."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -6,8 +6,6 @@ Two updates, since the first makes the optimiser's state while the gradients are
 stage in a process of its own: the peak of a process never falls.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -6,8 +6,6 @@ Against two limits measured in turn with it: one plain copy of the same bytes to
 disk's own rate (the same bytes, several files at a time, past the page cache, nothing hashed).
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

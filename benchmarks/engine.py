@@ -5,8 +5,6 @@ Two processes over gloo on a CPU, or NCCL with a GPU each; a small network, so t
 ways take turns on the same engine: the forward and backward passes before an update are the same for all.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

@@ -5,8 +5,6 @@ f0: forward + backward of F0 at 192 px, fp32 and bf16, eager and compiled, and t
 run. update: `Engine.update` on F0's parameters. Without a GPU: one sentence.
 """
 
-from __future__ import annotations
-
 import contextlib
 import statistics
 import sys

@@ -6,8 +6,6 @@ batches of 128 over its features (DINOv2's setting), so its cost is counted per 
 On a CPU one core's own seconds count, so that other work on the machine counts against nobody. Images are noise, not decoded.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

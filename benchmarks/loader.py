@@ -9,8 +9,6 @@ bicubic, geometry by nearest pixel, each operation with probability 1; timm also
 one half, geometry bicubic).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import itertools

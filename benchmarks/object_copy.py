@@ -6,8 +6,6 @@ Ours up is what a save does (parts from memory, SHA-256 next to them, size check
 ranges, SHA-256 of what has arrived, commit file). The peers copy only: boto3's transfer manager and s3fs, defaults.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@ python -m benchmarks step             fp32 and bf16, 128 and 192 px
 python -m benchmarks step_compiled    the same through torch.compile (minutes of compilation)
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 

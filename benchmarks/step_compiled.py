@@ -1,7 +1,5 @@
 """`benchmarks.step` with both networks compiled as well."""
 
-from __future__ import annotations
-
 from benchmarks import step
 
 

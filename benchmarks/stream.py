@@ -3,8 +3,6 @@
 python -m benchmarks stream            NORMFREE_BENCH_SOURCE=photos.tar: real images; else an embedded set
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import statistics

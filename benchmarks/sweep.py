@@ -4,8 +4,6 @@ And 100 linear heads in one pass over cached features against one head. Both sid
 processor seconds where the work is ours alone, and as wall time where waiting is what is asked about: run it on an idle machine.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -7,8 +7,6 @@ MLflow server in each of its moods) take turns, so that a machine that changes i
 stand in the issue that asked for them: 0.5 ms for the record, 5 % for the 99th percentile of the step time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

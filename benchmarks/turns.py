@@ -1,7 +1,5 @@
 """Time several ways of doing the same work in turn, so that a machine that changes its speed changes all of them."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

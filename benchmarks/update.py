@@ -4,8 +4,6 @@ AGC, torch's fused SGD and timm's EMA.
     python -m benchmarks update
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import timm

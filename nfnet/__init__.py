@@ -1,7 +1,5 @@
 """Floor 0: the mathematics of normaliser-free networks. torch only; no files, no processes, no logging."""
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import fields
 from pathlib import Path

@@ -5,8 +5,6 @@
 with beta = 1 / expected standard deviation of x, so that f always sees unit variance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Gradients are those of the plain formulas, which serve compiled and exported gra
 whatever the kernels do not take: other types, other devices, other layouts.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

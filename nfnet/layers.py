@@ -1,7 +1,5 @@
 """Layers of normaliser-free networks, as the published code computes them (Brock et al. 2021; `nfnets/base.py`)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

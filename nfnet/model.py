@@ -3,8 +3,6 @@
 Where papers and released code differ, the released code is followed; `Conventions` has the other ways.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

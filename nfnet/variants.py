@@ -4,8 +4,6 @@ NFNet: Brock et al. 2021b, table 1 and A.3. NF-ResNet, NF-RegNet: Brock et al. 2
 released code (`base.py`, `nf_resnet.py`, `nf_regnet.py`) decides.
 """
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 """Where this package is imported from: site-packages, or a checkout."""
 FOLDER = Path(sys.prefix)
 """Where children work unless told otherwise: whoever can write there has the interpreter already. Nothing is written to it."""
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 """linux/prctl.h"""
 FILES = (
     "AWS_CA_BUNDLE",
@@ -36,9 +36,14 @@ FILES = (
     "AWS_SHARED_CREDENTIALS_FILE",
     "CURL_CA_BUNDLE",
     "GOOGLE_APPLICATION_CREDENTIALS",
+    "MLFLOW_AUTH_CONFIG_PATH",
     "MLFLOW_TRACKING_CLIENT_CERT_PATH",
     "MLFLOW_TRACKING_SERVER_CERT_PATH",
     "PGPASSFILE",
+    "PGSERVICEFILE",
+    "PGSSLCERT",
+    "PGSSLKEY",
+    "PGSSLROOTCERT",
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
 )
@@ -55,6 +60,7 @@ def start(
     own_session: bool = False,
     pass_fds: Sequence[int] = (),
     output: IO[bytes] | None = None,
+    pipe_output: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Starts `python -m module arguments` with an empty standard input.
 
@@ -64,6 +70,7 @@ def start(
         on_parent_death: what it gets when the thread that calls this, or its process, ends; None = it outlives them.
         own_session: signals of the terminal (Ctrl-C) do not reach it, and its process group has its number.
         output: for standard output and error; None = where those of this process go.
+        pipe_output: both can be read from `stdout` of what is returned.
     Raises:
         UserError: an argument holds credentials.
     """
@@ -72,8 +79,8 @@ def start(
         env=child_environment(environment),
         cwd=folder or FOLDER,
         stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
+        stdout=subprocess.PIPE if pipe_output else output,
+        stderr=subprocess.STDOUT if pipe_output else output,
         pass_fds=pass_fds,
         start_new_session=own_session,
     )
@@ -162,6 +169,12 @@ def die_with(parent: int, number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """From here on what its children leave behind becomes this process's own, and not that of the machine's first process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def main() -> Any:

@@ -1,7 +1,5 @@
 """The command `normfree`: each handler imports what it needs when it runs, so `--help` is quick."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -26,6 +24,7 @@ class _Version(argparse.Action):
 def build_parser() -> Parser:
     from orchestration.commands.data import data_commands
     from orchestration.commands.inspect import inspect_commands
+    from orchestration.commands.launch import launch_commands
     from orchestration.commands.models import model_commands
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
@@ -46,6 +45,7 @@ def build_parser() -> Parser:
         data_commands,
         inspect_commands,
         train_commands,
+        launch_commands,
         transfer_commands,
         records_commands,
         model_commands,
@@ -66,7 +66,8 @@ def _refuse_secrets(args: argparse.Namespace) -> None:
 
 
 def _split_fields(words: list[str], parser: Parser) -> tuple[list[str], dict[str, str]]:
-    """Takes the fields of a Run out of the words of `pretrain`, wherever they stand: --optim.learning_rate 0.2, --seed=3."""
+    """Takes the fields of a Run out of the words of `pretrain` or `launch`, wherever they stand:
+    --optim.learning_rate 0.2, --seed=3."""
     from pipeline.errors import UserError
 
     kept: list[str] = []
@@ -77,12 +78,12 @@ def _split_fields(words: list[str], parser: Parser) -> tuple[list[str], dict[str
         name, equals, value = word.partition("=")
         if not word.startswith("--") or name in parser.options():
             kept.append(word)
-            if not equals and words and word.startswith("--") and parser.takes_value(name):
+            if not equals and words and word[:2] == "--" != words[0][:2] and parser.takes_value(name):
                 kept.append(words.pop(0))
             continue
         if not equals:
             if not words or words[0].startswith("--"):
-                raise UserError(f"{name} needs a value; see 'normfree pretrain --help'")
+                raise UserError(f"{name} needs a value; see '{parser.prog} --help'")
             value = words.pop(0)
         fields[name[2:]] = value
     return kept, fields
@@ -95,17 +96,21 @@ def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     fields: dict[str, str] = {}
-    if words[:1] == ["pretrain"]:
-        kept, fields = _split_fields(words[1:], parser.command("pretrain"))
-        words = ["pretrain", *kept]
+    sweep: list[str] = []
+    if words[:1] == ["launch"] and "--" in words:
+        at = words.index("--")
+        words, sweep = words[:at], words[at + 1 :]
+    if words[:1] in (["pretrain"], ["launch"]):
+        kept, fields = _split_fields(words[1:], parser.command(words[0]))
+        words = [words[0], *kept]
     args, rest = parser.parse_known_args(words)
     if rest:
         used = args.parser if hasattr(args, "parser") else parser
         advice = did_you_mean(rest[0], used.options()) if rest[0].startswith("-") else "leave it out"
-        if args.command == "pretrain" and (usual := USUAL.get(rest[0].lstrip("-"))):
+        if args.command in ("pretrain", "launch") and (usual := USUAL.get(rest[0].lstrip("-"))):
             advice = f"did you mean {usual}?"
         raise UserError(f"unknown argument {rest[0]!r}; {advice}; see '{used.prog} --help'")
-    args.fields = fields
+    args.fields, args.sweep = fields, sweep
     return args
 
 
@@ -131,11 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         from pipeline.display import terminal
-        from pipeline.errors import UserError
+        from pipeline.errors import UserError, place_trouble
         from pipeline.secrets import public
+        from pipeline.storage.store_errors import silence
 
-        text = terminal(public(str(error)))
-        if isinstance(error, UserError):
+        away = silence(error) or place_trouble(error)
+        text = terminal(public(away or str(error)))
+        if away or isinstance(error, UserError):
             print(f"normfree: {text}", file=sys.stderr)
             return EXIT_USER
         print(f"normfree: {type(error).__name__}: {text} (a fault of ours; --debug shows where)", file=sys.stderr)

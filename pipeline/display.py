@@ -1,12 +1,16 @@
 """Text that people see: one function for each place that gives some characters a meaning.
 
 Names, keys, classes, paths and errors come from datasets, checkpoints, ledgers and libraries that others wrote. `visible` and
-`terminal` are for a screen or a log, `csv_cell` for a spreadsheet, `markdown` and `markdown_code` for cards and MLflow's notes.
-HTML is made by templates that escape by themselves (`transfer.report.html_page`). Numbers may be given as they are.
+`terminal` are for a screen or a log, `shell` for a command that may be typed again, `csv_cell` for a spreadsheet, `markdown` and
+`markdown_code` for cards and MLflow's notes. HTML is made by templates that escape by themselves
+(`transfer.report.html_page`). Numbers may be given as they are.
 """
 
+import os
 import re
+import shlex
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 MAX_CHARACTERS = 4000
@@ -44,6 +48,19 @@ def terminal(value: Any, *, keep_lines: bool = False, max_characters: int = MAX_
         half = max_characters // 2
         text = f"{text[:half]} ... ({len(text) - 2 * half:,} characters more) ... {text[-half:]}"
     return "\n".join(map(visible, text.split("\n"))) if keep_lines else visible(text)
+
+
+def shell(words: Iterable[str]) -> str:
+    r"""Words of a command as one line for a shell: what `visible` would write out is in $'...', which gives the same bytes back
+    (bash, zsh, POSIX of 2024)."""
+
+    def quoted(word: str) -> str:
+        if not any(map(_is_control, word)):
+            return shlex.quote(word)
+        escaped = word.replace("\\", r"\\").replace("'", r"\'")
+        return "$'" + "".join(_bytes_of(c) if _is_control(c) else c for c in escaped) + "'"
+
+    return " ".join(map(quoted, words))
 
 
 def shortened(value: Any, max_characters: int) -> str:
@@ -93,6 +110,10 @@ def _with_backslash(found: re.Match[str]) -> str:
 
 def _is_control(character: str) -> bool:
     return unicodedata.category(character) in _CONTROL_CATEGORIES and character not in _JOINERS
+
+
+def _bytes_of(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def _written_out(character: str) -> str:

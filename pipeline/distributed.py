@@ -1,7 +1,5 @@
 """Which process this is, of how many, on which device: one value, asked for once; and what ranks tell each other."""
 
-from __future__ import annotations
-
 import collections
 import os
 import socket

@@ -1,7 +1,5 @@
 """How long something goes on: given once, in the unit that the user thinks in, resolved to steps at the start."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ class Duration:
         return f"{self.value:.15g} {self.unit}"
 
     @classmethod
-    def parse(cls, text: object, where: str = "duration") -> Duration:
+    def parse(cls, text: object, where: str = "duration") -> "Duration":
         """From "20 epochs", "512 steps", "1e6 samples"; units may be singular."""
         match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(epoch|sample|step)s?\s*", str(text))
         try:

@@ -1,5 +1,6 @@
 """Exceptions that stand for a mistake of the user, and not for one of ours."""
 
+import errno
 from collections.abc import Sequence
 
 
@@ -15,3 +16,23 @@ class UserError(ValueError):
 
 class Diverged(UserError):
     """A training whose loss, gradients or scores are not finite: a result of its settings, the same each time that it is run."""
+
+
+PLACES = frozenset(
+    {
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    }
+)
+"""What the system says of a place that cannot be written or read as it is."""
+
+
+def place_trouble(error: BaseException) -> str | None:
+    """A sentence for the end of a command that met a full, read-only or forbidden place; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in PLACES:
+        return None
+    names = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    where = " and ".join(names) or "a file"
+    return (
+        f"{where}: {error.strerror}; mend that, or give another place (temporary files: TMPDIR, caches: NORMFREE_CACHE)"
+    )

@@ -1,20 +1,18 @@
 """Where a run comes from: the revision of the code, whether it was changed, and the versions that it ran with."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.display import shell
 from pipeline.secrets import public
 from pipeline.supervision.rank_environment import TORCHRUN
 
@@ -67,7 +65,7 @@ def code_digest() -> str:
 
 def command() -> str:
     """What was typed, without secrets: typed again in the same folder, it does the same again."""
-    return os.environ.get(COMMAND) or public(shlex.join(_as_typed(_torchrun() or sys.orig_argv)))
+    return os.environ.get(COMMAND) or public(shell(_as_typed(_torchrun() or sys.orig_argv)))
 
 
 def _torchrun() -> list[str]:

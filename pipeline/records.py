@@ -5,8 +5,6 @@ JSON object (`as_dict`) whose `kind` names its class and whose `time_s` is the U
 of them can be replayed later with the original times.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass, field

@@ -20,7 +20,7 @@ PRESENT = [p for p in PAGES if str(p.relative_to(ROOT)) not in HISTORY]
 LONGEST = {"README.md": 150, "CHANGELOG.md": 1000, "docs/LOG.md": 1000, "docs/configuration.md": 1000}
 FOLDERS = "nfnet|pipeline|transfer|orchestration|tests|benchmarks|datasets|docs"
 BASE = recipes.get("nfnet_tiny_glyphs")
-CHEAP = {"--list", "--show", "--help-fields", "--help", "cards"}
+CHEAP = {"--list", "--show", "--help-fields", "--help", "cards", "--dry-run", "--kubernetes", "--ray"}
 
 
 def name_of(page: Path) -> str:
@@ -54,8 +54,8 @@ COMMANDS = sorted(
 def parsed(words: list[str]) -> argparse.Namespace:
     """By the real parser; the fields of a run are put into a recipe."""
     args = _parse(build_parser(), words)
-    if args.command == "pretrain":
-        is_name = args.recipe and not args.recipe.endswith(".yaml")
+    if args.command in ("pretrain", "launch"):
+        is_name = args.recipe and args.recipe != "transfer" and not args.recipe.endswith(".yaml")
         override(recipes.get(args.recipe) if is_name else BASE, args.fields)
     return args
 

@@ -19,6 +19,8 @@ PARSERS = {
     "pipeline/checkpoint/part_writer.py": "ranks of one run trust each other",
     "pipeline/supervision/watchdog.py": "the same",
     "pipeline/supervision/hang_detection.py": "the same",
+    "orchestration/launch/job_store.py": "agents of one launch trust each other",
+    "orchestration/run/rank_end.py": "what a rank of this process wrote",
 }
 STARTERS = {
     "orchestration/child_process.py": "the door",
@@ -26,6 +28,9 @@ STARTERS = {
     "orchestration/spool/system_metrics.py": "nvidia-smi",
     "transfer/measurement/resource_usage.py": "nvidia-smi",
     "pipeline/provenance.py": "git, on the own checkout alone",
+    "orchestration/clusters/slurm.py": "sbatch and sinfo",
+    "orchestration/clusters/ssh.py": "ssh",
+    "orchestration/doctor/conversation.py": "the same",
 }
 LOADERS = {
     "nfnet/weights/safe_pickle.py": "the door: a table of its own in place of imports",
@@ -65,6 +70,8 @@ def test_processes_are_started_by_one_module() -> None:
         "os.popen",
         "os.fork",
         "os.posix_spawn",
+        "create_subprocess_exec",
+        "create_subprocess_shell",
     )
     assert users(*ways, "os.execv", "os.execve", "os.execvp", "os.execvpe", "os.spawnv") == set(STARTERS)
     shells = [file for file, _, call in calls() for k in call.keywords if k.arg == "shell"]

@@ -6,8 +6,6 @@ that is the argmax. Classes that the test split lacks are skipped of means over 
 Every metric is a share, larger is better.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

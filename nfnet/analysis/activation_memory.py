@@ -4,8 +4,6 @@ Counted, not estimated: the network runs on fake tensors, which have sizes but n
 for the backward pass is seen. Nothing is allocated.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Parameters and multiply-adds, counted on the meta device: no memory, no arithmetic."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -8,8 +8,6 @@ branch; without one, the end is what the last other child returns, an activation
 layers as direct children. This package's blocks tell by themselves (`Block.watch`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ layer. 1/pi and 1 - 1/pi are twice the squared mean and the variance of a rectif
 doubles them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

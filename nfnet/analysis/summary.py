@@ -1,7 +1,5 @@
 """A network in numbers: stages, parameters, multiply-adds, features, activation memory. No weights, no arithmetic."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

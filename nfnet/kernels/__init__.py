@@ -5,8 +5,6 @@
 `triton_update_kernels`; importing them loads no Triton.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

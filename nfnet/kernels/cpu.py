@@ -4,8 +4,6 @@ The extension is compiled when the package is installed. Where there is none, or
 this file, `problem` gives the reason and everything runs through plain torch.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A GPU's programs are tried once a device and process on a few numbers, against p
 there, or compute something else, one warning says so and plain torch serves.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache

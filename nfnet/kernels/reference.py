@@ -3,8 +3,6 @@
 Arithmetic is fp32 (fp64 for fp64 input, so that derivatives can be checked), whatever the tensors' own types.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -5,8 +5,6 @@ are looked at each time. So the host spends microseconds where checks cost milli
 depends on shapes alone and is worked out once; a table of addresses is a pure function of them, so a cached one is never stale.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,7 +15,7 @@ import torch
 _TYPES = {torch.float32, torch.bfloat16, torch.float16}
 _MOST = 64
 """Plans that are kept: two for each parameter group of each network."""
-_plans: dict[tuple[int, ...], Plan] = {}
+_plans: "dict[tuple[int, ...], Plan]" = {}
 
 
 class Plan:

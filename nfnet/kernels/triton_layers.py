@@ -4,8 +4,6 @@ Beyond what `plain` raises: ValueError for types, layouts and sizes that no kern
 call. No call waits for the device.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from importlib.util import find_spec
 

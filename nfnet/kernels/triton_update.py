@@ -1,7 +1,5 @@
 """Norms and updates of a whole parameter group in a handful of launches; signatures of `reference`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -7,8 +7,6 @@ For each unit i (a row of a convolution or linear weight; a vector or scalar is 
 with norms of the raw weights, not of the standardised ones. `nfnet.optim.param_groups` decides which parameters are clipped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -33,7 +31,7 @@ class ClipCounts(NamedTuple):
     """(units clipped, units seen) of each group of parameters, by the name of its rule."""
 
     @classmethod
-    def of(cls, groups: dict[str, tuple[torch.Tensor, int]], num_nonfinite: torch.Tensor) -> ClipCounts:
+    def of(cls, groups: dict[str, tuple[torch.Tensor, int]], num_nonfinite: torch.Tensor) -> "ClipCounts":
         clipped = torch.stack([c for c, _ in groups.values()]).sum() if groups else torch.zeros_like(num_nonfinite)
         # torch.full and not torch.tensor: the latter copies from the host and waits for the copy.
         total = torch.full((), sum(n for _, n in groups.values()), device=num_nonfinite.device)

@@ -1,7 +1,5 @@
 """Losses, computed in fp32 whatever the logits' precision."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

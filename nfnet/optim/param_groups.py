@@ -4,8 +4,6 @@ As the paper and its code have it (Brock et al. 2021, A.1; `experiment_nfnets.py
 SkipInit gains; AGC on everything but the classifier's weight (its bias is clipped).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ Called for each micro-batch of a step, this is m-sharpness: every micro-batch pe
 never summed over ranks, and only second gradients accumulate. Clipping belongs to the accumulated second gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Learning rates as pure functions of the step (Brock et al. 2021, A.1)."""
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ comes before it (`nfnet.optim.agc`): as gradients that are scaled already, or as
 applies in the same pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

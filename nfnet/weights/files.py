@@ -1,7 +1,5 @@
 """Weights in files: published ones of any kind in, our own in and out. What a file is, its first bytes and names tell."""
 
-from __future__ import annotations
-
 import json
 import mmap
 import pickle

@@ -1,7 +1,5 @@
 """Published weights by name: which haiku parameter of DeepMind's networks is which of ours, and in what layout."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Nothing here trusts what it reads: sizes are compared before memory is asked for, and no array of Python objects passes.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import re

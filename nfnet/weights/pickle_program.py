@@ -1,7 +1,5 @@
 """What a pickle would do, looked at before it runs: a pickle is a program for a machine with a stack."""
 
-from __future__ import annotations
-
 import pickletools
 from collections.abc import Iterator
 from typing import Any

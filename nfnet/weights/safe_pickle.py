@@ -5,8 +5,6 @@ and nowhere else, and what the table gives are tokens that rebuild arrays and pl
 the file are never imported. Any other name ends the reading at the moment it is named, before anything can call it.
 """
 
-from __future__ import annotations
-
 import mmap
 import pickle
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Entries of a file into a network: what fits is loaded, what does not is reported, and nothing is half loaded."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

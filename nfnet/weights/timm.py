@@ -6,8 +6,6 @@ it; what is left over is that of the convolutions that no activation precedes, a
 which no convolution follows. They go into those convolutions' gains and into the classifier's weight.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -5,8 +5,6 @@ conventions (paddings, SkipInit gains, gamma in the activation, exact widths) co
 arguments besides the weights (the `model_args` of timm's `config.json`).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

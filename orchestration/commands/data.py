@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.data_checks import add_bench, add_overlap, add_plan, add_verify
 from orchestration.commands.output import cores, progress_bar, say
 from orchestration.commands.parser import add
+from pipeline.display import shell
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,9 +179,9 @@ def _print_dataset(manifest: Manifest, url: str) -> None:
         say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
     say(f"made {url} (digest {manifest.digest[:12]})")
     if "train" in manifest.splits:
-        say(f"next: normfree pretrain RECIPE --data.url {shlex.quote(url)} --out RUN")
+        say(f"next: normfree pretrain RECIPE --data.url {shell([url])} --out RUN")
     else:
-        say(f"next: normfree evaluate CHECKPOINT {shlex.quote(url)}")
+        say(f"next: normfree evaluate CHECKPOINT {shell([url])}")
 
 
 def _bad_share(p: argparse.ArgumentParser) -> None:

@@ -1,15 +1,12 @@
 """`normfree data verify`, `overlap`, `bench`, `plan`."""
 
-from __future__ import annotations
-
 import argparse
-import shlex
 import sys
 from typing import Any
 
 from orchestration.commands.output import cores, progress_bar, say
-from orchestration.commands.parser import add
-from pipeline.display import terminal
+from orchestration.commands.parser import add, number
+from pipeline.display import shell, terminal
 from pipeline.errors import UserError
 
 
@@ -60,9 +57,11 @@ def add_overlap(actions: Any) -> None:
     p.add_argument("b", metavar="B", help="another")
     p.add_argument("--split-a", metavar="A,B", help="splits of A (default: all)")
     p.add_argument("--split-b", metavar="A,B", help="splits of B (default: test, else val)")
-    p.add_argument("--radius", type=int, default=6, metavar="BITS", help="of 64-bit hashes (default %(default)s)")
+    p.add_argument(
+        "--radius", type=number(int, 0, 64), default=6, metavar="BITS", help="of 64-bit hashes (default %(default)s)"
+    )
     p.add_argument("--no-confirm", action="store_true", help="trust the hashes: do not read and compare the images")
-    p.add_argument("--show", type=int, default=20, metavar="N", help="pairs to print (default %(default)s)")
+    p.add_argument("--show", type=number(int, 0), default=20, metavar="N", help="pairs to print (default %(default)s)")
     p.add_argument("--out", metavar="FILE", help="all pairs as .csv or .json")
 
 
@@ -113,10 +112,14 @@ def add_bench(actions: Any) -> None:
     p.add_argument(
         "--workers", default="0,1,2", metavar="N,N,...", help="loader processes to try (default %(default)s)"
     )
-    p.add_argument("--px", type=int, default=224, help="side of the training images (default %(default)s)")
-    p.add_argument("--batch", type=int, default=64, help="images of a batch (default %(default)s)")
-    p.add_argument("--seconds", type=float, default=5, help="to measure for, each time (default %(default)s)")
-    p.add_argument("--cache-gb", type=float, default=0, help="shard cache for object stores (default none)")
+    p.add_argument(
+        "--px", type=number(int, 1, 8192), default=224, help="side of the training images (default %(default)s)"
+    )
+    p.add_argument("--batch", type=number(int, 1), default=64, help="images of a batch (default %(default)s)")
+    p.add_argument(
+        "--seconds", type=number(float, 0.1), default=5, help="to measure for, each time (default %(default)s)"
+    )
+    p.add_argument("--cache-gb", type=number(float, 0), default=0, help="shard cache for object stores (default none)")
 
 
 def data_bench(args: argparse.Namespace) -> int:
@@ -157,7 +160,7 @@ def data_bench(args: argparse.Namespace) -> int:
         f"{best.mb_per_s / max(bare.mb_per_s, 1e-9):.0%} of the bare read; {limit} is what bounds it"
     )
     say(
-        f"next: normfree pretrain RECIPE --data.url {shlex.quote(args.url)} --data.num_workers {best.num_workers} --out RUN"
+        f"next: normfree pretrain RECIPE --data.url {shell([args.url])} --data.num_workers {best.num_workers} --out RUN"
     )
     return 0
 

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from pipeline.display import terminal
 from pipeline.errors import UserError
 
@@ -38,7 +38,7 @@ def inspect_commands(commands: Any) -> None:
     p.add_argument("--px", type=int, help="count multiply-adds at this size too, and measure signals at it")
     p.add_argument(
         "--batch",
-        type=int,
+        type=number(int, 1),
         default=8,
         metavar="N",
         help="images, for activation memory and signals (default %(default)s)",
@@ -47,7 +47,9 @@ def inspect_commands(commands: Any) -> None:
     p.add_argument(
         "--signal", metavar="FILE", help="draw signal propagation, measured and predicted: .png, .svg or .pdf"
     )
-    p.add_argument("--seed", type=int, default=0, help="of weights and noise for --signal (default %(default)s)")
+    p.add_argument(
+        "--seed", type=number(int, 0), default=0, help="of weights and noise for --signal (default %(default)s)"
+    )
     p.add_argument(
         "--skip-init",
         type=float,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import doing, progress_bar, say
-from orchestration.commands.parser import add
-from pipeline.display import terminal
+from orchestration.commands.parser import add, number
+from pipeline.display import shell, terminal
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def export(args: argparse.Namespace) -> int:
     agrees = "logits are equal" if made.difference == 0 else f"logits differ by {made.difference:.1e} of the largest"
     say(f"{made.source_url} ({kind} weights, digest {made.source_digest[:12]}) on a fixed batch: {agrees}")
     say(f"made {made.url} ({len(made.files) + 1} files, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:12]})")
-    say("next: " + _NEXT[made.kind].format(out=shlex.quote(made.url)))
+    say("next: " + _NEXT[made.kind].format(out=shell([made.url])))
     return 0
 
 
@@ -181,9 +180,7 @@ def _pull(commands: Any) -> None:
         choices=["safetensors", "timm", "onnx"],
         help="end with an exported folder in place of the checkpoint",
     )
-    p.add_argument(
-        "--connections", type=int, default=8, metavar="N", help="parts fetched at a time (default %(default)s)"
-    )
+    p.add_argument("--connections", type=number(int, 1), default=8, metavar="N", help="at a time (default %(default)s)")
     p.add_argument("--tracking-uri", metavar="URI", help="of models:/...: MLflow; default: MLFLOW_TRACKING_URI")
 
 
@@ -222,7 +219,7 @@ def pull(args: argparse.Namespace) -> int:
             raise UserError(f"{error} (the checkpoint itself has come, and is in {to})") from None
         objects.remove_tree(to)
         say(f"made {out}: {args.format}, logits within {written.difference:.2g} of the checkpoint's")
-    say(f"next: normfree classify {shlex.quote(out)} IMAGE, or: normfree transfer {shlex.quote(out)} --suite SUITE ...")
+    say(f"next: normfree classify {shell([out])} IMAGE, or: normfree transfer {shell([out])} --suite SUITE ...")
     return 0
 
 
@@ -257,8 +254,8 @@ def register(args: argparse.Namespace) -> int:
     if made.note:
         say(f"note: {made.note}")
     place = f"{made.name}@{args.alias}" if args.alias else f"{made.name}/{made.version}"
-    where = f" --tracking-uri {shlex.quote(public(args.tracking_uri))}" if args.tracking_uri else ""
-    say(f"next: normfree pull {shlex.quote(f'models:/{place}')}{where}")
+    where = " " + shell(["--tracking-uri", public(args.tracking_uri)]) if args.tracking_uri else ""
+    say(f"next: normfree pull {shell([f'models:/{place}'])}{where}")
     return 0
 
 

@@ -1,7 +1,5 @@
 """What commands print: lines, a bar of progress."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import io

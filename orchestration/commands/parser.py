@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -52,6 +53,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begun = [name for name in plain if len(word) > 3 and name.startswith(word)]
     near = begun or difflib.get_close_matches(word, plain, n=1, cutoff=0.6)
     return f"did you mean {plain[near[0]]}?" if near else f"choose one of {', '.join(plain.values())}"
+
+
+def number(kind: type[int] | type[float], least: float, most: float = math.inf) -> Callable[[str], float]:
+    """What an option's text is read by: a finite number of that kind and range, or a sentence."""
+
+    def read(text: str) -> float:
+        try:
+            found = kind(text)
+        except ValueError:
+            found = math.nan
+        if not (least <= found <= most and math.isfinite(found)):
+            what = f"from {least:,} to {most:,}" if math.isfinite(most) else f"of {least:,} or more"
+            raise argparse.ArgumentTypeError(f"{text!r}; give a {'whole ' * (kind is int)}number {what}")
+        return found
+
+    return read
 
 
 def add(

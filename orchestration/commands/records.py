@@ -1,13 +1,11 @@
 """`normfree ui` and `normfree track`: the records of runs and sweeps."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any
 
 from orchestration.commands.output import say
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -35,7 +33,7 @@ def _ui(commands: Any) -> None:
     p.add_argument("run", nargs="?", metavar="URL", help="a run or sweep folder, local or in an object store")
     p.add_argument("--tracking-uri", metavar="URI")
     p.add_argument("--host", default="127.0.0.1")
-    p.add_argument("--port", type=int, default=5000)
+    p.add_argument("--port", type=number(int, 0, 65535), default=5000)
     p.add_argument("--team", action="store_true", help="users with passwords, PostgreSQL, artifacts in a bucket")
     p.add_argument("--artifacts", metavar="URL", help="with --team: where files go, as s3://bucket/mlflow")
     p.add_argument(
@@ -49,7 +47,9 @@ def _ui(commands: Any) -> None:
         help="with --team: serve TLS with this PEM certificate; without, passwords travel unencrypted",
     )
     p.add_argument("--key", metavar="FILE", help="with --certificate: its private key, where that is another PEM file")
-    p.add_argument("--workers", type=int, default=4, metavar="N", help="with --team: server processes (default 4)")
+    p.add_argument(
+        "--workers", type=number(int, 1), default=4, metavar="N", help="with --team: server processes (default 4)"
+    )
 
 
 def ui(args: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def _track(commands: Any) -> None:
     )
     p.add_argument("run", nargs="?", metavar="URL", help="a run or sweep folder, local or in an object store")
     p.add_argument("--tracking-uri", metavar="URI", help="default: MLFLOW_TRACKING_URI, else SQLite in the folder")
-    p.add_argument("--limit", type=int, default=100, metavar="N", help="runs to list (default %(default)s)")
+    p.add_argument("--limit", type=number(int, 1), default=100, metavar="N", help="runs to list (default %(default)s)")
 
 
 def track_import(args: argparse.Namespace) -> int:

@@ -81,7 +81,7 @@ def pretrain(args: argparse.Namespace) -> int:
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts is {args.max_restarts}; set it to 0 or more")
     if args.show:
-        say(*(header + _checked(run, args.num_processes) + dump_yaml(run)).splitlines())
+        say(*(header + checked(run, args.num_processes) + dump_yaml(run)).splitlines())
         return 0
     if not args.out:
         raise UserError("no run folder: set --out to where checkpoints and records go")
@@ -92,7 +92,7 @@ def pretrain(args: argparse.Namespace) -> int:
 
     uri = chosen_uri(args.tracking_uri)
     with doing("checking the run against its data"):
-        _checked(run, args.num_processes)
+        checked(run, args.num_processes)
     return launch(
         run,
         args.out,
@@ -123,7 +123,7 @@ def asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     return override(run, args.fields), header
 
 
-def _checked(run: Run, num_processes: int) -> str:
+def checked(run: Run, num_processes: int) -> str:
     """Refuses a run that does not fit together. A line of YAML about what could not be looked at, or nothing."""
     from pipeline.data.format import manifest
     from pipeline.storage import objects

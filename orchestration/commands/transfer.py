@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import say
 from orchestration.commands.parser import add
+from pipeline.display import shell
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def parse_budget(text: str | None) -> Budget:
     from transfer.sweep.scheduler import Budget
 
     budget = Budget()
-    for word in (text or "").split(",") if text else []:
+    for word in [] if text is None else text.split(","):
         match = re.fullmatch(r"\s*([0-9.eE+]+)\s*(trial|image)s?\s*", word)
         try:
             number = int(float(match[1])) if match else 0
@@ -159,7 +159,7 @@ def parse_budget(text: str | None) -> Budget:
 
 
 def _tracking_words(args: argparse.Namespace) -> str:
-    return f"--tracking-uri {shlex.quote(args.tracking_uri)}" if args.tracking_uri else shlex.quote(args.out)
+    return shell(["--tracking-uri", args.tracking_uri] if args.tracking_uri else [args.out])
 
 
 def _report(commands: Any) -> None:

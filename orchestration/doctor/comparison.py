@@ -1,7 +1,5 @@
 """What only several hosts together show: who differs from the others, whose clock is off, who is slow. Pure functions."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """One host that is examined from here: its process, a question at a time, an answer to each within a time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import queue
@@ -50,7 +48,7 @@ class Conversation:
         for work in (self._read, self._read_errors):
             threading.Thread(target=work, daemon=True).start()
 
-    def __enter__(self) -> Conversation:
+    def __enter__(self) -> "Conversation":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,6 +97,11 @@ class Conversation:
             self._process.wait(END_S)
         last = next((line for line in reversed(self._errors) if line.strip()), "")
         return f"its process ended with code {self._process.poll()}{f' ({last[:300]})' if last else ''}"
+
+    @property
+    def code(self) -> int | None:
+        """Exit code of its process; None while that lives."""
+        return self._process.poll()
 
     @property
     def errors(self) -> Sequence[str]:

@@ -1,7 +1,5 @@
 """The devices of a host: GPUs as NVIDIA's management library tells of them, or the CPU that computes in their place."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The examination of one host or of several: each alone, then what they share, then the network between them."""
 
-from __future__ import annotations
-
 import dataclasses
 import secrets
 import socket
@@ -29,6 +27,16 @@ class Asked:
     data: str = ""
     tracking_uri: str = ""
     parity: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What ranks on the hosts would have."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
+    processes: int = 0
+    """Ranks of a host in the all-reduces; 0 = one a GPU, or one."""
 
 
 @dataclass(kw_only=True)
@@ -63,12 +71,11 @@ def of_hosts(
     hosts: Sequence[Conversation],
     asked: Asked,
     *,
-    processes: int = 0,
+    setting: Setting = Setting(),
     why: Callable[[Conversation, str], str] = lambda host, text: text,
     phase: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Args:
-    processes: ranks of a host in the all-reduces; 0 = one a GPU, or one.
     why: the words for a host that was not reached.
     phase: told what is done next.
     """
@@ -76,10 +83,10 @@ def of_hosts(
     phase("reaching the hosts")
     with ThreadPoolExecutor(min(MAX_AT_ONCE, len(hosts))) as pool:
         group = _Group(report, pool, hosts)
-        hellos = group.hello(why)
+        hellos = group.hello(setting, why)
         if hellos:
             phase("examining each host")
-            num_local = {name: processes or max(1, hello.num_gpus) for name, hello in hellos.items()}
+            num_local = {name: setting.processes or max(1, hello.num_gpus) for name, hello in hellos.items()}
             group.examine(asked, sum(num_local.values()))
             if len(hellos) > 1:
                 if asked.out:
@@ -129,10 +136,11 @@ class _Group:
     def _find(self, host: str, finding: Finding) -> None:
         self._report.findings.append(dataclasses.replace(finding, host=finding.host or host))
 
-    def hello(self, why: Callable[[Conversation, str], str]) -> dict[str, Hello]:
+    def hello(self, setting: Setting, why: Callable[[Conversation, str], str]) -> dict[str, Hello]:
         def one(host: Conversation) -> tuple[Hello, float] | str:
             try:
-                found = documents.convert(host.ask("hello", limit_s=HELLO_S), Hello, f"what {host.name} says")
+                words = {"environment": dict(setting.environment), "folder": setting.folder}
+                found = documents.convert(host.ask("hello", limit_s=HELLO_S, **words), Hello, f"what {host.name} says")
                 return found, found.clock_s - host.heard_s
             except (Unanswered, ValueError) as error:
                 return why(host, str(error))

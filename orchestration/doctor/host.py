@@ -9,13 +9,12 @@
 What a request carries (tracker, credentials) stands on no command line.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 from orchestration.doctor import devices, machine, network, storage_checks, sweep
 from orchestration.doctor.messages import MARK, MAX_BYTES, Examined, Finding, Hello
-from pipeline import documents
+from pipeline import documents, places
 from pipeline.documents import Count, Text
 from pipeline.errors import UserError
 from pipeline.secrets import public
@@ -44,6 +43,10 @@ class Request:
     port: Count = 0
     names: list[Text] = dataclasses.field(default_factory=list)
     """mark: "write", "remove" or "look", this host's name, and to look for: those of all hosts."""
+    environment: dict[Text, Text] = dataclasses.field(default_factory=dict)
+    """hello: variables that ranks on this host would have;"""
+    folder: Text = ""
+    """and where relative paths begin."""
     first_rank: Count = 0
     num_local: Count = 1
 
@@ -77,7 +80,15 @@ class Host:
             self._listener.__exit__(None, None, None)
             self._listener = None
 
-    def _hello(self, _request: Request) -> Hello:
+    def _hello(self, request: Request) -> Hello:
+        os.environ.update(request.environment)
+        if request.folder:
+            try:
+                os.chdir(request.folder)
+            except OSError as error:
+                raise UserError(
+                    f"it has no folder {request.folder} ({error.strerror}); start in a folder that all hosts have"
+                ) from None
         ends = [*os.environ.get("SSH_CONNECTION", "").split(), "", "", ""]
         gpus = Path("/proc/driver/nvidia/gpus")
         return Hello(
@@ -139,7 +150,8 @@ def examine(request: Request) -> Examined:
         "memory": machine.memory,
         "name": lambda: machine.names(request.num_hosts),
         "devices": devices.examine,
-        "temporary folder": lambda: storage_checks.disk(Path(_temporary()), "temporary folder"),
+        "temporary folder": lambda: storage_checks.disk(Path(tempfile.gettempdir()), "temporary folder"),
+        "caches": lambda: storage_checks.disk(places.cache_folder(), "caches"),
     }
     if request.out:
         is_local = objects.is_local(request.out)
@@ -169,12 +181,6 @@ def _safely(name: str, step: Callable[[], Examined]) -> Examined:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         remedy = "" if isinstance(error, UserError) else "this could not be examined; look at the host"
         return Examined(findings=[Finding(what=name, value=public(text)[:1000], remedy=remedy)])
-
-
-def _temporary() -> str:
-    import tempfile
-
-    return tempfile.gettempdir()
 
 
 def engine() -> Examined:

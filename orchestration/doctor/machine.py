@@ -1,7 +1,5 @@
 """What a host is: software, limits of processes, memory, names. Nothing is written and nothing is asked of another host."""
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import os

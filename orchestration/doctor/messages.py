@@ -1,7 +1,5 @@
 """What a host is asked by the doctor, and what it answers: one JSON document a line, of bounded size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from pipeline.documents import Count, Text

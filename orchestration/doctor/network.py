@@ -1,7 +1,5 @@
 """The network between two hosts: one listens for the length of an examination, the other connects to it and measures."""
 
-from __future__ import annotations
-
 import contextlib
 import hmac
 import socket
@@ -32,7 +30,7 @@ class Listener:
         self._token = bytes.fromhex(token)
         threading.Thread(target=self._accept, name="doctor listener", daemon=True).start()
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> "Listener":
         return self
 
     def __exit__(

@@ -1,7 +1,5 @@
 """Places: the disk or bucket of a run, the dataset, the tracker. What is written is small, ours by a random name, and removed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time
@@ -18,7 +16,8 @@ from pipeline.storage import objects
 T = TypeVar("T")
 SAMPLE_BYTES, SAMPLE_S = 32 << 20, 2.0
 OBJECT_BYTES = 4 << 20
-FREE_BYTES = 5 << 30
+FREE_BYTES = {"temporary folder": 512 << 20, "caches": 2 << 30, "--out": 5 << 30}
+"""Sockets and what is needed for a moment; indices and fetched checkpoints; checkpoints."""
 SLOW_BYTES_S = 20e6
 """Of a place for checkpoints and shards: a host decodes more than this in images."""
 SEEN_S = 15.0
@@ -32,7 +31,7 @@ def disk(folder: Path, what: str) -> Examined:
     usage = shutil.disk_usage(there)
     facts = {what: f"{folder}: {usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} GB"}
     findings = []
-    if usage.free < FREE_BYTES:
+    if usage.free < FREE_BYTES[what]:
         findings.append(
             Finding(what=what, value=f"{usage.free / 1e9:.2f} GB free at {there}", remedy="make room there")
         )

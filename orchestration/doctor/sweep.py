@@ -3,8 +3,6 @@
 python -P -m orchestration.doctor.sweep MEGABYTES      one rank, by the variables of a launcher; rank 0 prints the times
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import statistics

@@ -1,7 +1,5 @@
 """A doctor's report for people: what is to be mended, what is worth knowing, what was measured."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 

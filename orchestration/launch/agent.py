@@ -9,6 +9,7 @@ rank froze and there is no restart left, 1 anything else.
 
 import argparse
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,8 +36,8 @@ class Host:
     """Of the launch: equal on all its hosts, and no other launch's."""
     store: Text
     """HOST:PORT, as every host reaches it."""
-    host_name: Text
-    """As people know this host; no other host's."""
+    host_name: Text = ""
+    """As people know this host; no other host's. "": its own name, where one document is for all hosts."""
     min_hosts: Positive = 1
     max_hosts: Positive = 1
     processes: Positive = 1
@@ -87,7 +88,7 @@ def supervise(host: Host) -> int:
     address = host_address.address_of(host.interface) if host.interface else host_address.own_address(store, port)
     hosts = Hosts(
         run_id=host.run_id,
-        host=host.host_name,
+        host=host.host_name or socket.gethostname(),
         address=address,
         store=(store, port),
         min_hosts=host.min_hosts,

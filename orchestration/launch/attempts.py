@@ -30,7 +30,9 @@ from orchestration.run.rank_end import EXIT_OURS
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, say
 
 REPORT_S = 15.0
-"""So long an agent waits for how the ranks of other hosts ended, and"""
+"""So long an agent waits for how the ranks of other hosts ended,"""
+FINISH_S = 120.0
+"""so long if its own have finished, since rank 0 then still hands on the last records, and"""
 STORE_S = 60.0
 """for a store that is gone to come back at the same place."""
 CONNECT_S = 10.0
@@ -200,7 +202,8 @@ class Attempts:
         report = self._report(group, result)
         self._record.report(report)
         is_well = outcome(report.codes) in (0, EXIT_REQUEUE) and not report.is_stopped
-        reports = self._record.reports(REPORT_S, lambda: is_well and handler.num_nodes_waiting() > 0)
+        wait_s = REPORT_S if any(report.codes) else FINISH_S
+        reports = self._record.reports(wait_s, lambda: is_well and handler.num_nodes_waiting() > 0)
         hosts = self._record.hosts()
         verdict = judge(reports, hosts, is_growing=handler.num_nodes_waiting() > 0)
         limits = self._hosts.limits

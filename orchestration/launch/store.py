@@ -10,6 +10,7 @@ import argparse
 import signal
 
 from orchestration import child_process
+from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.supervision.process_exit import run as run_process
 from pipeline.supervision.stop_signals import say
@@ -31,7 +32,7 @@ def main() -> int:
     except UserError as error:
         say(str(error))
         return 2
-    print(args.address, store.port, flush=True)
+    print(terminal(f"{args.address} {store.port}"), flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     return 0
 

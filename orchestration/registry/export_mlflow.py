@@ -1,7 +1,5 @@
 """A checkpoint as an MLflow model: code as text, the network as ONNX, a signature, an input example, and no pickle."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import logging

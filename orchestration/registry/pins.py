@@ -1,7 +1,5 @@
 """The pin that keeps a registered checkpoint from its run's retention."""
 
-from __future__ import annotations
-
 from orchestration.tracking.tracking_uri import sqlite_file, sqlite_uri
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import retention

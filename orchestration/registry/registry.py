@@ -5,8 +5,6 @@ recipe, the lineage and the scorecard. Whoever takes a version is given what was
 another digest is refused. A registered checkpoint is pinned, so that its run does not delete it, until `unregister`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

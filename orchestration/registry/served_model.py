@@ -4,8 +4,6 @@ Needs numpy, Pillow, onnxruntime and mlflow. `normfree_images` lies next to it i
 name. The network is ONNX, with classes and preprocessing in its metadata. Nothing is pickled.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,7 +1,5 @@
 """What the registry gives back, and how it is asked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A reader of records like the others; only rank 0 has one. With a terminal the li
 CI) the same facts come as plain lines, at most one every ten seconds besides the events, which always show.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -102,7 +100,7 @@ class Console:
             self._live.stop()
             self._live = None
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> "Console":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """A run's plan and its updates as lines of text."""
 
-from __future__ import annotations
-
 import math
 
 from pipeline.records import (

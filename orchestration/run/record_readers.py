@@ -1,9 +1,6 @@
 """Who reads the records of a run on rank 0: the console, the spool on disk, and through it the tracker."""
 
-from __future__ import annotations
-
 import os
-import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,6 +12,7 @@ from orchestration.spool.system_metrics import start_sampler
 from orchestration.tracking.mlflow_client import DRAIN_S
 from orchestration.tracking.start_uploader import start_uploader
 from orchestration.tracking.tracking_uri import resolve_uri
+from pipeline.display import shell
 from pipeline.errors import UserError
 from pipeline.provenance import command, facts
 from pipeline.records import Finished, Phase, Record, Stopped
@@ -94,7 +92,7 @@ class Readers:
             return command()
         if not isinstance(record, Finished):
             return None
-        checkpoint = shlex.quote(record.checkpoint or self.out)
+        checkpoint = shell([record.checkpoint or self.out])
         return f"normfree transfer {checkpoint} --suite small_images --data-root DATA --out SWEEP"
 
     def close(self, *, failed: str | None) -> None:
@@ -125,8 +123,9 @@ class Readers:
         say(f"waiting for MLflow at {where} to take the last records ({self._wait_s:g} s at most)")
         if not self._uploader_ends(self._wait_s - SAY_AFTER_S):
             say(
-                f"tracking: MLflow at {where} keeps the uploader waiting; no record is lost, and this sends what is missing: "
-                f"normfree track import {shlex.quote(self.out)} --tracking-uri {shlex.quote(where)}"
+                f"tracking: MLflow at {where} has not taken all records yet; the uploader goes on without this command, and no "
+                "record is lost. If it reports that some are missing, this sends them: "
+                f"{shell(['normfree', 'track', 'import', self.out, '--tracking-uri', where])}"
             )
 
     def _uploader_ends(self, limit_s: float) -> bool:

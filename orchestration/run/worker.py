@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration import child_process
 from orchestration.run import rank_end
 from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place_trouble
 from pipeline.supervision.process_exit import run as run_process
 from pipeline.supervision.rank_environment import TORCHRUN, place
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, StopSignal, say
@@ -35,17 +35,18 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
     from pipeline.records import Finished, Stopped
+    from pipeline.storage.store_errors import silence
     from pipeline.supervision import planned_faults
     from pipeline.training.train import train
 
     here = place()
-    planned_faults.arm(here.rank)
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
     readers: Any = Readers(run, out, tracking_uri, stop) if here.is_main else None
     node = NodeReader(out) if not here.is_main and here.local_rank == 0 else None
     last = None
     try:
+        planned_faults.arm(here.rank)
         for last in train(run, out, stop=stop):
             if readers:
                 readers.read(last)
@@ -55,8 +56,11 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
         if debug:
             raise
         leave()
-        if readers:  # every rank meets the same mistake; one says so
+        if readers:
             readers.close(failed=str(error))
+        if (
+            readers or node
+        ):  # every rank meets the same mistake; one of each machine says so: its log may be all there is
             for line in (str(error), *error.table):
                 say(line)
         return EXIT_USER
@@ -65,6 +69,9 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
             readers.close(failed=f"{type(error).__name__}: {error}")
         if debug or not isinstance(error, Exception):
             raise
+        if away := silence(error) or place_trouble(error):
+            say(f"rank {here.rank} ended: {away}")
+            return EXIT_OURS  # it may pass: an agent may start the ranks again
         say(f"rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)")
         return EXIT_OURS
     leave()

@@ -1,7 +1,5 @@
 """Records of a run or sweep, wherever it lies, into an MLflow server or this machine's SQLite."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -1,7 +1,5 @@
 """`normfree ui`: MLflow's pages over a run's or sweep's records, on this machine only unless asked otherwise."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets
@@ -22,7 +20,7 @@ from orchestration.serve import addresses, mlflow_server
 from orchestration.serve.import_records import records_of
 from orchestration.tracking.heartbeat import keep_sweeping
 from orchestration.tracking.mlflow_client import connect
-from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
+from orchestration.tracking.tracking_uri import make_sqlite, resolve_uri, sqlite_file
 from pipeline import places
 from pipeline.display import terminal
 from pipeline.errors import UserError
@@ -61,6 +59,7 @@ def serve(
         )
     port, token = free_port(host, port), secrets.token_urlsafe(24)
     print("starting MLflow ...", file=sys.stderr, flush=True)
+    make_sqlite(uri)  # anew, where it was cut short
     return run_server(
         "own",
         _environment(uri) | {mlflow_server.TOKEN: token, mlflow_server.ARTIFACTS: _artifacts(file)},

@@ -9,8 +9,6 @@ database, AWS_ACCESS_KEY_ID and its kind for the bucket, MLFLOW_AUTH_ADMIN_PASSW
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. TLS is by --certificate and --key, or by a proxy in front.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

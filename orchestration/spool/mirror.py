@@ -6,8 +6,6 @@ What the server has acknowledged (`tracking.json`) is copied before the lines ar
 costs asking the server, and never run ahead of them, which would lose lines.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 import time
@@ -47,7 +45,7 @@ class Mirror:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Mirror:
+    def __enter__(self) -> "Mirror":
         self._thread.start()
         return self
 

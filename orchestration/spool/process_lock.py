@@ -1,7 +1,5 @@
 """Am I the only one here: a lock that goes with its process."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -6,8 +6,6 @@ The trainer only appends here; whether a tracking server lives, answers or forge
 of kind "Attempt". Lines are only ever added.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -87,7 +85,7 @@ class Spool:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> "Spool":
         return self
 
     def __exit__(self, *_: object) -> None:

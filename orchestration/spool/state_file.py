@@ -1,7 +1,5 @@
 """What the servers have acknowledged of a run or sweep, as a file that a kill at any moment leaves whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -6,8 +6,6 @@ One process a node (`start_sampler`), next to the trainer and not in it, appends
 mirrored there (`orchestration.spool.mirror`), and the first node's uploader brings it back.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import csv

@@ -1,7 +1,5 @@
 """What of a run's spool a server has, and what it has not acknowledged yet: lines that wait, in order, each translated."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import secrets

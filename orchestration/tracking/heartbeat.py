@@ -7,8 +7,6 @@ that old by the clock and does not move during SECOND_LOOK_S: two machines' cloc
 left alone. A run that was marked in error (its machine was only cut off) takes the verdict back with its next sign.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import threading

@@ -8,8 +8,6 @@ A run is found by the digests of the checkpoints that it saved, and where anothe
 run's own folder keeps of where its records went. Each link is a tag of its own: two sweeps that end together lose none.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Sequence

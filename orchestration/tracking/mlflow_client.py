@@ -11,8 +11,6 @@ are equal in key, step, time and value, which its primary key holds apart from d
 Offline machines: `normfree track import RUN --tracking-uri URI` sends a spool later, to any server.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

@@ -1,7 +1,5 @@
 """The uploader's process: how a trainer starts it, and its entry point."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

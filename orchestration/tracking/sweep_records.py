@@ -5,8 +5,6 @@ imports it (`normfree track import SWEEP`), and one that only shows it (`normfre
 find the sweep that is there already.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

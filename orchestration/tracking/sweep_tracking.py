@@ -6,8 +6,6 @@ ledger is the truth; a driver that starts again hands over its finished trials a
 recognised by their digest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import secrets
 import sys

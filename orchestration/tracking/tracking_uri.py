@@ -1,7 +1,5 @@
 """Tracking URIs: what MLflow takes, and the SQLite file behind one, made whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import os
@@ -64,11 +62,18 @@ def resolve_uri(tracking_uri: str | None, run_dir: str | os.PathLike[str]) -> st
             f"the tracking URI {tracking_uri!r} names no file, and a database in memory ends with its process; "
             "write sqlite:////FOLDER/mlflow.db"
         )
-    if file is None or "?" in tracking_uri:
+    if file is None:
         return tracking_uri
-    return sqlite_uri(
-        file
-    )  # an absolute path: the uploader and MLflow's server work in other folders than this process
+    _, mark, options = tracking_uri.partition("?")
+    try:
+        urllib.parse.parse_qsl(options, strict_parsing=bool(mark))
+    except ValueError:
+        raise UserError(
+            f"the tracking URI {tracking_uri!r} has {options!r} behind a ?, where options of SQLite stand (timeout=30); "
+            "write %3F for a ? in the name of a file"
+        ) from None
+    # An absolute path: the uploader and MLflow's server work in other folders than this process.
+    return sqlite_uri(file) + mark + options
 
 
 def server_name(tracking_uri: str, folder: Path) -> str:

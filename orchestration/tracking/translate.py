@@ -4,8 +4,6 @@ What is derived here is derived from the spool's lines alone, in order, so that 
 over the lines that are already uploaded and stands where the one before it stood.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime

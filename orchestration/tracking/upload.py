@@ -1,7 +1,5 @@
 """What lines of a spool mean to a tracking server: points, parameters, tags, datasets, an ending."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.secrets import public
 
 EXIT_NOT_UPLOADED = 3
+"""Of an uploader or an import that could not send all."""
 TAG_CHARACTERS = 4000  # MLflow refuses tags beyond 8,000 and cuts parameters at 6,000 with only a warning
 
 
@@ -51,7 +50,7 @@ class Upload:
     """The resolved configuration, when these lines bring one that is new."""
     datasets: list[DatasetUsed] = field(default_factory=list)
 
-    def merge(self, other: Upload) -> None:
+    def merge(self, other: "Upload") -> None:
         self.points += other.points
         self.params |= other.params
         self.tags |= other.tags

@@ -3,11 +3,8 @@
 See `orchestration.tracking.mlflow_client` for what it promises. Imports no MLflow itself: that module is the seam to it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
-import shlex
 import sys
 import time
 import traceback
@@ -36,7 +33,7 @@ from orchestration.tracking.mlflow_client import (
 from orchestration.tracking.tracking_uri import resolve_uri
 from orchestration.tracking.upload import EXIT_NOT_UPLOADED, Ending, Point, Upload, cause
 from pipeline import places
-from pipeline.display import terminal
+from pipeline.display import shell, terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage.process_identity import started_at
@@ -289,7 +286,7 @@ class Uploader:
             terminal(
                 f"tracking: {num_left} of {num_all} records are not in MLflow at {where} ({self._fault}); they "
                 f"are kept in {self.run_dir}/{MAIN}, and this sends them later: normfree track import "
-                f"{shlex.quote(str(self.run_dir))} --tracking-uri {shlex.quote(where)}"
+                f"{shell([str(self.run_dir), '--tracking-uri', where])}"
             ),
             file=sys.stderr,
         )

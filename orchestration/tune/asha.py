@@ -1,7 +1,5 @@
 """ASHA among the candidates of each cell, by Ray Tune's own scheduler; all that it is told and says is written down."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence

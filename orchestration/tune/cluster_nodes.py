@@ -1,7 +1,5 @@
 """The nodes of a cluster, asked before they work: does each see this code, the sweep, the data and the weights?"""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The scheduler's jobs as a searcher of Ray Tune."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ray.tune.search import Searcher

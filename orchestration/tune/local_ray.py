@@ -26,6 +26,8 @@ from ray.tune.execution import class_cache
 
 from orchestration import child_process
 from orchestration.tune import ray_guard
+from pipeline.display import terminal
+from pipeline.errors import UserError
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 LOOPBACK = "127.0.0.1"
@@ -66,16 +68,27 @@ def local_ray(num_cpus: int) -> Iterator[LocalRay]:
         _read_token_again()
         # The mark is for Ray's processes, and not for what this one starts later.
         with workers_import_this_package(), _loopback(), _variables(**{ray_guard.MARK: mark}):
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=256 << 20,  # configurations travel, images do not
-                _node_ip_address=LOOPBACK,
-                _temp_dir=os.path.join(found.folder, "r"),  # Ray opens its folder to everybody
-                **QUIET,
-            )
+            _start(num_cpus, os.path.join(found.folder, "r"))  # Ray opens its folder to everybody
         yield found
+
+
+def _start(num_cpus: int, folder: str) -> None:
+    """UserError where Ray does not come up: its limits are in seconds, and a machine may be too busy for them."""
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=256 << 20,  # configurations travel, images do not
+            _node_ip_address=LOOPBACK,
+            _temp_dir=folder,
+            **QUIET,
+        )
+    except Exception as error:
+        raise UserError(
+            f"Ray did not start on this machine ({terminal(error, max_characters=300)}): it may lack processor time, memory, or "
+            f"room in {_base()}; make some, and the same command goes on"
+        ) from error
 
 
 def _base() -> str:

@@ -4,8 +4,6 @@ configured resources -> layout: what one trial reserves, how many run at a time
 ray.init -> does a trial fit anywhere? -> on a cluster: `orchestration.tune.cluster_nodes`
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -69,6 +67,8 @@ def layout(resources: Resources) -> TrialResources:
     """UserError for what contradicts itself."""
     import torch
 
+    if resources.max_concurrent is not None and resources.max_concurrent < 1:
+        raise UserError(f"--max-concurrent is {resources.max_concurrent}; set it to 1 or more, or leave it out")
     num_gpus = torch.cuda.device_count()
     gpus, processes = _per_trial(resources)
     wants_gpu = bool(num_gpus) and gpus != 0

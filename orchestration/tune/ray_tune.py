@@ -9,8 +9,6 @@ trials go on from their own checkpoints. Which candidates of a search go on is d
 down; under `asha` by Tune while they run, which is quicker and depends on which of them is first.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import socket

@@ -1,7 +1,5 @@
 """What a sweep tells while it runs: lines for a person, child runs for MLflow."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -11,8 +11,6 @@ A rank whose worker is gone ends: its socket closes, and Linux kills it, stopped
 the cause that was there first; one that was killed says nothing and is named for it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import selectors

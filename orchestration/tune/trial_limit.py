@@ -6,8 +6,6 @@
 Both are set back when a trial of a probe job is over and the next one begins.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """One process of a fine-tuning trial that runs as several (`orchestration.tune.trial_group` starts and hears it)."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -15,8 +15,6 @@ named "kind/parameter@first element", so any number of ranks at any stage reads 
 Nothing here is pickled; loading runs no code from a file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

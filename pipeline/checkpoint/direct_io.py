@@ -6,8 +6,6 @@ needs memory, lengths and offsets in multiples of `ALIGN_BYTES`; a file system w
 same bytes in the ordinary way.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

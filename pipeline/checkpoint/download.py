@@ -5,8 +5,6 @@ carries the hash of its file on over all parts that follow without a gap. Nobody
 a finished file is noticed when the checkpoint is loaded, which verifies it again, and it can be pulled once more.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

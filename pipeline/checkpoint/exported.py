@@ -7,8 +7,6 @@
 A folder without `export.json` is no export; one with it is whole. Only the kind `safetensors` can be read back.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, field

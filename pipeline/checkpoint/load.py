@@ -1,7 +1,5 @@
 """Reading checkpoints: the newest that verifies, its weights and its state."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re
@@ -90,7 +88,7 @@ def fill(commit: Commit, cache_dir: str, pieces: Iterable[Piece], world: World =
     together(world, lambda: _copy(commit, cache_dir, parts, pieces))
 
 
-def _copy(commit: Commit, cache_dir: str, parts: list[_Part], pieces: Iterable[Piece]) -> None:
+def _copy(commit: Commit, cache_dir: str, parts: "list[_Part]", pieces: Iterable[Piece]) -> None:
     wanted = {(piece.kind, piece.name): piece for piece in pieces}  # a rank holds one run of each parameter
     infos = {info["name"]: info for info in commit.files}
     with contextlib.ExitStack() as stack:
@@ -111,7 +109,7 @@ def _copy(commit: Commit, cache_dir: str, parts: list[_Part], pieces: Iterable[P
             piece.values[start - piece.start : end - piece.start].copy_(found)
 
 
-def _elements(file: Any, part: _Part, start: int, end: int) -> torch.Tensor:
+def _elements(file: Any, part: "_Part", start: int, end: int) -> torch.Tensor:
     """Of the flattened parameter; of a fragment, which has one dimension, no more is read."""
     entry, wanted = file.get_slice(part.key), slice(start - part.start, end - part.start)
     if len(entry.get_shape()) == 1:

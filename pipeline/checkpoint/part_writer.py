@@ -4,8 +4,6 @@ The part record (`part-RANK-of-SIZE.json`) is a rank's word that its files are w
 main rank commits when every rank's word is there; it never reads the files again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

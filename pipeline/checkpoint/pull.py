@@ -10,14 +10,13 @@ second download of that file and nothing else. Nothing is unpickled; a commit fi
 refused before a byte of it is fetched.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.checkpoint.commit import COMMIT, Commit, committed, parse_commit, refuse_pickle
+from pipeline import documents
+from pipeline.checkpoint.commit import COMMIT, Commit, committed, parse_commit, read_commit, refuse_pickle
 from pipeline.checkpoint.download import JOURNAL, NUM_AT_ONCE, Damaged, Download, Progress, journal_of, verifies
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
@@ -76,7 +75,7 @@ def _fetch(
     url: str, target: Path, digest: str | None, connections: int, progress: Progress | None, passed: list[PassedOver]
 ) -> Pulled:
     try:
-        data = objects.read_bytes(objects.join(url, COMMIT))
+        data = objects.read_bytes(objects.join(url, COMMIT), max_bytes=documents.MAX_BYTES + 1)
     except FileNotFoundError:
         raise Damaged(f"{url} was deleted while it was looked for; pull again") from None
     commit = parse_commit(url, data)
@@ -112,7 +111,7 @@ def _is_there(target: Path, commit: Commit) -> bool:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:
-        held = parse_commit(str(target), (target / COMMIT).read_bytes())
+        held = read_commit(str(target))
     except (OSError, UserError):
         raise UserError(f"{target} is there already and is no checkpoint; give another folder with --to") from None
     if held.digest != commit.digest:

@@ -6,8 +6,6 @@ inspection; they do not count among the newest). A commit file is deleted before
 what a killed save or a killed deletion left: they go when they are older than the newest commit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterable

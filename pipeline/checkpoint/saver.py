@@ -9,8 +9,6 @@ the others only where every rank stands at the same place, which is at the next 
 used twice, so nothing that an earlier attempt left can be taken for this one's.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time
@@ -85,7 +83,7 @@ class Saver:
         self._abandoned: list[str] = []
         self._stall_s, self._is_enough = stall_s, is_enough
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> "Saver":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,7 +1,5 @@
 """How checkpoints of a run are written and which of them stay."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

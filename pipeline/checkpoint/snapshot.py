@@ -5,8 +5,6 @@ for every save; writing goes from it straight to disk. A file is safetensors, wr
 the tensors a second time; its header is padded so that the data begin at a page, which direct writing needs.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ One state a run, which a newer one replaces. It counts for nothing while it lies
 checkpoint of it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

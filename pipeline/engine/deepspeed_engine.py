@@ -3,8 +3,6 @@
 Its own clipping is on by default at norm 1.0 (0.19): it is switched off, and that is asserted.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

@@ -6,8 +6,6 @@ A.1) and what keeps weight standardisation exact. It also leaves four code paths
 each of them computes is compared with plain PyTorch when a run starts (`pipeline.engine.parity_check`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ on several ranks. Products of norms add up, so one sum over ranks of a few numbe
 the update, exact wherever the cuts fall.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Fields of the optimiser."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 

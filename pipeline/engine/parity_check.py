@@ -5,8 +5,6 @@ that came on by itself). So steps of a tiny network at the run's own stage, prec
 compared with SGD, AGC on whole gradients and an average written out in plain PyTorch. Seconds, once a process.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Sharpness-aware minimisation (`nfnet.optim.sam`) through DeepSpeed, which averages the second gradient only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

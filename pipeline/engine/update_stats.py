@@ -4,8 +4,6 @@ All of it comes from sums of products a unit, which ranks add up in the step's o
 nothing is read twice for it but where the update's own size is asked for.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -102,7 +100,7 @@ class Sums:
     momentum: float
 
     @classmethod
-    def of_network(cls, network: nn.Module, rules: dict[str, Rule], units: Units, optim: OptimConfig) -> Sums:
+    def of_network(cls, network: nn.Module, rules: dict[str, Rule], units: Units, optim: OptimConfig) -> "Sums":
         """rules: what `nfnet.optim.param_groups.assign` says of each parameter."""
         parts = part_names(network, list(rules))
         names = list(dict.fromkeys(parts.values()))

@@ -8,8 +8,6 @@ flat tensor holds this rank's parts one after the other.
 What the library has no public way for is read from its attributes; a version without them is refused by name and number.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 from abc import ABC, abstractmethod

@@ -4,8 +4,6 @@ A writer fills a temporary folder and hands back how to compute logits from what
 checkpoint's own on a fixed batch before anything appears at `out`: a wrong export is never left behind.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """The model card of an export: what the run's own record says, and by name what it does not say. Nothing is made up."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What an export starts from, and how its answers are compared."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The network as ONNX: one file, batch of any size, with classes and preprocessing in its metadata."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The network as a folder that `timm.create_model("local-dir:DIR", pretrained=True)` loads."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

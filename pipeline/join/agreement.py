@@ -10,8 +10,6 @@ All of it goes through the store by which the ranks find each other, before ther
 libraries may never make one. A rank sends and reads a few kilobytes, however many ranks there are.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import ipaddress

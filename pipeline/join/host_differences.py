@@ -1,7 +1,5 @@
 """What the hosts of a run differ in: who has which value, what is to be done, and the table of it."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What ranks tell each other before a run starts (`pipeline.join.agreement`): small documents of bounded size."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import TypeVar
 

@@ -7,8 +7,6 @@ where weights come from     a run folder or checkpoint, path or URL
                             timm:NAME[@FILE] timm's network, with timm's own weights, or those of a local file
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal

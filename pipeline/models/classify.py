@@ -4,8 +4,6 @@ from pipeline.models.classify import classify
 classify("runs/c100", ["cat.jpg", "s3://bucket/photos/"])
 """
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ classifier; the head is a linear layer of ours called `head`, so rules by name (
 classes) hold for every network. timm is optional, and is imported when such a name is used.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import hashlib

@@ -4,8 +4,6 @@
 `NAME_tiny` that a CPU runs in seconds (`pipeline.recipes.smoke_variants`).
 """
 
-from __future__ import annotations
-
 import difflib
 
 from pipeline.errors import UserError

@@ -5,8 +5,6 @@ ImageNet, label smoothing 0.1 where the recipe regularises and 0 where it does n
 network's own sizes.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from nfnet.variants import get_variant

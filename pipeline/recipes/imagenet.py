@@ -1,7 +1,5 @@
 """NFNet-F0 to F6 on ImageNet from scratch: the recipe of Brock et al. 2021, appendix A, with its augmentation (A.3)."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from nfnet.optim.schedule import linear_scaling

@@ -6,8 +6,6 @@ softmax cross-entropy without label smoothing, no dropout and no stochastic dept
 that they name), AGC as on ImageNet, no averaged weights.
 """
 
-from __future__ import annotations
-
 from nfnet.optim.schedule import linear_scaling
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig

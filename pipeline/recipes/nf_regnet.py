@@ -1,7 +1,5 @@
 """NF-RegNet-B0 to B5 on ImageNet from scratch, as the released code trains (`experiment_nf_regnets.py`)."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from nfnet.variants import get_variant

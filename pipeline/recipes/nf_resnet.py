@@ -1,8 +1,6 @@
 """NF-ResNet-50 to 200: on ImageNet from scratch as the released code trains, on 300M images and then ImageNet as Brock et
 al. 2021, A.5, compare them with their batch-normalised counterparts (table 4)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

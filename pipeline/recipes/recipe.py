@@ -1,7 +1,5 @@
 """What a recipe is: a function that returns a whole Run, and a header with its command, hardware, hours and result."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ class Recipe:
     """Of the training split that its durations are given for."""
 
     @classmethod
-    def of(cls, function: Callable[[], Run], num_images: int) -> Recipe:
+    def of(cls, function: Callable[[], Run], num_images: int) -> "Recipe":
         """One whose header is the function's docstring."""
         return cls(make=function, header=inspect.getdoc(function) or "", num_images=num_images)
 

@@ -5,8 +5,6 @@ schedule (warm-up and periods keep their share of the run). What shrinks: networ
 of RandAugment and the learning rate.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Recipes for `nfnet_tiny` at 32 px: the demo and the real-image run that two CPU cores can do."""
 
-from __future__ import annotations
-
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration

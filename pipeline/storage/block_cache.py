@@ -8,8 +8,6 @@ that is full, or not writable, ends the caching and not the run. The total stays
 for the longest time go first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

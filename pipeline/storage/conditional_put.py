@@ -5,8 +5,6 @@ S3 has conditions for a write (If-None-Match since 2024, If-Match since then); m
 second. On a disk a hard link makes a file only where there is none, on network file systems too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -5,8 +5,6 @@ upload leaves no object. s3fs would read up to 500 MB ahead and wait for each gr
 memory, and the next starts when one is done. Asks of a client only what `pipeline.storage.clients` gives it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import secrets

@@ -73,19 +73,18 @@ def size_bytes(url: str | os.PathLike[str]) -> int:
 
 
 def read_bytes(url: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
-    """The whole object, or its first `max_bytes`; FileNotFoundError if there is none.
-
-    With `max_bytes`, which is for objects that somebody else may have written, only regular files are read.
-    """
+    """The whole object, or its first `max_bytes`, for small ones that somebody else may have written. FileNotFoundError if there
+    is none, UserError for a pipe, a device or a folder."""
     if is_local(url):
         path = local_path(url)
-        if max_bytes is None:
-            return path.read_bytes()
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{path} is no regular file; give the path of one")
-            return file.read(min(max_bytes, status.st_size))  # read(n) takes n bytes of memory, whatever the file has
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(number)
+            raise UserError(f"{path} is no regular file; give the path of one")
+        with open(number, "rb") as file:
+            # read(n) takes n bytes of memory, whatever the file has.
+            return file.read() if max_bytes is None else file.read(min(max_bytes, status.st_size))
 
     def start(fs: Any, path: str) -> bytes:
         try:

@@ -9,8 +9,6 @@ beat is known: it is dead when the record has stood still for `LIMIT_S` on our c
 A dead owner is taken over. `pipeline.storage.conditional_put` lets one of several takers win.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Which process it is, on which machine, and whether it lives: by its number and the time of its start."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -5,8 +5,6 @@ time and inode). S3 gets the ETag with every request (If-Match), so the store it
 Other stores are asked again after each read.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -27,6 +27,7 @@ _TRANSIENT_NAMES = frozenset(
         "FlexibleChecksumError",
     }
 )
+_UNREACHED_NAMES = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ProxyConnectionError", "SSLError"})
 _SKEWED = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 _ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301"}
@@ -117,6 +118,20 @@ def sentence(error: BaseException, url: str) -> str | None:
             "their file) and what they may do there"
         )
     return None
+
+
+def silence(error: BaseException) -> str | None:
+    """Of a store that was not reached, or only asked for patience: a sentence for the end of a command; None for other errors.
+
+    No `UserError` where it happens: what cannot be read now is no damaged checkpoint, and a save is tried again."""
+    kind = type(error).__name__
+    if kind not in _TRANSIENT_NAMES | _UNREACHED_NAMES and not is_throttled(error) and answer_of(error).status < 500:
+        return None
+    said = " ".join(str(error).split())[:200]
+    return (
+        f"the object store does not answer ({kind}: {said}): see whether it is up, whether AWS_ENDPOINT_URL is its address, and "
+        "the network between; the same command goes on then"
+    )
 
 
 def _is_full(answer: Answer) -> bool:

@@ -5,8 +5,6 @@ back. Every point that a save passes is in `POINTS`, in the order in which it is
 Besides these there is `STEP`. What a process of a drill does at which point is in `pipeline.supervision.planned_faults`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 POINTS = (

@@ -5,8 +5,6 @@ for how long that has not moved, and how many collectives it has entered: all ra
 the one that the others wait for is the one that has entered fewest. One that says nothing any more needs no such proof.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ class Beat:
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
-    def from_json(text: str | bytes) -> Beat:
+    def from_json(text: str | bytes) -> "Beat":
         data = json.loads(text)
         return Beat(**{**data, "stack": tuple(data["stack"])})
 

@@ -1,7 +1,5 @@
 """The report of a frozen rank: one file in the run's folder and one sentence."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import threading

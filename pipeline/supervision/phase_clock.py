@@ -1,7 +1,5 @@
 """Where the time of a run goes: each moment belongs to one phase, so the phases add up to the wall clock."""
 
-from __future__ import annotations
-
 import struct
 import time
 from collections.abc import Callable, Iterator

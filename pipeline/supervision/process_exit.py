@@ -1,7 +1,5 @@
 """How a process of ours ends: with its exit code, whatever its threads are at."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

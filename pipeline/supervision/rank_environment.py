@@ -1,7 +1,5 @@
 """Who this process is, of how many: the only reader of the variables by which launchers say it. Imports no torch."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

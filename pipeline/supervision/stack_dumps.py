@@ -5,8 +5,6 @@ of all threads to a file and then lets the signal end the process: sent before t
 other instruction, so what is written is where the process froze, and the process does nothing more.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import mmap
@@ -72,7 +70,7 @@ class Dump:
         self.board: mmap.mmap | None = None
         self._file: Any = None
 
-    def __enter__(self) -> Dump:
+    def __enter__(self) -> "Dump":
         if hasattr(faulthandler, "register") and hasattr(signal, "SIGRTMIN") and hasattr(os, "memfd_create"):
             number = os.memfd_create("normfree-stacks")
             os.ftruncate(number, WHERE.size)

@@ -10,8 +10,6 @@
 A thread hears of the signal, because Python runs handlers on the main thread alone, which may be waiting in a collective.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select
@@ -84,7 +82,7 @@ class StopSignal:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> "StopSignal":
         ours, signals_go_to = socket.socketpair()
         ours.setblocking(False)
         signals_go_to.setblocking(False)

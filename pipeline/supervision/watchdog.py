@@ -11,8 +11,6 @@ last. No collective is used, and nothing here runs on the main thread: a beat co
 way (`pipeline.supervision.stop_signals`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -79,7 +77,7 @@ class Watchdog:
         """By then this process has left: somebody has named a rank."""
         self._is_reporting_alone = False
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> "Watchdog":
         if self.size == 1:
             self._stop.told.set()
         if self.config.limit_s > 0:

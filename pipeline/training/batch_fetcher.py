@@ -1,7 +1,5 @@
 """Batches fetched on a thread when asked for: a rank whose data stall can still hear that it is to stop."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

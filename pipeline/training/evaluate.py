@@ -1,7 +1,5 @@
 """Accuracy and loss of a network on a split: every sample once, on any number of ranks."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@
 The configuration is compared in `pipeline.training.resume`, and each checkpoint against its own commit file as well.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 All ranks call the same function at the same step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import cast
 

@@ -4,8 +4,6 @@ run.yaml         the Run of the last start; fields that decide numbers must be t
 identity.json    what the run was made of (`pipeline.training.identity`)
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

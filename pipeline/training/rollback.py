@@ -5,8 +5,6 @@ written to `left_out.json` in the run's folder, so that every later start skips 
 `data.skip_steps` had named these data from the beginning.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """A Run: everything that decides a training, and its YAML."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a run lost on the way, agreed over its ranks, entered in the ledger, and held against the budget."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -123,9 +121,13 @@ class Account:
         except Exception as error:  # clients of stores raise what they like; the run is worth more than its account
             self._failure = f"the account of the samples could not be written: {sentence(error, where)}"
 
-    def restore(self, step: int) -> None:
+    def restore(self, step: int) -> Iterator[Record]:
         """Rank 0 reads what was lost before, and the others take its account over."""
-        self._ledger.restore(world.from_main(self._world, lambda: self._ledger.read(self._out, step)), step)
+        found = world.from_main(self._world, lambda: self._ledger.read(self._out, step))
+        self._ledger.restore(found or {}, step)
+        if step and found is None:
+            text = f"there is no {NAME} in {self._out}: what was lost before step {step} is not in the account"
+            yield Notice(step=step, text=text)
 
     def rewind(self, step: int) -> None:
         """The run has gone back to `step`: what happened from there on will happen again, or will not."""

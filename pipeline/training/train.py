@@ -7,8 +7,6 @@ or not, stop or go on are agreed over all ranks before an update. All random cho
 epoch, sample), so a run's whole state is weights, momentum, averages, and one integer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator

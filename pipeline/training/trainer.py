@@ -4,8 +4,6 @@ What happens between two steps is a method here: the decision where to start, re
 of runs are in `pipeline.training.rollback` and `pipeline.training.leaving`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -101,7 +99,7 @@ class Job:
             self.restore(commit)
         self._start_saver(commit)
         self.first_step = self.step
-        self.account.restore(self.step)
+        yield from self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
 
     def restore(self, commit: Commit) -> None:

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import subprocess
 import unicodedata
 
 import pytest
 from markdown_it import MarkdownIt
 
-from pipeline.display import csv_cell, markdown, markdown_code, shortened, terminal, visible
+from pipeline.display import csv_cell, markdown, markdown_code, shell, shortened, terminal, visible
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\u2028next\u2029\r\n\t\x00\x7f\u200bcat\ufeff\U000e0041\ud800"
 
@@ -28,6 +29,14 @@ def test_lines_stay_only_where_they_are_asked_for_and_length_is_bounded() -> Non
     long = terminal("x" * 1_000_000)
     assert len(long) < 4100 and "996,000 characters more" in long
     assert shortened("a\n" + "x" * 50, 10) == r"a\nxxxxxx…" and shortened("x" * 10, 10) == "x" * 10
+
+
+def test_a_shell_reads_the_words_of_a_printed_command_as_they_were() -> None:
+    words = ["runs/a b%20c#?e", "x\ny'\"\\n$HOME`ls`", "\x1b[31m\u202eä日\udcff", "plain"]
+    line = shell(words)
+    assert terminal(line) == line and line.endswith(" plain") and shell(["a b", "c"]) == "'a b' c"
+    read = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    assert read.decode("utf-8", "surrogateescape").split("\0")[:-1] == words
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", "=", "－1"])

@@ -3,8 +3,6 @@
 Both are opened as the test split is: for a selection record that is written, and not before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -93,7 +93,21 @@ def read(sweep: str, digest: str) -> dict[str, np.ndarray]:
         raise UserError(f"{url} has a class or an image of a negative number; {REMEDY}")
     if any(not ((found[name] >= 0) & (found[name] <= 1)).all() for name in ("confidence", *OPTIONAL) if name in found):
         raise UserError(f"{url} has a confidence outside 0 to 1; {REMEDY}")
+    if (contradiction := _contradiction(found)) is not None:
+        raise UserError(f"{url}: {contradiction}; {REMEDY}")
     return found
+
+
+def _contradiction(found: Mapping[str, np.ndarray]) -> str | None:
+    """Where two arrays say different things of an image: what is counted as right, and what is shown as predicted."""
+    top, label = found["top5"], found["label"]
+    if not np.array_equal(top[:, 0], found["predicted"]):
+        return "the first of top5 is not what is predicted"
+    for name, is_among in (("credit", top[:, 0] == label), ("credit5", (top == label[:, None]).any(1))):
+        # Among equal scores the first is shown, so that a credit between 0 and 1 says nothing of it.
+        if name in found and (np.where(is_among, found[name] <= 0, found[name] >= 1)).any():
+            return f"{name} is not what the predictions and the labels give"
+    return None
 
 
 def recomputed(metric: str, found: Mapping[str, np.ndarray], keep: np.ndarray | None = None) -> float | None:

@@ -4,8 +4,6 @@ Both speak of the whole device and not of a process: trials that share one are e
 cannot be read (RAPL is root's on most machines) is not measured.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import subprocess

@@ -5,8 +5,6 @@
 The same key always means the same numbers, so a file is never rewritten, and any number of trials may race to make it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable

@@ -4,8 +4,6 @@ A probe is fitted on a support and asked for scores on other features, for one p
 `transfer.probes.ridge`, `knn`, `linear` and `logistic`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Features are divided by their length; the k training images nearest by cosine vo
 softmax(similarity / temperature). Nothing is fitted, so the k of the published grid is the only choice there is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

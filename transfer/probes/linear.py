@@ -8,8 +8,6 @@ Where this differs from dinov2/eval/linear.py: features are those of the evaluat
 augmentation; all heads begin with the same draw of N(0, 0.01^2), so a head does not depend on what else is in the grid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ All float64. The published procedure tries c = 10^linspace(-6, 5, 45), chooses o
 is held out, and fits all of them again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

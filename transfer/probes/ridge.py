@@ -6,8 +6,6 @@ protocol. The older variant (scenic's `fewshot_utils.py`) tries a grid and takes
 penalty that ranks best over all tasks: `rank_selected`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ Nothing is searched, so a task's result is its first. The paper and its code (go
 The paper does not speak of a warm-up; both variants have the code's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ its own (the card `imagenet_v2`, whose labels are the numbers of its folders); R
 next to the task; final trials then hold `real_top1` and `v2_top1`, measured when the task's own test split is open.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

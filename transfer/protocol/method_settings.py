@@ -1,7 +1,5 @@
 """What each kind of method takes: its settings, their ranges and defaults."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal

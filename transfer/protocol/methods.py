@@ -10,8 +10,6 @@ A protocol is everything that decides a number besides the backbone (its weights
 shots and the seed. Numbers with different protocol digests do not belong into one table.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

@@ -168,7 +168,7 @@ def _record(task: Task, url: str, trial: str, data_digest: str, what: str) -> No
 
 def record_sha256(url: str) -> str:
     """Of a selection record's bytes: the seal of each opening."""
-    return hashlib.sha256(objects.read_bytes(url)).hexdigest()
+    return hashlib.sha256(objects.read_bytes(url, max_bytes=documents.MAX_BYTES)).hexdigest()
 
 
 def openings(sweep: str) -> list[Opening]:

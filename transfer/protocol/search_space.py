@@ -6,8 +6,6 @@ A range is searched on the scale that its field has here; a plain number holds t
 of a cell, from scratch and pretrained, and so is the number of trials: each start picks its own point.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A suite (YAML) lists tasks, which are dataset cards, and methods with their settings (`transfer.protocol.methods`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal

@@ -7,8 +7,6 @@ of its splits in order, checks their number, and writes the list that `normfree 
 rules are those of google-research/task_adaptation (task_adaptation/data/*.py and the counts in their tests).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ permutation test (`transfer.results.statistics.compare`). The tasks of a suite a
 matter: with few of them the test cannot settle anything, and says so.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Reads what `normfree data overlap UPSTREAM DATASET --out FILE` wrote, and the pr
 again. A head that has seen a test image with other labels may still know it, so the number without these images is the safe one.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a cell gets wrong: its confusion over seeds, and the test images that it is surest and wrongest about."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Halving, HyperBand and searches by a model are played from their records alone (
 `orchestration.tune.asha.replay_asha`.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ are extracted again, nothing is written to the sweep's folder. What would make i
 protocol or settings than recorded) is refused or reported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any

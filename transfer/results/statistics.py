@@ -4,8 +4,6 @@ An interval here is a 95 % Student-t interval of the mean over seeds: it speaks 
 training images and another initial head would give, and not of other test images or of another pretraining run.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

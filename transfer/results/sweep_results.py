@@ -4,8 +4,6 @@ Where a cell is in several folders (the same from-scratch baseline, mostly), the
 folders' seeds are never mixed in one mean. What was measured by another protocol is refused, with what differs.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Whether the number of a final trial is what its records say."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """The VTAB score of a scorecard: the mean of top-1 over the 19 tasks and over each group, a seed at a time."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ would make pretraining look better than it is, so the space is one, and each ini
 That is for grids. Of a space of ranges a model (`transfer.search.optuna_search`) proposes the points; each runs to its end.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

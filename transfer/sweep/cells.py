@@ -7,8 +7,6 @@ choose there is no search, and the record states the one setting. Where a model 
 cell's candidates come in generations, and `with_points` adds them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -195,7 +193,7 @@ class Cell:
         """Search trials in all."""
         return len(self.search) if self.space is None else self.space.search.num_trials
 
-    def with_points(self, points: Sequence[Point]) -> Cell:
+    def with_points(self, points: Sequence[Point]) -> "Cell":
         """The cell with more candidates."""
         more = tuple(dataclasses.replace(self.any_trial, hyperparameters=dict(p)) for p in points)
         return dataclasses.replace(self, search=self.search + more, points=self.points + tuple(points))

@@ -1,7 +1,5 @@
 """A trial, and the entry of one that is over: typed, ranged, sealed."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal

@@ -6,8 +6,6 @@ momentum, with AGC; the recipe (`transfer.protocol.methods`) states the rest. Bi
 the task (`transfer.protocol.bit_hyperrule`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

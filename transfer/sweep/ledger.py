@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pipeline import documents
@@ -83,7 +84,8 @@ class Ledger:
         """All entries, sorted by digest."""
         urls = objects.list_urls(objects.join(self.sweep, "trials"), ".json")
         with ThreadPoolExecutor(8) as pool:  # an object store takes its time for each of hundreds of small objects
-            for url, data in zip(urls, pool.map(objects.read_bytes, urls), strict=True):
+            read = partial(objects.read_bytes, max_bytes=documents.MAX_BYTES + 1)
+            for url, data in zip(urls, pool.map(read, urls), strict=True):
                 yield parse_entry(data, url)
 
     def info(self) -> SweepInfo:

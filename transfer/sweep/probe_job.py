@@ -1,7 +1,5 @@
 """A probe job: all probes, shots and seeds of a (task, backbone), since they share one pass over the images."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 

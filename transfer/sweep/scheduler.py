@@ -7,8 +7,6 @@ A job is a plain dict, so that it travels: `name`, `cell` (index of the cell; -1
 the cells that a probe job serves) or `trial` (fields of the Trial) and `until` (the rung to run to; 0 = its end).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

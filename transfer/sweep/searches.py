@@ -1,7 +1,5 @@
 """The searches of a sweep's cells: rung by rung, or by generations, until each cell selects; and the count of what is done."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any

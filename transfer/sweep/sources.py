@@ -1,7 +1,5 @@
 """The backbones of a sweep: what trials need to know of each, read once at its start and compared when it is used."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Most trials are one process, for which all of it is free.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable

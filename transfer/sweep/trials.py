@@ -4,8 +4,6 @@ One probe job does all probes, shots and seeds of a (task, backbone) (`transfer.
 of THE loop, or a part of one up to a rung. Each finished trial is in the ledger before anybody is told.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time
@@ -156,7 +154,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     return found
 
 
-def _follow(records: Iterator[Record], seen: _Seen, pace: SavePace, report: Report | None) -> None:
+def _follow(records: Iterator[Record], seen: "_Seen", pace: SavePace, report: Report | None) -> None:
     """The loop, to where it leaves; what it evaluates goes into `seen`, and before the trial's end to `report`."""
     num_steps = int(seen.trial.hyperparameters["num_steps"])
     with contextlib.closing(records):  # type: ignore[type-var]
@@ -175,7 +173,7 @@ def _follow(records: Iterator[Record], seen: _Seen, pace: SavePace, report: Repo
                 raise TrialFailed(f"{record.reason}; the same command again goes on from there", "lost")
 
 
-def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, seen: _Seen) -> None:
+def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, seen: "_Seen") -> None:
     """Keeps a final trial's predictions, and measures it on the task's further test sets."""
     scores = seen.scores
     assert scores is not None

@@ -1,7 +1,5 @@
 """What came of a drill, for people and for programs."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Sequence

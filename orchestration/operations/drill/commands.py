@@ -1,7 +1,5 @@
 """Commands as a user types them, and every process that comes of them, found by a mark in its environment."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -71,14 +69,24 @@ class Group:
         self._num = 0
 
     def start(
-        self, words: Sequence[str], *, faults: Sequence[Fault] = (), environment: Mapping[str, str] | None = None
+        self,
+        words: Sequence[str],
+        *,
+        module: str = "normfree",
+        host: str = "",
+        faults: Sequence[Fault] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> Start:
-        """Starts `normfree WORDS`, which meets the faults."""
+        """Starts `normfree WORDS`, or another program of ours, which meets the faults.
+
+        Args:
+            host: stands for a host of its own, which `kill_host` takes away.
+        """
         self._num += 1
         log = self.folder / f"start-{self._num}.log"
         own = {
             **dict.fromkeys(UNSET, ""),
-            MARK: self.mark,
+            MARK: self.mark + host,
             COMMAND: shlex.join(["normfree", *words]),
             "NORMFREE_CACHE": str(self.cache),
             "NORMFREE_PICTURES": "0",  # the last thing that matters here, and slow
@@ -88,13 +96,17 @@ class Group:
         }
         with log.open("wb") as output:
             process = child_process.start(
-                "normfree", list(words), environment=own, folder=self.folder, own_session=True, output=output
+                module, list(words), environment=own, folder=self.folder, own_session=True, output=output
             )
         return Start(process, log)
 
     def kill(self) -> int:
         """SIGKILL to all of them; how many there were at first."""
         return kill_marked(self.mark)
+
+    def kill_host(self, host: str) -> int:
+        """SIGKILL to all of one host; how many there were."""
+        return kill_marked(self.mark + host)
 
     def wait_until_gone(self, limit_s: float) -> list[str]:
         """What still runs after `limit_s`, as its command line."""
@@ -114,7 +126,7 @@ class Hold:
     fault: Fault
 
     @staticmethod
-    def at_step(folder: Path, rank: int, step: int) -> Hold:
+    def at_step(folder: Path, rank: int, step: int) -> "Hold":
         """Before the step number `step`, counted from 1."""
         file = folder / f"held-{rank}"
         fault = Fault(

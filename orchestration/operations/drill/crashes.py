@@ -1,25 +1,30 @@
 """Scenarios in which ranks die, freeze or are told to stop, or a step goes wrong."""
 
-from __future__ import annotations
-
+import contextlib
+import json
+import re
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestration.operations.drill.commands import POLL_S, Start, send
 from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.own_run import SAVE_STEPS, with_watchdog
 from orchestration.operations.drill.play import Play
+from orchestration.run.worker import TRACKING_URI
 from pipeline.documents import read_json
 from pipeline.supervision.planned_faults import Fault
 from pipeline.supervision.stop_signals import EXIT_REQUEUE
 from pipeline.supervision.watchdog import EXIT_HANG
 from pipeline.training.rollback import MAX_IN_A_ROW
+from pipeline.training.run import dump_yaml
 
 AT_STEP = 13
 STOOD = AT_STEP - AT_STEP % SAVE_STEPS
 """The newest checkpoint then."""
 HANG_LIMIT_S = 20.0
+HOSTS = ("first", "second")
 LATE_S = 60.0
 """The report of a hang is there so long after the watchdog's limit at the latest: the machine may be busy."""
 
@@ -70,6 +75,58 @@ def _expect_report(play: Play, limit_s: float) -> None:
     if named != [play.last_rank]:
         raise Lost(f"rank {play.last_rank} was frozen, and {reports[0].name} names {named}")
     play.note(f"a report names rank {named[0]} after {time.monotonic() - begin_s:.0f} s")
+
+
+def lost_host(play: Play) -> None:
+    """Two agents, as `normfree launch` starts one on each host; one goes with all its processes."""
+    with _store(play) as address:
+        hold = play.hold(AT_STEP)
+        first, second = (_agent(play, host, address, hold.fault) for host in HOSTS)
+        hold.pid(first)
+        play.wait_for_checkpoint(STOOD)
+        play.note(f"{play.group.kill_host(HOSTS[1])} processes of a host killed")
+        hold.go()
+        second.wait()
+        play.to_the_end(first, interrupted=())
+        play.expect_resumed()
+        num = play.records.of("Started")[-1]["num_ranks"]
+        if num != play.stage.num_ranks // len(HOSTS):
+            raise Lost(f"one host was left, and the run went on with {num} processes")
+        play.note(f"{num} of {play.stage.num_ranks} processes are left")
+        play.expect_undisturbed()
+
+
+def _agent(play: Play, host: str, store: str, fault: Fault) -> Start:
+    document = {
+        "run": dump_yaml(play.run),
+        "out": play.out,
+        "run_id": play.group.mark,
+        "store": store,
+        "host_name": host,
+        "min_hosts": 1,
+        "max_hosts": len(HOSTS),
+        "processes": play.stage.num_ranks // len(HOSTS),
+        "command": "normfree drill",
+    }
+    file = play.folder / f"{host}.json"
+    file.write_text(json.dumps(document))
+    environment = {TRACKING_URI: play.tracking_uri}
+    return play.group.start(
+        [str(file)], module="orchestration.launch.agent", host=host, faults=[fault], environment=environment
+    )
+
+
+@contextlib.contextmanager
+def _store(play: Play) -> Iterator[str]:
+    """HOST:PORT of the store through which agents meet, outside of all of them."""
+    store = play.group.start(["127.0.0.1", "0"], module="orchestration.launch.store")
+    while not (found := re.search(r"^127\.0\.0\.1 (\d+)$", store.text, re.MULTILINE)):
+        if store.process.poll() is not None:
+            raise Lost(f"the agents' store did not start: {store.last_words()}")
+        time.sleep(POLL_S)
+    yield f"127.0.0.1:{found[1]}"
+    store.process.terminate()
+    store.wait()
 
 
 def stop_signal(play: Play) -> None:

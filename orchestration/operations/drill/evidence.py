@@ -1,7 +1,5 @@
 """What a run left: checkpoints, weights, its account of samples, its records. Read only; each check raises `Lost`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Scenarios of damaged or changed data, and of two commands that do not know of each other."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from orchestration.operations.drill.crashes import AT_STEP

@@ -1,7 +1,5 @@
 """Scenarios in which a place does not take what a run writes: a full disk, a slow or failing store, a tracker that is away."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A few hundred of the user's own images as a dataset of their own, and what is done to its copies."""
 
-from __future__ import annotations
-
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor

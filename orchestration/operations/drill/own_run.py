@@ -1,7 +1,5 @@
 """The user's configuration, small enough for a drill: the smoke variant of it, saved often, on ranks of this machine."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from pipeline.data.loading.data_config import DataConfig

@@ -4,8 +4,6 @@ exit code of each start as documented | the same command goes on from the newest
 run's | the ledger adds up | nothing is left running
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field

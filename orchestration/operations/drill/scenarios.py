@@ -1,7 +1,5 @@
 """The list of scenarios: what is done to a run, and what the documentation says it does about it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +16,8 @@ class Scenario:
     expected: str
     play: Callable[[Play], None]
     min_ranks: int = 1
+    num_hosts: int = 1
+    """Between which the ranks are divided."""
     needs_undisturbed: str | None = ""
     """The data that are skipped in the undisturbed run with which it compares itself."""
 
@@ -41,6 +41,14 @@ SCENARIOS = (
         "within the watchdog's limit all ranks leave with a report that names it; the run goes on from the newest checkpoint",
         crashes.freeze,
         min_ranks=2,
+    ),
+    Scenario(
+        "lost_host",
+        "one of two hosts (agents on this machine) goes with all its processes",
+        "the other one regroups and goes on alone from the newest checkpoint",
+        crashes.lost_host,
+        min_ranks=2,
+        num_hosts=len(crashes.HOSTS),
     ),
     Scenario(
         "sigterm",
@@ -99,6 +107,13 @@ SCENARIOS = (
         mistakes.changed_data,
     ),
 )
+
+
+def not_playable(scenario: Scenario, num_ranks: int) -> str:
+    """Why so many ranks do not allow it; nothing if they do."""
+    if num_ranks < scenario.min_ranks:
+        return f"needs {scenario.min_ranks} processes"
+    return f"needs processes for {scenario.num_hosts} equal hosts" if num_ranks % scenario.num_hosts else ""
 
 
 def chosen(names: Sequence[str]) -> list[Scenario]:

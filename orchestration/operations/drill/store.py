@@ -4,8 +4,6 @@ Objects are files below a folder, so what a run has written can be looked at wit
 carry this store's random key are answered: other users of the machine reach its port too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import secrets
@@ -50,7 +48,7 @@ class Store:
 
         self._server = _Server(("127.0.0.1", 0), Handler)
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> "Store":
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="store", daemon=True).start()
         return self
 

@@ -1,7 +1,5 @@
 """Fields of augmentation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -101,7 +99,7 @@ class AugmentConfig:
                 f"(it is each process's share of global_batch where it is not set)"
             )
 
-    def crop_and_flip(self, **changes: Any) -> AugmentConfig:
+    def crop_and_flip(self, **changes: Any) -> "AugmentConfig":
         """The same input without policy and mixing: what transfer and large-scale pretraining use."""
         return replace(self, **{"policy": "none", "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "resized_px": 0, **changes})
 

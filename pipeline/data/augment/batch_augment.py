@@ -1,7 +1,5 @@
 """What happens to a micro-batch once its crops are made: mixing and the policy, in the configured order."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ NumPy promises no stable stream for its distributions (NEP 19), and making one o
 whole crop. BLAKE2b in counter mode costs a tenth of that and is the same everywhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 

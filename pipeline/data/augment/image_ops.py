@@ -5,8 +5,6 @@ an operation needs pixels: any run of such operations costs one histogram and on
 operation bit for bit; the tests hold that.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 

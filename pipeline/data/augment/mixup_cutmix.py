@@ -14,8 +14,6 @@ The weight and the rectangle are drawn for each image on its own, from (seed, vi
 once; here, as is common, each image takes part twice.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

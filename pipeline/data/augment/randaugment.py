@@ -4,8 +4,6 @@ Operations are those of `pipeline.data.augment.image_ops`, all with fill 128. Ev
 applies it: the published code also draws a probability, and does not use it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

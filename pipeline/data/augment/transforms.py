@@ -5,8 +5,6 @@ On the device: `normalise`. Every random choice is drawn from (seed, view, sampl
 whatever the rank or worker that prepares it.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -4,8 +4,6 @@
 the crop needs. All other formats are decoded whole. `decode_image` gives the whole picture.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from typing import Any, Protocol

@@ -5,8 +5,6 @@ images. Most embedded profiles are sRGB itself under one of many names: that is 
 untouched, bit for bit.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from typing import Any

@@ -7,8 +7,6 @@ the system's. Where there is neither (`library()` is None, and the plan of a run
 the crop is cut out of it: the same pixels where nothing is scaled, nearly the same where it is, and later.
 """
 
-from __future__ import annotations
-
 import ctypes
 import ctypes.util
 import functools

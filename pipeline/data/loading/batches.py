@@ -4,8 +4,6 @@ A sample that cannot be had leaves no hole: the next readable one of its micro-b
 one would have been, and the batch says so. A micro-batch with no readable sample at all is marked, and the run stops.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import re
@@ -66,7 +64,7 @@ class Batch:
         """No sample of it was readable; its images are black."""
         return len(self.lost) == len(self.labels) > 0 and not self.lost[0].filled_with
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> "Batch":
         names = ("images", "labels", "samples", "other_labels", "weights")
         tensors = {name: getattr(self, name) for name in names}
         return replace(self, **{name: t.pin_memory() for name, t in tensors.items() if t is not None})
@@ -160,7 +158,7 @@ class BatchStream(IterableDataset[Batch]):
         self._budget_bytes, self._num_threads = budget_bytes, num_threads
         self._first = 0
 
-    def starting_at(self, number: int) -> BatchStream:
+    def starting_at(self, number: int) -> "BatchStream":
         """The same stream without its first `number` micro-batches."""
         rest = copy.copy(self)
         rest._first = number

@@ -1,7 +1,5 @@
 """How fast a dataset gives batches, where the time goes, and what reading alone would give."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a run states about its data."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from dataclasses import dataclass

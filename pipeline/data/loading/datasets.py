@@ -6,8 +6,6 @@ What is drawn at a step is computed, not remembered, so the whole state of the d
 Loader processes are functions of that integer too: their number changes nothing but speed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The batches of a stream, made in loader processes; killed ones are replaced."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import replace

@@ -4,8 +4,6 @@ The future is known, so reading ahead guesses nothing. Requests are made for man
 which are wanted at different times still travel together; the first portions are small, so that the first batch comes soon.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence

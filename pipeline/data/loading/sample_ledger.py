@@ -7,8 +7,6 @@ It is computed from the order, which is what the loader reads by, plus what was 
 the ranks counted as seen is held against it at every step.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -25,6 +23,7 @@ from pipeline.storage import objects
 
 NAME = "ledger.json"
 MAX_BYTES = 256 << 20
+_REMEDY = "restore it, or delete it: the account then lacks what was lost before"
 
 
 @dataclass(frozen=True)
@@ -170,12 +169,12 @@ class Ledger:
         content = {"format": "normfree-ledger", "step": step, "pages": list(_merged(self.pages(step)))}
         return (json.dumps(content, indent=1) + "\n").encode()
 
-    def read(self, folder: str, step: int) -> Entries:
-        """What a run that goes on at `step` lost before; later entries will happen again, or will not."""
+    def read(self, folder: str, step: int) -> Entries | None:
+        """What a run that goes on at `step` lost before; later entries will happen again, or will not. None: nothing says."""
         try:
-            content = documents.read(objects.join(folder, NAME), _Written, max_bytes=MAX_BYTES)
+            content = documents.read(objects.join(folder, NAME), _Written, max_bytes=MAX_BYTES, remedy=_REMEDY)
         except FileNotFoundError:
-            return {}
+            return None
         number = {name: i for i, name in enumerate(self._data.names)}
         found: Entries = defaultdict(list)
         for page in content.pages:
@@ -212,14 +211,13 @@ def _merged(pages: Sequence[Page]) -> Iterable[dict[str, Any]]:
     run: dict[str, Any] | None = None
     for page in pages:
         facts = asdict(page)
-        epoch = facts.pop("epoch")
+        epoch, facts["entries"] = facts.pop("epoch"), list(facts["entries"])
         if run is not None and not page.entries and {**facts, "epochs": run["epochs"]} == run:
             run["epochs"] = [run["epochs"][0], epoch]
             continue
         if run is not None:
             yield run
-        run = {"epochs": [epoch, epoch], **facts, "entries": list(facts["entries"])}
-        facts["entries"] = run["entries"]
+        run = {"epochs": [epoch, epoch], **facts}
     if run is not None:
         yield run
 

@@ -6,8 +6,6 @@ that the run began with. So a cut, replaced or damaged shard costs exactly the s
 put together from two objects.
 """
 
-from __future__ import annotations
-
 import functools
 import zlib
 from collections.abc import Sequence

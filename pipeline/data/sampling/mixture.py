@@ -5,8 +5,6 @@ any two positions is off by a few samples at most. Source i is read in its own o
 is through: each of its samples comes once before any comes twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -13,8 +13,6 @@ as one leaves: the shuffle is good, reading stays in large pieces, and a reader 
 With `mix_blocks` 0 the order is the full permutation.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Law: for one split, every support set (any seed, any number of shots) is disjoin
 for fewer shots is contained in the support for more shots with the same seed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -144,7 +144,7 @@ def _file_problem(manifest: Manifest, split: str) -> str | None:
     import hashlib
 
     for file in (manifest.splits[split].index.columns, manifest.splits[split].index.keys):
-        data = objects.read_bytes(objects.join(manifest.url, file.name))
+        data = objects.read_bytes(objects.join(manifest.url, file.name), max_bytes=file.size_bytes + 1)
         if hashlib.sha256(data).hexdigest() != file.sha256:
             return f"{file.name} has changed (SHA-256 differs)"
     return None

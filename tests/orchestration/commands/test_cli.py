@@ -1,5 +1,7 @@
 """What a person meets: help, and one sentence with exit code 2 for each mistake."""
 
+import argparse
+import errno
 import json
 import os
 import shlex
@@ -31,6 +33,7 @@ COMMANDS = [
     "data cards",
     "inspect",
     "pretrain",
+    "launch",
     "drill",
     "evaluate",
     "transfer",
@@ -110,6 +113,48 @@ def test_a_mistake_gets_one_sentence_and_two(
     lines = [line for line in err.splitlines() if " ... (" not in line]  # what is being done, where it takes long
     assert len(lines) == 1 and lines[0].startswith("normfree: ") and message in lines[0]
     assert not (tmp_path / "x" / "manifest.json").exists() and not (tmp_path / "x" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.ENAMETOOLONG, errno.ENOTDIR])
+def test_a_full_or_read_only_place_is_no_fault_of_ours(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(_: Any) -> int:
+        raise OSError(number, os.strerror(number), "/there/scorecard.html")
+
+    monkeypatch.setattr("orchestration.commands.transfer.report", refused)
+    code, _, err = run("report sweep", capsys)
+    assert code == 2 and err == (
+        f"normfree: /there/scorecard.html: {os.strerror(number)}; mend that, or give another place "
+        "(temporary files: TMPDIR, caches: NORMFREE_CACHE)\n"
+    )
+
+
+CHECKED_LATER = {
+    *("--px", "--top", "--tolerance", "--skip-init", "--seeds", "--max-concurrent", "--gpus-per-trial"),
+    *("--processes-per-trial", "--num-processes", "--val-share", "--max-bad-share", "--shard-mb", "--shard-samples"),
+    *("--resize-shortest", "--resize-longest", "--jpeg-quality", "--workers", "--seed", "--max-restarts"),
+}
+"""By what they decide, which names them too."""
+
+
+def test_every_number_of_the_command_line_has_a_range(capsys: pytest.CaptureFixture[str]) -> None:
+    parsers, seen = [build_parser()], 0
+    while parsers:
+        parser = parsers.pop()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            elif action.type in (int, float):
+                assert CHECKED_LATER & set(action.option_strings), action
+            elif action.type is not None:
+                seen += 1
+                for text in ("-1", "nan", "1e400", "9" * 5000, "x"):
+                    with pytest.raises(argparse.ArgumentTypeError, match=r"give a (whole )?number"):
+                        action.type(text)  # type: ignore[operator]
+    assert seen > 8
+    code, _, err = run("data bench nothing --seconds 0", capsys)
+    assert code == 2 and "--seconds: '0'; give a number of 0.1 or more" in err
 
 
 @pytest.mark.parametrize(

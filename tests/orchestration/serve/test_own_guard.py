@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from orchestration.serve import server
 from orchestration.serve.own_guard import COOKIE, Guard, owner
+from orchestration.tracking.tracking_uri import sqlite_uri
 
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 ELSEWHERE = ("203.0.113.5", 40000)
@@ -66,3 +68,14 @@ def test_from_elsewhere_the_token_opens_once_and_the_cookie_afterwards() -> None
 def test_an_address_with_the_token_leads_nowhere_else() -> None:
     status, headers = ask(ELSEWHERE, "//evil.example?token=the+token")
     assert status == 303 and headers[b"location"] == b"/"
+
+
+def test_a_file_that_was_cut_short_is_made_anew_before_mlflow_opens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(server, "make_sqlite", done.append)
+    monkeypatch.setattr(server, "run_server", lambda *_, shown, **__: done.append(f"served {shown}") or 0)
+    (tmp_path / "mlflow.db").touch()
+    uri = sqlite_uri(tmp_path / "mlflow.db")
+    assert server.serve(uri, port=0) == 0 and done == [uri, f"served {uri}"]

@@ -53,6 +53,16 @@ def test_a_uri_where_mlflow_keeps_nothing_is_refused_before_anything_starts(uri:
         assert resolve_uri(good, "run") == good
 
 
+def test_a_file_with_options_is_found_from_any_folder_and_a_bare_question_mark_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = resolve_uri("sqlite:///a.db?timeout=30", "run")
+    assert uri == f"sqlite:///{tmp_path}/a.db?timeout=30" and resolve_uri(uri, "run") == uri
+    with pytest.raises(UserError, match="write %3F"):
+        resolve_uri("sqlite:///runs/lr?1.db", "run")
+
+
 @pytest.mark.parametrize("is_early", [True, False])
 def test_a_store_that_was_cut_short_is_made_anew_and_kept_aside(
     is_early: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

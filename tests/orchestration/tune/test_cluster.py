@@ -172,8 +172,15 @@ def test_what_a_trial_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layout(Resources(processes_per_trial=2, gpus_per_trial=0)) == TrialResources(
         num_concurrent=4, num_processes=2, gpus=0.0
     )
-    for wrong in ({"gpus_per_trial": 1.5}, {"gpus_per_trial": -1}, {"processes_per_trial": 0}):
-        with pytest.raises(UserError, match=r"-per-trial is .*; set"):
+    wrong_ones: tuple[dict[str, float], ...] = (
+        {"gpus_per_trial": 1.5},
+        {"gpus_per_trial": -1},
+        {"processes_per_trial": 0},
+        {"max_concurrent": 0},
+        {"max_concurrent": -1},
+    )
+    for wrong in wrong_ones:
+        with pytest.raises(UserError, match=r"(-per-trial|--max-concurrent) is .*; set"):
             layout(Resources(**wrong))
     for gpus in (0.5, 1.0, 3.0):
         with pytest.raises(UserError, match="leave one of them out"):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.tune import ray_guard
+from orchestration.tune import local_ray, ray_guard
+from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -90,3 +91,12 @@ def ray_guard_processes(folder: Path) -> list[int]:
             if b"raylet" in words and str(folder).encode() in words:
                 found.append(int(entry.name))
     return found
+
+
+def test_a_machine_that_is_too_busy_for_ray_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(local_ray.ray, "init", late)
+    with pytest.raises(UserError, match=r"did not start on this machine \(The current node timed out.* goes on"):
+        local_ray._start(1, "/nothing")

@@ -1,15 +1,21 @@
 """What a run says of the parts of its network."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
+from nfnet.optim.param_groups import Rule
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
 from pipeline.engine.deepspeed_engine import EngineConfig
+from pipeline.engine.fragments import Fragment, Units
 from pipeline.engine.optim_config import OptimConfig
-from pipeline.engine.update_stats import PartStats, over_updates
+from pipeline.engine.update_stats import PartStats, Sums, over_updates, part_names
 from pipeline.models.backbone import ModelConfig
 from pipeline.records import Step
 from pipeline.training.run import Run
@@ -47,3 +53,69 @@ def test_each_report_measures_its_last_update_part_by_part(digits: str, tmp_path
         # The parts' norms are the legs of the whole's.
         squares = sum(p["gradient_norm"] ** 2 for p in step.parts.values())  # type: ignore[operator]
         assert squares**0.5 == pytest.approx(step.gradient_norm, rel=1e-5)
+
+
+def test_parameters_belong_to_the_part_that_their_network_says() -> None:
+    network = nn.Module()
+    network.variant = SimpleNamespace(depths=(2, 1))  # type: ignore[assignment]
+    names = ["stem.0.weight", "blocks.0.a", "trunk.blocks.1.a.gain", "blocks.2.a", "final_conv.weight", "head.bias"]
+    parts = ["stem", "stage 0", "stage 0", "stage 1", "final", "head"]
+    assert part_names(network, names) == dict(zip(names, parts, strict=True))
+    assert part_names(nn.Module(), ["blocks.0.a", "trunk.fc.bias"]) == {"blocks.0.a": "blocks", "trunk.fc.bias": "fc"}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_norms_of_the_coming_update_are_those_of_the_update_itself(momentum: float) -> None:
+    """Against u = (1 + m)(c g + decay w) + m^2 v, written out for each unit."""
+    w, g, v = torch.randn(3, 4, 50, dtype=torch.float64)
+    factors = torch.tensor([1.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    decay, share = torch.tensor([0.1, 0.0, 0.2, 0.3]), torch.tensor([1.0, 2.0, 1.0, 0.5])
+    sums = Sums(
+        names=["stem", "head"],
+        part=torch.tensor([0, 0, 1, 1]),
+        clip=torch.tensor([True, True, True, False]),
+        decay=decay,
+        rate=share,
+        momentum=momentum,
+    )
+    units = torch.stack([(a * b).sum(1) for a, b in ((w, w), (g, g), (g, w), (g, v), (w, v), (v, v))]).float()
+    rows = sums.of_parts(units, factors.float(), rate=0.3)
+    clipped = factors[:, None] * g
+    update = (1 + momentum) * (clipped + decay[:, None] * w) + momentum**2 * v
+    moved = (0.3 * share[:, None] * update).square().sum(1)
+    squares = [clipped.square().sum(1), w.square().sum(1), moved]
+    expected = [[1, 1], [2, 1], *([s[:2].sum().item(), s[2:].sum().item()] for s in squares)]
+    torch.testing.assert_close(rows, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums.of_parts(units[:2], factors.float(), rate=0.3)[:4], rows[:4])
+    assert not sums.of_parts(units[:2], factors.float(), rate=0.3)[4].any()
+    whole, parts = sums.read(rows.flatten().tolist(), measured=True)
+    assert whole.clipped_share == pytest.approx(2 / 3) and (
+        parts["stem"].clipped_share,
+        parts["head"].clipped_share,
+    ) == (0.5, 1)
+    assert whole.gradient_norm == pytest.approx(squares[0].sum().sqrt().item())
+    assert parts["head"].weight_norm == pytest.approx(squares[1][2:].sum().sqrt().item())
+    assert parts["stem"].update_ratio == pytest.approx((moved[:2].sum() / squares[1][:2].sum()).sqrt().item(), rel=1e-4)
+    assert sums.read(rows.flatten().tolist(), measured=False)[0].update_ratio is None
+
+
+def test_a_part_without_clipped_units_or_weights_is_no_division_by_nothing() -> None:
+    sums = Sums(names=["a"], part=torch.zeros(1, dtype=torch.int64), clip=torch.tensor([False]), decay=torch.zeros(1),
+                rate=torch.ones(1), momentum=0.9)  # fmt: skip
+    whole, parts = sums.read(
+        sums.of_parts(torch.zeros(6, 1), torch.ones(1), rate=0.1).flatten().tolist(), measured=True
+    )
+    assert whole == parts["a"] == PartStats(clipped_share=0.0, gradient_norm=0.0, weight_norm=0.0, update_ratio=0.0)
+
+
+def test_what_a_unit_is_held_to_follows_from_its_parameters_rule() -> None:
+    network = nn.ModuleDict({"conv": nn.Conv2d(2, 3, 1), "head": nn.Linear(4, 2)})
+    kinds = {"conv.weight": (True, True, False), "conv.bias": (False, True, False), "head.weight": (True, False, True)}
+    rules = {n: Rule(n, decay, clip, is_head, lambda *_: True) for n, (decay, clip, is_head) in kinds.items()}
+    shapes = {name: tuple(p.shape) for name, p in network.named_parameters() if name in rules}
+    pieces = [Fragment(n, s, 0, torch.zeros(math.prod(s)), rules[n].clip) for n, s in shapes.items()]
+    optim = OptimConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.8, head_learning_rate_scale=3.0)
+    sums = Sums.of_network(network, rules, Units(shapes, pieces, torch.device("cpu")), optim)
+    assert sums.names == ["conv", "head"] and sums.momentum == 0.8
+    assert sums.part.tolist() == [0, 0, 0, 0, 1, 1] and sums.clip.tolist() == [True] * 4 + [False] * 2
+    assert sums.decay.tolist() == [0.5] * 3 + [0.0] + [0.5] * 2 and sums.rate.tolist() == [1.0] * 4 + [3.0] * 2

@@ -1,7 +1,5 @@
 """All ranks agree before step 0, or none starts: each planted difference is found and named, and leaves nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Mapping

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestration.cli import main
 from pipeline.storage import clients, objects, store_errors
 
 
@@ -69,6 +70,16 @@ def test_a_store_that_refuses_connections_is_known_within_ten_seconds_of_waiting
         OPERATIONS[operation]()
     assert store_errors.is_transient(raised.value) and not store_errors.is_throttled(raised.value)
     assert len(waits) >= clients.MAX_TRIES and 3 <= sum(waits) <= 10, waits
+
+
+def test_a_command_says_that_the_store_does_not_answer_and_takes_no_blame(
+    waits: list[float], endpoint: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoint(closed_port())
+    assert main(["data", "verify", "s3://bucket/data"]) == 2
+    said = capsys.readouterr().err
+    assert "the object store does not answer (EndpointConnectionError" in said and "fault of ours" not in said
+    assert store_errors.silence(OSError("no space left on device")) is None
 
 
 class Busy(BaseHTTPRequestHandler):

@@ -1,6 +1,7 @@
 """Storage: objects appear whole or not at all, locally and on an fsspec store."""
 
 import hashlib
+import os
 import uuid
 
 import pytest
@@ -171,6 +172,13 @@ def test_transient_errors_are_tried_again_and_others_are_not(remote, monkeypatch
 
 def _raise():
     raise PermissionError("no")
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(objects.UserError, match="is no regular file"):
+            objects.read_bytes(place)
 
 
 def test_a_short_remote_write_is_noticed(remote, tmp_path, monkeypatch, no_waiting):

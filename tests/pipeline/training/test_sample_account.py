@@ -129,6 +129,16 @@ def test_a_resumed_run_keeps_its_account(damaged: tuple[str, list[str]], tmp_pat
     assert ours == theirs and ours[0]["skipped"] == 5
 
 
+def test_a_resumed_run_whose_account_is_gone_says_so(digits: str, tmp_path: Path) -> None:
+    run = dataclasses.replace(make_run(digits), duration=Duration(2, "steps"), save_final=True)
+    run = dataclasses.replace(run, optim=OptimConfig(learning_rate=0.1, warmup=Duration(1, "steps")))
+    for gone, said in ((False, 0), (True, 1)):
+        if gone:
+            (tmp_path / "run" / "ledger.json").unlink()
+        notices = [r for r in records_of(run, tmp_path / "run") if "not in the account" in getattr(r, "text", "")]
+        assert len(notices) == said and all("lost before step 2" in r.text for r in notices)
+
+
 def test_plan_and_account_of_repeats_a_subset_and_skipped_steps(digits: str) -> None:
     config = DataConfig(url=digits, subset=Subset(per_class=50), repeats=2, skip_steps=("3:5",))
     data = TrainData(config, AUGMENT, seed=0)

@@ -234,4 +234,5 @@ def test_the_command_says_what_is_wrong_and_leaves_with_two(digits: str, tmp_pat
         check=False,
     )
     assert done.returncode == 2 and "does not divide over 2 processes" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+    said = [line for line in done.stderr.splitlines() if not line.startswith("loading PyTorch")]  # on a busy machine
+    assert len(said) == 1 and not (tmp_path / "run").exists()

@@ -65,6 +65,8 @@ def test_the_seal_of_a_selection_is_compared_with_its_openings(copy: Path) -> No
 def test_predictions_that_are_damaged_or_something_else_are_named(copy: Path) -> None:
     path = copy / "predictions" / f"{a_final(copy)[0].stem}.npz"
     whole, arrays = path.read_bytes(), predictions.read(str(copy), path.stem)
+    all_right = arrays["top5"].copy()
+    all_right[:, 0] = arrays["label"]
     cases: list[Callable[[], object]] = [
         lambda: path.write_bytes(whole[:-30]),
         lambda: path.write_bytes(b""),
@@ -73,6 +75,9 @@ def test_predictions_that_are_damaged_or_something_else_are_named(copy: Path) ->
         lambda: np.savez(path, **{**arrays, "label": arrays["label"][:5]}),
         lambda: np.savez(path, **{**arrays, "confidence": arrays["confidence"] + 7}),
         lambda: np.savez(path, label=arrays["label"]),
+        lambda: np.savez(path, **{**arrays, "predicted": arrays["label"]}),
+        lambda: np.savez(path, **{**arrays, "predicted": arrays["label"], "top5": all_right}),
+        lambda: np.savez(path, **{**arrays, "credit5": np.ones_like(arrays["credit5"])}),
     ]
     for write in cases:
         write()

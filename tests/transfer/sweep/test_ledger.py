@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from transfer.sweep.entry import Trial, entry
 from transfer.sweep.ledger import Ledger, SweepInfo
 
+OF_A_TERABYTE = 1 << 40
 TRIAL = Trial(
     kind="final",
     task="digits",
@@ -217,3 +218,11 @@ def test_what_an_earlier_version_did_not_write_has_the_value_that_it_had() -> No
     found = make()
     assert (found.stopped_at, found.max_memory_bytes, found.num_processes, found.num_tries) == (0, 0, 1, 1)
     assert (INFO.scheduler, INFO.search) == ("asha", "grid")
+
+
+def test_an_entry_that_is_far_too_large_is_named_before_it_fills_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "trials").mkdir()
+    with open(tmp_path / "trials" / f"{TRIAL.digest}.json", "wb") as file:
+        file.truncate(OF_A_TERABYTE)
+    with pytest.raises(UserError, match="delete this file, its trial runs again"):
+        list(Ledger(str(tmp_path)).entries())

@@ -18,13 +18,15 @@ def plant(fault: str) -> None:
         case "resume ignores checkpoints":
             load.newest = lambda *_: (None, [])
         case "momentum is lost":
-            whole = load.load_state
+            fill = load.fill
 
-            def without_momentum(*arguments):
-                state = whole(*arguments)
-                return {**state, "momentum": {name: 0.5 * value for name, value in state["momentum"].items()}}
+            def without_momentum(commit, cache_dir, pieces, *arguments):
+                pieces = list(pieces)
+                fill(commit, cache_dir, pieces, *arguments)
+                for piece in pieces:
+                    piece.values.mul_(0.5 if piece.kind == "momentum" else 1.0)
 
-            load.load_state = without_momentum
+            load.fill = without_momentum
         case "a sample is not in the ledger":
             page = Ledger.page
 

@@ -1,0 +1,154 @@
+"""Rows of a scorecard from entries made up by hand: what is paired, counted, ordered, refused."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from transfer.protocol.imagenet_labels import REAL
+from transfer.protocol.method_settings import VTAB_IMAGES
+from transfer.results.scorecard import (
+    METHODS,
+    cell_name,
+    percent,
+    scorecard,
+    shots_order,
+    shots_phrase,
+    shots_text,
+    start_of,
+    with_extra_metrics,
+)
+from transfer.results.statistics import Estimate, paired
+from transfer.sweep.entry import LedgerEntry
+
+
+def cell(seed: int, value: float | None, init: Any = "pretrained", **changed: Any) -> LedgerEntry:
+    usual = {
+        "digest": f"{seed:064x}",
+        "kind": "final",
+        "task": "digits",
+        "task_title": "Digits",
+        "method": "ridge",
+        "method_kind": "ridge",
+        "shots": 5,
+        "metric": "top1",
+        "num_train": 50,
+        "num_test": 100,
+        "hyperparameters": {},
+        "seconds_s": 1.0,
+        "images_seen": 50,
+        "protocol_digest": "p",
+        "checkpoint_url": "",
+        "checkpoint_digest": "c" * 64 if init == "pretrained" else "",
+        "backbone_digest": "b" * 64,
+        "backbone": "net",
+        "data_digest": "d",
+        "metrics": {} if value is None else {"top1": value, REAL: value / 2},
+        "error": None if value is not None else "the loss is not finite",
+        "cause": "" if value is not None else "diverged",
+    }
+    return LedgerEntry(
+        **{
+            **usual,
+            "seed": seed,
+            "value": value,
+            "init": init,
+            "status": "failed" if value is None else "ok",
+            **changed,
+        }
+    )
+
+
+PAIRS = [cell(0, 0.5), cell(1, 0.7), cell(0, 0.4, "scratch"), cell(1, 0.5, "scratch")]
+
+
+def test_a_row_pairs_a_source_with_its_baseline_by_seed_and_counts_what_failed() -> None:
+    (row,) = scorecard([*PAIRS, cell(2, None), cell(3, 0.9, kind="search")])
+    assert row.pretrained and row.scratch and row.gain
+    assert (row.pretrained.mean, row.scratch.mean) == pytest.approx((0.6, 0.45))
+    assert row.gain == paired({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5}) and row.gain.mean == pytest.approx(0.15)
+    assert row.values == ({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5}) and (row.num_failed, row.n) == (1, "2")
+    assert (row.task_title, row.method_title, row.metric) == ("Digits", METHODS["ridge"], "top1")
+    assert (row.column, row.backbone, row.baseline) == (("digits", "ridge", 5), "net", "b" * 64)
+    assert (row.pretrained_cell, row.scratch_cell) == (
+        "digits-ridge-pretrained-5-cccccccc",
+        "digits-ridge-scratch-5-bbbbbbbb",
+    )
+    (extra,) = row.extra
+    assert extra.metric == REAL and extra.pretrained and extra.pretrained.mean == pytest.approx(0.3)
+    assert with_extra_metrics([row]) == [row, extra] and extra.verdict == row.verdict
+
+
+def test_a_row_has_what_there_is() -> None:
+    (row,) = scorecard(PAIRS[:1])
+    assert row.scratch is None and row.gain is None and (row.n, row.scratch_cell) == ("1", "")
+    (row,) = scorecard([*PAIRS, cell(2, 0.9)])
+    assert row.n == "3/2" and row.gain and row.gain.n == 2
+    (row,) = scorecard([cell(0, None)])
+    assert row.pretrained is None and (row.num_failed, row.n) == (1, "0")
+    assert scorecard([]) == []
+
+
+def test_each_source_has_a_row_with_the_baseline_of_its_architecture() -> None:
+    other = {"backbone": "big", "backbone_digest": "e" * 64, "checkpoint_digest": "f" * 64}
+    rows = scorecard([*PAIRS, cell(0, 0.9, **other), cell(0, 0.8, "scratch", **{**other, "checkpoint_digest": ""})])
+    assert [(r.backbone, r.values) for r in rows] == [
+        ("big", ({0: 0.9}, {0: 0.8})),
+        ("net", ({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5})),
+    ]
+
+
+def test_rows_are_ordered_by_task_cost_of_the_method_and_shots() -> None:
+    kinds = list(METHODS)
+    cells = [
+        cell(0, 0.5, task=task, method=f"m{kind}", method_kind=kind, shots=shots)
+        for task in "ba"
+        for kind in [*kinds[:1:-1], "of another version", kinds[0]]
+        for shots in (0, VTAB_IMAGES, 25, 5)
+    ]
+    expected = [(t, f"m{k}") for t in "ab" for k in [kinds[0], *kinds[2:], "of another version"] for _ in range(4)]
+    rows = scorecard(cells)
+    assert [(r.task, r.method) for r in rows] == expected
+    assert [r.shots for r in rows][:2] == [5, 25] and {r.shots for r in rows[2:4]} == {0, VTAB_IMAGES}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"protocol_digest": "q"}, r"digits, ridge, 5 images a class: trials of different protocols \(p, q\)"),
+        ({"data_digest": "D" * 20}, r"trials of different data \(DDDDDDDDDDDD, d\)"),
+        ({"metric": "auroc"}, "trials of different metrics"),
+        ({"checkpoint_digest": "a" * 64}, "trials of different checkpoints"),
+        ({"seed": 1}, "seed 1 of pretrained is there twice"),
+    ],
+)
+def test_trials_that_do_not_compare_are_refused(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        scorecard([*PAIRS, cell(**{"seed": 2, "value": 0.5, **changed})])
+    assert scorecard([*PAIRS, cell(**{**changed, "seed": 2, "value": None})])  # what has no result mixes nothing
+
+
+def test_what_is_known_of_a_cell_is_shown_with_its_row() -> None:
+    name = cell_name(PAIRS[0])
+    (row,) = scorecard(PAIRS, {name: "a candidate is lost", "another": "x"})
+    assert row.damage == "net: a candidate is lost"
+    (row,) = scorecard([*PAIRS, cell(2, None, "scratch", cause="lost", error="its process died")], {name: "b"})
+    assert row.damage == "net from scratch: its process died; net: b"
+
+
+def test_names_of_cells_and_starts() -> None:
+    assert cell_name(cell(0, 0.5, selection="mine")) == "mine"
+    assert cell_name(cell(0, 0.5, checkpoint_digest="", backbone_digest="")) == "digits-ridge-pretrained-5"
+    assert start_of(cell(0, 0.5, backbone="")) == "pretrained" and start_of(PAIRS[0]) == "net"
+    assert start_of(PAIRS[2]) == "net from scratch" and start_of(cell(0, 0.5, "scratch", backbone="")) == "from scratch"
+
+
+def test_shots_and_shares_in_words() -> None:
+    assert [shots_phrase(n) for n in (1, 5, 0, VTAB_IMAGES)] == [
+        *("1 image a class", "5 images a class", "all images", "VTAB's 1,000 images"),
+    ]
+    assert [shots_text(n) for n in (1, 0, VTAB_IMAGES)] == ["1", "all", "VTAB"]
+    assert [shots_order(n) for n in (1, 0, VTAB_IMAGES)] == [1, float("inf"), float("inf")]
+    one, many = Estimate(mean=0.7244, half_width=None, n=1), Estimate(mean=-0.0244, half_width=0.0181, n=3)
+    assert percent(one) == "72.4 (one seed)" and percent(one, sign=True) == "+72.4 (one seed)" and percent(None) == "-"
+    assert percent(many, sign=True) == "-2.4 ± 1.8" and percent(many) == "-2.4 ± 1.8"
