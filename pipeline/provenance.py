@@ -38,6 +38,7 @@ def facts(root: Path | None = None) -> dict[str, str]:
         "environment.platform": platform.platform(),
         "environment.libraries": libraries(),
         "environment.command": command(),
+        "environment.folder": os.getcwd(),
     }
     return {name: text for name, text in found.items() if text is not None}
 

@@ -75,6 +75,18 @@ class Notice(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Deviation(Record):
+    """The run does not go on as it was saved (`pipeline.engine.resume_check`)."""
+
+    what: str
+    """state, samples, losses, gradient norms"""
+    text: str
+    is_certain: bool
+    """A comparison that cannot err; else a statistical one, whose `score` is above its limit."""
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PassedOver(Record):
     """A checkpoint that does not verify: kept where it is, not used."""
 

@@ -7,7 +7,7 @@ it looks: before the @ of a host, or as the value of a key of query or fragment 
 
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import UserError
@@ -46,11 +46,26 @@ _WORDS = frozenset(
 )
 _MARK = "..."
 _MAX_DEPTH = 3
+_MIN_HIDDEN = 6
+"""Characters: a shorter value of a variable (a number, "true") is a part of too many words."""
 
 
 def public(text: str) -> str:
     """`text` without the user, password or token that a URL in it carries. Rather loses more than that than less."""
     return "".join(_clean(scheme, rest) if scheme else rest for scheme, rest in _urls(text))
+
+
+class Hidden:
+    """Takes out of texts what the variables of this process hold under names of secrets, and `public` what URLs carry."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        values = {v for k, v in environment.items() if _names_a_secret(k) and len(v) >= _MIN_HIDDEN}
+        self._values = sorted(values, key=len, reverse=True)
+
+    def in_text(self, text: str) -> str:
+        for value in self._values:
+            text = text.replace(value, _MARK)
+        return public(text)
 
 
 def has_secret(text: str) -> bool:

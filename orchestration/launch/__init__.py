@@ -1,1 +1,1 @@
-"""Starting training processes: on one machine here; torch's launcher supervises them."""
+"""Ranks of a run on one host or many: started, watched, started again and regrouped under torch's elastic agent."""

@@ -4,7 +4,7 @@
 
 `normfree launch` starts one on each host, and the store (`orchestration.launch.store`) outside of them. Secrets and the
 tracker's URI come by the environment. The exit code is the job's: 0 finished, 2 the user's mistake, 75 stopped and saved, 76 a
-rank froze and there is no restart left, 1 anything else.
+rank froze and there is no restart left, 1 anything else; or this host's: 69 it is cut off from the job, which may go on.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def supervise(host: Host) -> int:
     run = load_yaml(host.run, "the run in the agent's document")
     if host.min_hosts > host.max_hosts:
         raise UserError(f"min_hosts {host.min_hosts} is more than max_hosts {host.max_hosts}; set it to that or less")
-    run.batch_plan(host.max_hosts * host.processes)  # a batch that does not divide is refused before anything starts
+    _check(run, host.max_hosts * host.processes)
     store, port = _place(host.store)
     address = host_address.address_of(host.interface) if host.interface else host_address.own_address(store, port)
     hosts = Hosts(
@@ -104,6 +104,17 @@ def supervise(host: Host) -> int:
         grace_s=run.watchdog.grace_s,
     )
     return supervisor.supervise(ranks, hosts)
+
+
+def _check(run: "Run", num_ranks: int) -> None:
+    """What does not fit together is refused before anything starts: a failure would be met again by each restart."""
+    from pipeline.data.format import manifest
+    from pipeline.storage import objects
+    from pipeline.training.check_run import check_run
+
+    if not run.data.url:
+        raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
+    check_run(run, num_ranks=num_ranks, read_data=objects.exists(objects.join(run.data.url, manifest.NAME)))
 
 
 def rank_environment(run: "Run", command: str) -> dict[str, str]:

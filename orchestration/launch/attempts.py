@@ -27,8 +27,11 @@ from orchestration.launch.rank_processes import RankProcesses, Ranks, Stopped
 from orchestration.launch.restart_policy import HostReport, RestartLimits, Verdict, death, judge, limited, outcome
 from orchestration.run import rank_end
 from orchestration.run.rank_end import EXIT_OURS
+from pipeline.storage.ownership import JOB
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, say
 
+EXIT_CUT_OFF = 69
+"""EX_UNAVAILABLE: this host does not reach the job any more, which may go on without it."""
 REPORT_S = 15.0
 """So long an agent waits for how the ranks of other hosts ended,"""
 FINISH_S = 120.0
@@ -93,7 +96,7 @@ class Attempts:
                     say(f"{self._store} does not answer; {self._hosts.host} waits {STORE_S:.0f} s for it")
                 elif time.monotonic() - gone_s > STORE_S:
                     say(f"{self._store} is gone; the same command goes on from the newest checkpoint")
-                    return EXIT_REQUEUE
+                    return EXIT_CUT_OFF
                 self._processes.none_more.wait(1.0)
 
     @property
@@ -139,7 +142,7 @@ class Attempts:
                 return self._end(job, handler, EXIT_OURS)
             if verdict is None:  # the job ended without this host
                 ended = job.ended
-                return EXIT_OURS if ended is None else ended
+                return EXIT_CUT_OFF if ended is None else ended
             if verdict.left_out:
                 job.leave_out(verdict.left_out)
             if verdict.left_out == host:
@@ -176,7 +179,7 @@ class Attempts:
     @contextlib.contextmanager
     def _rank_environment(self) -> Iterator[dict[str, str]]:
         """Of the ranks of an attempt, besides that of this process. Those of a single host need no port but on the loopback."""
-        own = {**self._ranks.environment, rank_end.FOLDER: str(self._ends)}
+        own = {**self._ranks.environment, rank_end.FOLDER: str(self._ends), JOB: self._hosts.run_id}
         threads = max(1, (os.cpu_count() or 1) // self._ranks.processes)
         own.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(threads)))
         if self._hosts.max_hosts > 1:

@@ -93,10 +93,10 @@ class AttemptRecord:
 
     def agree(self, verdict: Verdict) -> tuple[Verdict, bool]:
         """The verdict of the host that was first, and whether that is this one."""
-        mine = json.dumps(dataclasses.asdict(verdict))
-        found = self._store.compare_set("verdict", "", mine).decode()
-        fields = json.loads(found)
-        return Verdict(**{**fields, "blamed": tuple(fields["blamed"])}), found == mine
+        mine = {**dataclasses.asdict(verdict), "by": self._rank}
+        fields = json.loads(self._store.compare_set("verdict", "", json.dumps(mine)))
+        is_mine = fields.pop("by") == self._rank
+        return Verdict(**{**fields, "blamed": tuple(fields["blamed"])}), is_mine
 
 
 def _report(fields: dict[str, Any]) -> HostReport:

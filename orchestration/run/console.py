@@ -17,6 +17,7 @@ from pipeline.display import terminal
 from pipeline.records import (
     Accounted,
     Changed,
+    Deviation,
     Evaluation,
     Finished,
     Lost,
@@ -81,6 +82,7 @@ class Console:
             Accounted: self._read_accounted,
             Notice: self._read_notice,
             Changed: self._read_notice,
+            Deviation: self._read_deviation,
             SaveFailed: self._read_missed,
             SaveSkipped: self._read_missed,
             Finished: self._read_finished,
@@ -196,6 +198,10 @@ class Console:
 
     def _read_notice(self, notice: Notice | Changed) -> None:
         self._say(f"note  {notice.text}", style="yellow")
+
+    def _read_deviation(self, found: Deviation) -> None:
+        head = "WRONG RESUME" if found.is_certain else "ODD RESUME  "
+        self._say(f"{head}  step {found.step}: {found.text}", style="bold red")
 
     def _read_finished(self, finished: Finished) -> None:
         self.close()

@@ -4,6 +4,8 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TextIO
 
 from orchestration.run.console import Console
 from orchestration.spool import mirror
@@ -34,13 +36,23 @@ class Readers:
     and tried again later.
     """
 
-    def __init__(self, run: Run, out: str, tracking_uri: str | None, stop: StopSignal | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        out: str,
+        tracking_uri: str | None,
+        stop: StopSignal | None = None,
+        *,
+        terminal: TextIO | None = None,
+    ) -> None:
+        """`terminal`: shows the live line, where standard output goes to a log, which gets plain lines."""
         self.run_dir = records_folder(out)
         self.out, self.run = out, run
         self.tracking_uri = resolve_uri(tracking_uri, self.run_dir)
         self._stop = stop or StopSignal()
-        self._console = Console()
-        self._console_guard, self._records_guard = FailureGuard("the lines of the console"), FailureGuard("records")
+        self._consoles = [Console(live=False), Console(terminal)] if terminal else [Console()]
+        self._console_guards = [FailureGuard("the lines of the console") for _ in self._consoles]
+        self._records_guard = FailureGuard("records")
         self._spool: Spool | None = None
         self._uploader: subprocess.Popen[bytes] | None = None
         self._restart_after_s = 0.0
@@ -50,7 +62,8 @@ class Readers:
         # Nothing is written before there is a plan: a run that is refused while it starts leaves no trace.
         if self._spool is not None or not isinstance(record, Phase):
             self._records_guard.run(lambda: self._keep(record))
-        self._console_guard.run(lambda: self._console.read(record, next_command=self._next(record)))
+        for console, guard in zip(self._consoles, self._console_guards, strict=True):
+            guard.run(partial(console.read, record, next_command=self._next(record)))
 
     def _keep(self, record: Record) -> None:
         if self._spool is None:
@@ -95,10 +108,12 @@ class Readers:
         checkpoint = shell([record.checkpoint or self.out])
         return f"normfree transfer {checkpoint} --suite small_images --data-root DATA --out SWEEP"
 
-    def close(self, *, failed: str | None) -> None:
-        self._console_guard.run(self._console.close, now=True)
+    def close(self, *, failed: str | None, waits: bool = True) -> None:
+        """`waits`: for the tracker to take the last records; the uploader sends them in any case."""
+        for console, guard in zip(self._consoles, self._console_guards, strict=True):
+            guard.run(console.close, now=True)
         self._records_guard.run(lambda: self._close_records(failed), now=True)
-        if self._uploader is not None and self._wait_s:
+        if self._uploader is not None and self._wait_s and waits:
             self._wait()
 
     def _close_records(self, failed: str | None) -> None:

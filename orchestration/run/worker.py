@@ -8,8 +8,10 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from orchestration import child_process
-from orchestration.run import rank_end
+from orchestration.run import rank_end, spare_rank
 from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
+from orchestration.run.rank_log import RankLog, kept
+from orchestration.spool.rank_logs import is_consequence
 from pipeline.errors import UserError, place_trouble
 from pipeline.supervision.process_exit import run as run_process
 from pipeline.supervision.rank_environment import TORCHRUN, place
@@ -26,33 +28,39 @@ TRACKING_URI = "NORMFREE_TRACKING_URI"
 
 def run_worker(run: Run, out: str, *, tracking_uri: str | None, debug: bool) -> int:
     """This process's rank of the run, from start to exit code."""
-    with StopSignal(grace_s=run.watchdog.grace_s) as stop:
-        code = _run_rank(run, out, stop, tracking_uri=tracking_uri, debug=debug)
+    with StopSignal(grace_s=run.watchdog.grace_s) as stop, kept(out) as log:
+        code = _run_rank(run, out, stop, log, tracking_uri=tracking_uri, debug=debug)
     return rank_end.leave(code, is_signalled=stop.is_signalled)
 
 
-def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None, debug: bool) -> int:
+def _run_rank(run: Run, out: str, stop: StopSignal, log: RankLog, *, tracking_uri: str | None, debug: bool) -> int:
     from orchestration.run.record_readers import NodeReader, Readers
     from pipeline.distributed import leave
-    from pipeline.records import Finished, Stopped
+    from pipeline.records import Finished, Phase, Stopped
     from pipeline.storage.store_errors import silence
-    from pipeline.supervision import planned_faults
+    from pipeline.supervision import collective_progress, planned_faults
     from pipeline.training.train import train
 
+    if not spare_rank.takes_part(run):
+        return spare_rank.stand_by()
     here = place()
+    collective_progress.record_starts()
     if TORCHRUN in os.environ:  # torch's launcher lets its ranks train on when it is killed
         child_process.die_with(os.getppid(), signal.SIGTERM)
-    readers: Any = Readers(run, out, tracking_uri, stop) if here.is_main else None
+    readers: Any = Readers(run, out, tracking_uri, stop, terminal=log.terminal) if here.is_main else None
     node = NodeReader(out) if not here.is_main and here.local_rank == 0 else None
     last = None
     try:
         planned_faults.arm(here.rank)
         for last in train(run, out, stop=stop):
+            if not isinstance(last, Phase):
+                log.begin()
             if readers:
                 readers.read(last)
             if node:
                 node.read(last)
     except UserError as error:
+        log.forget()
         if debug:
             raise
         leave()
@@ -65,14 +73,18 @@ def _run_rank(run: Run, out: str, stop: StopSignal, *, tracking_uri: str | None,
                 say(line)
         return EXIT_USER
     except BaseException as error:
-        if readers:
-            readers.close(failed=f"{type(error).__name__}: {error}")
+        if readers:  # whoever starts the ranks again waits for this one to leave
+            readers.close(failed=f"{type(error).__name__}: {error}", waits=here.size == 1)
         if debug or not isinstance(error, Exception):
             raise
+        log.note(error)
         if away := silence(error) or place_trouble(error):
             say(f"rank {here.rank} ended: {away}")
             return EXIT_OURS  # it may pass: an agent may start the ranks again
-        say(f"rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)")
+        if is_consequence(str(error)):
+            say(f"rank {here.rank} lost its connection to another rank, which is where to look for the cause")
+        else:
+            say(f"rank {here.rank} failed: {type(error).__name__}: {error} (--debug shows where)")
         return EXIT_OURS
     leave()
     if readers:

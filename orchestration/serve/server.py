@@ -34,6 +34,8 @@ REFRESH_S = 300.0  # as often as a run in an object store adds to its records th
 
 def serve_folder(url: str, host: str = "127.0.0.1", port: int = 5000) -> int:
     """As `serve`, over the records of a run or sweep folder; what one in an object store adds is brought as it comes."""
+    if not objects.is_local(url):
+        print(terminal(f"reading the records of {url} ..."), file=sys.stderr, flush=True)
     uri = records_of(url)
     refresh = None if objects.is_local(url) else partial(records_of, url)
     return serve(uri, host, port, refresh=refresh)

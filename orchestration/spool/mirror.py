@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orchestration.spool import rank_logs
 from orchestration.spool.spool import is_spool
 from orchestration.spool.state_file import read_state, write_state
 from pipeline import documents
@@ -23,6 +24,8 @@ STATE = "tracking.json"
 OURS = "/./"
 """In a server's name there: it is a file in this machine's folder of the run (`orchestration.tracking.uploader`)."""
 FIRST_PUSH_S, PUSH_EVERY_S, LAST_PUSH_S = 10.0, 300.0, 30.0  # 2,000 parts a week
+LOGS_EVERY_S = 30.0
+"""Logs of ranks are objects that are written anew, where they have changed."""
 PART_BYTES = 64 << 20
 MAX_BYTES = 1 << 30
 """Of a spool that comes out of a store: a million steps and more. It is held in memory, once."""
@@ -42,6 +45,7 @@ class Mirror:
         self.failure: str | None = None
         """Why the last push failed; the next one begins where it ended."""
         self._sent: dict[str, int] | None = None
+        self._logs: dict[rank_logs.LogName, int] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -55,20 +59,23 @@ class Mirror:
         self._thread.join(LAST_PUSH_S)
 
     def _run(self) -> None:
-        is_last = self._end.wait(FIRST_PUSH_S)
+        is_last, pushed_s = self._end.wait(FIRST_PUSH_S), float("-inf")
         while True:
             try:
-                self.push()
+                self.push_logs()
+                if is_last or time.monotonic() - pushed_s >= PUSH_EVERY_S:
+                    self.push()
+                    pushed_s = time.monotonic()
                 self.failure = None
             except Exception as error:
                 self.failure, self._sent = f"{type(error).__name__}: {error}", None
             if is_last:
                 return
-            is_last = self._end.wait(PUSH_EVERY_S)
+            is_last = self._end.wait(LOGS_EVERY_S)
 
     def push(self) -> None:
         if self._sent is None:
-            self._sent = {name: _length(parts) for name, parts in _parts(self.url).items()}
+            self._sent = {name: _length(parts) for name, parts in parts_of(self.url).items()}
         state = self.run_dir / STATE
         if state.exists():
             objects.write_bytes(objects.join(self.url, FOLDER, STATE), state.read_bytes())
@@ -77,6 +84,19 @@ class Mirror:
                 self._push_file(self.run_dir / name, self._sent)
         if self._bring_others:
             pull(self.url, self.run_dir, leave=self._own)
+
+    def push_logs(self) -> None:
+        """The ranks' on this machine, and once: of these ranks' processes on any, the oldest are deleted in the store."""
+        found = {n: p for p in (self.run_dir / rank_logs.FOLDER).glob("rank-*") if (n := rank_logs.parse_name(p.name))}
+        if found and not self._logs:
+            folder = objects.join(self.url, rank_logs.FOLDER)
+            for name in rank_logs.too_old(map(_last, objects.list_urls(folder)), {name.rank for name in found}):
+                objects.remove(objects.join(folder, str(name)))
+        for name, path in found.items():
+            size = path.stat().st_size
+            if self._logs.get(name) != size:
+                push_log(path, self.url)
+                self._logs[name] = size
 
     def _push_file(self, path: Path, sent: dict[str, int]) -> None:
         with path.open("rb") as file:
@@ -92,6 +112,15 @@ class Mirror:
                 sent[path.name] = last
 
 
+def _last(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+def push_log(path: Path, url: str) -> None:
+    """The log of a rank into the run folder `url`, whole."""
+    objects.write_bytes(objects.join(url, rank_logs.FOLDER, path.name), path.read_bytes())
+
+
 def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
     """Brings the spools of the run folder `url` into `run_dir`, but for `leave`; True if that changed anything.
 
@@ -102,7 +131,7 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
         UserError: a spool of more than MAX_BYTES, or a part that holds more or less than its name says.
     """
     changed = False
-    for name, parts in sorted(_parts(url).items()):
+    for name, parts in sorted(parts_of(url).items()):
         local = run_dir / name
         if name in leave or (local.exists() and local.stat().st_size == _length(parts)):
             continue
@@ -111,7 +140,7 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
                 f"{objects.join(url, FOLDER, name)} holds {_length(parts)} bytes, more than the {MAX_BYTES} that are read of a "
                 "spool; move it away to go on without it"
             )
-        data = b"".join(_read_part(*part) for part in parts)
+        data = b"".join(read_part(*part) for part in parts)
         mine = local.read_bytes() if local.exists() else b""
         if mine.startswith(data):
             continue
@@ -125,7 +154,7 @@ def pull(url: str, run_dir: Path, *, leave: tuple[str, ...] = ()) -> bool:
     return changed
 
 
-def _read_part(first: int, last: int, url: str) -> bytes:
+def read_part(first: int, last: int, url: str) -> bytes:
     data = objects.read_bytes(url, max_bytes=last - first + 1)  # one more is enough to see that there is more
     if len(data) != last - first:
         raise UserError(f"{url} is not the {last - first} bytes that its name says; restore it, or move the spool away")
@@ -139,7 +168,7 @@ def _merge_state(path: Path, theirs: dict[str, Any]) -> None:
     write_state(path, {**mine, **known})
 
 
-def _parts(url: str) -> dict[str, list[tuple[int, int, str]]]:
+def parts_of(url: str) -> dict[str, list[tuple[int, int, str]]]:
     """File -> its parts (first byte, byte after the last, URL), each beginning where the one before ends.
 
     Nothing but spools: what else somebody has put into the store (a program's name, say) does not come to this machine.

@@ -94,6 +94,7 @@ def open_run(
         fresh: what `state` holds of a server that has nothing. It is put back, and MLflow's error raised, where the server
             answers and has lost the run (a new database): everything must be sent again.
     """
+    state["experiment_id"] = experiment
     if state["run_id"] is None:
         state.save()  # the token, before a run that carries it can exist
         tags = {tag: state["token"], **heartbeat.beat_now()}

@@ -88,6 +88,7 @@ class Translator:
             "Lost": self._lost,
             "Accounted": self._accounted,
             "Changed": self._changed,
+            "Deviation": self._deviation,
             "Notice": self._notice,
             "Saved": self._saved,
             "SaveFailed": self._save_missed,
@@ -203,6 +204,10 @@ class Translator:
 
     def _changed(self, record: dict[str, Any]) -> Upload:
         return Upload(tags={f"attempt.{self.attempt}.{record['what']}": str(record["text"])})
+
+    def _deviation(self, record: dict[str, Any]) -> Upload:
+        what = re.sub(r"[^\w -]", "_", str(record["what"]))
+        return Upload(tags={f"attempt.{self.attempt}.deviation.{what}": f"step {record['step']}: {record['text']}"})
 
     def _notice(self, record: dict[str, Any]) -> Upload:
         return Upload(tags={"notice.last": str(record["text"])})

@@ -45,6 +45,19 @@ class FileInfo(TypedDict):
     sha256: Sha256
 
 
+class Expected(TypedDict):
+    """What a run that goes on from a checkpoint is held against (`pipeline.engine.resume_check`)."""
+
+    sums: dict[Text, float]
+    """Kind of state -> `Engine.state_sums`."""
+    next_samples: Text
+    """Digest of the samples that come next."""
+    losses: list[float]
+    """Of the last updates before it, oldest first;"""
+    gradient_norms: list[float]
+    """and their gradients' norms."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Commit:
     """A committed checkpoint: the content of its commit file, and where it lies."""
@@ -64,6 +77,8 @@ class Commit:
     """name, url and digest of the training data."""
     classes: list[Text]
     evaluation: dict[Text, float]
+    expected: Expected | None = None
+    """None of an earlier version."""
 
     @property
     def size_bytes(self) -> int:

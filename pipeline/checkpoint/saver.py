@@ -183,6 +183,10 @@ class Saver:
         work.error = None if work.commit else "; ".join(errors)
         records = [] if work.is_reported else self._report(work)
         self._work = None
+        if limit_s is None:  # perhaps the last save, which no other one cleans up after; nobody writes any more
+            for old in self._abandoned:
+                retention.remove_abandoned(old)
+            self._abandoned = []
         return records if self.world.is_main else []
 
     def _is_hopeless(self, still_s: float) -> bool:

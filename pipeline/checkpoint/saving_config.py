@@ -6,6 +6,8 @@ from typing import Literal
 from pipeline.configuration import check_fields
 from pipeline.field_types import CountOrZero, PositiveDuration, Seconds
 
+StopAfterResume = Literal["certain", "any", "never"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SavingConfig:
@@ -24,6 +26,9 @@ class SavingConfig:
     """This many best ones by `best_metric` stay, besides the newest."""
     best_metric: Literal["top1", "top5", "loss"] = "top1"
     """Of the last evaluation before the save."""
+    stop_after_resume: StopAfterResume = "certain"
+    """What ends a resumed run that does not go on as it was saved: certain = state or samples that are not the checkpoint's;
+    any = also first losses or gradient norms that deviate from those before it; never = nothing. All of it is reported."""
 
     def __post_init__(self) -> None:
         check_fields(self, "saving")

@@ -223,6 +223,19 @@ class Engine:
             return {}
         return {f"{k}/{f.name}@{f.start}": v.detach() for k in KINDS for f, v in self._views(k)}
 
+    def state_sums(self) -> dict[str, float]:
+        """By kind: the sum of squares over all ranks, each parameter's times its place in 1..2, so that no two of them can be
+        exchanged unnoticed; fp64. A collective."""
+        shares = {name: 1 + i / len(self._shapes) for i, name in enumerate(self._shapes)}
+        sums = torch.zeros(2, len(KINDS), dtype=torch.float64, device=self.world.device)
+        for key, fragment in self.local_fragments().items():
+            kind, name = key.rpartition("@")[0].split("/", 1)
+            norm = torch.linalg.vector_norm(fragment, dtype=torch.float64)
+            sums[:, KINDS.index(kind)] += torch.stack([shares[name] * norm.square(), torch.ones_like(norm)])
+        if self.world.size > 1:
+            dist.all_reduce(sums)
+        return {kind: total for kind, total, num in zip(KINDS, *sums.tolist(), strict=True) if num}
+
     def whole_state(self) -> dict[str, torch.Tensor]:
         """All of the state on rank 0, in host memory, as `local_fragments` names it; nothing on the others. A collective."""
         mine = {key.partition("/")[0] for key in self.local_fragments()}

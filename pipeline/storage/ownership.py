@@ -35,6 +35,8 @@ OLD_S = 1800.0
 LEAVE_S = 180.0
 """Processes whose launcher was killed save and leave: so long the next start waits for them."""
 POLL_S = 0.5
+JOB = "NORMFREE_JOB"
+"""The variable that names what starts processes again after they failed: no owner of the same job is a stranger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Record:
     """Unix time by the owner's clock."""
     processes: tuple[Process, ...]
     """The first one writes the record."""
+    job: str = ""
+    """Of which this is one attempt, and those before have ended or are about to."""
 
     @property
     def main(self) -> Process:
@@ -97,6 +101,7 @@ def hold(
         since_s=now_s,
         beat_s=now_s,
         processes=tuple(processes) or (this_process(),),
+        job=os.environ.get(JOB, ""),
     )
     is_new = objects.is_local(url) and not objects.local_path(url).exists()
     with _writable(url):
@@ -133,9 +138,12 @@ def _claim(place: str, url: str, mine: Record, remedy: str) -> None:
         owner = _parse(before[0])
         if owner is not None and owner.token == mine.token:
             return  # the answer to the write was lost on the way
+        is_earlier = (
+            owner is not None and mine.job != "" and owner.job == mine.job and time.monotonic() - begin_s < LEAVE_S
+        )
         if before[0] != seen:
             beats = bool(seen) and owner is not None and not owner.main.is_here
-            if owner is not None and (beats or (owner.main.is_here and _lives_here(owner, begin_s))):
+            if owner is not None and not is_earlier and (beats or (owner.main.is_here and _lives_here(owner, begin_s))):
                 raise UserError(f"{url} is in use: {_describe(owner)}; wait for its end, stop it, or {remedy}")
             seen, since_s = before[0], time.monotonic()
         if _is_dead(owner, time.monotonic() - since_s):
@@ -156,7 +164,9 @@ def _why_it_waits(url: str, owner: Record | None) -> str:
     if owner is None:
         return f"{url} has an {NAME} that is not readable; looking for {LIMIT_S:.0f} s whether anybody writes it"
     if owner.main.is_here:
-        return f"{url} is in use: {_describe(owner)}; its launcher is gone, so it saves and leaves: waiting for that"
+        return (
+            f"{url} is in use: {_describe(owner)}; it leaves, for its launcher is gone or starts anew: waiting for it"
+        )
     return f"{url} may be in use: {_describe(owner)}; looking for at most {LIMIT_S:.0f} s whether it still lives"
 
 
@@ -165,6 +175,29 @@ def _lives_here(owner: Record, begin_s: float) -> bool:
     if not any(p.is_alive for p in owner.processes if p.is_here) or _is_mine(owner):
         return False
     return owner.main.has_launcher or time.monotonic() - begin_s > LEAVE_S
+
+
+def look(url: str) -> Record | None:
+    """Who owns the folder, alive or not; None where nobody does, or its record is not readable."""
+    found = conditional_put.read(objects.join(url, NAME))
+    return _parse(found[0]) if found else None
+
+
+def is_alive(url: str, owner: Record) -> bool:
+    """Whether the owner that `look` found lives. One on another machine whose record is old by our clock is watched for two
+    beats: clocks differ."""
+    if owner.main.is_here:
+        return any(p.is_alive for p in owner.processes if p.is_here)
+    age_s = time.time() - owner.beat_s
+    if abs(age_s) <= LIMIT_S or age_s > OLD_S:
+        return abs(age_s) <= LIMIT_S
+    end_s = time.monotonic() + 2 * BEAT_S
+    while time.monotonic() < end_s:
+        time.sleep(POLL_S)
+        again = look(url)
+        if again is None or again.token != owner.token or again.beat_s != owner.beat_s:
+            return again is not None
+    return False
 
 
 def _is_mine(owner: Record) -> bool:

@@ -18,7 +18,7 @@ from pipeline.field_types import Seconds
 class WatchdogConfig:
     """How long a run may stand still; nothing here decides a number of the run."""
 
-    limit_s: Seconds = 300.0
+    limit_s: Seconds = 60.0
     """All ranks leave within this time after one of them has frozen, or stands still in a step, its data or an evaluation; 0:
     nobody watches."""
     start_limit_s: Seconds = 1800.0
@@ -56,6 +56,8 @@ class Beat:
     """The main thread has given no sign of life for this long."""
     collectives: int
     """Entered so far."""
+    begun: int | None = None
+    """Of these, how many its device has begun, where it says (NCCL)."""
     is_writing: bool
     """A save is being written in the background."""
     main_thread: int
@@ -108,6 +110,10 @@ def judge(heard: dict[int, Heard], config: WatchdogConfig) -> list[Suspect]:
     # Those that have left in good order have entered all collectives. One that left early has not, and holds up the others.
     fewest = min(b.collectives for b in beats)
     behind = [b for b in beats if b.collectives == fewest]
+    # All have entered as many: the one whose device has not begun what the others' devices wait in.
+    begun = [b.begun for b in behind if b.begun is not None]
+    if len(begun) == len(beats) and min(begun) < max(begun):
+        behind = [b for b in behind if b.begun == min(begun)]
     late = [b for b in behind if is_stuck(b, config)]
     if not late:
         gone = [b for b in behind if b.state == "left"]
@@ -144,6 +150,8 @@ def judge_alone(
     mine = Suspect(rank, False, f"has not moved for {idle_s:.0f} s")
     if len(heard) == 1:
         return [mine], [rank]
+    if rank > 0 and heard[0].beat is None:
+        return [Suspect(0, True, "has not been heard of")], list(range(1, len(heard)))
     beats = [h.beat for _, h in sorted(heard.items()) if h.beat is not None and h.beat.state != "left"]
     if not has_launcher:
         why = f"does not answer, and its process holds the run's store ({silence})"

@@ -10,9 +10,14 @@ from typing import NoReturn
 
 from pipeline.supervision.stop_signals import SIGNALS, listen
 
+is_own = False
+"""Whether this process is one of ours from its beginning to its end, and no library in somebody else's."""
+
 
 def run(main: Callable[[], int], stops: Sequence[Signals] = SIGNALS) -> NoReturn:
     """`main` as a process of its own, which hears of stop signals from here on, and ends with what it returns."""
+    global is_own
+    is_own = True
     listen(stops)
     try:
         code: object = main()

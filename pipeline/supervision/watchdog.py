@@ -23,7 +23,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.supervision import fault_points, hang_detection, hang_report, stack_dumps
+from pipeline.supervision import (
+    attempt_store,
+    collective_progress,
+    fault_points,
+    hang_detection,
+    hang_report,
+    stack_dumps,
+)
+from pipeline.supervision.attempt_store import AttemptStore
 from pipeline.supervision.hang_detection import JUDGED_AT, Beat, Heard, Suspect, WatchdogConfig
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.rank_environment import place
@@ -58,7 +66,7 @@ class Watchdog:
         else:
             self.rank, self.size = (here := place()).rank, here.size
         self._main = threading.get_ident()
-        self._name = f"normfree-watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_num_watched}"
+        self._name = f"normfree-watchdog/{_num_watched}"
         self._interval_s = min(BEAT_S, config.limit_s / BEATS_IN_LIMIT) if config.limit_s else BEAT_S
         self._report_s = min(REPORT_S, (1 - JUDGED_AT) * config.limit_s / 2)
         self._closed = threading.Event()
@@ -70,11 +78,9 @@ class Watchdog:
         self._idle_s = 0.0
         self._state = "start"
         self._heard: dict[int, Heard] = {rank: Heard(None, 0.0) for rank in range(self.size)}
-        self._talked_s = time.monotonic()
-        """When the store last answered."""
+        self._talked_s = time.monotonic()  # when the store last answered
         self._store_lost = ""
-        self._deadline_s: float | None = None
-        """By then this process has left: somebody has named a rank."""
+        self._deadline_s: float | None = None  # by then this process has left: somebody has named a rank
         self._is_reporting_alone = False
 
     def __enter__(self) -> "Watchdog":
@@ -139,7 +145,8 @@ class Watchdog:
             phase="start" if self._stop.is_starting else self._clock.phase,
             step=step,
             idle_s=self._idle_s,
-            collectives=collectives_entered(),
+            collectives=collective_progress.entered(),
+            begun=collective_progress.begun(),
             is_writing=any(t.name == "save" for t in threading.enumerate()),
             main_thread=self._main,
             stack=stack_dumps.of_thread(self._main),
@@ -149,13 +156,22 @@ class Watchdog:
 
     def _talk(self) -> None:
         try:
-            self._store = self._connect()
+            whole = attempt_store.connect(max(self.config.start_limit_s, self.config.limit_s))
+            self._attempt = AttemptStore(whole, self._name, rank=self.rank)
             read_s = 0.0
             while True:
                 is_last = self._closed.is_set()
-                self._log_heartbeat()
-                self._pass_on_stop()
-                if self._store.add("claims", 0) > 0:
+                if self._attempt.is_new():
+                    self._heard = dict.fromkeys(range(self.size), Heard(None, 0.0))
+                if self._attempt.store is None:  # rank 0 has not come yet
+                    if is_last or self._closed.wait(self._interval_s):
+                        return
+                    continue
+                self._store = self._attempt.store
+                self._store.set(f"beat/{self.rank}", self._beat().to_json())
+                if self._attempt.is_sure:
+                    self._pass_on_stop()
+                if self._attempt.is_sure and self._store.add("claims", 0) > 0:
                     self._follow()
                 elif not is_last and time.monotonic() - read_s >= self._read_every_s:
                     self._read_all(time.monotonic() - read_s if read_s else 0.0)
@@ -180,18 +196,6 @@ class Watchdog:
         """Every rank reads what all say: with many ranks not with every beat."""
         return self._interval_s if self.size <= 16 else self.config.limit_s / BEATS_IN_LIMIT
 
-    def _connect(self) -> dist.Store:
-        address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-        if not address or not port:
-            raise RuntimeError("MASTER_ADDR and MASTER_PORT are not set")
-        wait = timedelta(seconds=max(self.config.start_limit_s, self.config.limit_s))
-        # A connection of its own: on the process group's, the main thread may be waiting.
-        store = dist.TCPStore(address, int(port), is_master=False, wait_for_workers=False, timeout=wait)
-        return dist.PrefixStore(self._name, store)
-
-    def _log_heartbeat(self) -> None:
-        self._store.set(f"beat/{self.rank}", self._beat().to_json())
-
     def _pass_on_stop(self) -> None:
         stop = self._stop
         if stop.requested and not stop.told.is_set():
@@ -210,6 +214,10 @@ class Watchdog:
             beat = Beat.from_json(said[rank]) if rank in said else None
             is_new = beat is not None and (before.beat is None or beat.number != before.beat.number)
             self._heard[rank] = Heard(beat, 0.0 if is_new else before.age_s + passed_s)
+            if rank == 0 and is_new and before.beat is not None:
+                self._attempt.is_sure = True
+        if not self._attempt.is_sure and self._heard[0].age_s < JUDGED_AT * self.config.start_limit_s:
+            return
         suspects = hang_detection.judge(self._heard, self.config)
         if suspects and self.config.limit_s > 0:
             self._accuse(suspects)
@@ -288,11 +296,3 @@ class Watchdog:
         where = hang_report.write(report, self._out, limit_s=self._report_s / 2)
         say(hang_report.sentence(report, where))
         sys.stderr.flush()
-
-
-def collectives_entered() -> int:
-    """By this rank, over all groups: the ranks that a collective waits for have entered fewer than those that wait in it."""
-    if not dist.is_initialized():
-        return 0
-    groups = list(dist.distributed_c10d._world.pg_map)
-    return sum(group._get_sequence_number_for_group() for group in groups)  # type: ignore[attr-defined]

@@ -102,6 +102,7 @@ class Rollback:
         streak.went_back_to, streak.new_from = commit.url, steps[0]
         job.go_back(without(job.run, [skipped]), commit)
         yield went
+        yield from job.check.judge()
 
 
 def _write(job: Job, row: dict[str, Any]) -> list[Record]:

@@ -116,6 +116,7 @@ def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], b
                 yield from leave_over_budget(job)
             job.step += 1
             job.updates.append(stats)
+            yield from job.check.updated(job.step, stats, [b.samples.numpy() for b in seen])
             yield from job.saver.poll()
             if stats.applied:
                 rollback.applied()

@@ -21,6 +21,7 @@ from pipeline.distributed import World
 from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
+from pipeline.engine.resume_check import ResumeCheck
 from pipeline.engine.update_stats import UpdateStats, over_updates
 from pipeline.errors import UserError
 from pipeline.models import timm_models
@@ -63,6 +64,7 @@ class Job:
             raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
+        self.check = ResumeCheck(run.saving.stop_after_resume, me)
         self.must_leave = False
         """All ranks have agreed to stop."""
         self.evaluation: dict[str, float] = {}
@@ -101,12 +103,15 @@ class Job:
         self.first_step = self.step
         yield from self.account.restore(self.step)
         yield self._plan(commit, sum(p.numel() for p in model.parameters()))
+        yield from self.check.judge()
 
     def restore(self, commit: Commit) -> None:
         self.engine.restore(
             commit.kinds, lambda pieces: load.fill(commit, self.cache_dir, pieces, self.world), commit.num_updates
         )
         self.step, self.evaluation = commit.step, dict(commit.evaluation)
+        same_data = list(self.run.data.skip_steps) == commit.config.get("data", {}).get("skip_steps")
+        self.check.restored(self.step, commit.expected, self.engine.state_sums(), same_data=same_data)
 
     def go_back(self, run: Run, commit: Commit) -> None:
         """To the state of an earlier checkpoint, with other data from there on."""
@@ -285,4 +290,7 @@ class Job:
             "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": self.data.digest},
             "classes": self.data.classes,
             "evaluation": self.evaluation,
+            "expected": self.check.expected(
+                self.engine.state_sums(), self.data.numbers(self.step, self.run.global_batch)
+            ),
         }

@@ -3,6 +3,7 @@
     <sweep>/sweep.json                 what the sweep is: suite, backbones, what is not run and why
     <sweep>/trials/<digest>.json       one finished trial; the digest is over everything that decides its result
     <sweep>/predictions/<digest>.npz   what a final trial predicts for each test image (`transfer.measurement.predictions`)
+    <sweep>/running.json               what ran when that was told last, for `normfree status`
     <sweep>/rungs/, decisions/         `transfer.search.successive_halving`, `transfer.search.optuna_search`
     <sweep>/selection/, openings/      `transfer.protocol.sealed_splits`
 
@@ -10,7 +11,9 @@ An entry is written once, whole, when its trial is over. A trial with an "ok" en
 when the sweep is started again, and its entry replaced.
 """
 
+import contextlib
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +24,8 @@ from pipeline import documents
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.sweep.entry import LedgerEntry, Trial, parse_entry, seal
+
+RUNNING = "running.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,10 @@ class SweepInfo:
     """How candidates of a search are stopped (`transfer.search.grids`), and drawn."""
     search: str = "grid"
     code_revision: str = ""
+    folder: str = ""
+    """In which the command was typed."""
+    num_trials: int = 0
+    """That it takes in all; 0 of an earlier version."""
     plan: dict[str, Any] = field(default_factory=dict)
     """Of `transfer.sweep.cells.sweep_of`: what it takes to run a trial of this sweep again."""
 
@@ -64,6 +73,20 @@ class Ledger:
         content = asdict(entry)
         content["seal"] = seal(content)
         objects.write_bytes(self._url(entry.digest), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    def tell_running(self, jobs: list[dict[str, Any]]) -> None:
+        """What runs now: rows of name, since_s (Unix). What cannot be written is told the next time."""
+        content = json.dumps({"time_s": time.time(), "jobs": jobs}, indent=1)
+        with contextlib.suppress(Exception):  # clients of stores raise what they like
+            objects.write_bytes(objects.join(self.sweep, RUNNING), content.encode())
+
+    def running(self) -> list[str]:
+        """Names of what ran when that was told last; [] where it is not known."""
+        try:
+            found = documents.read(objects.join(self.sweep, RUNNING), dict[str, Any])
+            return [str(job["name"]) for job in found["jobs"]]
+        except (FileNotFoundError, UserError, KeyError, TypeError):
+            return []
 
     def remove(self, digest: str) -> None:
         objects.remove(self._url(digest))

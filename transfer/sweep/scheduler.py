@@ -9,10 +9,11 @@ the cells that a probe job serves) or `trial` (fields of the Trial) and `until` 
 
 import dataclasses
 import json
+import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from pipeline.storage import objects
 from transfer.search.successive_halving import read_rung
@@ -24,6 +25,7 @@ from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.searches import Book, OnEvent, Searches
 
 Job = dict[str, Any]
+TELL_EVERY_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class Conductor(Book):
         """Why nothing more is started, once a budget is spent."""
         self._queue: deque[Job] = deque()
         self._rows: dict[str, list[dict[str, float]]] = {}
+        self._names: dict[str, str] = {}
+        self._told_s, self._teller = float("-inf"), cast(threading.Thread | None, None)
         self._began_s: dict[str, float] = {}
         self._set_back_s: dict[str, float] = {}
         """When the clock of the time limit was: at each trial of a probe job."""
@@ -97,7 +101,18 @@ class Conductor(Book):
             if not self.ledger.is_done(trial):
                 self.ledger.remove(trial.digest)
         self._began_s[job_id] = self._set_back_s[job_id] = time.time()
+        self._names[job_id] = job["name"]
+        self._tell_running()
         return job
+
+    def _tell_running(self) -> None:
+        """For whoever looks into the folder: now and then, and on a thread, for a store takes its time."""
+        is_told = self._teller is None or not self._teller.is_alive()
+        if is_told and time.monotonic() - self._told_s >= TELL_EVERY_S:
+            self._told_s = time.monotonic()
+            rows = [{"name": self._names[i], "since_s": s} for i, s in self._began_s.items()]
+            self._teller = threading.Thread(target=self.ledger.tell_running, args=(rows,), daemon=True)
+            self._teller.start()
 
     def _over_budget(self) -> str:
         """Which budget is spent; "" = none."""
@@ -189,6 +204,8 @@ class Conductor(Book):
         its entry; if one was lost, the job is queued once more, up to `MAX_TRIES` times."""
         rows, until = self._rows.pop(job_id, []), int(job.get("until", 0))
         seconds_s = time.time() - self._began_s.pop(job_id)
+        self._names.pop(job_id, None)
+        self._tell_running()
         cause, why = self._why(crashed, time.time() - self._set_back_s.pop(job_id))
         self.num_died += crashed
         may_repeat, lost = self._tries[_key(job)] + 1 < MAX_TRIES, ""

@@ -59,6 +59,8 @@ def drill(args: argparse.Namespace) -> int:
         run = override(run, {"data.url": args.data})
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UserError(f"there is no folder for {args.json}; make it, or give another file with --json")
     card = play(
         run,
         scenarios,

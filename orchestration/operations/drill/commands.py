@@ -8,13 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestration import child_process
 from orchestration.operations.drill.evidence import Lost
 from pipeline.provenance import COMMAND
 from pipeline.supervision import planned_faults
+from pipeline.supervision.fault_points import STEP
 from pipeline.supervision.planned_faults import Fault
 
 MARK = "NORMFREE_DRILL"
@@ -127,15 +128,10 @@ class Hold:
 
     @staticmethod
     def at_step(folder: Path, rank: int, step: int) -> "Hold":
-        """Before the step number `step`, counted from 1."""
+        """Before the step number `step` of a run that begins, counted from 1."""
         file = folder / f"held-{rank}"
-        fault = Fault(
-            rank=rank, point="step", first=step, last=step, do="hold", file=str(file)
-        )  # the first start begins at step 0
+        fault = Fault(rank=rank, point=STEP, first=step, last=step, do="hold", file=str(file))
         return Hold(file, fault)
-
-    def again(self, rank: int) -> Fault:
-        return replace(self.fault, rank=rank, file=f"{self.file}-{rank}")
 
     def pid(self, start: Start) -> int:
         """Of the rank, once it stands there. Lost if the command ends before."""

@@ -14,6 +14,7 @@ from orchestration.operations.drill.own_run import SAVE_STEPS, with_watchdog
 from orchestration.operations.drill.play import Play
 from orchestration.run.worker import TRACKING_URI
 from pipeline.documents import read_json
+from pipeline.supervision.fault_points import STEP
 from pipeline.supervision.planned_faults import Fault
 from pipeline.supervision.stop_signals import EXIT_REQUEUE
 from pipeline.supervision.watchdog import EXIT_HANG
@@ -153,7 +154,7 @@ def skipped_data() -> str:
 
 def nan_batches(play: Play) -> None:
     first, last = AT_STEP, AT_STEP + MAX_IN_A_ROW - 1
-    fault = Fault(rank=play.last_rank, point="step", first=first, last=last, do="nan")
+    fault = Fault(rank=play.last_rank, point=STEP, first=first, last=last, do="nan")
     play.to_the_end(play.start(fault), interrupted=())
     num = len(play.records.of("Skipped"))
     if num != MAX_IN_A_ROW:

@@ -96,6 +96,7 @@ def _play_all(stage: Stage, scenarios: Sequence[Scenario], num_at_once: int, hea
         try:
             return [future.result() for future in futures]
         except BaseException:
+            stage.is_over.set()
             pool.shutdown(wait=False, cancel_futures=True)
             kill_marked(stage.mark)  # whoever waits for a command goes on, and ends
             raise
@@ -143,9 +144,13 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         with places.temporary_folder("drill") as folder:
             yield folder
         return
-    if kept.exists() and any(kept.iterdir()):
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(kept.iterdir())
+    except OSError as error:
+        raise UserError(f"{kept} cannot be made ({error.strerror}); give another folder with --keep") from None
+    if not is_empty:
         raise UserError(f"{kept} is not empty; give a new folder with --keep")
-    kept.mkdir(parents=True, exist_ok=True)
     yield kept.resolve()
 
 

@@ -143,6 +143,11 @@ class TrainData:
                 samples[mine] = pool[samples[mine]]
         return samples
 
+    def numbers(self, step: int, global_batch: int) -> np.ndarray:
+        """(global_batch,) int64: numbers of the samples of a step, as `Batch.samples` has them."""
+        sources, samples, _ = self.draw(step, global_batch)
+        return np.asarray(self.sources.firsts)[sources] + samples
+
     def distinct(self, global_batch: int) -> int:
         """Different samples in a global batch."""
         if global_batch % self.config.repeats:

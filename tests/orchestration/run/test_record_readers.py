@@ -41,7 +41,7 @@ def test_a_console_that_fails_is_said_once_and_left_alone(
         calls.append(1)
         raise error
 
-    monkeypatch.setattr(readers._console, "read", fail)
+    monkeypatch.setattr(readers._consoles[0], "read", fail)
     for _ in range(3):
         readers.read(Phase(step=0, name="starting"))
     assert len(calls) == 1 and capfd.readouterr().err.count("training goes on") == 1

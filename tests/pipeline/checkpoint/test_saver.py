@@ -148,6 +148,7 @@ def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk_is(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(failed, SaveFailed) and "no space left for" in failed.reason
     assert not commit.committed(str(tmp_path))
+    assert not list((tmp_path / "checkpoints").glob("step_*"))  # a save that failed leaves nothing of itself
 
 
 @pytest.mark.parametrize("failing", ["commit.json", "part-00000-of-00001.json"])

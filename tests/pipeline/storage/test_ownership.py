@@ -45,6 +45,24 @@ def test_the_second_is_refused_by_name_and_a_killed_one_is_taken_over(tmp_path: 
     assert not Path(url, ownership.NAME).exists()
 
 
+def test_an_attempt_of_the_same_job_waits_for_the_one_before_and_a_strangers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ranks are started again the last of those before may still be leaving."""
+    monkeypatch.setattr(ownership, "POLL_S", 0.1)
+    url = str(tmp_path / "run")
+    environment = {**os.environ, ownership.JOB: "mine"}
+    program = HOLD.replace("600", "3")
+    first = subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, cwd=ROOT, env=environment)
+    assert first.stdout and first.stdout.readline() == b"held\n"
+    monkeypatch.setenv(ownership.JOB, "another's")
+    with pytest.raises(UserError, match="is in use"), ownership.hold(url, "run"):
+        pass
+    monkeypatch.setenv(ownership.JOB, "mine")
+    with ownership.hold(url, "run") as held:
+        assert held.is_seen() and first.wait() == 0
+
+
 def test_a_process_number_that_went_to_another_process_is_no_owner(tmp_path: Path) -> None:
     process = dataclasses.replace(process_identity.this_process(), pid=os.getppid(), started="1")
     now_s = time.time()

@@ -1,17 +1,22 @@
 """Frozen ranks: who is named, by whom, and that all others leave."""
 
 import dataclasses
+import os
 import queue
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore
 
 from pipeline.engine.engine import EngineConfig
 from pipeline.errors import UserError
 from pipeline.supervision import hang_report
+from pipeline.supervision.collective_progress import newest_begun
 from pipeline.supervision.hang_detection import Beat, Heard, WatchdogConfig, judge
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
@@ -109,6 +114,59 @@ def test_a_rank_that_reports_alone_leaves_though_its_report_cannot_be_written(mo
     with pytest.raises(OSError, match="No space"):
         watchdog._accuse_alone(time.monotonic())
     assert left.get(timeout=60) == EXIT_HANG
+
+
+def test_of_ranks_that_entered_as_many_the_one_is_named_whose_device_has_not_begun() -> None:
+    waiting = {"idle_s": 90.0, "collectives": 51}
+    assert named(beat(0, **waiting, begun=51), beat(1, **waiting, begun=50), beat(2, **waiting, begun=51)) == [1]
+    assert named(beat(0, **waiting, begun=51), beat(1, **waiting)) == [0, 1]  # one that cannot tell proves nothing
+
+
+def test_a_flight_record_tells_how_many_collectives_a_device_has_begun() -> None:
+    def entry(number: int, state: str, group: str = "default") -> dict[str, Any]:
+        return {"collective_seq_id": number, "state": state, "process_group": [group, ""], "is_p2p": False}
+
+    record = {
+        "entries": [entry(1, "completed"), entry(2, "started"), entry(3, "scheduled"), entry(5, "completed", "b")]
+    }
+    assert newest_begun(record) == 7
+    assert newest_begun({"entries": [entry(1, "scheduled")]}) is None
+
+
+def test_a_run_is_watched_within_a_minute_by_default() -> None:
+    assert 0 < WatchdogConfig().limit_s <= 60
+
+
+@pytest.mark.slow
+def test_ranks_whose_agents_count_restarts_differently_hear_each_other(tmp_path: Path) -> None:
+    """As after a host that came back; no training, only the clock moves."""
+    program = (
+        "import sys, time\n"
+        "from pipeline.supervision.hang_detection import WatchdogConfig\n"
+        "from pipeline.supervision.phase_clock import Clock\n"
+        "from pipeline.supervision.stop_signals import StopSignal\n"
+        "from pipeline.supervision.watchdog import Watchdog\n"
+        "clock, steps = Clock(), [0]; clock.steps_done = lambda: steps[0]\n"
+        "config = WatchdogConfig(limit_s=20, start_limit_s=40)\n"
+        "with StopSignal() as stop, Watchdog(config, clock=clock, stop=stop, out=sys.argv[1]):\n"
+        "    stop.is_starting = False\n"
+        "    end_s = time.monotonic() + 60\n"
+        "    while time.monotonic() < end_s:\n"
+        "        with clock('compute'): time.sleep(0.1)\n"
+        "        steps[0] += 1\n"
+    )
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": str(watched.ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)],
+            env={**os.environ, **shared, "RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(1 - rank)},
+        )
+        for rank in (0, 1)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_below_nothing_is_refused() -> None:

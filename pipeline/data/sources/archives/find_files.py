@@ -78,7 +78,7 @@ def _list_local(source: str) -> Listing:
         for entry in _entries(path, source):
             at = f"{name}/{entry.name}" if name else entry.name
             if is_hidden(entry.name):
-                found.skipped[HIDDEN] += 1
+                found.skipped[HIDDEN] += _num_files(entry)
                 continue
             try:
                 status = os.stat(entry.path)
@@ -99,6 +99,13 @@ def _list_local(source: str) -> Listing:
         found.notes.append(f"{num_outside} links that lead out of the source were followed")
     found.files.sort(key=lambda file: file.locator)
     return found
+
+
+def _num_files(entry: os.DirEntry[str]) -> int:
+    """In a hidden folder, as archives and stores count them; 1 for a file."""
+    if not entry.is_dir(follow_symlinks=False):
+        return 1
+    return sum(len(names) for _, _, names in os.walk(entry.path))
 
 
 def _entries(path: str, source: str) -> list[os.DirEntry[str]]:

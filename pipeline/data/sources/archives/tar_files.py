@@ -26,7 +26,8 @@ def list_tar(source: str, offset: int = 0, size: int | None = None) -> Listing:
 
     def other(info: tarfile.TarInfo, name: str) -> None:
         if is_hidden(name):
-            found.skip(name, HIDDEN)
+            if not info.isdir():
+                found.skip(name, HIDDEN)
         elif info.issym():
             links[name] = target_of(name, info.linkname)
         elif info.islnk():

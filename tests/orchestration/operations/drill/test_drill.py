@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def test_a_scenario_is_survived_and_leaves_nothing(
     assert (card["survived"], card["lost"]) == (2, 0)
     assert "it says 'holds a run on data with digest'" in " ".join(capsys.readouterr().out.split())
     assert leftovers(temporary) == []
+
+
+def test_the_page_lists_the_scenarios() -> None:
+    page = (Path(__file__).parents[4] / "docs/drill.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page.split("## Scenarios")[1], re.MULTILINE) == [s.name for s in SCENARIOS]
 
 
 @pytest.mark.slow
@@ -79,6 +85,8 @@ def test_a_configuration_that_is_another_in_all_that_is_kept(tmp_path: Path, dig
         ("drill nowhere.yaml", "no file nowhere.yaml"),
         ("drill nfnet_tiny_glyphs --num-processes 0", "--num-processes is 0"),
         ("drill nfnet_tiny_glyphs --keep {kept}", "is not empty"),
+        ("drill nfnet_tiny_glyphs --keep {kept}/mine", "cannot be made"),
+        ("drill nfnet_tiny_glyphs --json {kept}/nowhere/card.json", "there is no folder for"),
         ("drill nfnet_tiny_glyphs --data {kept}", "there is no dataset at"),
     ],
 )

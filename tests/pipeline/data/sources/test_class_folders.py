@@ -70,13 +70,14 @@ HIDDEN = [
     "train/ant/Thumbs.db",
     "train/ant/.thumb.png",
     "$RECYCLE.BIN/1.png",
+    "$RECYCLE.BIN/deeper/2.png",
 ]
 
 
 def test_hidden_folders_and_files_are_left_out_at_any_depth_and_counted(tmp_path):
     source = folder_of(tmp_path / "a", [*TREE, *HIDDEN, "train/ant/notes.txt", "README"])
     assert found(source) == TREE
-    assert "12 files that are hidden or no images were skipped (10 hidden, 1 .txt, 1 without ending)" in note(source)
+    assert "13 files that are hidden or no images were skipped (11 hidden, 1 .txt, 1 without ending)" in note(source)
 
 
 @pytest.mark.parametrize(
