@@ -11,6 +11,8 @@ from orchestration.commands.parser import EXIT_USER, Parser, did_you_mean
 from pipeline.supervision.process_exit import run
 
 EXIT_OURS = 1
+TAKE_FIELDS = ("pretrain", "launch", "plan")
+"""Commands whose options may be fields of a Run, by their paths."""
 
 
 class _Version(argparse.Action):
@@ -28,6 +30,7 @@ def build_parser() -> Parser:
     from orchestration.commands.models import model_commands
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
+    from orchestration.commands.operations.plan import plan_command
     from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
@@ -51,6 +54,7 @@ def build_parser() -> Parser:
         transfer_commands,
         records_commands,
         model_commands,
+        plan_command,
         drill_command,
         doctor_command,
     ):
@@ -68,8 +72,7 @@ def _refuse_secrets(args: argparse.Namespace) -> None:
 
 
 def _split_fields(words: list[str], parser: Parser) -> tuple[list[str], dict[str, str]]:
-    """Takes the fields of a Run out of the words of `pretrain` or `launch`, wherever they stand:
-    --optim.learning_rate 0.2, --seed=3."""
+    """Takes the fields of a Run out of the words of a command, wherever they stand: --optim.learning_rate 0.2, --seed=3."""
     from pipeline.errors import UserError
 
     kept: list[str] = []
@@ -102,14 +105,14 @@ def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     if words[:1] == ["launch"] and "--" in words:
         at = words.index("--")
         words, sweep = words[:at], words[at + 1 :]
-    if words[:1] in (["pretrain"], ["launch"]):
+    if words[:1] and words[0] in TAKE_FIELDS:
         kept, fields = _split_fields(words[1:], parser.command(words[0]))
         words = [words[0], *kept]
     args, rest = parser.parse_known_args(words)
     if rest:
         used = args.parser if hasattr(args, "parser") else parser
         advice = did_you_mean(rest[0], used.options()) if rest[0].startswith("-") else "leave it out"
-        if args.command in ("pretrain", "launch") and (usual := USUAL.get(rest[0].lstrip("-"))):
+        if args.command in TAKE_FIELDS and (usual := USUAL.get(rest[0].lstrip("-"))):
             advice = f"did you mean {usual}?"
         raise UserError(f"unknown argument {rest[0]!r}; {advice}; see '{used.prog} --help'")
     args.fields, args.sweep = fields, sweep

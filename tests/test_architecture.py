@@ -21,6 +21,7 @@ HOMES = {
         "transfer/report/plot_style.py",
         "orchestration/figures/signal_figure.py",
         "orchestration/figures/run_figures.py",
+        "orchestration/figures/scaling_figure.py",
         "pipeline/data/sources/glyphs.py",
     ),
     "jinja2": ("transfer/report/html_template.py",),

@@ -54,7 +54,7 @@ COMMANDS = sorted(
 def parsed(words: list[str]) -> argparse.Namespace:
     """By the real parser; the fields of a run are put into a recipe."""
     args = _parse(build_parser(), words)
-    if args.command in ("pretrain", "launch"):
+    if args.command in ("pretrain", "launch", "plan"):
         is_name = args.recipe and args.recipe != "transfer" and not args.recipe.endswith(".yaml")
         override(recipes.get(args.recipe) if is_name else BASE, args.fields)
     return args

@@ -79,7 +79,7 @@ def activation_memory(
 def _forward(model: nn.Module, shape: tuple[int, ...], precision: str, *, checkpointing: bool) -> tuple[int, int]:
     """Bytes kept of the whole network, and of the block that keeps most."""
     with FakeTensorMode():
-        fake: Any = _fake(model).train()
+        fake: Any = fake_copy(model).train()
         if checkpointing:
             fake.set_grad_checkpointing(True)
         images = torch.empty(shape).to(memory_format=torch.channels_last)
@@ -102,7 +102,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
         return []
 
 
-def _fake(model: nn.Module) -> nn.Module:
+def fake_copy(model: nn.Module) -> nn.Module:
     """A copy without contents, whatever device the model is on."""
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:

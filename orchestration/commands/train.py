@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.near_names import check_names
 from orchestration.commands.output import doing, say
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _pretrain(commands: Any) -> None:
     p.add_argument("--num-processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     p.add_argument(
         "--max-restarts",
-        type=int,
+        type=number(int, 0),
         default=0,
         metavar="N",
         help="after a process was lost, failed or froze, start again from the newest checkpoint, N times an hour at most "
@@ -78,8 +78,6 @@ def pretrain(args: argparse.Namespace) -> int:
     assert run is not None
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
-    if args.max_restarts < 0:
-        raise UserError(f"--max-restarts is {args.max_restarts}; set it to 0 or more")
     if args.show:
         say(*(header + checked(run, args.num_processes) + dump_yaml(run)).splitlines())
         return 0

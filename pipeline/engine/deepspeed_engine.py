@@ -17,6 +17,9 @@ from nfnet.optim.losses import MixedLabels, label_smoothing_cross_entropy
 from pipeline.configuration import check_fields
 from pipeline.errors import UserError
 
+BUCKET_ELEMENTS = 500_000_000
+"""Gradients that are reduced together, and weights that are gathered together, at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -66,8 +69,8 @@ def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: in
         "stage": config.zero_stage,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": 500_000_000,
-        "allgather_bucket_size": 500_000_000,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
         "overlap_comm": config.zero_stage == 3,
         "round_robin_gradients": False,  # the layout of its partitions is not known here
     }

@@ -46,6 +46,7 @@ COMMANDS = [
     "unregister",
     "classify",
     "export",
+    "plan",
 ]
 
 

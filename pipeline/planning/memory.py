@@ -1,0 +1,102 @@
+"""Memory of one device in training, at the moment when most of it is used: what the engine and DeepSpeed hold, and activations.
+
+A step has three such moments: somewhere in the backward pass, the reduction of gradients at its end, and the update. What
+DeepSpeed holds was read in 0.19.8 and measured: tests/pipeline/planning/test_memory.py holds the sum against the peak of real
+runs on a CPU. There a buffer counts as far as it has been written to; on a GPU it counts whole.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nfnet.analysis.step_profile import StepProfile
+from pipeline.engine.deepspeed_engine import BUCKET_ELEMENTS
+from pipeline.planning.parameters import ELEMENT, Parameters
+
+BUCKET = ELEMENT * BUCKET_ELEMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device."""
+
+    parts: Mapping[str, int]
+    """At the fullest moment: weights, master weights, momentum, averages, gradients, buffers, activations; what is nothing is
+    left out."""
+    moment: str
+    """backward, reduction or update."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def memory(
+    parameters: Parameters,
+    profile: StepProfile,
+    *,
+    stage: int,
+    world: int,
+    micro_batch: int,
+    accumulation: int,
+    averages: bool,
+    is_cpu: bool = False,
+) -> Memory:
+    """Without the fixed cost of a process (context, libraries, workspaces of convolutions)."""
+    whole, share = parameters.num_bytes, parameters.share(stage, world)
+    state = {"momentum": share, "averages": share if averages else 0}
+    if stage == 0:
+        state |= {"weights": whole}
+    else:
+        state |= {"master weights": share, "weights": sum(parameters.padded_groups(world)) if stage < 3 else share}
+    if stage == 3:
+        state |= {"gradients": share}
+    moments = {
+        "backward": _backward(stage, whole, share, profile, micro_batch, accumulation, is_cpu),
+        "reduction": _reduction(stage, whole, share, parameters.padded(world), accumulation, is_cpu),
+        "update": _update(stage, whole, share, is_cpu),
+    }
+    sums = {name: _sum(state, extra) for name, extra in moments.items()}
+    moment = max(sums, key=lambda name: sum(sums[name].values()))
+    order = ("weights", "master weights", "momentum", "averages", "gradients", "buffers", "activations")
+    return Memory(parts={k: sums[moment][k] for k in order if sums[moment].get(k)}, moment=moment)
+
+
+def _sum(state: dict[str, int], extra: dict[str, int]) -> dict[str, int]:
+    return {k: state.get(k, 0) + extra.get(k, 0) for k in {**state, **extra}}
+
+
+def _backward(
+    stage: int, whole: int, share: int, profile: StepProfile, micro_batch: int, accumulation: int, is_cpu: bool
+) -> dict[str, int]:
+    if stage in (0, 1):
+        # Gradients gather as activations go; those of an earlier micro-batch are there from the beginning.
+        is_first = accumulation == 1
+        alive, gathered = profile.fullest(micro_batch, weight_of_gradients=1.0 if is_first else 0.0)
+        return {"activations": alive, "gradients": gathered if is_first else whole}
+    bucket = min(whole, BUCKET) if is_cpu else BUCKET
+    if stage == 2:  # into a buffer, which a GPU holds whole from the beginning
+        alive, gathered = profile.fullest(micro_batch, weight_of_gradients=1.0 if is_cpu else 0.0)
+        kept = share if accumulation > 1 else 0
+        return {"activations": alive, "gradients": kept, "buffers": min(gathered, bucket) if is_cpu else bucket}
+    # Weights are gathered, up to 1e9 elements (stage3_max_live_parameters), and a layer's go when its gradient is there.
+    alive, gathered = profile.fullest(micro_batch, weight_of_gradients=-1.0)
+    return {"activations": alive, "weights": min(whole, 2 * BUCKET) - gathered, "buffers": bucket}
+
+
+def _reduction(stage: int, whole: int, share: int, padded: int, accumulation: int, is_cpu: bool) -> dict[str, int]:
+    bucket, flat = min(whole, BUCKET) if is_cpu else BUCKET, min(whole, BUCKET)
+    if stage == 0:
+        return {"gradients": whole, "buffers": flat}
+    if stage == 1:  # each gradient moves into the bucket, which is then copied to be sent
+        return {"gradients": max(whole - flat, 0), "buffers": bucket + flat}
+    if stage == 2:
+        return {"gradients": share if accumulation > 1 else 0, "buffers": bucket + flat}
+    return {"buffers": bucket + min(padded, BUCKET) * (2 if is_cpu else 1)}
+
+
+def _update(stage: int, whole: int, share: int, is_cpu: bool) -> dict[str, int]:
+    if stage == 0:
+        return {"gradients": whole}
+    if stage < 3:
+        return {"gradients": share, "buffers": share}
+    return {"buffers": (min(whole, BUCKET) if is_cpu else BUCKET) + share}
