@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.data_checks import add_bench, add_overlap, add_verify
+from orchestration.commands.data_checks import add_bench, add_overlap, add_plan, add_verify
 from orchestration.commands.output import cores, progress_bar, say
 from orchestration.commands.parser import add
 from pipeline.display import shell
@@ -24,6 +24,7 @@ def data_commands(commands: Any) -> None:
     _workers(add_verify(actions))
     add_overlap(actions)
     add_bench(actions)
+    add_plan(actions)
     add(actions, "cards", data_cards, "list the catalogue", ["normfree data cards"])
 
 

@@ -1,4 +1,4 @@
-"""`normfree data verify`, `overlap`, `bench`."""
+"""`normfree data verify`, `overlap`, `bench`, `plan`."""
 
 import argparse
 import sys
@@ -162,4 +162,83 @@ def data_bench(args: argparse.Namespace) -> int:
     say(
         f"next: normfree pretrain RECIPE --data.url {shell([args.url])} --data.num_workers {best.num_workers} --out RUN"
     )
+    return 0
+
+
+def add_plan(actions: Any) -> None:
+    p = add(
+        actions,
+        "plan",
+        data_plan,
+        "what reading a dataset in lanes will cost and how well it mixes, before anything is read",
+        [
+            "normfree data plan --samples 300e6 --sample-kb 100 --hosts 64 --ranks 8 --batch 4096",
+            "normfree data plan data/cifar100 --hosts 1 --ranks 2 --batch 128 --block-mb 0.02",
+        ],
+    )
+    p.add_argument("url", metavar="URL", nargs="?", help="a dataset: its sizes, and how its classes lie in its shards")
+    p.add_argument("--split", default="train")
+    p.add_argument(
+        "--samples", type=float, metavar="N", help="without a dataset: so many, in shards shuffled when written"
+    )
+    p.add_argument(
+        "--sample-kb", type=float, default=100.0, help="of an image, without a dataset (default %(default)s)"
+    )
+    p.add_argument("--hosts", type=int, default=1)
+    p.add_argument("--ranks", type=int, default=8, help="of each host (default %(default)s)")
+    p.add_argument("--batch", type=int, default=4096, help="different images in a global batch (default %(default)s)")
+    p.add_argument("--lanes", type=int, default=0, help="data.lanes (default: as a run chooses)")
+    p.add_argument("--lane-blocks", type=int, default=16, help="data.lane_blocks (default %(default)s)")
+    p.add_argument("--block-mb", type=float, default=4.0, help="data.block_mb (default %(default)s)")
+    p.add_argument("--images-per-s", type=float, default=1000.0, help="of a rank (default %(default)s)")
+    p.add_argument("--price-per-1000-requests", type=float, metavar="PRICE", help="of the store")
+
+
+def data_plan(args: argparse.Namespace) -> int:
+    from pipeline.data.format.manifest import Manifest
+    from pipeline.data.loading.data_plan import class_variance_between_blocks, describe_plan
+    from pipeline.data.loading.data_plan import data_plan as plan_of
+    from pipeline.data.sampling.lanes import choose_layout
+
+    least = min(args.hosts, args.ranks, args.batch, args.lane_blocks, args.lanes + 1)
+    if least < 1 or min(args.block_mb, args.sample_kb, args.images_per_s) <= 0:
+        raise UserError("a number is 0 or below; give --hosts, --ranks, --batch, --lane-blocks and sizes above 0")
+    if (args.url is None) == (args.samples is None):
+        raise UserError("a plan is of a dataset or of a number of images: give either URL or --samples")
+    index = Manifest.open(args.url).split(args.split) if args.url else None
+    num = index.num_samples if index else int(args.samples)
+    if num < 1:
+        raise UserError(f"--samples is {args.samples:g}; give 1 or more")
+    sample_bytes = sum(s.size_bytes for s in index.shards) / num if index else args.sample_kb * 1e3
+    block_samples = max(1, round(args.block_mb * 1e6 / sample_bytes))
+    layout = choose_layout(
+        num, block_samples=block_samples, lanes=args.lanes, window=args.lane_blocks, batch=args.batch
+    )
+    if layout is None:
+        say(
+            f"{num:,} images are too few for lanes of blocks of {args.block_mb:g} MB: a run shuffles them whole, and "
+            "every host reads all of them"
+        )
+        return 0
+    between = class_variance_between_blocks(index.label, layout.block_samples) if index else None
+    found = plan_of(
+        layout,
+        batch=args.batch,
+        num_hosts=args.hosts,
+        ranks_per_host=args.ranks,
+        sample_bytes=sample_bytes,
+        samples_per_s=args.images_per_s * args.hosts * args.ranks,
+        between_blocks=between or 0.0,
+    )
+    say(
+        f"{num:,} images of {sample_bytes / 1e3:.0f} KB, {args.hosts} hosts of {args.ranks} ranks, "
+        f"global batch {args.batch}",
+        *describe_plan(layout, found, between_blocks=between),
+    )
+    if args.price_per_1000_requests is not None:
+        say(f"price      {found.requests / 1000 * args.price_per_1000_requests:,.2f} an epoch for requests")
+    if found.excess_variance > 1.1:
+        say("next: prepare the dataset anew, which shuffles, or raise --lanes or --lane-blocks")
+    if found.amplification > 1.1:
+        say(f"next: raise data.lanes to {2 * args.hosts} or more: several hosts read the same lanes")
     return 0

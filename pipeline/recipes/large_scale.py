@@ -24,7 +24,7 @@ def _pretraining(name: str, model: str, *, epochs: float, learning_rate: float, 
     return Run(
         name=name,
         model=ModelConfig(name=model),
-        data=DataConfig(num_workers=8, mix_blocks=4096, cache_gb=0),
+        data=DataConfig(num_workers=8, order="lanes", block_mb=4.0, cache_gb=0),
         augment=AugmentConfig(image_px=224, eval_px=eval_px, crop="area", flip=True, eval_resize="published"),
         optim=OptimConfig(learning_rate=learning_rate, warmup=WARMUP, weight_decay=1e-6, clipping=0.01),
         engine=EngineConfig(precision="bf16", zero_stage=1),

@@ -79,7 +79,7 @@ def _large(layers: int) -> Run:
     return Run(
         name=f"nf_resnet{layers}_300m",
         model=ModelConfig(name=f"nf_resnet{layers}"),
-        data=DataConfig(num_workers=8, mix_blocks=4096, cache_gb=0),
+        data=DataConfig(num_workers=8, order="lanes", block_mb=4.0, cache_gb=0),
         augment=CROP_AND_FLIP,
         optim=OptimConfig(learning_rate=0.4, warmup=Duration(5000, "steps"), weight_decay=1e-5, clipping=0.01),
         engine=EngineConfig(precision="bf16", zero_stage=1),

@@ -1,10 +1,11 @@
 """Blocks of shards from an object store, kept on the local disk and shared by all processes of the machine.
 
-    <folder>/<2 hex>/<SHA-256 of the shard>/<first byte>-<length>      the bytes, then their CRC-32 in 4 bytes
+    <folder>/<2 hex>/<SHA-256 of the shard>/<first byte>-<length>      the bytes
 
-Keyed by the content of the shard, so equal file names of two datasets never meet. A damaged entry is fetched again. An entry
-is fetched by one process while the others wait for it. A disk that is full, or not writable, ends the caching and not the
-run. The total stays below a bound: the entries that were not used for the longest time go first.
+Keyed by the content of the shard, so equal file names of two datasets never meet. Who reads proves each sample by its own
+CRC-32 and says where an entry is damaged (`forget`). An entry is fetched by one process while the others wait for it. A disk
+that is full, or not writable, ends the caching and not the run. The total stays below a bound: the entries that were not used
+for the longest time go first.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ from pipeline import places
 
 KEEP_FREE_BYTES = 1 << 30
 """Nothing is kept when the disk has less than this left: checkpoints and logs need it more."""
-_STRIPES = 64
-_TAIL = 4
+Read = Callable[[int, int], bytes]
+"""(start, stop), offsets in the shard -> its bytes; fewer where they end before."""
+_STRIPES = 256
 _WRITING_NS = 3600 * 10**9
 """An unfinished entry that is older was left by a process that is gone."""
 
@@ -31,25 +33,38 @@ class BlockCache:
     def __init__(self, folder: str, bound_bytes: int) -> None:
         self._folder, self._bound_bytes = Path(folder), bound_bytes
         self._written_bytes = bound_bytes  # since this process last looked: look at the first write
-        self._verified: set[tuple[Path, int, int]] = set()
         self.failure: str | None = None
         """Why nothing is kept any more; None while all is well."""
 
-    def get(self, sha256: str, offset: int, length: int, fetch: Callable[[], bytes]) -> bytes:
-        """The bytes offset ... offset + length of a shard: the entry's if there is one, else what `fetch` returns."""
+    @contextlib.contextmanager
+    def block(self, sha256: str, offset: int, length: int, fetch: Callable[[], bytes]) -> Iterator[Read]:
+        """What reads parts of the bytes offset ... offset + length of a shard: the entry where there is one, else what `fetch`
+        returns."""
         path = self._folder / sha256[:2] / sha256 / f"{offset}-{length}"
-        data = self._read(path, length)
-        if data is not None:
-            return data
+        data, file = b"", self._open(path, length)
+        if file is None:
+            try:
+                with self._only_one(path):
+                    file = self._open(path, length)  # another process may have brought it meanwhile
+                    if file is None:
+                        data = self._fetch_and_keep(path, length, fetch)
+            except _DiskError as failure:
+                self.failure = self.failure or str(failure)
+                data = data or fetch()
         try:
-            with self._only_one(path):
-                data = self._read(path, length)  # another process may have brought it meanwhile
-                if data is None:
-                    data = self._fetch_and_keep(path, length, fetch)
-                return data
-        except _DiskError as failure:
-            self.failure = self.failure or str(failure)
-            return fetch() if data is None else data
+            if file is None:
+                yield lambda start, stop: data[start - offset : stop - offset]
+            else:
+                descriptor = file
+                yield lambda start, stop: os.pread(descriptor, stop - start, start - offset)
+        finally:
+            if file is not None:
+                os.close(file)
+
+    def forget(self, sha256: str, offset: int, length: int) -> None:
+        """The entry is damaged: it is fetched again when it is asked for."""
+        with contextlib.suppress(OSError):
+            (self._folder / sha256[:2] / sha256 / f"{offset}-{length}").unlink()
 
     def _fetch_and_keep(self, path: Path, length: int, fetch: Callable[[], bytes]) -> bytes:
         data = fetch()
@@ -60,27 +75,21 @@ class BlockCache:
                 self.failure = f"the shard cache {self._folder} takes no more ({error}); data is streamed past it"
         return data
 
-    def _read(self, path: Path, length: int) -> bytes | None:
-        """The verified content of an entry, or None."""
+    def _open(self, path: Path, length: int) -> int | None:
+        """A descriptor of an entry, or None."""
         try:
-            with path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                if stat.st_size != length + _TAIL:
-                    raise ValueError
-                data = file.read(length)
-                mark = (path, stat.st_mtime_ns, stat.st_ino)
-                if mark not in self._verified:
-                    if zlib.crc32(data).to_bytes(_TAIL, "little") != file.read(_TAIL):
-                        raise ValueError
-                    self._verified.add(mark)
-                    os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))  # its last use
-                return data
-        except ValueError:
+            file = os.open(path, os.O_RDONLY)
+        except OSError:
+            return None
+        stat = os.fstat(file)
+        if stat.st_size != length:  # cut, or of an older form
+            os.close(file)
             with contextlib.suppress(OSError):
                 path.unlink()
-        except OSError:
-            pass
-        return None
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))  # its last use
+        return file
 
     def _write(self, path: Path, data: bytes) -> None:
         free = os.statvfs(self._folder)
@@ -89,7 +98,7 @@ class BlockCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            temporary.write_bytes(data + zlib.crc32(data).to_bytes(_TAIL, "little"))
+            temporary.write_bytes(data)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -81,3 +81,10 @@ def _place_or_alone() -> Place:
         return place()
     except UserError:
         return Place()
+
+
+def num_hosts() -> int:
+    """Machines of the run, by the launcher's LOCAL_WORLD_SIZE; 1 where it says nothing."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    size = place().size
+    return max(1, size // int(local)) if local.isdecimal() and int(local) > 0 else 1

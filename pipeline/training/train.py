@@ -150,7 +150,7 @@ def _forward_backward(job: Job, batches: Iterator[Batch]) -> list[Batch]:
         with clock("wait"):
             batch = next(batches)
         seen.append(batch)
-        _seed_step(job.run.seed, job.step, micro * world.size + world.rank)
+        _seed_step(job.run.seed, job.step, job.data.micro_batch_number(micro, world, job.accumulation))
         with clock("transfer"):
             images, labels = normalise(batch.images, job.run.augment, world.device), batch.targets(world.device)
         with clock("compute"):

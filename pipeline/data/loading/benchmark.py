@@ -13,6 +13,7 @@ from pipeline.distributed import ALONE
 WARM_UP_S = 1.0
 """Measured from here on: the first second belongs to starting processes and connections."""
 _STEPS = 1 << 30
+BARE_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Rate:
 
 def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, batch: int, seconds: float) -> Rate:
     """Training batches as a run gets them, for `seconds` after the first second."""
-    data = TrainData(dataclasses.replace(config, num_workers=num_workers), augment, seed=0)
+    data = TrainData(dataclasses.replace(config, num_workers=num_workers), augment, seed=0, global_batch=batch)
     begin = time.perf_counter()
     stream = data.batches(steps=range(_STEPS), global_batch=batch, micro_batch=batch, world=ALONE)
     images = num_bytes = 0
@@ -63,8 +64,8 @@ def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, bat
 
 def bare_read(config: DataConfig, *, seconds: float) -> Rate:
     """The same samples in the same order, read and proven and thrown away."""
-    data = TrainData(config, AugmentConfig(), seed=0)
-    draws = (zip(*(a.tolist() for a in data.draw(step, 64)), strict=True) for step in range(_STEPS))
+    data = TrainData(config, AugmentConfig(), seed=0, global_batch=BARE_BATCH)
+    draws = (zip(*(a.tolist() for a in data.draw(step, BARE_BATCH)), strict=True) for step in range(_STEPS))
     ahead = ReadAhead(
         data.sources.readers,
         ([Place(*p) for p in draw] for draw in draws),

@@ -3,7 +3,7 @@
 import itertools
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pipeline import places
 from pipeline.configuration import check_fields
@@ -40,7 +40,16 @@ class DataConfig:
     block_mb: Annotated[float, Range(0), MEGABYTES] = 1.0
     """Neighbours in a shard that are read together, in MB; 0 = each sample by itself."""
     mix_blocks: CountOrZero = 256
-    """Blocks, from anywhere in the dataset, that samples come from at any moment; 0 = all, which is the full shuffle."""
+    """Blocks, from anywhere in the dataset, that samples come from at any moment; 0 = all, which is the full shuffle. For
+    windowed."""
+    order: Literal["windowed", "lanes"] = "windowed"
+    """windowed: every rank reads from every block. lanes: each rank has lanes of blocks of its own, at any size of the
+    dataset; a set that is too small for lanes is shuffled whole."""
+    lanes: CountOrZero = 0
+    """Lanes of the order; a divisor of the different samples in a global batch, at least twice the number of hosts. 0 = as
+    many as dataset and batch allow, at most 512."""
+    lane_blocks: Count = 16
+    """Blocks of a lane that samples come from at any moment. lanes x lane_blocks of the size of the batch mixes well."""
     repeats: Count = 1
     """Repeated augmentation: each sample comes this many times in its global batch, augmented differently."""
     skip_steps: tuple[str, ...] = ()

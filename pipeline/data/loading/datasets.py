@@ -15,15 +15,23 @@ from pipeline.data.format.manifest import Manifest, SplitIndex
 from pipeline.data.loading.batches import Batch, BatchStream, Pixels, Sources, UnreadableSample
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
+from pipeline.data.loading.make_order import Pool, choose_order, make_order, window_bytes
 from pipeline.data.loading.prefetch import Place
 from pipeline.data.loading.shard_reader import ShardFault, ShardReader
+from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.data.sampling.mixture import Mixture
-from pipeline.data.sampling.order import Order, cut_blocks, rank_share
+from pipeline.data.sampling.order import rank_share
 from pipeline.data.sampling.subset import Subset, select
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from pipeline.storage.block_cache import BlockCache
+from pipeline.supervision.rank_environment import num_hosts
+
+WINDOW_ROOM = 1.5
+"""Room for blocks in the window of a host, times what its lanes have open: what was used up goes only when room is short."""
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(sources, samples, views), int64 of one shape; samples by the source's index, `view // repeats` is the epoch of the source."""
 
 __all__ = ["Batch", "DataConfig", "EvalData", "TrainData", "UnreadableSample"]
 
@@ -31,7 +39,8 @@ __all__ = ["Batch", "DataConfig", "EvalData", "TrainData", "UnreadableSample"]
 class TrainData:
     """The training datasets of a run: their size, and their micro-batches from any step on."""
 
-    def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int) -> None:
+    def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int, global_batch: int = 0) -> None:
+        """`global_batch`: of the run; needed for lanes only."""
         self.config = config
         self._augment, self._seed = augment, seed
         opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
@@ -48,17 +57,20 @@ class TrainData:
         self.index = self.indices[0]
         self.pools = [_pool(index, config.subset) for index in self.indices]
         self.pool = self.pools[0]
-        readers = [_reader(config, index, url) for index, url in zip(self.indices, urls, strict=True)]
+        self.layouts = [
+            choose_order(config, index, distinct=self.distinct(global_batch)) if config.order == "lanes" else None
+            for index in self.indices
+        ]
+        readers = [
+            _reader(config, index, url, layout)
+            for index, url, layout in zip(self.indices, urls, self.layouts, strict=True)
+        ]
         self.faults = [fault for reader in readers for fault in reader.find_versions()]
         self.classes = _union(self.manifests)
         self.sources = _sources(readers, self.manifests, self.classes)
         orders = [
-            Order(
-                cut_blocks(index.shard[pool], index.offset[pool], config.block_bytes),
-                seed if source == 0 else seed + (source << 32),
-                config.mix_blocks,
-            )
-            for source, (index, pool) in enumerate(zip(self.indices, self.pools, strict=True))
+            make_order(config, index, pool, layout, seed if source == 0 else seed + (source << 32))
+            for source, (index, pool, layout) in enumerate(zip(self.indices, self.pools, self.layouts, strict=True))
         ]
         self.mixture = Mixture(orders, weights)
         self.lost_allowed = config.lost_allowed(self.num_samples)
@@ -79,19 +91,57 @@ class TrainData:
         """Of the data as a whole: the manifest's where there is one source."""
         return "+".join(dict.fromkeys(manifest.digest for manifest in self.manifests))
 
-    def draw(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(sources, samples, views) of the run's step, each (global_batch,) int64; samples by the source's index.
+    def draw(self, step: int, global_batch: int) -> Drawn:
+        """What all ranks draw at the run's step, (global_batch,).
 
         With repeats the batch's different samples come one after another, then all of them again, so that copies lie in
-        different micro-batches. `view // repeats` is the epoch of the source.
+        different micro-batches.
         """
         repeats, distinct = self.config.repeats, self.distinct(global_batch)
-        sources, epochs, samples = self.mixture.positions(self.config.data_step(step) * distinct, distinct)
-        for source, pool in enumerate(self.pools):
-            mine = sources == source
-            samples[mine] = pool[samples[mine]]
+        start = self.config.data_step(step) * distinct
+        if self.mixture.has_lanes:
+            sources, epochs, samples = self.mixture.by_lane(start, distinct, slice(None))
+        else:
+            sources, epochs, samples = self.mixture.positions(start, distinct)
         views = np.concatenate([epochs * repeats + copy for copy in range(repeats)])
-        return np.tile(sources, repeats), np.tile(samples, repeats), views
+        return np.tile(sources, repeats), np.tile(self._of_pools(sources, samples), repeats), views
+
+    def draw_share(self, step: int, global_batch: int, *, rank: int, num_ranks: int, micro_batch: int) -> Drawn:
+        """What one rank draws at the run's step, (accumulation, micro_batch).
+
+        With lanes a rank has a contiguous part of the batch sorted by lane, cut into micro-batches that are the same for any
+        number of ranks; copies of a sample lie in neighbouring micro-batches.
+        """
+        if not self.mixture.has_lanes:
+            share = {"rank": rank, "num_ranks": num_ranks, "micro_batch": micro_batch}
+            sources, samples, views = (rank_share(a, **share) for a in self.draw(step, global_batch))
+            return sources, samples, views
+        repeats, distinct = self.config.repeats, self.distinct(global_batch)
+        if distinct % micro_batch:
+            raise UserError(
+                f"micro_batch {micro_batch} does not divide the {distinct} different samples of a global batch, as "
+                f"data.order lanes needs; "
+                "set it to a divisor"
+            )
+        accumulation = global_batch // (num_ranks * micro_batch)
+        numbers = np.arange(rank * accumulation, (rank + 1) * accumulation)
+        parts, copies = numbers // repeats, numbers % repeats
+        chosen = slice(int(parts[0]) * micro_batch, (int(parts[-1]) + 1) * micro_batch)
+        sources, epochs, samples = self.mixture.by_lane(self.config.data_step(step) * distinct, distinct, chosen)
+        rows = ((parts - parts[0]) * micro_batch)[:, None] + np.arange(micro_batch)
+        return sources[rows], self._of_pools(sources, samples)[rows], epochs[rows] * repeats + copies[:, None]
+
+    def micro_batch_number(self, micro: int, world: World, accumulation: int) -> int:
+        """Among all micro-batches of a step, that of this rank's `micro`-th: decides its dropout."""
+        return world.rank * accumulation + micro if self.mixture.has_lanes else micro * world.size + world.rank
+
+    def _of_pools(self, sources: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Places in the pools of the sources -> numbers in their indices."""
+        for source, pool in enumerate(self.pools):
+            if isinstance(pool, np.ndarray):
+                mine = sources == source
+                samples[mine] = pool[samples[mine]]
+        return samples
 
     def numbers(self, step: int, global_batch: int) -> np.ndarray:
         """(global_batch,) int64: numbers of the samples of a step, as `Batch.samples` has them."""
@@ -148,10 +198,9 @@ class _Draws:
         self._data, self._steps, self._global_batch = data, steps, global_batch
         self._share = {"rank": rank, "num_ranks": size, "micro_batch": micro_batch}
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[Drawn]:
         for step in self._steps:
-            shares = [rank_share(a, **self._share) for a in self._data.draw(step, self._global_batch)]
-            yield from zip(*shares, strict=True)
+            yield from zip(*self._data.draw_share(step, self._global_batch, **self._share), strict=True)
 
 
 class EvalData:
@@ -181,7 +230,7 @@ class EvalData:
             UserError: a sample cannot be read. A number over a part of a split would be a wrong number.
         """
         mine = self.pool[rank::num_ranks]
-        parts = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+        parts = [np.asarray(mine[i : i + batch_size], np.int64) for i in range(0, len(mine), batch_size)]
         draws = [(np.zeros_like(part), part, np.zeros_like(part)) for part in parts]
         stream = BatchStream(
             draws,
@@ -212,11 +261,13 @@ def _united(split: str, opened: Sequence[tuple[str, float, Manifest]]) -> list[t
     return found
 
 
-def _reader(config: DataConfig, index: SplitIndex, url: str) -> ShardReader:
-    cache = None
-    if not objects.is_local(url) and config.cache_gb > 0:
-        cache = BlockCache(config.shard_cache(), int(config.cache_gb * 1e9))
-    return ShardReader(index, url, config.block_bytes, cache)
+def _reader(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None = None) -> ShardReader:
+    cache, bound_bytes = None, int(config.cache_gb * 1e9)
+    if layout is not None:  # the window of open blocks, whatever else is kept
+        bound_bytes = max(bound_bytes, int(WINDOW_ROOM * window_bytes(index, layout) / num_hosts()))
+    if not objects.is_local(url) and bound_bytes > 0:
+        cache = BlockCache(config.shard_cache(), bound_bytes)
+    return ShardReader(index, url, config.block_bytes, cache, layout=layout)
 
 
 def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: list[str]) -> Sources:
@@ -231,8 +282,8 @@ def _union(manifests: list[Manifest]) -> list[str]:
     return list(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
 
 
-def _pool(index: SplitIndex, subset: Subset | None) -> np.ndarray:
-    return np.arange(index.num_samples) if subset is None else select(index.label, subset)
+def _pool(index: SplitIndex, subset: Subset | None) -> Pool:
+    return range(index.num_samples) if subset is None else select(index.label, subset)
 
 
 def _refuse_faults(faults: list[ShardFault], allowed: int) -> None:

@@ -17,6 +17,7 @@ from pipeline import documents
 from pipeline.data.images import turbojpeg
 from pipeline.data.loading.batches import UnreadableSample
 from pipeline.data.loading.datasets import TrainData
+from pipeline.data.loading.make_order import describe
 from pipeline.documents import Count
 from pipeline.storage import objects
 
@@ -234,7 +235,8 @@ def plan(data: TrainData, *, global_batch: int, total_steps: int) -> tuple[str, 
             text += f", {share:.1%} of each batch"
         text += f"; {last.excluded:,} are not in the subset" if last.excluded else ""
         text += f"; {last.dropped:,} of the last pass are dropped, because the run ends before" if last.dropped else ""
-        lines.append(text)
+        order = describe(config, data.indices[source], data.layouts[source])
+        lines.append(f"{text}; {order}" if order else text)
     if config.repeats > 1:
         lines.append(
             f"each image comes {config.repeats} times in its batch: {data.distinct(global_batch)} different ones of "

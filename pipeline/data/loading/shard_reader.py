@@ -6,6 +6,7 @@ that the run began with. So a cut, replaced or damaged shard costs exactly the s
 put together from two objects.
 """
 
+import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.format.manifest import SplitIndex
+from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.data.sampling.order import Blocks, cut_blocks
 from pipeline.errors import UserError
 from pipeline.storage import objects, range_reads
-from pipeline.storage.block_cache import BlockCache
+from pipeline.storage.block_cache import BlockCache, Read
 from pipeline.storage.range_reads import ObjectVersion
 
 HEADER_BYTES = 512
@@ -65,6 +67,8 @@ class ShardReader:
     cache: BlockCache | None = None
     versions: dict[str, ObjectVersion] = field(default_factory=dict)
     """Of the shards, as the run found them; see `find_versions`."""
+    layout: LaneLayout | None = None
+    """Of the order in lanes, whose blocks are read; None: blocks of `block_bytes`."""
     _blocks: Blocks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,21 +128,39 @@ class ShardReader:
         return [request for _, request in sorted(found, key=lambda pair: pair[0])]
 
     def _whole_blocks(self, samples: Sequence[int]) -> list[Request]:
-        if self._blocks is None:
-            self._blocks = cut_blocks(self.index.shard, self.index.offset, self.block_bytes)
-        numbers = np.asarray(samples)
-        wanted: dict[int, list[int]] = {}
-        for sample, block in zip(
-            numbers.tolist(), (np.searchsorted(self._blocks.first, numbers, side="right") - 1).tolist(), strict=True
-        ):
-            wanted.setdefault(block, []).append(sample)
+        wanted: dict[tuple[int, int, int], list[int]] = {}
+        for sample, span in zip(samples, self._spans(np.asarray(samples, np.int64)), strict=True):
+            wanted.setdefault(span, []).append(int(sample))
         found = []
-        for block, members in wanted.items():
-            rows = slice(int(self._blocks.first[block]), int(self._blocks.first[block] + self._blocks.count[block]))
+        for (shard, first, stop), members in wanted.items():
+            rows = slice(first, stop)
             start = max(0, int(self.index.offset[rows].min()) - HEADER_BYTES)
             end = int((self.index.offset[rows] + self.index.size[rows]).max())
-            found.append(Request(int(self._blocks.shard[block]), start, end, tuple(members)))
+            found.append(Request(shard, start, end, tuple(members)))
         return found
+
+    def _spans(self, numbers: np.ndarray) -> list[tuple[int, int, int]]:
+        """(shard, first, stop) of each sample: the samples of its block that lie in its shard."""
+        firsts = self._firsts
+        shards = (np.searchsorted(firsts, numbers, side="right") - 1).tolist()
+        if self.layout is None:
+            if self._blocks is None:
+                self._blocks = cut_blocks(self.index.shard, self.index.offset, self.block_bytes)
+            blocks = np.searchsorted(self._blocks.first, numbers, side="right") - 1
+            begins = self._blocks.first[blocks]
+            return list(zip(shards, begins.tolist(), (begins + self._blocks.count[blocks]).tolist(), strict=True))
+        blocks = self.layout.block_of(numbers)
+        spans = {block: self.layout.span(block) for block in np.unique(blocks).tolist() if block >= 0}
+        found = []
+        for number, shard, block in zip(numbers.tolist(), shards, blocks.tolist(), strict=True):
+            first, stop = spans.get(block, (number, number + 1))
+            found.append((shard, max(first, int(firsts[shard])), min(stop, int(firsts[shard + 1]))))
+        return found
+
+    @functools.cached_property
+    def _firsts(self) -> np.ndarray:
+        """Number of each shard's first sample, and the number of samples; int64."""
+        return np.concatenate([[0], np.cumsum([s.num_samples for s in self.index.shards], dtype=np.int64)])
 
     def read(self, request: Request) -> dict[int, bytes | Unreadable]:
         """The samples of a request. UserError if the store refuses for a reason that the user can mend."""
@@ -147,15 +169,24 @@ class ShardReader:
         expected = self.versions.get(shard.name)
         if expected is None:
             return dict.fromkeys(request.samples, Unreadable("its shard is missing"))
+        length = request.end - request.start
 
         def fetch() -> bytes:
-            return range_reads.read(place, request.start, request.end - request.start, expected)
+            return range_reads.read(place, request.start, length, expected)
+
+        def fetched() -> dict[int, bytes | Unreadable]:
+            data = fetch()
+            return self._prove_all(request, lambda start, stop: data[start - request.start : stop - request.start])
 
         try:
-            if self.cache is not None and expected.size_bytes == shard.size_bytes:
-                data = self.cache.get(shard.sha256, request.start, request.end - request.start, fetch)
-            else:
-                data = fetch()
+            if self.cache is None or expected.size_bytes != shard.size_bytes:
+                return fetched()
+            with self.cache.block(shard.sha256, request.start, length, fetch) as read:
+                found = self._prove_all(request, read)
+            if any(isinstance(content, Unreadable) for content in found.values()):  # the entry, or the shard?
+                self.cache.forget(shard.sha256, request.start, length)
+                found = fetched()
+            return found
         except range_reads.ObjectChanged:
             return dict.fromkeys(request.samples, Unreadable("its shard was replaced during the run"))
         except FileNotFoundError:
@@ -165,18 +196,20 @@ class ShardReader:
         except Exception as error:  # clients raise what they like; whatever it is, these samples did not come
             reason = f"its shard cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             return dict.fromkeys(request.samples, Unreadable(reason))
-        view = memoryview(data)
-        return {sample: self._proven(view, request.start, sample) for sample in request.samples}
 
-    def _proven(self, data: memoryview, start: int, sample: int) -> bytes | Unreadable:
+    def _prove_all(self, request: Request, read: Read) -> dict[int, bytes | Unreadable]:
+        return {sample: self._proven(read, sample) for sample in request.samples}
+
+    def _proven(self, read: Read, sample: int) -> bytes | Unreadable:
         offset, size = int(self.index.offset[sample]), int(self.index.size[sample])
-        if offset - start + size > len(data):
+        start = max(0, offset - HEADER_BYTES)
+        data = read(start, offset + size)
+        header, content = data[: offset - start], data[offset - start :]
+        if len(content) != size:
             return Unreadable("its shard ends before it")
-        header = bytes(data[offset - start - HEADER_BYTES : offset - start])
         problem = header_problem(header, size)
         if problem:
             return Unreadable(problem)
-        content = bytes(data[offset - start : offset - start + size])
         if zlib.crc32(content) != int(self.index.crc32[sample]):
             return Unreadable("its bytes have changed (CRC-32 differs)")
         return content

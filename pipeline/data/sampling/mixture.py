@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.data.sampling.lanes import LaneOrder
 from pipeline.data.sampling.order import Order
 from pipeline.errors import UserError
 
@@ -26,7 +27,7 @@ def shares(weights: Sequence[float]) -> np.ndarray:
 class Mixture:
     """The sequence of a run over one or more sources."""
 
-    def __init__(self, orders: Sequence[Order], weights: Sequence[float] = (1.0,)) -> None:
+    def __init__(self, orders: Sequence[Order | LaneOrder], weights: Sequence[float] = (1.0,)) -> None:
         if len(orders) != len(weights) or not all(w > 0 for w in weights):
             raise UserError(f"{len(orders)} sources have the weights {list(weights)}; give each one above 0")
         self.orders = tuple(orders)
@@ -51,6 +52,37 @@ class Mixture:
             return position
         periods, rest = divmod(position, PERIOD)
         return int(periods * self._before[source, PERIOD] + self._before[source, rest])
+
+    @property
+    def has_lanes(self) -> bool:
+        return any(isinstance(order, LaneOrder) for order in self.orders)
+
+    def by_lane(self, start: int, count: int, chosen: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `positions`, those of a global batch sorted by lane, and of these the chosen ones only, which is all that is
+        computed.
+
+        A source without lanes is small, and is spread over all places.
+        """
+        periods = np.arange(start, start + count, dtype=np.int64)
+        sources = np.zeros(count, np.int64) if len(self.orders) == 1 else self._source[periods % PERIOD]
+        places, lanes = np.empty(count, np.int64), np.empty(count, np.int64)
+        for source, order in enumerate(self.orders):
+            mine = sources == source
+            places[mine] = self.consumed(source, start) + np.arange(int(mine.sum()))
+            spread = (np.arange(int(mine.sum())) << 32) // max(int(mine.sum()), 1)
+            lanes[mine] = order.lane_share(places[mine]) if isinstance(order, LaneOrder) else spread
+        rows = np.argsort(lanes, kind="stable")[chosen]
+        epochs, samples = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        for source, order in enumerate(self.orders):
+            mine = sources[rows] == source
+            wanted = places[rows[mine]]
+            if isinstance(order, LaneOrder):
+                epochs[mine], samples[mine] = order.at(wanted)
+            elif len(wanted):
+                begin = int(wanted.min())
+                found = order.positions(begin, int(wanted.max()) - begin + 1)
+                epochs[mine], samples[mine] = (a[wanted - begin] for a in found)
+        return sources[rows], epochs, samples
 
     def positions(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sources, epochs, samples), each (count,) int64; epochs and sample numbers are those of the source."""

@@ -118,6 +118,7 @@ def test_a_host_is_killed_and_the_run_goes_on_with_the_other(hosts: Bed) -> None
     assert left_on(hosts) == []
 
 
+@pytest.mark.slow
 def test_no_secret_stands_on_a_command_line_and_a_signal_saves_on_all_hosts(hosts: Bed) -> None:
     launched = Launched(hosts)
     launched.read_to("saved +step 10:")

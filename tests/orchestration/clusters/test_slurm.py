@@ -35,6 +35,7 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 MpiDefault=none
 JobRequeue=1
+EnforcePartLimits=ALL
 SlurmdTimeout=60
 MailProg=/bin/true
 AccountingStorageType=accounting_storage/none

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,7 +87,7 @@ def test_loaders_that_are_killed_again_and_again_make_all_ranks_save_and_leave(
 def test_an_error_that_a_loader_passes_on_is_raised_as_it_is(digits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.data.loading.loader_processes.GONE_S", 0.1)
     data = TrainData(DataConfig(url=digits, num_workers=1), AugmentConfig(image_px=8), seed=3)
-    data.pools[0][:] = 10**6  # no such sample
+    data.pools[0] = np.full(697, 10**6)  # no such sample
     with pytest.raises(IndexError) as found:
         next(data.batches(steps=range(2), global_batch=4, micro_batch=4, world=ALONE))
     assert not isinstance(found.value, LoadersKilled)
