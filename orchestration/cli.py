@@ -115,7 +115,7 @@ def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
         if args.command in TAKE_FIELDS and (usual := USUAL.get(rest[0].lstrip("-"))):
             advice = f"did you mean {usual}?"
         raise UserError(f"unknown argument {rest[0]!r}; {advice}; see '{used.prog} --help'")
-    args.fields, args.sweep = fields, sweep
+    args.fields, args.sweep_words = fields, sweep
     return args
 
 

@@ -21,6 +21,9 @@ PARSERS = {
     "pipeline/supervision/hang_detection.py": "the same",
     "orchestration/launch/job_store.py": "agents of one launch trust each other",
     "orchestration/run/rank_end.py": "what a rank of this process wrote",
+    "orchestration/run/folded.py": "ranks of one host trust each other",
+    "orchestration/operations/run_folder.py": "as the spool: lines are bounded, and what is no record is passed over",
+    "pipeline/supervision/collective_progress.py": "what torch says of this very process",
 }
 STARTERS = {
     "orchestration/child_process.py": "the door",

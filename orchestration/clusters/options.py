@@ -22,7 +22,7 @@ OPTIONS: dict[str, list[tuple[str, type, str, str]]] = {
         ("--partition", str, "NAME", "of Slurm"),
         ("--account", str, "NAME", "of Slurm"),
         ("--time", str, "LIMIT", "of Slurm, as 1-12:00:00; ranks save ahead of it and the job is queued again"),
-        ("--slurm-option", list, "NAME=VALUE", "as sbatch takes it after --"),
+        ("--slurm-option", list, "NAME=VALUE", "an option of sbatch, as constraint=h100"),
         ("--cpus-per-host", str, "N", "that Slurm or Kubernetes is asked for"),
         ("--image", str, "IMAGE", "of Kubernetes: a container image that has normfree"),
         ("--memory", str, "SIZE", "of a pod, as 64Gi"),

@@ -179,19 +179,34 @@ def add_plan(actions: Any) -> None:
     p.add_argument("url", metavar="URL", nargs="?", help="a dataset: its sizes, and how its classes lie in its shards")
     p.add_argument("--split", default="train")
     p.add_argument(
-        "--samples", type=float, metavar="N", help="without a dataset: so many, in shards shuffled when written"
+        "--samples",
+        type=number(float, 1, 1e15),
+        metavar="N",
+        help="without a dataset: so many, in shards shuffled when written",
     )
     p.add_argument(
-        "--sample-kb", type=float, default=100.0, help="of an image, without a dataset (default %(default)s)"
+        "--sample-kb",
+        type=number(float, 0.001, 1e9),
+        default=100.0,
+        help="of an image, without a dataset (default %(default)s)",
     )
-    p.add_argument("--hosts", type=int, default=1)
-    p.add_argument("--ranks", type=int, default=8, help="of each host (default %(default)s)")
-    p.add_argument("--batch", type=int, default=4096, help="different images in a global batch (default %(default)s)")
-    p.add_argument("--lanes", type=int, default=0, help="data.lanes (default: as a run chooses)")
-    p.add_argument("--lane-blocks", type=int, default=16, help="data.lane_blocks (default %(default)s)")
-    p.add_argument("--block-mb", type=float, default=4.0, help="data.block_mb (default %(default)s)")
-    p.add_argument("--images-per-s", type=float, default=1000.0, help="of a rank (default %(default)s)")
-    p.add_argument("--price-per-1000-requests", type=float, metavar="PRICE", help="of the store")
+    p.add_argument("--hosts", type=number(int, 1, 1 << 20), default=1)
+    p.add_argument("--ranks", type=number(int, 1, 1 << 20), default=8, help="of each host (default %(default)s)")
+    p.add_argument(
+        "--batch",
+        type=number(int, 1, 1 << 30),
+        default=4096,
+        help="different images in a global batch (default %(default)s)",
+    )
+    p.add_argument("--lanes", type=number(int, 0, 1 << 20), default=0, help="data.lanes (default: as a run chooses)")
+    p.add_argument(
+        "--lane-blocks", type=number(int, 1, 1 << 20), default=16, help="data.lane_blocks (default %(default)s)"
+    )
+    p.add_argument("--block-mb", type=number(float, 1e-6, 1e6), default=4.0, help="data.block_mb (default %(default)s)")
+    p.add_argument(
+        "--images-per-s", type=number(float, 1e-6, 1e9), default=1000.0, help="of a rank (default %(default)s)"
+    )
+    p.add_argument("--price-per-1000-requests", type=number(float, 0, 1e9), metavar="PRICE", help="of the store")
 
 
 def data_plan(args: argparse.Namespace) -> int:
@@ -200,15 +215,10 @@ def data_plan(args: argparse.Namespace) -> int:
     from pipeline.data.loading.data_plan import data_plan as plan_of
     from pipeline.data.sampling.lanes import choose_layout
 
-    least = min(args.hosts, args.ranks, args.batch, args.lane_blocks, args.lanes + 1)
-    if least < 1 or min(args.block_mb, args.sample_kb, args.images_per_s) <= 0:
-        raise UserError("a number is 0 or below; give --hosts, --ranks, --batch, --lane-blocks and sizes above 0")
     if (args.url is None) == (args.samples is None):
         raise UserError("a plan is of a dataset or of a number of images: give either URL or --samples")
     index = Manifest.open(args.url).split(args.split) if args.url else None
     num = index.num_samples if index else int(args.samples)
-    if num < 1:
-        raise UserError(f"--samples is {args.samples:g}; give 1 or more")
     sample_bytes = sum(s.size_bytes for s in index.shards) / num if index else args.sample_kb * 1e3
     block_samples = max(1, round(args.block_mb * 1e6 / sample_bytes))
     layout = choose_layout(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.clusters.options import DEFAULTS, OPTIONS
 from orchestration.commands.output import doing, say
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from pipeline.display import terminal
 from pipeline.errors import UserError
 
@@ -60,6 +60,7 @@ def launch_commands(commands: Any) -> None:
             elif kind is bool:
                 group.add_argument(name, action="store_true", help=text)
             else:
+                kind = number(int, 0) if kind is int else kind
                 group.add_argument(name, type=kind, default=DEFAULTS.get(name), metavar=metavar, help=text)
     p.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
@@ -75,8 +76,8 @@ def launch_commands(commands: Any) -> None:
 def launch(args: argparse.Namespace) -> int:
     if args.recipe == SWEEP:
         return _sweep(args)
-    if args.sweep:
-        raise UserError(f"unknown argument {args.sweep[0]!r}; leave it out; see 'normfree launch --help'")
+    if args.sweep_words:
+        raise UserError(f"unknown argument {args.sweep_words[0]!r}; leave it out; see 'normfree launch --help'")
     if args.ray:
         raise UserError("--ray is for sweeps: normfree launch transfer --ray HOST:PORT -- CHECKPOINT ...")
     asked = [name for name in ("hosts", "hostfile", "slurm", "kubernetes") if getattr(args, name)]
@@ -250,12 +251,12 @@ def _sweep(args: argparse.Namespace) -> int:
         )
     parser = Parser(prog="normfree")
     transfer_commands(parser.add_subparsers())
-    asked, rest = parser.parse_known_args([SWEEP, *args.sweep])
+    asked, rest = parser.parse_known_args([SWEEP, *args.sweep_words])
     if rest or asked.ray_address:
         raise UserError(
             f"'normfree transfer' gets no {rest[0] if rest else '--ray-address'} here; see 'normfree transfer --help'"
         )
-    words = ["normfree", SWEEP, *args.sweep]
+    words = ["normfree", SWEEP, *args.sweep_words]
     if args.ray:
         say(*plain.ray(words, args.ray))
         return 0

@@ -18,6 +18,7 @@ from typing import TextIO
 
 from orchestration import child_process
 from orchestration.spool.spool import records_folder
+from pipeline.display import terminal
 from pipeline.storage import objects
 from pipeline.supervision import process_exit
 from pipeline.supervision.rank_environment import Place, place
@@ -110,7 +111,7 @@ def kept(out: str) -> Iterator[RankLog]:
         try:
             log.start(out, place())
         except OSError as error:  # no more processes or files: the run is worth more than its log
-            print(f"normfree: no log of this process is kept ({error})", file=sys.stderr)
+            print(terminal(f"normfree: no log of this process is kept ({error})"), file=sys.stderr)
     try:
         yield log
     except BaseException as error:

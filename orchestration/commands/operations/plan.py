@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import doing, say
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,27 +36,43 @@ def plan_command(commands: Any) -> None:
     )
     p.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.yaml")
     p.add_argument("--nodes", default="1", metavar="N[,N]", help="hosts; several give a table (default %(default)s)")
-    p.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="devices of a host (default %(default)s)")
+    p.add_argument(
+        "--gpus-per-node",
+        type=number(int, 1, 1 << 20),
+        default=8,
+        metavar="N",
+        help="devices of a host (default %(default)s)",
+    )
     p.add_argument("--device", default="h100", metavar="NAME", help="h100, h200, a100, b200, cpu, ... (default h100)")
     p.add_argument(
         "--network", default="400Gb", metavar="RATE", help="of a host to the others, all adapters (default %(default)s)"
     )
     p.add_argument("--data", metavar="URL", help="a prepared dataset: number, size and classes of its images")
-    p.add_argument("--samples", type=int, metavar="N", help="training images, where there is no dataset yet")
-    p.add_argument("--classes", type=int, default=1000, metavar="N", help="without --data (default %(default)s)")
-    p.add_argument("--price-per-device-hour", type=float, metavar="X", help="in your currency")
-    p.add_argument("--power", type=float, metavar="W", help="of one device (default: its maker's figure)")
-    p.add_argument("--failure-rate", type=float, metavar="X", help="interruptions of one device a day")
     p.add_argument(
-        "--loss", default="1%", metavar="SHARE", help="that saves and failures may cost (default 1%%)", type=str
+        "--samples", type=number(int, 1, 10**15), metavar="N", help="training images, where there is no dataset yet"
     )
+    p.add_argument(
+        "--classes",
+        type=number(int, 1, 1 << 30),
+        default=1000,
+        metavar="N",
+        help="without --data (default %(default)s)",
+    )
+    p.add_argument("--price-per-device-hour", type=number(float, 0, 1e9), metavar="X", help="in your currency")
+    p.add_argument(
+        "--power", type=number(float, 0, 1e9), metavar="W", help="of one device (default: its maker's figure)"
+    )
+    p.add_argument("--failure-rate", type=number(float, 0, 1e9), metavar="X", help="interruptions of one device a day")
+    p.add_argument("--loss", default="1%", metavar="SHARE", help="that saves and failures may cost (default 1%%)")
     p.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE", help="set a number that the plan rests on"
     )
     p.add_argument(
         "--scaling", metavar="FILE|URI", help="instead: fit loss against compute of finished runs (list, or MLflow)"
     )
-    p.add_argument("--budget", type=float, metavar="X", help="with --scaling: compute, in the unit of the runs'")
+    p.add_argument(
+        "--budget", type=number(float, 0, 1e300), metavar="X", help="with --scaling: compute, in the unit of the runs'"
+    )
     p.add_argument("--plot", metavar="FILE", help="with --scaling: draw it, .png, .svg or .pdf")
     p.add_argument("--measure", action="store_true", help="time real steps on the device at hand, and use that")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -72,8 +88,6 @@ def plan(args: argparse.Namespace) -> int:
         raise UserError("--budget and --plot belong to --scaling; give it the file or tracker with finished runs")
     numbers = _node_counts(args.nodes)
     network_bytes_per_s, loss = _rate(args.network, "--network"), _share(args.loss)
-    if args.gpus_per_node < 1:
-        raise UserError(f"--gpus-per-node is {args.gpus_per_node}; set it to 1 or more")
     if args.recipe is None:
         raise UserError("no recipe: give the name of one ('normfree pretrain --list' prints them) or a FILE.yaml")
     with doing("loading PyTorch"):
@@ -168,8 +182,6 @@ def _data(args: argparse.Namespace, run: Run) -> tuple[int, int, float | None]:
             size = sum(shard.size_bytes for shard in split.shards) / split.num_samples
         return samples_per_epoch(config) // config.repeats, manifest.num_classes, size
     if args.samples is not None:
-        if args.samples < 1:
-            raise UserError(f"--samples is {args.samples}; set it to the number of training images, 1 or more")
         return args.samples, args.classes, None
     if args.recipe.endswith((".yaml", ".yml")):
         raise UserError("no data: give --data URL of a prepared dataset, or --samples N")
@@ -193,12 +205,12 @@ def _assumed(args: argparse.Namespace, kind: Device, bytes_per_image: float | No
         if not equals:
             raise UserError(f"--assume is {text!r}; write NAME=VALUE, as compute_share=0.3")
         given[name.strip()] = value
-    for name, option, number in (
+    for name, option, given_number in (
         ("watts", "--power", args.power),
         ("failures_per_device_day", "--failure-rate", args.failure_rate),
     ):
-        if number is not None:
-            if number < 0 or not math.isfinite(number) or (number == 0 and name == "watts"):
+        if given_number is not None:
+            if given_number < 0 or not math.isfinite(given_number) or (given_number == 0 and name == "watts"):
                 raise UserError(f"{option} is {number}; set a number above 0")
             given[name] = str(number)
     if args.price_per_device_hour is not None and not 0 <= args.price_per_device_hour < math.inf:

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from orchestration.commands.output import doing, progress_bar, say
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from pipeline.errors import UserError
 
 
@@ -39,7 +39,11 @@ def _status(commands: Any) -> None:
     )
     p.add_argument("--json", action="store_true", help="everything that is known, for programs")
     p.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="of many, so many are read (default %(default)s)"
+        "--limit",
+        type=number(int, 1, 1 << 30),
+        default=100,
+        metavar="N",
+        help="of many, so many are read (default %(default)s)",
     )
 
 
@@ -103,9 +107,14 @@ def _logs(commands: Any) -> None:
         ],
     )
     p.add_argument("run", metavar="RUN", help="run folder, local or in an object store")
-    p.add_argument("--rank", type=int, metavar="R", help="what this rank wrote alone")
+    p.add_argument("--rank", type=number(int, 0, 1 << 30), metavar="R", help="what this rank wrote alone")
     p.add_argument("--errors", action="store_true", help="errors alone, the first in time first")
-    p.add_argument("--lines", type=int, metavar="N", help="the last N; 0 = all (default: 200, and all with --errors)")
+    p.add_argument(
+        "--lines",
+        type=number(int, 0, 1 << 40),
+        metavar="N",
+        help="the last N; 0 = all (default: 200, and all with --errors)",
+    )
     p.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
 
 

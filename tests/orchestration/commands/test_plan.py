@@ -29,11 +29,11 @@ def planned(words: str, capsys: pytest.CaptureFixture[str]) -> Any:
 MISTAKES = {
     "plan nfnet_tiny_glyphs --samples 10 --device h1000": "choose one of v100, a100",
     "plan nfnet_tiny_glyphs --samples 10 --nodes 3 --gpus-per-node 7": "global_batch 128 does not divide over 21",
-    "plan nfnet_tiny_glyphs --samples 0": "--samples is 0",
+    "plan nfnet_tiny_glyphs --samples 0": "--samples: '0'",
     "plan nfnet_tiny_glyphs --samples 10 --network 400": "--network is '400'; write a number and its unit, as 400Gb",
     "plan nfnet_tiny_glyphs --samples 10 --nodes 0": "--nodes is '0'",
     "plan nfnet_tiny_glyphs --samples 10 --nodes 1,1": "--nodes is '1,1'",
-    "plan nfnet_tiny_glyphs --samples 10 --gpus-per-node 0": "--gpus-per-node is 0",
+    "plan nfnet_tiny_glyphs --samples 10 --gpus-per-node 0": "--gpus-per-node: '0'",
     "plan nfnet_tiny_glyphs --samples 10 --loss 200%": "--loss is '200%'",
     "plan nfnet_tiny_glyphs --samples 10 --assume speed=2": "--assume has no 'speed'",
     "plan nfnet_tiny_glyphs --samples 10 --assume compute_share=2": "at most 1",

@@ -44,7 +44,6 @@ def test_the_command_says_what_300_million_images_need(capsys: pytest.CaptureFix
     [
         (["--samples", "300e6", "--hosts", "3"], "do not divide a global batch of 4096"),
         ([], "either URL or --samples"),
-        (["--samples", "300e6", "--hosts", "0"], "above 0"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(
