@@ -3,7 +3,6 @@
 python -P -m orchestration.doctor.sweep MEGABYTES      one rank, by the variables of a launcher; rank 0 prints the times
 """
 
-import os
 import signal
 import statistics
 import subprocess
@@ -77,7 +76,7 @@ def main() -> int:
 
     from pipeline import distributed
 
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = place().local_rank
     is_gloo = distributed.uses_gloo()
     if not is_gloo:
         torch.cuda.set_device(local_rank)
