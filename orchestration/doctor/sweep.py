@@ -75,6 +75,7 @@ def main() -> int:
     import torch.distributed as dist
 
     from pipeline import distributed
+    from pipeline.supervision.rank_environment import place
 
     local_rank = place().local_rank
     is_gloo = distributed.uses_gloo()

@@ -37,6 +37,7 @@ def made(pools: tuple[int, ...], weights: tuple[float, ...] = (1.0,), **config: 
         mixture=mixture,
         pools=[np.arange(n) for n in pools],
         indices=[SimpleNamespace(num_samples=n + 2) for n in pools],
+        layouts=[None for _ in pools],
         names=[f"source {i}" for i in range(len(pools))],
         num_samples=mixture.num_samples,
         lost_allowed=3,
