@@ -37,7 +37,7 @@ def launch_commands(commands: Any) -> None:
             "--suite small_images --data-root s3://b/data --out s3://b/sweeps/mine",
         ],
     )
-    p.add_argument("recipe", metavar="RECIPE|FILE.yaml", help="or transfer, for a sweep: its own words follow after --")
+    p.add_argument("recipe", metavar="RECIPE|FILE.yaml", help="or transfer, for a sweep; -- stands before its words")
     p.add_argument("--out", metavar="URL", help="run folder that all hosts share")
     where = p.add_argument_group("where")
     where.add_argument("--hosts", metavar="A,B,C", help="over ssh, as ssh names them")
@@ -60,8 +60,8 @@ def launch_commands(commands: Any) -> None:
             elif kind is bool:
                 group.add_argument(name, action="store_true", help=text)
             else:
-                kind = number(int, 0) if kind is int else kind
-                group.add_argument(name, type=kind, default=DEFAULTS.get(name), metavar=metavar, help=text)
+                reader = number(int, 0) if kind is int else kind
+                group.add_argument(name, type=reader, default=DEFAULTS.get(name), metavar=metavar, help=text)
     p.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
     )

@@ -60,7 +60,7 @@ def plan_command(commands: Any) -> None:
     )
     p.add_argument("--price-per-device-hour", type=number(float, 0, 1e9), metavar="X", help="in your currency")
     p.add_argument(
-        "--power", type=number(float, 0, 1e9), metavar="W", help="of one device (default: its maker's figure)"
+        "--power", type=number(float, 0.001, 1e9), metavar="W", help="of one device (default: its maker's figure)"
     )
     p.add_argument("--failure-rate", type=number(float, 0, 1e9), metavar="X", help="interruptions of one device a day")
     p.add_argument("--loss", default="1%", metavar="SHARE", help="that saves and failures may cost (default 1%%)")
@@ -205,14 +205,7 @@ def _assumed(args: argparse.Namespace, kind: Device, bytes_per_image: float | No
         if not equals:
             raise UserError(f"--assume is {text!r}; write NAME=VALUE, as compute_share=0.3")
         given[name.strip()] = value
-    for name, option, given_number in (
-        ("watts", "--power", args.power),
-        ("failures_per_device_day", "--failure-rate", args.failure_rate),
-    ):
-        if given_number is not None:
-            if given_number < 0 or not math.isfinite(given_number) or (given_number == 0 and name == "watts"):
-                raise UserError(f"{option} is {number}; set a number above 0")
-            given[name] = str(number)
-    if args.price_per_device_hour is not None and not 0 <= args.price_per_device_hour < math.inf:
-        raise UserError(f"--price-per-device-hour is {args.price_per_device_hour}; set a number of 0 or more")
+    for name, value in (("watts", args.power), ("failures_per_device_day", args.failure_rate)):
+        if value is not None:
+            given[name] = str(value)
     return replaced(known, given, "given")

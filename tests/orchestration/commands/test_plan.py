@@ -37,7 +37,7 @@ MISTAKES = {
     "plan nfnet_tiny_glyphs --samples 10 --loss 200%": "--loss is '200%'",
     "plan nfnet_tiny_glyphs --samples 10 --assume speed=2": "--assume has no 'speed'",
     "plan nfnet_tiny_glyphs --samples 10 --assume compute_share=2": "at most 1",
-    "plan nfnet_tiny_glyphs --samples 10 --power -1": "--power is -1.0",
+    "plan nfnet_tiny_glyphs --samples 10 --power -1": "--power: '-1'",
     "plan nfnet_tiny_glyphs --samples 10 --data x": "leave out one",
     "plan nfnet_tiny_glyphs --data nowhere": "there is no dataset at nowhere",
     "plan nfnet_tiny_glyphs --samples 10 --measure --device h100": "--measure runs on the device at hand",
