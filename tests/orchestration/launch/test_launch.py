@@ -55,9 +55,12 @@ def test_a_signal_goes_to_all_ranks_and_their_code_comes_back(
 
 def test_a_rank_that_froze_is_killed_when_the_others_have_left_it(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys\n"
-        f"open(f'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
-        "os.kill(os.getpid(), signal.SIGSTOP) if os.environ['RANK'] == '1' else sys.exit(76)"
+        "import os, signal, sys, time\n"
+        f"with open(f'{tmp_path}/' + os.environ['RANK'], 'w') as file: file.write(str(os.getpid()))\n"
+        "os.kill(os.getpid(), signal.SIGSTOP) if os.environ['RANK'] == '1' else None\n"
+        f"while not os.path.exists('{tmp_path}/1'): time.sleep(0.01)\n"
+        "time.sleep(0.2)\n"
+        "sys.exit(76)"
     )
     assert supervise(program, 2, tmp_path, grace_s=600) == 76
     with pytest.raises(ProcessLookupError):
