@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
-from orchestration.tune.ray_cluster import Layout, running_ray
+from orchestration.tune.ray_cluster import TrialResources, running_ray
 from orchestration.tune.ray_tune import ENVIRONMENT
 os.environ.update(ENVIRONMENT)
 def trial(config):
