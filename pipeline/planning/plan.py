@@ -72,8 +72,14 @@ class Plan:
 
     @cached_property
     def batches(self) -> tuple[int, int]:
-        """(micro-batch, accumulation)."""
-        return self.run.batch_plan(self.world)
+        """(micro-batch, accumulation): the run's micro-batch, or the largest part of it that divides a device's share.
+
+        Raises:
+            UserError: the devices do not divide the global batch.
+        """
+        share = self.run.global_batch // self.world
+        micro = math.gcd(self.run.micro_batch, share) if self.run.micro_batch else 0
+        return replace(self.run, micro_batch=micro).batch_plan(self.world)
 
     @property
     def total_steps(self) -> int:

@@ -66,6 +66,13 @@ class BlockCache:
         with contextlib.suppress(OSError):
             (self._folder / sha256[:2] / sha256 / f"{offset}-{length}").unlink()
 
+    def missing_bytes(self, needed_bytes: int) -> int:
+        """Room that the disk lacks for so many bytes of entries, those counted that are there; 0 where it has it."""
+        there = next(p for p in (self._folder, *self._folder.parents) if p.exists())
+        stat = os.statvfs(there)
+        lacking = needed_bytes + KEEP_FREE_BYTES - stat.f_bavail * stat.f_frsize
+        return max(0, lacking - sum(size for _, size, _, _ in self._entries())) if lacking > 0 else 0
+
     def _fetch_and_keep(self, path: Path, length: int, fetch: Callable[[], bytes]) -> bytes:
         data = fetch()
         if self.failure is None and len(data) == length:  # what is short is short at its source: not worth keeping
@@ -114,12 +121,7 @@ class BlockCache:
         with self._lock("evict", wait=False) as is_ours:
             if not is_ours:
                 return
-            entries = []
-            for folder, _, names in os.walk(self._folder):
-                for name in names:
-                    with contextlib.suppress(OSError):
-                        stat = os.stat(os.path.join(folder, name))
-                        entries.append((max(stat.st_atime_ns, stat.st_mtime_ns), stat.st_size, folder, name))
+            entries = list(self._entries())
             total = sum(size for _, size, _, _ in entries)
             if total <= self._bound_bytes:
                 return
@@ -132,6 +134,14 @@ class BlockCache:
                 with contextlib.suppress(OSError):  # a reader that has it open keeps it; one that comes late fetches
                     os.unlink(os.path.join(folder, name))
                     total -= size
+
+    def _entries(self) -> Iterator[tuple[int, int, str, str]]:
+        """(last use in ns, bytes, folder, name) of each."""
+        for folder, _, names in os.walk(self._folder):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    stat = os.stat(os.path.join(folder, name))
+                    yield max(stat.st_atime_ns, stat.st_mtime_ns), stat.st_size, folder, name
 
     @contextlib.contextmanager
     def _only_one(self, path: Path) -> Iterator[None]:

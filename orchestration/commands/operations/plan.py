@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import re
@@ -104,7 +105,7 @@ def plan(args: argparse.Namespace) -> int:
         check_device(kind)
     run, _ = asked_run(args)
     for n in numbers:
-        run.batch_plan(n * args.gpus_per_node)
+        dataclasses.replace(run, micro_batch=0).batch_plan(n * args.gpus_per_node)
     samples, classes, bytes_per_image = _data(args, run)
     assumed = _assumed(args, kind, bytes_per_image)
     with doing("counting the network's memory and work"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.loading.datasets import WINDOW_ROOM
+from pipeline.data.loading.make_order import WINDOW_ROOM
 from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.errors import UserError
 
@@ -60,10 +60,6 @@ def data_plan(
     touched = (begins + per_host - 1) // per_lane - begins // per_lane + 1
     amplification = float(touched.sum()) / layout.lanes * (1 + layout.reread_share)
     open_blocks = layout.lanes * layout.window
-    chance = (batch - 1) / (layout.num_samples - 1)
-    # Two neighbours of a block meet if they fall into the same tick and then into the same batch of it.
-    in_tick = max(1.0, layout.block_samples / layout.window) / layout.block_samples
-    meet = in_tick * min(1.0, per_lane / layout.block_samples)
     lanes = int(touched.max())
     block_bytes = layout.block_samples * sample_bytes
     requests = round(layout.num_blocks * amplification) + layout.num_samples - layout.num_in_blocks
@@ -72,13 +68,33 @@ def data_plan(
         lanes_per_host=lanes,
         amplification=amplification,
         excess_variance=1 + between_blocks * batch / open_blocks,
-        neighbours=meet / chance,
+        neighbours=_meet(layout, per_lane) * (layout.num_samples - 1) / (batch - 1),
         requests=requests,
         request_bytes=layout.num_samples * sample_bytes * amplification / requests,
         window_bytes=WINDOW_ROOM * lanes * layout.window * block_bytes,
         requests_per_s=blocks_per_s,
         bytes_per_s=blocks_per_s * block_bytes,
     )
+
+
+def _meet(layout: LaneLayout, per_lane: int) -> float:
+    """Probability that two samples of a block come in one batch, which takes `per_lane` positions of a lane in a row."""
+    size = layout.block_samples
+    if size < 2:
+        return 0.0
+    parts = np.diff(np.arange(layout.window + 1) * size // layout.window).astype(float)
+    places = np.arange(size)
+    found = 0.0
+    for ticks in range(min(layout.window, per_lane // size + 2)):
+        pairs = (
+            (parts * (parts - 1)).sum() if ticks == 0 else 2 * (parts[ticks:] * parts[: layout.window - ticks]).sum()
+        )
+        apart = np.abs(places[None, :] + ticks * size - places[:, None])
+        together = np.maximum(0.0, 1 - apart / per_lane)  # the batches' borders lie anywhere
+        if ticks == 0:  # two samples of a tick have different places
+            together = together[apart > 0]
+        found += pairs / (size * (size - 1)) * float(together.mean())
+    return found
 
 
 def class_variance_between_blocks(labels: np.ndarray, block_samples: int) -> float:

@@ -15,7 +15,7 @@ from pipeline.data.format.manifest import Manifest, SplitIndex
 from pipeline.data.loading.batches import Batch, BatchStream, Pixels, Sources, UnreadableSample
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
-from pipeline.data.loading.make_order import Pool, choose_order, make_order, window_bytes
+from pipeline.data.loading.make_order import Pool, choose_order, make_cache, make_order
 from pipeline.data.loading.prefetch import Place
 from pipeline.data.loading.shard_reader import ShardFault, ShardReader
 from pipeline.data.sampling.lanes import LaneLayout
@@ -25,11 +25,7 @@ from pipeline.data.sampling.subset import Subset, select
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from pipeline.storage.block_cache import BlockCache
-from pipeline.supervision.rank_environment import num_hosts
 
-WINDOW_ROOM = 1.5
-"""Room for blocks in the window of a host, times what its lanes have open: what was used up goes only when room is short."""
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(sources, samples, views), int64 of one shape; samples by the source's index, `view // repeats` is the epoch of the source."""
 
@@ -262,12 +258,7 @@ def _united(split: str, opened: Sequence[tuple[str, float, Manifest]]) -> list[t
 
 
 def _reader(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None = None) -> ShardReader:
-    cache, bound_bytes = None, int(config.cache_gb * 1e9)
-    if layout is not None:  # the window of open blocks, whatever else is kept
-        bound_bytes = max(bound_bytes, int(WINDOW_ROOM * window_bytes(index, layout) / num_hosts()))
-    if not objects.is_local(url) and bound_bytes > 0:
-        cache = BlockCache(config.shard_cache(), bound_bytes)
-    return ShardReader(index, url, config.block_bytes, cache, layout=layout)
+    return ShardReader(index, url, config.block_bytes, make_cache(config, index, url, layout), layout=layout)
 
 
 def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: list[str]) -> Sources:

@@ -7,7 +7,12 @@ from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.sampling.lanes import LaneLayout, LaneOrder, choose_layout
 from pipeline.data.sampling.order import Order, cut_blocks
 from pipeline.errors import UserError
+from pipeline.storage import objects
+from pipeline.storage.block_cache import BlockCache
+from pipeline.supervision.rank_environment import num_hosts
 
+WINDOW_ROOM = 1.5
+"""Room for the open blocks of a host, times what its lanes have open: what was used up goes only when room is short."""
 Pool = np.ndarray | range
 """Samples of a split that a run uses, rising; a range where it uses all of them."""
 
@@ -20,6 +25,8 @@ def choose_order(config: DataConfig, index: SplitIndex, *, distinct: int) -> Lan
     Raises:
         UserError: data.lanes does not fit.
     """
+    if distinct < 1:
+        raise ValueError("lanes are chosen for a global batch: TrainData needs it")
     if config.subset is not None:
         if config.lanes:
             raise UserError(
@@ -50,6 +57,23 @@ def make_order(
     )
 
 
+def make_cache(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None) -> BlockCache | None:
+    """Where blocks of a store are kept, None where none are. UserError: the disk is too small for the open blocks of lanes."""
+    cache, bound_bytes, needed_bytes = None, int(config.cache_gb * 1e9), 0
+    if layout is not None:  # the window of open blocks, whatever else is kept
+        needed_bytes = int(WINDOW_ROOM * window_bytes(index, layout) / num_hosts())
+    if not objects.is_local(url) and max(bound_bytes, needed_bytes) > 0:
+        cache = BlockCache(config.shard_cache(), max(bound_bytes, needed_bytes))
+        # Streamed past the window, each block would be fetched once for each of its parts.
+        if needed_bytes and (missing_bytes := cache.missing_bytes(needed_bytes)):
+            raise UserError(
+                f"the open blocks of the order in lanes take {needed_bytes / 1e9:.3g} GB of this host in {config.shard_cache()}, "
+                f"which lacks {missing_bytes / 1e9:.3g} GB: set data.cache_dir to a larger disk, or lower data.lanes, "
+                "data.lane_blocks or data.block_mb"
+            )
+    return cache
+
+
 def describe(config: DataConfig, index: SplitIndex, layout: LaneLayout | None) -> str:
     """One sentence for the plan of a run; empty for the windowed order."""
     if config.order != "lanes":
@@ -57,10 +81,12 @@ def describe(config: DataConfig, index: SplitIndex, layout: LaneLayout | None) -
     if layout is None:
         return "too small for lanes, shuffled whole"
     open_bytes = window_bytes(index, layout)
+    where = "" if objects.is_local(config.url) else f", in {config.shard_cache()}"
+    block_mb = open_bytes / layout.lanes / layout.window / 1e6
+    shared = ", and with several datasets what lies at the borders of hosts" if config.mixture else ""
     return (
-        f"{layout.lanes} lanes of {layout.blocks_per_lane:,} blocks of {open_bytes / layout.lanes / layout.window / 1e6:.1f} MB, "
-        f"{layout.window} of each lane open: {open_bytes / 1e9:.2g} GB over all hosts; {layout.reread_share:.2%} are read "
-        f"twice an epoch"
+        f"{layout.lanes} lanes of {layout.blocks_per_lane:,} blocks of {block_mb:.1f} MB, {layout.window} of each lane open: "
+        f"{open_bytes / 1e9:.2g} GB over all hosts{where}; {layout.reread_share:.2%} are read twice an epoch{shared}"
     )
 
 

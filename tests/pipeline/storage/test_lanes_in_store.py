@@ -9,6 +9,7 @@ import torch
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig, TrainData
 from pipeline.distributed import World
+from pipeline.errors import UserError
 from pipeline.storage import block_cache
 from tests.pipeline.storage.test_stream import Store, store  # noqa: F401
 
@@ -66,6 +67,19 @@ def test_eight_ranks_on_four_hosts_fetch_each_byte_once_in_whole_blocks(
     assert len(sizes) <= blocks + singles
     total = sum(shard.size_bytes for shard in data.index.shards)
     assert sum(sizes) < 1.05 * total
+
+
+def test_a_disk_without_room_for_the_open_blocks_is_refused_before_anything_is_read(
+    store: Store,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(block_cache, "KEEP_FREE_BYTES", 1 << 62)
+    url = store.copy()
+    store.proxy.log.clear()
+    with pytest.raises(UserError, match=r"open blocks .* lacks .* GB: set data\.cache_dir"):
+        TrainData(config(url, tmp_path), AUGMENT, seed=3, global_batch=BATCH)
+    assert not any(".tar" in line for line, _ in store.proxy.log)
 
 
 def test_a_kept_block_with_other_bytes_is_fetched_again_and_nothing_is_lost(

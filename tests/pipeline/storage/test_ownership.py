@@ -68,8 +68,8 @@ def test_a_process_number_that_went_to_another_process_is_no_owner(tmp_path: Pat
     now_s = time.time()
     record = ownership.Record(what="run", token="ab" * 16, since_s=now_s, beat_s=now_s, processes=(process,))
     objects.write_bytes(tmp_path / ownership.NAME, record.to_json())
-    with ownership.hold(str(tmp_path), "run"):
-        pass
+    with ownership.hold(str(tmp_path), "run") as held:
+        assert held.is_seen() and held.token != record.token
 
 
 def test_an_owner_elsewhere_lives_by_its_beat_whatever_its_clock_says(
@@ -98,9 +98,9 @@ def test_an_owner_elsewhere_lives_by_its_beat_whatever_its_clock_says(
 
 
 def test_a_record_of_long_ago_is_taken_over_at_once(tmp_path: Path) -> None:
-    owner_elsewhere(str(tmp_path), beat_s=time.time() - 86400)
-    with ownership.hold(str(tmp_path), "sweep"):
-        pass
+    before = owner_elsewhere(str(tmp_path), beat_s=time.time() - 86400)
+    with ownership.hold(str(tmp_path), "sweep") as held:
+        assert held.is_seen() and held.token != before.token
 
 
 def test_one_that_was_taken_over_while_it_stood_still_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Every recipe resolves, has the sizes and the steps that its paper prints, and a smoke variant that trains."""
 
 import dataclasses
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from nfnet.optim.sgd import SGD
 from nfnet.variants import get_variant
 from orchestration.cli import main
 from pipeline import recipes
+from pipeline.data.loading.data_config import DataConfig
 from pipeline.duration import Duration
 from pipeline.models.backbone import make
 from pipeline.recipes.smoke_variants import SUFFIX
 from pipeline.records import Finished, Step
-from pipeline.training.run import Run, dump_yaml, load_yaml
+from pipeline.training.run import Run, dump_yaml, load_yaml, override
 from pipeline.training.train import train
+from tests.pipeline.processes import ROOT
 
 # name: (parameters in millions with a head of 1000 classes, steps), as printed or computed from what is: epochs * images /
 # batch. 1,281,167 images are ImageNet's, 300M and 4B JFT's.
@@ -204,14 +208,22 @@ QUICK = (
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_twin_of_each_kind_trains_and_saves(name: str, digits: str, tmp_path: Path) -> None:
+def test_a_smoke_variant_of_each_kind_trains_and_saves(name: str, digits: str, tmp_path: Path) -> None:
     holds(name, digits, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in PRINTED if n not in QUICK])
-def test_every_twin_trains_and_saves(name: str, digits: str, tmp_path: Path) -> None:
+def test_every_smoke_variant_trains_and_saves(name: str, digits: str, tmp_path: Path) -> None:
     holds(name, digits, tmp_path)
+
+
+def test_a_run_of_before_the_order_in_lanes_goes_on_with_the_fields_that_the_change_log_names() -> None:
+    (words,) = re.findall(r"go on with `(--data[^`]+)`", (ROOT / "CHANGELOG.md").read_text())
+    names = shlex.split(words)
+    fields = dict(zip((n.removeprefix("--") for n in names[::2]), names[1::2], strict=True))
+    data = override(recipes.get("nfnet_f4_plus_300m"), fields).data
+    assert data == DataConfig(num_workers=8, mix_blocks=4096, cache_gb=0)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

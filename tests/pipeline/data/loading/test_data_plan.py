@@ -26,6 +26,23 @@ def test_blocks_that_hosts_fetch_are_those_of_the_plan(num_hosts: int) -> None:
     assert fetched / LAYOUT.num_blocks == pytest.approx(without_wrap, abs=0.02)
 
 
+@pytest.mark.parametrize(("block", "lanes", "window"), [(16, 8, 5), (80, 8, 4), (9, 4, 16)])
+def test_neighbours_meet_as_often_as_the_plan_says(block: int, lanes: int, window: int) -> None:
+    layout = lane_layout(40_000, block_samples=block, lanes=lanes, window=window, min_turns=4)
+    assert layout is not None
+    met = pairs = 0
+    for epoch in range(3):
+        batch = np.empty(layout.num_samples, np.int64)
+        samples = LaneOrder(layout, 1).positions(epoch * layout.num_samples, layout.num_samples)[1]
+        batch[samples] = np.arange(layout.num_samples) // 64
+        blocks = layout.block_of(np.arange(layout.num_samples))
+        beside = (blocks[1:] == blocks[:-1]) & (blocks[1:] >= 0)
+        met += int((batch[1:] == batch[:-1])[beside].sum())
+        pairs += int(beside.sum())
+    found = data_plan(layout, batch=64, num_hosts=1, ranks_per_host=1, sample_bytes=1.0, samples_per_s=1.0)
+    assert met / pairs * (layout.num_samples - 1) / 63 == pytest.approx(found.neighbours, rel=0.08)
+
+
 def test_how_much_classes_differ_between_blocks() -> None:
     labels = np.repeat(np.arange(100), 160)
     assert class_variance_between_blocks(labels, 16) == pytest.approx(1.0)

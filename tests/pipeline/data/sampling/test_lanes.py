@@ -38,10 +38,9 @@ def random_sizes(num: int) -> list[tuple[int, int, int, int]]:
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 10, 97, 1000, 4097])
-def test_the_bijection_is_one_both_ways(num: int) -> None:
+def test_the_bijection_is_one(num: int) -> None:
     law, numbers = Bijection(num, 3, 1), np.arange(num)
     assert sorted(law(numbers).tolist()) == numbers.tolist()
-    assert law.inverse(law(numbers)).tolist() == numbers.tolist()
 
 
 def test_the_bijection_is_part_of_the_format_of_a_run() -> None:
@@ -160,7 +159,7 @@ def test_four_billion_samples_cost_what_a_thousand_cost() -> None:
     order = LaneOrder(layout, 1)
     samples = order.positions(2_000_000_000, 64)[1]
     assert len(np.unique(samples)) == 64 and samples.max() < 4_000_000_000
-    assert len(layout.singles()) < 1 << 20
+    assert len(layout.singles) < 1 << 20
 
 
 def test_the_number_of_lanes_follows_from_dataset_and_batch() -> None:
