@@ -126,11 +126,11 @@ def _table(found: list[Plan]) -> Iterator[str]:
 
 
 def _other_micro_batch(plan: Plan) -> Iterator[str]:
-    micro = plan.batches[0]
+    micro, share = plan.batches[0], plan.run.global_batch // plan.world
     if plan.run.micro_batch not in (0, micro):
         yield (
             f"  {plan.nodes} nodes: planned with --micro_batch {micro}, which such a run needs: the run's "
-            f"{plan.run.micro_batch} does not divide the {plan.run.global_batch // plan.world} images of a device"
+            f"{plan.run.micro_batch} does not divide a device's {share} image{'s' if share > 1 else ''}"
         )
 
 
