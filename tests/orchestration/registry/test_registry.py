@@ -29,6 +29,7 @@ from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.models import backbone
 from pipeline.storage import objects
+from tests.waiting import sentences
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 CLASSES = ["zero", "one", "two"]
@@ -284,7 +285,7 @@ def test_a_name_that_is_not_there_is_one_sentence_and_exit_2(
     monkeypatch.chdir(tmp_path)
     assert main(["pull", name, "--tracking-uri", records]) == 2
     error = capsys.readouterr().err
-    assert said in error and len(error.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert said in error and len(sentences(error)) == 1 and not list(tmp_path.iterdir())
 
 
 def test_no_tracker_is_one_sentence_and_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
