@@ -169,13 +169,13 @@ def data_cards(_args: argparse.Namespace) -> int:
 
 def _print_dataset(manifest: Manifest, url: str) -> None:
     for name, split in manifest.splits.items():
-        shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards)} shards"
+        shards = "1 shard" if split.num_shards == 1 else f"{split.num_shards} shards"
         say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {shards}")
     if manifest.source_note:
         say(f"note: {manifest.source_note}")
-    if manifest.skipped:
-        reasons = Counter(entry.reason for entry in manifest.skipped)
-        say(f"skipped: {len(manifest.skipped)} images, listed in the manifest")
+    if skipped := manifest.skipped:
+        reasons = Counter(entry.reason for entry in skipped)
+        say(f"skipped: {len(skipped)} images, listed in skipped.jsonl")
         say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
     say(f"made {url} (digest {manifest.digest[:12]})")
     if "train" in manifest.splits:

@@ -219,7 +219,7 @@ def data_plan(args: argparse.Namespace) -> int:
         raise UserError("a plan is of a dataset or of a number of images: give either URL or --samples")
     index = Manifest.open(args.url).split(args.split) if args.url else None
     num = index.num_samples if index else int(args.samples)
-    sample_bytes = sum(s.size_bytes for s in index.shards) / num if index else args.sample_kb * 1e3
+    sample_bytes = index.num_bytes / num if index else args.sample_kb * 1e3
     block_samples = max(1, round(args.block_mb * 1e6 / sample_bytes))
     layout = choose_layout(
         num, block_samples=block_samples, lanes=args.lanes, window=args.lane_blocks, batch=args.batch

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.format.manifest import Manifest, SplitIndex
+from pipeline.data.format.index import SplitIndex
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.batches import Batch, BatchStream, Pixels, Sources, UnreadableSample
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
@@ -22,9 +23,10 @@ from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.data.sampling.mixture import Mixture
 from pipeline.data.sampling.order import rank_share
 from pipeline.data.sampling.subset import Subset, select
-from pipeline.distributed import World
+from pipeline.distributed import World, from_main
 from pipeline.errors import UserError
 from pipeline.storage import objects
+from pipeline.storage.range_reads import ObjectVersion
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(sources, samples, views), int64 of one shape; samples by the source's index, `view // repeats` is the epoch of the source."""
@@ -35,8 +37,16 @@ __all__ = ["Batch", "DataConfig", "EvalData", "TrainData", "UnreadableSample"]
 class TrainData:
     """The training datasets of a run: their size, and their micro-batches from any step on."""
 
-    def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int, global_batch: int = 0) -> None:
-        """`global_batch`: of the run; needed for lanes only."""
+    def __init__(
+        self,
+        config: DataConfig,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        global_batch: int = 0,
+        world: World | None = None,
+    ) -> None:
+        """`global_batch`: of the run; needed for lanes only. `world`: the main rank looks at the shards for all of them."""
         self.config = config
         self._augment, self._seed = augment, seed
         opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
@@ -61,7 +71,7 @@ class TrainData:
             _reader(config, index, url, layout)
             for index, url, layout in zip(self.indices, urls, self.layouts, strict=True)
         ]
-        self.faults = [fault for reader in readers for fault in reader.find_versions()]
+        self.faults = _look_at_shards(readers, world)
         self.classes = _union(self.manifests)
         self.sources = _sources(readers, self.manifests, self.classes)
         orders = [
@@ -203,7 +213,13 @@ class EvalData:
     """A split in evaluation form: each sample once, unshuffled, nothing dropped."""
 
     def __init__(
-        self, config: DataConfig, augment: AugmentConfig, *, split: str | None = None, subset: Subset | None = None
+        self,
+        config: DataConfig,
+        augment: AugmentConfig,
+        *,
+        split: str | None = None,
+        subset: Subset | None = None,
+        world: World | None = None,
     ) -> None:
         self.manifest = Manifest.open(config.url)
         self._config, self._augment = config, augment
@@ -211,7 +227,7 @@ class EvalData:
         self.index = self.manifest.split(self.split)
         self.pool = _pool(self.index, subset or config.eval_subset if split is None else subset)
         reader = _reader(config, self.index, config.url)
-        _refuse_faults(reader.find_versions(), 0)
+        _refuse_faults(_look_at_shards([reader], world), 0)
         self._sources = _sources([reader], [self.manifest], list(self.manifest.classes))
         self._pixels = Pixels(augment, None)
 
@@ -259,6 +275,19 @@ def _united(split: str, opened: Sequence[tuple[str, float, Manifest]]) -> list[t
 
 def _reader(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None = None) -> ShardReader:
     return ShardReader(index, url, config.block_bytes, make_cache(config, index, url, layout), layout=layout)
+
+
+def _look_at_shards(readers: Sequence[ShardReader], world: World | None) -> list[ShardFault]:
+    """Of a store once a run, by the main rank: a listing for each rank is more than a store likes. A file's version is its
+    inode's, which may be another on each host."""
+
+    def look() -> dict[int, dict[str, ObjectVersion | None]]:
+        return {i: reader.find_versions() for i, reader in enumerate(readers) if not objects.is_local(reader.url)}
+
+    found = look() if world is None else from_main(world, look)
+    for number, reader in enumerate(readers):
+        reader.versions = found[number] if number in found else reader.find_versions()
+    return [fault for reader in readers for fault in reader.faults()]
 
 
 def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: list[str]) -> Sources:

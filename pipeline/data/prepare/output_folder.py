@@ -23,7 +23,7 @@ from pipeline.storage import objects, ownership
 MARK = f"{journal.FOLDER}.json"
 """In a place without manifest: a preparation is under way there, or was interrupted."""
 STAGING = ".staging"
-_OURS = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.arrow|\.keys\.parquet)")
+_OURS = re.compile(r"(train|val|test)-(\d{6}\.tar|\d{5}\.(index\.json|rows\.npy|keys\.parquet))|skipped\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,11 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
 
 
 @contextlib.contextmanager
-def only_writer(out: str, existing: Manifest | None) -> Iterator[None]:
+def only_writer(out: str, existing: Manifest | None, *, replaces: bool = False) -> Iterator[None]:
     """Own the place inside the block, unless a dataset is there already and nothing will be written.
+
+    Args:
+        replaces: the dataset that is there is written anew.
 
     Raises:
         UserError: another process writes there, or has finished the dataset while this one was waiting.
@@ -90,7 +93,7 @@ def only_writer(out: str, existing: Manifest | None) -> Iterator[None]:
         yield
         return
     with ownership.hold(out, "dataset", remedy="choose another folder"):
-        if objects.exists(objects.join(out, NAME)):
+        if not replaces and objects.exists(objects.join(out, NAME)):
             raise UserError(f"{out} was finished by another process just now: run the same command again")
         yield
 

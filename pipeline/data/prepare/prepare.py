@@ -11,17 +11,17 @@ In memory are the listing and the plan (some 0.5 KB an image) and one image a wo
 middle cost no disk; a compressed tar or parquet is copied once to the staging folder, as large as it is unpacked.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pipeline.data.format import manifest as manifests
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.shards import SHARD_BYTES
-from pipeline.data.prepare.assemble import assemble
-from pipeline.data.prepare.journal import Record, read_records
+from pipeline.data.prepare.assemble import MadePiece, PieceMaker, assemble, plan_pieces
 from pipeline.data.prepare.output_folder import (
     Staging,
     claim,
@@ -34,9 +34,9 @@ from pipeline.data.prepare.output_folder import (
     staging,
 )
 from pipeline.data.prepare.reencode import Reencode
-from pipeline.data.prepare.shard_plan import plan_shards
+from pipeline.data.prepare.shard_plan import PlannedShard, plan_shards
 from pipeline.data.prepare.shard_writer import ShardWriter
-from pipeline.data.process_pool import each
+from pipeline.data.process_pool import Each, each
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.entry import ImageEntry, ImageSource
 from pipeline.data.sources.open_source import open_source
@@ -61,6 +61,7 @@ def prepare(
     allow_roots: Sequence[str] = (),
     reencode: Reencode | None = None,
     workers: int = 1,
+    run_each: Each | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the dataset of `card` to the folder or prefix `out`, or return it at once if it is there already.
@@ -76,11 +77,13 @@ def prepare(
         allow_roots: folders and addresses that a list may name besides what lies below its own folder.
         reencode: how images are made smaller; None: their bytes stay as they are.
         workers: processes; the result is the same for any number.
+        run_each: runs the work in place of processes of this machine.
     Raises:
         UserError: bad arguments, a bad source (`open_source`), too many images that cannot be read, a full disk, or an
             `out` that holds something else. No manifest is left behind then; finished shards are, for the next run.
     """
     reencode = reencode or Reencode()
+    run_each = run_each or partial(each, num_workers=workers)
     _check_arguments(shard_bytes, shard_samples, max_bad_share, splits)
     recipe = _recipe(card, splits, shard_bytes, shard_samples, seed, val_share, reencode)
     existing = existing_dataset(out, card, recipe)
@@ -97,9 +100,12 @@ def prepare(
         entries = _wanted(card, opened, splits, source)
         claim(out, card, recipe)
         writer = ShardWriter(opened.reader, out, folders.work, reencode)
-        records = _write(writer, entries, opened.classes, recipe, max_bad_share, workers, progress)
+        plan = _plan(writer, entries, opened.classes, recipe)
+        _write(writer, plan, max_bad_share, run_each, progress)
+        pieces = plan_pieces((shard.split, shard.name, writer.plan(shard)) for shard in plan)
+        made = list(run_each(PieceMaker(out, folders.work, len(opened.classes)), pieces))
         note = "; ".join(filter(None, [opened.note, _count_note(card, entries)]))
-        _finish(card, out, opened.classes, records, recipe, note, folders)
+        _finish(card, out, opened.classes, made, recipe, note, folders)
     release(out)
     return Manifest.open(out)
 
@@ -159,18 +165,11 @@ def _wanted(card: Card, opened: ImageSource, splits: Sequence[str] | None, sourc
     return [entry for entry in opened.entries if splits is None or entry.split in splits]
 
 
-def _write(
-    writer: ShardWriter,
-    entries: Sequence[ImageEntry],
-    classes: Sequence[str],
-    recipe: dict[str, Any],
-    max_bad_share: float,
-    workers: int,
-    progress: Progress | None,
-) -> list[Record]:
-    """The records of all shards, in order: those that are there already, and those that are written now."""
+def _plan(
+    writer: ShardWriter, entries: Sequence[ImageEntry], classes: Sequence[str], recipe: dict[str, Any]
+) -> list[PlannedShard]:
     exact = not writer.reencode and all(entry.size >= 0 for entry in entries)
-    plan = list(
+    return list(
         plan_shards(
             entries,
             classes,
@@ -180,54 +179,48 @@ def _write(
             mean_bytes=None if exact else writer.mean_bytes,
         )
     )
-    how = str(writer.reencode.to_recipe())
-    records = read_records(writer.out, {shard.name: shard.digest(how) for shard in plan})
-    todo = [shard for shard in plan if shard.name not in records]
-    num_done = sum(record.num_planned for record in records.values())
-    num_bad = sum(len(record.skipped) for record in records.values())
-    written = each(writer, todo, workers)
-    for record in itertools.chain([None], written):
-        if record is not None:
-            records[record.shard.name] = record
-            num_done += record.num_planned
-            num_bad += len(record.skipped)
+
+
+def _write(
+    writer: ShardWriter, plan: Sequence[PlannedShard], max_bad_share: float, run_each: Each, progress: Progress | None
+) -> None:
+    """All shards are there afterwards, those that an earlier run has written as they were."""
+    total = sum(len(shard.entries) for shard in plan)
+    num_done = num_bad = 0
+    for finished in run_each(writer, plan):
+        num_done += finished.num_planned
+        num_bad += len(finished.skipped)
         if progress is not None:
-            progress("writing", num_done, len(entries))
-        if num_bad > max_bad_share * len(entries):
-            raise _too_many(records, num_bad, num_done, len(entries), max_bad_share)
-    return [records[shard.name] for shard in plan]
-
-
-def _too_many(records: dict[str, Record], num_bad: int, seen: int, total: int, max_bad_share: float) -> UserError:
-    last = [entry for record in records.values() for entry in record.skipped][-1]
-    return UserError(
-        f"{num_bad} of the first {seen} images (of {total}) cannot be read or decoded, above the share of "
-        f"{max_bad_share:g} that is allowed; the last is {last.split}/{last.key} ({last.reason}): mend the source, or "
-        "raise --max-bad-share and run again, which keeps what is written"
-    )
+            progress("writing", num_done, total)
+        if num_bad > max_bad_share * total:
+            last = finished.skipped[-1]
+            raise UserError(
+                f"{num_bad} of the first {num_done} images (of {total}) cannot be read or decoded, above the share of "
+                f"{max_bad_share:g} that is allowed; the last is {last.split}/{last.key} ({last.reason}): mend the source, or "
+                "raise --max-bad-share and run again, which keeps what is written"
+            )
 
 
 def _finish(
     card: Card,
     out: str,
     classes: tuple[str, ...],
-    records: Sequence[Record],
+    made: Sequence[MadePiece],
     recipe: dict[str, Any],
     note: str,
     folders: Staging,
 ) -> None:
-    """Indices, and then the manifest: with it the dataset exists."""
-    used = Counter(label for record in records if record.split == "train" for label in record.label.tolist())
-    bare = [class_name for label, class_name in enumerate(classes) if not used[label]]
+    """What is not needed goes, and the manifest comes: with it the dataset exists."""
+    used = sum((part.class_counts for part in made if part.split == "train"), start=np.zeros(len(classes), np.int64))
+    bare = [class_name for class_name, num in zip(classes, used.tolist(), strict=True) if not num]
     if bare and not card.indexed:
         raise UserError(f"the class {bare[0]} has no image in train that can be read: mend its images, or remove it")
     folders.work.mkdir(parents=True, exist_ok=True)
-    result = assemble(card.name, out, classes, records, recipe, note, folders.work)
-    names = {shard.name for split in result.splits.values() for shard in split.shards}
-    for split in result.splits.values():
-        for file in (split.index.columns, split.index.keys):
-            publish(folders.work / file.name, objects.join(out, file.name))
-            names.add(file.name)
+    result = assemble(card.name, out, classes, made, recipe, note, folders.work)
+    names = {name for part in made for name in (*part.names, *part.shards)}
+    if result.skipped_list is not None:
+        publish(folders.work / result.skipped_list.name, objects.join(out, result.skipped_list.name))
+        names.add(result.skipped_list.name)
     remove_written(out, keep=names)  # what an interrupted run with other options left
     objects.write_bytes(objects.join(out, manifests.NAME), result.to_json())
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pipeline.data.format.manifest import Manifest, SplitIndex
+from pipeline.data.format.index import SplitIndex
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.data.images.perceptual_hash import FLAT_HASH
 from pipeline.data.verify.hash_search import MAX_RADIUS, hash_pairs
@@ -143,9 +144,10 @@ class _Side:
 
     def image(self, place: int) -> bytes:
         if self._last is None or self._last[0] != place:  # the pairs of one image of B follow each other
-            index, row = self._find(place)
-            url = objects.join(self._url, index.shards[int(index.shard[row])].name)
-            self._last = place, objects.read_range(url, int(index.offset[row]), int(index.size[row]))
+            index, number = self._find(place)
+            row = index.rows([number])[0]
+            url = objects.join(self._url, index.shards[int(row["shard"])].name)
+            self._last = place, objects.read_range(url, int(row["offset"]), int(row["size"]))
         return self._last[1]
 
     def _find(self, place: int) -> tuple[SplitIndex, int]:
