@@ -29,8 +29,8 @@ def main() -> None:
         verdict = "reached" if max(first_s, anywhere_s) <= limit_s and grown_mb <= limit_mb else "missed"
         print(
             f"  {name:>4} in {found:>5} lanes, manifest {manifest_mb:.1f} MB: first {first_s:.3f} s, anywhere "
-            f"{anywhere_s:.3f} s, the next {next_s:.4f} s, a rank's index {lookup_s:.3f} s, {grown_mb:.0f} MB more; target {limit_s:g} s, "
-            f"{limit_mb} MB {verdict}"
+            f"{anywhere_s:.3f} s, the next {next_s:.4f} s, a rank's index {lookup_s:.3f} s, {grown_mb:.0f} MB more; "
+            f"target {limit_s:g} s, {limit_mb} MB {verdict}"
         )
 
 

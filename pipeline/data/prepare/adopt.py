@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data import parts
 from pipeline.data.format import manifest as manifests
 from pipeline.data.format.manifest import Manifest, Skipped
 from pipeline.data.format.pieces import Shard
 from pipeline.data.format.tars import BadTar
+from pipeline.data.parts import Part
 from pipeline.data.prepare import journal
 from pipeline.data.prepare.assemble import MadePiece, PieceMaker, assemble, plan_pieces
 from pipeline.data.prepare.convert import convert
@@ -108,8 +110,10 @@ def adopt(
     max_bad_share: float = 0.001,
     workers: int = 1,
     run_each: Each | None = None,
+    part: Part | None = None,
+    merge: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Manifest:
+) -> Manifest | None:
     """Write the manifest and the indices of existing WebDataset tars into their folder, or those of a dataset of format 2 anew.
 
     Args:
@@ -120,6 +124,8 @@ def adopt(
         name: of the dataset; None: the folder's.
         max_bad_share: share of samples that may be unusable; they are listed in the manifest with their reasons.
         run_each: runs the work in place of processes of this machine.
+        part: scan a share of the tars only, and return None.
+        merge: all tars were scanned by parts; UserError while one is missing.
         progress: called as progress(done, total) in tars.
     Raises:
         UserError: no tars, a damaged tar, too many unusable samples, or a manifest that is there and says otherwise.
@@ -136,8 +142,18 @@ def adopt(
         journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
     run_each = run_each or partial(each, num_workers=workers)
+    folder = journal.parts_folder(base)
+    work = hashlib.sha256("".join(scanner.plan(tar) for tar in tars).encode()).hexdigest()
+    if part is not None:
+        with explain_full_disk(base), parts.hold(folder, part):
+            found = _scan_all(scanner, part.share(tars), run_each, progress)
+            parts.record(folder, part, work, {"tars": len(found)})
+        return None
+    if merge:
+        parts.results(folder, work)
     with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
-        scanned = _scan_all(scanner, tars, max_bad_share, run_each, progress)
+        scanned = _scan_all(scanner, tars, run_each, progress)
+        _refuse_bad(base, scanned, max_bad_share)
         class_names, numbers = label_classes({text for tar in scanned for text in tar.texts}, classes)
         recipe = {"adopted": {**asked, "labels": label_kind(class_names, numbers)}}
         pieces = plan_pieces((tar.split, tar.name, scanner.plan(tar)) for tar in tars)
@@ -171,7 +187,6 @@ def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) 
 def _scan_all(
     scanner: _Scanner,
     tars: Sequence[FoundTar],
-    max_bad_share: float,
     run_each: Each,
     progress: Callable[[int, int], None] | None,
 ) -> list[_Scanned]:
@@ -189,18 +204,20 @@ def _scan_all(
             f"{len(broken)} of {len(tars)} tars are damaged; fetch them again or leave them out: "
             f"{'; '.join(sorted(broken))}"
         )
-    scanned.sort(key=lambda tar: (tar.split, tar.name))
+    return sorted(scanned, key=lambda tar: (tar.split, tar.name))
+
+
+def _refuse_bad(base: str, scanned: Sequence[_Scanned], max_bad_share: float) -> None:
     skipped = [entry for tar in scanned for entry in tar.skipped]
     total = len(skipped) + sum(tar.num_samples for tar in scanned)
     if len(skipped) == total:
         reason = f" (such as {skipped[0].key}: {skipped[0].reason})" if skipped else ""
-        raise UserError(f"{scanner.base} has no usable sample{reason}: an image and a label with one key are needed")
+        raise UserError(f"{base} has no usable sample{reason}: an image and a label with one key are needed")
     if len(skipped) > max_bad_share * total:
         raise UserError(
             f"{len(skipped)} of {total} samples cannot be used, above the share of {max_bad_share:g} that is allowed; "
             f"such as {skipped[0].key} ({skipped[0].reason}): raise --max-bad-share, which keeps what is scanned"
         )
-    return scanned
 
 
 def _note(scanned: Sequence[_Scanned], made: Sequence[MadePiece], classes: Sequence[str]) -> str:

@@ -79,10 +79,9 @@ def read_record(out: str, name: str, plan: str) -> Record | None:
     return record
 
 
-def finished(out: str) -> set[str]:
-    """Names of the shards that have a record, of whatever preparation."""
-    listed = (url.rpartition("/")[2] for url in objects.list_urls(objects.join(out, FOLDER), suffix=".json"))
-    return {name.removesuffix(".json").replace("%2F", "/") for name in listed}
+def parts_folder(out: str) -> str:
+    """Where the parts of a job array record that they are done."""
+    return objects.join(out, FOLDER, "parts")
 
 
 def remove_records(out: str) -> None:

@@ -1,7 +1,7 @@
 """Every byte and every image of a dataset, held against its manifest."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from pipeline.data.format.index import SplitIndex
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.tars import BadTar
 from pipeline.data.images.decode import DecodeError, decode_image
+from pipeline.data.parts import Part
 from pipeline.data.process_pool import Each, each
 from pipeline.data.verify.tar_scan import TarSample, TarScan, scan_tar
 from pipeline.data.verify.wds_labels import is_label, label_text
@@ -43,8 +44,8 @@ class _ShardCheck:
     label_field: str | None
     label_kind: str
 
-    def __call__(self, place: tuple[str, int]) -> tuple[int, list[str]]:
-        """(bytes read, problems) of the shard at (split, number); it is one problem where its index does not verify."""
+    def __call__(self, place: tuple[str, int]) -> tuple[int, int, list[str]]:
+        """(bytes read, samples, problems) of the shard at (split, number); one problem where its index does not verify."""
         split, number = place
         index = self.indices[split]
         try:
@@ -52,10 +53,10 @@ class _ShardCheck:
             keys = index.keys[samples.start : samples.stop].tolist()
             hashes = index.keys.hashes_of(np.array(samples))
         except UserError as error:
-            return 0, [f"{split}: {error}"]
+            return 0, 0, [f"{split}: {error}"]
         url = objects.join(self.url, shard.name)
         if not objects.exists(url):
-            return 0, [f"{shard.name}: missing"]
+            return 0, len(rows), [f"{shard.name}: missing"]
         found, problems = TarScan(), []
         try:
             scan_tar(url, found)
@@ -71,7 +72,7 @@ class _ShardCheck:
             problem = self._sample_problem(row, phash, found.samples.get(key), url)
             if problem:
                 problems.append(f"sample {key} {problem}")
-        return found.num_bytes, [f"{shard.name}: {problem}" for problem in problems]
+        return found.num_bytes, len(rows), [f"{shard.name}: {problem}" for problem in problems]
 
     def _sample_problem(self, row: np.void, phash: int, sample: TarSample | None, url: str) -> str | None:
         place = (int(row["offset"]), int(row["size"]))
@@ -104,12 +105,18 @@ def _unreachable(url: str, offset: int, size: int) -> str:
 
 
 def verify(
-    url: str, *, workers: int = 1, run_each: Each | None = None, progress: Callable[[int, int], None] | None = None
+    url: str,
+    *,
+    workers: int = 1,
+    run_each: Each | None = None,
+    part: Part | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Read every byte of every shard, decode every image, and hold all of it against the manifest and its indices.
 
     Args:
         run_each: runs the work in place of `workers` processes of this machine.
+        part: a share of the shards only; `merged` puts such together.
         progress: called as progress(done, total) in shards.
     Raises:
         UserError: no dataset there, or its manifest is damaged; what else is wrong is in the answer, all of it.
@@ -122,21 +129,33 @@ def verify(
         manifest.url, manifest.classes, indices, adopted.get("label_field"), adopted.get("labels") or "numbers"
     )
     places = [(name, number) for name, index in indices.items() for number in range(len(index.shards))]
-    num_bytes, problems = 0, set[str]()  # what is wrong with a piece, each of its shards says
-    for done, (size, found) in enumerate(run_each(check, places), start=1):
-        num_bytes += size
+    pieces = [(name, number) for name, index in indices.items() for number in range(len(index.pieces))]
+    if part is not None:
+        places, pieces = list(part.share(places)), list(part.share(pieces))
+    num_bytes, num_samples, problems = 0, 0, set[str]()  # what is wrong with a piece, each of its shards says
+    for done, (size, num, found) in enumerate(run_each(check, places), start=1):
+        num_bytes, num_samples = num_bytes + size, num_samples + num
         problems.update(found)
         if progress is not None:
             progress(done, len(places))
-    pieces = [(name, number) for name, index in indices.items() for number in range(len(index.pieces))]
     for found in run_each(partial(_files_problems, indices), pieces):
         problems.update(found)
     try:
         len(manifest.skipped)
     except UserError as error:
         problems.add(str(error))
-    num_samples = sum(index.num_samples for index in indices.values())
     return Verification(len(places), num_samples, num_bytes, tuple(sorted(problems)))
+
+
+def merged(found: Sequence[Verification]) -> Verification:
+    """What parts have found, as of the whole dataset."""
+    problems = {problem for part in found for problem in part.problems}
+    return Verification(
+        sum(part.num_shards for part in found),
+        sum(part.num_samples for part in found),
+        sum(part.num_bytes for part in found),
+        tuple(sorted(problems)),
+    )
 
 
 def _files_problems(indices: dict[str, SplitIndex], place: tuple[str, int]) -> list[str]:
