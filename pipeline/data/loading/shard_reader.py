@@ -6,6 +6,7 @@ that the run began with. So a cut, replaced or damaged shard costs exactly the s
 put together from two objects.
 """
 
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -183,13 +184,17 @@ class ShardReader:
         place = objects.join(self.url, shard.name)
         length = request.end - request.start
 
-        def fetch() -> bytes:
+        def fetch() -> memoryview:
             assert expected is not None
-            return range_reads.read(place, request.start, length, expected)
+            data = _buffer(max(0, min(length, expected.size_bytes - request.start)))
+            range_reads.read_into(place, request.start, data, expected)
+            return data
 
         def fetched() -> dict[int, bytes | Unreadable]:
             data = fetch()
-            return self._prove_all(request, lambda start, stop: data[start - request.start : stop - request.start])
+            return self._prove_all(
+                request, lambda start, stop: bytes(data[start - request.start : stop - request.start])
+            )
 
         try:
             expected = self._version(shard.name, place)
@@ -229,6 +234,16 @@ class ShardReader:
         if zlib.crc32(content) != int(row["crc32"]):
             return Unreadable("its bytes have changed (CRC-32 differs)")
         return content
+
+
+_buffers = threading.local()
+
+
+def _buffer(num_bytes: int) -> memoryview:
+    """This thread's, until it asks again: new pages for each request cost as much as the request."""
+    if len(held := getattr(_buffers, "bytes", b"")) < num_bytes:
+        held = _buffers.bytes = bytearray(num_bytes)
+    return memoryview(held)[:num_bytes]
 
 
 def header_problem(header: bytes, size: int) -> str | None:
