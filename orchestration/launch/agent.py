@@ -8,6 +8,7 @@ rank froze and there is no restart left, 1 anything else; or this host's: 69 it 
 """
 
 import argparse
+import dataclasses
 import os
 import socket
 import sys
@@ -84,6 +85,9 @@ def supervise(host: Host) -> int:
     if host.min_hosts > host.max_hosts:
         raise UserError(f"min_hosts {host.min_hosts} is more than max_hosts {host.max_hosts}; set it to that or less")
     _check(run, host.max_hosts * host.processes)
+    # Where hosts are lost, the ranks that are left take more micro-batches, and no larger ones: their memory may be too small for
+    # those, and sums in the same order give the same weights.
+    run = dataclasses.replace(run, micro_batch=run.batch_plan(host.max_hosts * host.processes)[0])
     store, port = _place(host.store)
     address = host_address.address_of(host.interface) if host.interface else host_address.own_address(store, port)
     hosts = Hosts(

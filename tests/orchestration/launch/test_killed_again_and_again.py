@@ -1,5 +1,6 @@
 """Start, SIGKILL of everything, start: no process, port, lock, shared memory or temporary folder is left, and the run ends."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -23,7 +24,8 @@ def kill_everything(agent: Any) -> set[int]:
     own = {process.pid for process in processes}
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in own]
     for process in processes:
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):  # one of its own ended in between
+            process.send_signal(signal.SIGKILL)
     psutil.wait_procs(processes, timeout=60)
     agent.wait()
     return {connection.laddr.port for connection in listening}
@@ -63,7 +65,8 @@ def test_nothing_is_left_of_runs_that_are_killed(digits: str, tmp_path: Path, mo
             assert agent.poll() is None, running.output[-3000:]
             num = _newest(checkpoints)
             ports |= kill_everything(agent)
-            assert living(temporary) == [] and locked_below(tmp_path) == []
+            until(lambda: living(temporary) == [])  # one that was just being started ends with its parent
+            assert locked_below(tmp_path) == []
         assert ports
         for port in ports:
             socket.create_server(("127.0.0.1", port)).close()
