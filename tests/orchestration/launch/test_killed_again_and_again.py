@@ -15,7 +15,7 @@ from tests.orchestration.launch.agents import job, until
 from tests.pipeline.watched import make_run
 
 ROUNDS = int(os.environ.get("NORMFREE_KILL_ROUNDS", "5"))
-STEPS = 20 * ROUNDS
+STEPS = 6 * ROUNDS + 10
 
 
 def kill_everything(agent: Any) -> set[int]:
