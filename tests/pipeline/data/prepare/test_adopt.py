@@ -269,7 +269,8 @@ def test_in_a_bucket_of_a_real_server(digits, tmp_path):
         command = [sys.executable, str(tmp_path / "program.py"), digits]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1100", "s3://bucket/wds/manifest.json"]
+    names = ("manifest.json", "train-00000.index.json", "val-00000.index.json")
+    assert done.stdout.split() == ["1100", *(f"s3://bucket/wds/{name}" for name in names)]
 
 
 def test_a_prepared_dataset_is_not_indexed_over(tmp_path):
