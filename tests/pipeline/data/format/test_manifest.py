@@ -5,19 +5,17 @@ import io
 import json
 import pickle
 import tarfile
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.data.format import manifest as manifests
 from pipeline.data.format.manifest import Manifest
-from pipeline.data.format.pieces import Piece, StoredFile
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import load_card
 from pipeline.data.verify.verify import verify
 from pipeline.errors import UserError
+from tests.pipeline.data.format.forged import forge
 
 
 @pytest.fixture(scope="module")
@@ -187,22 +185,6 @@ def test_verify_holds_the_members_against_the_index(dataset):
             label = b"3" if member.name.endswith(".cls") and number < 2 and data != b"3" else data
             tar.addfile(member, io.BytesIO(label))
     path.write_bytes(buffer.getvalue())
-    forge(dataset, hashlib.sha256(buffer.getvalue()).hexdigest(), len(buffer.getvalue()))
+    forge(dataset, sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), size_bytes=len(buffer.getvalue()))
     problems = verify(str(dataset)).problems
     assert len(problems) == 1 and "another label" in problems[0]
-
-
-def forge(dataset, sha256, size_bytes):
-    """The digests above a shard that was rewritten, up to the manifest's own."""
-    manifest = Manifest.open(str(dataset))
-    split = manifest.splits["train"]
-    table = manifest.split("train").table(0)
-    shard = replace(table.shards[0], sha256=sha256, size_bytes=size_bytes)
-    table = replace(table, shards=(shard, *table.shards[1:]))
-    path = dataset / split.pieces[0].table.name
-    path.write_text(json.dumps(asdict(table)))
-    stored = StoredFile(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-    pieces = (Piece(**asdict(table.summary()), table=stored), *split.pieces[1:])
-    splits = {**manifest.splits, "train": replace(split, pieces=pieces)}
-    digest = manifests.dataset_digest(manifest.classes, splits)
-    (dataset / "manifest.json").write_bytes(replace(manifest, splits=splits, digest=digest).to_json())
