@@ -18,15 +18,15 @@ from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
 from pipeline.data.loading.make_order import Pool, choose_order, make_cache, make_order
 from pipeline.data.loading.prefetch import Place
-from pipeline.data.loading.shard_reader import ShardFault, ShardReader
+from pipeline.data.loading.shard_faults import look_at_shards, refuse_faults
+from pipeline.data.loading.shard_reader import ShardReader
 from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.data.sampling.mixture import Mixture
 from pipeline.data.sampling.order import rank_share
 from pipeline.data.sampling.subset import Subset, select
-from pipeline.distributed import World, from_main
+from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from pipeline.storage.range_reads import ObjectVersion
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(sources, samples, views), int64 of one shape; samples by the source's index, `view // repeats` is the epoch of the source."""
@@ -71,7 +71,7 @@ class TrainData:
             _reader(config, index, url, layout)
             for index, url, layout in zip(self.indices, urls, self.layouts, strict=True)
         ]
-        self.faults = _look_at_shards(readers, world)
+        self.faults = look_at_shards(readers, world)
         self.classes = _union(self.manifests)
         self.sources = _sources(readers, self.manifests, self.classes)
         orders = [
@@ -80,7 +80,7 @@ class TrainData:
         ]
         self.mixture = Mixture(orders, weights)
         self.lost_allowed = config.lost_allowed(self.num_samples)
-        _refuse_faults(self.faults, self.lost_allowed)
+        refuse_faults(self.faults, self.lost_allowed)
 
     @property
     def num_samples(self) -> int:
@@ -227,7 +227,7 @@ class EvalData:
         self.index = self.manifest.split(self.split)
         self.pool = _pool(self.index, subset or config.eval_subset if split is None else subset)
         reader = _reader(config, self.index, config.url)
-        _refuse_faults(_look_at_shards([reader], world), 0)
+        refuse_faults(look_at_shards([reader], world), 0)
         self._sources = _sources([reader], [self.manifest], list(self.manifest.classes))
         self._pixels = Pixels(augment, None)
 
@@ -277,19 +277,6 @@ def _reader(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout 
     return ShardReader(index, url, config.block_bytes, make_cache(config, index, url, layout), layout=layout)
 
 
-def _look_at_shards(readers: Sequence[ShardReader], world: World | None) -> list[ShardFault]:
-    """Of a store once a run, by the main rank: a listing for each rank is more than a store likes. A file's version is its
-    inode's, which may be another on each host."""
-
-    def look() -> dict[int, dict[str, ObjectVersion | None]]:
-        return {i: reader.find_versions() for i, reader in enumerate(readers) if not objects.is_local(reader.url)}
-
-    found = look() if world is None else from_main(world, look)
-    for number, reader in enumerate(readers):
-        reader.versions = found[number] if number in found else reader.find_versions()
-    return [fault for reader in readers for fault in reader.faults()]
-
-
 def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: list[str]) -> Sources:
     number = {name: i for i, name in enumerate(classes)}
     maps = [np.array([number[name] for name in manifest.classes]) for manifest in manifests]
@@ -304,15 +291,3 @@ def _union(manifests: list[Manifest]) -> list[str]:
 
 def _pool(index: SplitIndex, subset: Subset | None) -> Pool:
     return range(index.num_samples) if subset is None else select(index.label, subset)
-
-
-def _refuse_faults(faults: list[ShardFault], allowed: int) -> None:
-    """A missing or cut shard that would cost more than the budget stops the run before step 0."""
-    lost = sum(fault.num_samples for fault in faults)
-    if lost > allowed:
-        worst = max(faults, key=lambda fault: fault.num_samples)
-        more = f" (and {len(faults) - 1} more shards are not as they should be)" if len(faults) > 1 else ""
-        raise UserError(
-            f"shard {worst.reason}{more}: {lost} samples are lost with that, and {allowed} an epoch are allowed; "
-            "restore it, prepare the dataset again, or raise data.max_lost_share"
-        )

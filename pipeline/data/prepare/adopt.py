@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def adopt(
     merge: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest | None:
-    """Write the manifest and the indices of existing WebDataset tars into their folder, or those of a dataset of format 2 anew.
+    """Write the manifest and the index of existing WebDataset tars into their folder, or those of a dataset of format 2 anew.
 
     Args:
         url: a folder (all its tars, at any depth), or its tars by a pattern with `*` or `{000..099}`.
@@ -137,8 +138,7 @@ def adopt(
     scanner = _Scanner(base, label_field)
     asked: dict[str, Any] = {"splits": dict(splits or {}), "classes": list(classes or [])}
     asked |= {"label_field": label_field, "num_tars": len(tars)}
-    existing = _existing(base, tars, asked)
-    if existing is not None:
+    if (existing := _existing(base, tars, asked)) is not None:
         journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
     run_each = run_each or partial(each, num_workers=workers)
@@ -161,12 +161,16 @@ def adopt(
         title = name or re.sub(r"[^a-z0-9_]+", "_", base.rstrip("/").rpartition("/")[2].lower()) or "adopted"
         note = "; ".join((_note(scanned, made, class_names), *notes))
         folders.work.mkdir(parents=True, exist_ok=True)
-        result = assemble(title, base, class_names, made, recipe, note, folders.work)
-        if result.skipped_list is not None:
-            publish(folders.work / result.skipped_list.name, objects.join(base, result.skipped_list.name))
-        objects.write_bytes(objects.join(base, manifests.NAME), result.to_json())
+        _publish(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
     return Manifest.open(base)
+
+
+def _publish(result: Manifest, work: Path) -> None:
+    """The manifest last: with it the dataset exists."""
+    if result.skipped_list is not None:
+        publish(work / result.skipped_list.name, objects.join(result.url, result.skipped_list.name))
+    objects.write_bytes(objects.join(result.url, manifests.NAME), result.to_json())
 
 
 def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) -> Manifest | None:

@@ -3,9 +3,8 @@
     open_source (listing) -> plan_shards (what goes where) -> ShardWriter in worker processes -> journal -> manifest
 
 The shards are the same, byte by byte, whether the source was a tar or a folder, for any number of workers and after any
-number of interruptions: the plan depends on the listing and the seed alone. Until the manifest is there the output is
-marked as unfinished by `PREPARING.json`; the same command goes on where it was, and an output folder that holds anything
-else is never touched.
+number of interruptions: the plan depends on the listing and the seed alone. Until the manifest is there `PREPARING.json`
+marks the output as unfinished; the same command goes on where it was. An output that holds anything else is never touched.
 
 In memory are the listing and the plan (some 0.5 KB an image) and one image a worker. A compressed tar or parquet is copied
 once to the staging folder, as large as it is unpacked; other sources cost no disk.
@@ -49,7 +48,7 @@ from pipeline.errors import UserError
 from pipeline.storage import objects
 
 Progress = Callable[[str, int, int], None]
-"""Called as progress(phase, done, total): "copying" in files of the source, then "writing" in images."""
+"""progress(phase, done, total): "copying" in files of the source, then "writing" in images."""
 
 
 @dataclass(frozen=True, kw_only=True)
