@@ -54,6 +54,10 @@ class _Scanner:
         text = f"{tar.split}\0{tar.name}\0{tar.size_bytes}\0{self.label_field}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
+    def work(self, tars: Sequence[FoundTar]) -> str:
+        """What all parts have in common."""
+        return hashlib.sha256("".join(map(self.plan, tars)).encode()).hexdigest()
+
     def __call__(self, tar: FoundTar) -> _Scanned | str:
         """What has its record in the journal afterwards; or what is wrong with the whole tar."""
         record = journal.read_record(self.base, tar.name, self.plan(tar))
@@ -142,15 +146,10 @@ def adopt(
         journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
     run_each = run_each or partial(each, num_workers=workers)
-    folder = journal.parts_folder(base)
-    work = hashlib.sha256("".join(scanner.plan(tar) for tar in tars).encode()).hexdigest()
     if part is not None:
-        with explain_full_disk(base), parts.hold(folder, part):
-            found = _scan_all(scanner, part.share(tars), run_each, progress)
-            parts.record(folder, part, work, {"tars": len(found)})
-        return None
+        return _scan_part(scanner, tars, part, run_each, progress)
     if merge:
-        parts.results(folder, work)
+        parts.results(journal.parts_folder(base), scanner.work(tars))
     with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
         scanned = _scan_all(scanner, tars, run_each, progress)
         _refuse_bad(base, scanned, max_bad_share)
@@ -164,6 +163,19 @@ def adopt(
         _publish(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
     return Manifest.open(base)
+
+
+def _scan_part(
+    scanner: _Scanner,
+    tars: Sequence[FoundTar],
+    part: Part,
+    run_each: Each,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    folder = journal.parts_folder(scanner.base)
+    with explain_full_disk(scanner.base), parts.hold(folder, part):
+        found = _scan_all(scanner, part.share(tars), run_each, progress)
+        parts.record(folder, part, scanner.work(tars), {"tars": len(found)})
 
 
 def _publish(result: Manifest, work: Path) -> None:
