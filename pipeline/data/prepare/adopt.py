@@ -147,7 +147,8 @@ def adopt(
         return existing
     run_each = run_each or partial(each, num_workers=workers)
     if part is not None:
-        return _scan_part(scanner, tars, part, run_each, progress)
+        _scan_part(scanner, tars, part, run_each, progress)
+        return None
     if merge:
         parts.results(journal.parts_folder(base), scanner.work(tars))
     with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
