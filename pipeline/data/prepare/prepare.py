@@ -77,8 +77,7 @@ class Preparation:
     """How images are made smaller; as it is: their bytes stay."""
     workers: int = 1
     """Processes; the result is the same for any number."""
-    run_each: Each | None = None
-    """Runs the work in place of processes of this machine."""
+    run_each: Each | None = None  # in place of processes of this machine
     progress: Progress | None = None
 
     def run(self, *, merge: bool = False) -> Manifest:
@@ -253,13 +252,14 @@ def _write(
     run_each: Each,
     progress: Progress | None,
 ) -> None:
-    """The shards are there afterwards, those that an earlier run has written as they were; `total`: images of the dataset."""
-    num_done = num_bad = 0
+    """Shards that an earlier run has written stay as they are; `total`: images of the dataset."""
+    num_done, num_bad, to_do = 0, 0, sum(len(shard.entries) for shard in plan)
+    report = progress or (lambda *_: None)
+    report("writing", 0, to_do)
     for finished in run_each(writer, plan):
         num_done += finished.num_planned
         num_bad += len(finished.skipped)
-        if progress is not None:
-            progress("writing", num_done, sum(len(shard.entries) for shard in plan))
+        report("writing", num_done, to_do)
         if num_bad > max_bad_share * total:
             last = finished.skipped[-1]
             raise UserError(
