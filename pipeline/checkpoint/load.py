@@ -12,6 +12,7 @@ import torch
 
 from pipeline import places
 from pipeline.checkpoint.commit import COMMIT, Commit, FileInfo, committed, read_commit, refuse_pickle
+from pipeline.checkpoint.snapshot import DTYPES
 from pipeline.distributed import ALONE, World, from_main, gather, together
 from pipeline.documents import excerpt
 from pipeline.errors import UserError
@@ -19,10 +20,11 @@ from pipeline.records import PassedOver
 from pipeline.storage import content_cache, objects
 
 State = dict[str, dict[str, torch.Tensor]]
-"""kind ("weights", "momentum", "ema") -> parameter name -> whole fp32 tensor."""
+"""kind ("weights", "momentum", "ema") -> name -> whole tensor, fp32 but for buffers."""
 
 _KEY = re.compile(r"([^/@]+)/([^@]+)@(0|[1-9][0-9]{0,15})")
 _DTYPES = ("F16", "BF16", "F32", "F64")
+_TORCH_TYPES = {name: dtype for dtype, name in DTYPES.items()}
 _REMEDY = "use another one"
 
 
@@ -102,7 +104,7 @@ def _copy(commit: Commit, cache_dir: str, parts: "list[_Part]", pieces: Iterable
                 continue
             if part.file not in files:
                 files[part.file] = stack.enter_context(_open(infos[part.file], commit, cache_dir))
-            found = _elements(files[part.file], part, start, end).float()
+            found = _elements(files[part.file], part, start, end)
             if not torch.isfinite(found).all():
                 what = f"{part.kind} of {part.name}"
                 raise UserError(f"checkpoint {commit.url} holds {what} that are not finite; {_REMEDY}")
@@ -118,14 +120,17 @@ def _elements(file: Any, part: "_Part", start: int, end: int) -> torch.Tensor:
 
 
 def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -> State:
-    """Whole fp32 tensors from all ranks' fragments, verified.
+    """Whole tensors from all ranks' fragments, verified.
 
     Raises:
         UserError: as `verify` and `fill` do. Nothing is allocated before the checkpoint is known to be whole.
     """
     verify(commit, cache_dir)
     parts = _complete_parts(commit, cache_dir, kinds or commit.kinds, ALONE)
-    state: State = {kind: {n: torch.empty(s) for n, s in commit.shapes.items()} for kind in kinds or commit.kinds}
+    state: State = {
+        kind: {n: torch.empty(commit.shapes[n], dtype=_type(commit, n)) for n in _names(commit, kind)}
+        for kind in kinds or commit.kinds
+    }
     pieces = (Piece(kind, n, 0, t.view(-1)) for kind, tensors in state.items() for n, t in tensors.items())
     _copy(commit, cache_dir, parts, pieces)
     return state
@@ -173,7 +178,8 @@ def _parts(info: FileInfo, commit: Commit, cache_dir: str) -> Iterator[_Part]:
                 )
             kind, name, start = found.groups() if found else (commit.kinds[0], key, "0")
             entry = file.get_slice(key)
-            if kind not in commit.kinds or name not in commit.shapes or entry.get_dtype() not in _DTYPES:
+            types = (commit.buffers[name],) if name in commit.buffers else _DTYPES
+            if kind not in commit.kinds or not _is_kept(commit, kind, name) or entry.get_dtype() not in types:
                 raise UserError(
                     f"checkpoint {commit.url} holds an entry {excerpt(key)!r} of type {entry.get_dtype()}, which its "
                     f"{COMMIT} does not know; {_REMEDY}"
@@ -181,9 +187,22 @@ def _parts(info: FileInfo, commit: Commit, cache_dir: str) -> Iterator[_Part]:
             yield _Part(kind, name, int(start), math.prod(entry.get_shape()), info["name"], key)
 
 
+def _names(commit: Commit, kind: str) -> list[str]:
+    """What is kept of a kind: of buffers weights and averages."""
+    return [name for name in commit.shapes if _is_kept(commit, kind, name)]
+
+
+def _is_kept(commit: Commit, kind: str, name: str) -> bool:
+    return name in commit.shapes and (kind in ("weights", "ema") or name not in commit.buffers)
+
+
+def _type(commit: Commit, name: str) -> torch.dtype:
+    return _TORCH_TYPES[commit.buffers[name]] if name in commit.buffers else torch.float32
+
+
 def _check_complete(parts: list[_Part], commit: Commit, kinds: list[str]) -> None:
     """Every element of every parameter exactly once: the parts of each follow each other without gap or overlap."""
-    ends = {(kind, name): 0 for kind in kinds for name in commit.shapes}
+    ends = {(kind, name): 0 for kind in kinds for name in _names(commit, kind)}
     for part in sorted(parts, key=lambda part: (part.start, part.num)):
         if part.start != ends[part.kind, part.name]:
             what = "twice" if part.start < ends[part.kind, part.name] else "not at all"
