@@ -7,6 +7,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
+from nfnet.optim.sgd import SGD
 from pipeline.checkpoint.load import Piece
 from pipeline.checkpoint.snapshot import DTYPES
 from pipeline.distributed import World, gather
@@ -22,7 +23,7 @@ class NamedState:
     """One rank's part of parameters, their states, and buffers. Every rank calls the same methods."""
 
     world: World
-    _optimizer: torch.optim.Optimizer
+    _optimizer: SGD
     _layout: FragmentLayout
     _places: list[Place]
     _shapes: dict[str, tuple[int, ...]]

@@ -66,7 +66,7 @@ class _Form:
 def _form(source: ExportSource) -> _Form:
     if not isinstance(source.model, NFNet):
         whole, arguments = as_timm(source.name, source.model, source.options)
-        own: Any = whole.pretrained_cfg  # type: ignore[assignment]
+        own: Any = whole.pretrained_cfg
         weights, width = whole.state_dict(), int(whole.num_features)  # type: ignore[arg-type]
         place = architecture(source.name)
         return _Form(place, arguments, weights, width, {}, own.get("first_conv"), own.get("classifier"))
