@@ -90,9 +90,7 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
         else "averaged weights"
     )
     which = averaged if description["weights"] == "ema" else "raw weights (not averaged)"
-    what = (
-        "a network without normalisation layers" if isinstance(model, NFNet) else "a trunk of timm's and a linear head"
-    )
+    what = "a network without normalisation layers" if isinstance(model, NFNet) else "a trunk and a linear head"
     check = description["check"]
     agrees = (
         "the same numbers as the checkpoint's; logits on a fixed batch are equal"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from nfnet.model import NFNet
 from pipeline.checkpoint import load
 from pipeline.checkpoint.commit import Commit
 from pipeline.configuration import from_dict
@@ -87,9 +88,7 @@ class ExportSource:
                 "name": model["name"],
                 "options": model["options"],
                 "num_classes": len(commit.classes),
-                "library": "normfree (pipeline.models.backbone.make)"
-                if self.is_timm
-                else "normfree (nfnet.create_model)",
+                "library": f"normfree ({'nfnet.create_model' if isinstance(self.model, NFNet) else 'pipeline.models.backbone.make'})",
             },
             "classes": commit.classes,
             "preprocessing": preprocessing(self.augment),

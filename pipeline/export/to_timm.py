@@ -65,6 +65,8 @@ class _Form:
 
 def _form(source: ExportSource) -> _Form:
     if not isinstance(source.model, NFNet):
+        if not source.is_timm:
+            raise UserError(f"timm has no {source.name}; take --format safetensors or onnx")
         whole, arguments = as_timm(source.name, source.model, source.options)
         own: Any = whole.pretrained_cfg
         weights, width = whole.state_dict(), int(whole.num_features)  # type: ignore[arg-type]
