@@ -83,12 +83,13 @@ class ExportSource:
         """What a stranger needs to use the weights, and what leads back to where they come from."""
         commit = self.commit
         model = commit.config["model"]
+        maker = "nfnet.create_model" if isinstance(self.model, NFNet) else "pipeline.models.backbone.make"
         return {
             "model": {
                 "name": model["name"],
                 "options": model["options"],
                 "num_classes": len(commit.classes),
-                "library": f"normfree ({'nfnet.create_model' if isinstance(self.model, NFNet) else 'pipeline.models.backbone.make'})",
+                "library": f"normfree ({maker})",
             },
             "classes": commit.classes,
             "preprocessing": preprocessing(self.augment),
