@@ -193,7 +193,7 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -
             data={cell.task: cell.any_trial.data_digest for cell in cells},
             scheduler=sweep.scheduler,
             code_revision=code_revision(),
-            num_trials=sum(suite.num_seeds + cell.num_search for cell in cells),
+            num_trials=sum(cell.num_finals(suite.num_seeds) + cell.num_search for cell in cells),
             plan=sweep.plain(),
         )
     )
