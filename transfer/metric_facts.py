@@ -32,6 +32,10 @@ class MetricFacts:
         """A stored value, or a difference of two, as people read it: 72.4 or +72.4."""
         return f"{self.scale * value:{'+' if sign else ''}.{self.decimals}f}"
 
+    def full_text(self, value: float) -> str:
+        """With name and unit: "top-1 72.4 %"."""
+        return f"{self.short} {self.text(value)} {self.unit}".rstrip()
+
     @property
     def label(self) -> str:
         """With its unit: "top-1, %"."""

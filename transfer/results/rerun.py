@@ -81,7 +81,7 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
         read_selection(record)
         objects.write_bytes(selection_url(out, cell), objects.read_bytes(record))
         found = _run(temporary, planned, entries, tell)
-    again = estimate([float(e.value or 0.0) for e in found])
+    again = estimate([float(e.value or 0.0) for e in found], within=facts_of(first.metric).within)
     assert again is not None
     differences = (*_differences(entries, found), *played(folder, cell).wrong)
     return Rerun(cell, recorded, again, 1 / max(1, first.num_test), differences)

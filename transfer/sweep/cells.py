@@ -29,17 +29,8 @@ from transfer.protocol.sealed_splits import (
     write_selection,
 )
 from transfer.protocol.search_space import Space
-from transfer.protocol.tasks import (
-    INITS,
-    Init,
-    Suite,
-    Task,
-    TaskEntry,
-    not_prepared,
-    open_task,
-    suite_of,
-    task_protocol,
-)
+from transfer.protocol.suite_files import suite_of
+from transfer.protocol.tasks import INITS, Init, Suite, Task, TaskEntry, not_prepared, open_task, task_protocol
 from transfer.search.grids import REDUCTION, Point, candidates, ranges
 from transfer.sweep.entry import LedgerEntry, Trial, entry
 from transfer.sweep.failures import Cause
@@ -243,6 +234,21 @@ def name_of(trial: Trial) -> str:
     return selection_name(trial.task, trial.method, trial.init, trial.shots, weights)
 
 
+def refuse_tasks(suite: Suite, data_root: str) -> None:
+    """UserError if the datasets give nothing that the suite asks for; before any weights are looked at."""
+    reasons = []
+    for asked in suite.tasks:
+        if (reason := not_prepared(asked, data_root)) is not None:
+            reasons.append(f"{asked.name}: {reason}")
+            continue
+        task = open_task(asked, data_root)
+        why = [task.cannot(m.settings, shots) for m in suite.methods for shots in m.settings.columns]
+        if None in why:
+            return
+        reasons += [reason for reason in why if reason]
+    raise UserError(f"the suite {suite.name} has nothing that these datasets can give: {reasons[0]}")
+
+
 def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
     """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot.
 
@@ -259,7 +265,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
         for method in sweep.suite.methods:
             for shots in method.settings.columns:
                 row = {"task": task.name, "method": method.name, "shots": shots}
-                if (reason := task.cannot(shots)) is not None:
+                if (reason := task.cannot(method.settings, shots)) is not None:
                     not_run.append({**row, "reason": reason})
                     continue
                 scratch: set[str] = set()

@@ -111,6 +111,9 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
         if cell.kind != "ridge_selected":
             choose_point(cell, there, sweep.out)
         return
+    if trial is None and not parts.holdout.num:
+        cell.select(sweep.out, dict(cell.points[0]), [], "nothing was searched")
+        return
     augment = at_resolution(networks.source.augment, method)
     support, labels = _of_part(sweep, task, parts.search, augment, lambda: networks(0))
     held, held_labels = _of_part(sweep, task, parts.holdout, augment, lambda: networks(0))

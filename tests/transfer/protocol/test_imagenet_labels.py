@@ -187,7 +187,7 @@ def test_labels_decide_the_protocol_where_they_are_stated_and_only_there(root: P
 
 
 def test_a_sweep_keeps_what_its_suite_states(root: Path, tmp_path: Path) -> None:
-    from transfer.protocol.tasks import suite_of
+    from transfer.protocol.suite_files import suite_of
 
     suite = make_sweep(root, tmp_path, real_labels="real.json", v2="v2").suite
     assert suite_of(suite.plain(), "x") == dataclasses.replace(suite, num_seeds=1)
