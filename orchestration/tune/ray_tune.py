@@ -34,9 +34,9 @@ from pipeline.models.backbone import absolute
 from pipeline.provenance import code_revision, command
 from pipeline.storage import objects, ownership
 from transfer.protocol.method_settings import Scheduler
-from transfer.protocol.suite_files import grown, load_suite
+from transfer.protocol.suite_files import grown, load_suite, refuse_tasks
 from transfer.protocol.tasks import Suite
-from transfer.sweep.cells import Cell, Sweep, plan, refuse_tasks, sweep_of
+from transfer.sweep.cells import Cell, Sweep, plan, sweep_of
 from transfer.sweep.entry import Trial
 from transfer.sweep.ledger import Ledger, SweepInfo
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent

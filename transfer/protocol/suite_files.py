@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.field_types import Count, Text
 from pipeline.storage import objects
 from transfer.protocol.methods import Method, parse_methods
-from transfer.protocol.tasks import Suite, TaskEntry
+from transfer.protocol.tasks import Suite, TaskEntry, not_prepared, open_task
 
 
 def suites_dir() -> Path:
@@ -68,6 +68,21 @@ def suite_of(content: Any, where: str) -> Suite:
         methods = parse_methods(file.methods, where)
     title = file.title or file.name
     return Suite(name=file.name, title=title, tasks=tuple(entries), methods=methods, num_seeds=file.num_seeds)
+
+
+def refuse_tasks(suite: Suite, data_root: str) -> None:
+    """UserError if the datasets give nothing that the suite asks for; before any weights are looked at."""
+    reasons = []
+    for asked in suite.tasks:
+        if (reason := not_prepared(asked, data_root)) is not None:
+            reasons.append(f"{asked.name}: {reason}")
+            continue
+        task = open_task(asked, data_root)
+        why = [task.cannot(m.settings, shots) for m in suite.methods for shots in m.settings.columns]
+        if None in why:
+            return
+        reasons += [reason for reason in why if reason]
+    raise UserError(f"the suite {suite.name} has nothing that these datasets can give: {reasons[0]}")
 
 
 def grown(there: Suite, asked: Suite, where: str) -> Suite:

@@ -234,21 +234,6 @@ def name_of(trial: Trial) -> str:
     return selection_name(trial.task, trial.method, trial.init, trial.shots, weights)
 
 
-def refuse_tasks(suite: Suite, data_root: str) -> None:
-    """UserError if the datasets give nothing that the suite asks for; before any weights are looked at."""
-    reasons = []
-    for asked in suite.tasks:
-        if (reason := not_prepared(asked, data_root)) is not None:
-            reasons.append(f"{asked.name}: {reason}")
-            continue
-        task = open_task(asked, data_root)
-        why = [task.cannot(m.settings, shots) for m in suite.methods for shots in m.settings.columns]
-        if None in why:
-            return
-        reasons += [reason for reason in why if reason]
-    raise UserError(f"the suite {suite.name} has nothing that these datasets can give: {reasons[0]}")
-
-
 def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
     """All cells that data and backbones can give, and rows (task, method, shots, reason) for those that they cannot.
 
