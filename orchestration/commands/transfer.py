@@ -45,21 +45,7 @@ def _transfer(commands: Any) -> None:
         "timm's own weights or a local file's. Several stand in one table, each with its from-scratch baseline; LABEL=CHECKPOINT "
         "names one",
     )
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--data",
-        action="append",
-        metavar="URL",
-        help="a prepared dataset, or raw images (folder, tar, zip, list) that are prepared below the sweep folder first; "
-        "once for each. The protocol follows from their size and is told in the first lines",
-    )
-    what.add_argument(
-        "--suite",
-        metavar="SUITE",
-        help="name of a suite or path of its YAML ('normfree suites' lists and explains them)",
-    )
-    p.add_argument("--methods", metavar="A,B", help="with --data: these methods in place of the default ones")
-    p.add_argument("--data-root", metavar="URL", help="with --suite: holds one prepared dataset a task, ROOT/<card>")
+    _what(p)
     p.add_argument("--out", required=True, metavar="URL", help="sweep folder; the same command again resumes")
     p.add_argument("--seeds", type=int, help="supports drawn for each cell (default: the suite's)")
     p.add_argument(
@@ -95,6 +81,25 @@ def _transfer(commands: Any) -> None:
     p.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the sweep folder"
     )
+
+
+def _what(p: argparse.ArgumentParser) -> None:
+    """What is measured: datasets, or a suite and the root of its datasets."""
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--data",
+        action="append",
+        metavar="URL",
+        help="a prepared dataset, or raw images (folder, tar, zip, list) that are prepared below the sweep folder first; "
+        "once for each. The protocol follows from their size and is told in the first lines",
+    )
+    what.add_argument(
+        "--suite",
+        metavar="SUITE",
+        help="name of a suite or path of its YAML ('normfree suites' lists and explains them)",
+    )
+    p.add_argument("--methods", metavar="A,B", help="with --data: these methods in place of the default ones")
+    p.add_argument("--data-root", metavar="URL", help="with --suite: holds one prepared dataset a task, ROOT/<card>")
 
 
 def transfer(args: argparse.Namespace) -> int:

@@ -102,10 +102,7 @@ def transfer(
     begin = time.perf_counter()
     tell = on_event or (lambda event: None)
     tell({"event": "phase", "name": "reading checkpoint and tasks"})
-    found = load_suite(suite) if isinstance(suite, str) else suite
-    before = _suite_there(out)
-    found = grown(before, found, out) if before is not None else found
-    found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
+    found, grown_from = _what_to_measure(suite, out, num_seeds)
     resources = resources or Resources()
     if _at_least_one(max_concurrent, "--max-concurrent"):
         resources = replace(resources, max_concurrent=max_concurrent)
@@ -120,7 +117,7 @@ def transfer(
     for row in not_run:
         tell({"event": "not_run", **row})
     with ownership.hold(sweep.out, "sweep"):
-        _claim(sweep, cells, not_run, before.digest() if before else "")
+        _claim(sweep, cells, not_run, grown_from)
         _pin(sweep, tell)
         conductor = Conductor(sweep, cells, tell, budget=budget, limit_s=resources.trial_limit_s)
         if conductor.has_work:
@@ -168,9 +165,13 @@ def _absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
-def _suite_there(out: str) -> Suite | None:
-    """Of the sweep that the folder holds already."""
-    return sweep_of(_absolute(out)).suite if objects.exists(objects.join(_absolute(out), "sweep.json")) else None
+def _what_to_measure(suite: str | Suite, out: str, num_seeds: int | None) -> tuple[Suite, str]:
+    """The suite, with what the folder's sweep has already, and the digest of that sweep's suite ("" = there is none)."""
+    found = load_suite(suite) if isinstance(suite, str) else suite
+    there = sweep_of(_absolute(out)).suite if objects.exists(objects.join(_absolute(out), "sweep.json")) else None
+    found = grown(there, found, out) if there is not None else found
+    found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
+    return found, there.digest() if there is not None else ""
 
 
 def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]], grown_from: str) -> None:
