@@ -104,18 +104,15 @@ def transfer(
     tell({"event": "phase", "name": "reading checkpoint and tasks"})
     found, grown_from = _what_to_measure(suite, out, num_seeds)
     resources = resources or Resources()
-    if _at_least_one(max_concurrent, "--max-concurrent"):
-        resources = replace(resources, max_concurrent=max_concurrent)
+    resources = replace(
+        resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
+    )
     shape = layout(resources)
     refuse_tasks(found, _absolute(data_root))  # before weights are fetched
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
     sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
-    cells, not_run = plan(sweep)
-    if not cells:
-        raise UserError(f"the suite {found.name} has nothing that these datasets can give: {not_run[0]['reason']}")
-    for row in not_run:
-        tell({"event": "not_run", **row})
+    cells, not_run = _planned(sweep, tell)
     with ownership.hold(sweep.out, "sweep"):
         _claim(sweep, cells, not_run, grown_from)
         _pin(sweep, tell)
@@ -132,6 +129,18 @@ def transfer(
         seconds_s=time.perf_counter() - begin,
         spent=conductor.spent,
     )
+
+
+def _planned(sweep: Sweep, tell: OnEvent) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """`transfer.sweep.cells.plan`, with what cannot be run told before anything runs. UserError if that is everything."""
+    cells, not_run = plan(sweep)
+    if not cells:
+        raise UserError(
+            f"the suite {sweep.suite.name} has nothing that these datasets can give: {not_run[0]['reason']}"
+        )
+    for row in not_run:
+        tell({"event": "not_run", **row})
+    return cells, not_run
 
 
 def _labelled(word: str) -> tuple[str, str]:
