@@ -7,7 +7,7 @@ import torch
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import samples_per_epoch
 from pipeline.errors import UserError
-from pipeline.models import timm_models
+from pipeline.models import timm_models, trunks
 from pipeline.models.backbone import make
 from pipeline.storage import objects
 from pipeline.training.run import Run
@@ -37,6 +37,7 @@ def check_network(run: Run) -> None:
     name, px = run.model.name, run.augment.image_px
     with torch.device("meta"):
         model = make(name, 1000, run.model.options)
+    trunks.check_batch(model, run.micro_batch or run.global_batch)
     if timm_models.is_timm(name):
         try:
             model.eval()(torch.zeros(1, 3, px, px, device="meta"))
