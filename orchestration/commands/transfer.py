@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import cores, say
+from orchestration.commands.output import cores, doing, say
 from orchestration.commands.parser import add
 from pipeline.display import shell
 from pipeline.errors import UserError
@@ -130,7 +130,8 @@ def transfer(args: argparse.Namespace) -> int:
         ),
         on_event=listener.hear,
     )
-    paths = write_report(args.out, objects.join(args.out, "report"))
+    with doing("writing the report"):
+        paths = write_report(args.out, objects.join(args.out, "report"))
     for row in result.not_run:
         where = f" {row['method']} at {shots_text(row['shots'])} shots" if row["method"] else ""  # else the whole task
         say(f"not run: {row['task']}{where}: {row['reason']}")
@@ -244,7 +245,8 @@ def report(args: argparse.Namespace) -> int:
     if args.rerun:
         return _rerun(args)
     out = args.out or objects.join(args.sweep[0], "report")
-    paths = write_report(args.sweep, out, overlaps=args.overlap, data_root=args.data_root or "")
+    with doing("reading the sweep"):
+        paths = write_report(args.sweep, out, overlaps=args.overlap, data_root=args.data_root or "")
     say(*(f"{kind}: {path}" for kind, path in paths.items()))
     return 0
 
