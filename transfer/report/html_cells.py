@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from pipeline.data.format.manifest import Manifest
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.measurement.predictions import url_of
+from transfer.metric_facts import MetricFacts, facts_of
 from transfer.protocol.sealed_splits import Opening
 from transfer.report.html_template import fill
 from transfer.results.error_analysis import confusion
@@ -47,7 +48,14 @@ class Cell:
 
     @property
     def metric_titles(self) -> list[str]:
-        return [name.replace("_", " ") + ", %" for name in self.metrics]
+        return [facts_of(name).label for name in self.metrics]
+
+    @property
+    def facts(self) -> MetricFacts:
+        return facts_of(self.entries[0].metric)
+
+    def text(self, metric: str, value: float | None) -> str:
+        return "–" if value is None else replace(facts_of(metric), decimals=facts_of(metric).decimals + 1).text(value)
 
     @property
     def source(self) -> str:
@@ -83,7 +91,7 @@ def cells_section(findings: Findings) -> str:
                 name=name,
                 entries=entries,
                 begins_task=not cells or cells[-1].entries[0].task != first.task,
-                mean=estimate([float(entry.value or 0.0) for entry in entries]),
+                mean=estimate([float(entry.value or 0.0) for entry in entries], within=facts_of(first.metric).within),
                 home=findings.home[first.digest],
                 selection=findings.selection(first),
                 confusion=_confusion(findings, entries),
