@@ -48,7 +48,7 @@ def list_models() -> list[str]:
 
 OPTIONS = ("in_chans", "activation", "drop_rate", "stochastic_depth", "head_init")
 CONVENTIONS = tuple(field.name for field in fields(Conventions))
-VARIANT_OPTIONS = ("rounded_bottleneck", "shortcut", "width_divisor")
+VARIANT_OPTIONS = ("rounded_bottleneck", "shortcut", "width_divisor", "widths", "second_3x3")
 
 
 def create_model(name: str, num_classes: int = 1000, **options: Any) -> NFNet:
@@ -63,6 +63,8 @@ def create_model(name: str, num_classes: int = 1000, **options: Any) -> NFNet:
             - `rounded_bottleneck`: inner widths rounded down to the group width, as the released code builds the plus
               variants (the default keeps the 192 channels that the paper's 527M parameters of F4+ need);
             - `shortcut`: "pool" or "stride", how a shortcut loses resolution;
+            - `widths`, `second_3x3`: the path from SE-ResNeXt-D to NFNet (2021b, table 2), which starts at False and widths
+              that double from stage to stage;
             - `width_divisor`: stage widths rounded to a multiple of it, as timm rounds its nf_regnets (8).
     Raises:
         ValueError: unknown name (with the nearest ones) or option.

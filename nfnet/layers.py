@@ -25,7 +25,7 @@ GAMMA = {
 }
 """1 / std of the activation of a standard normal: the published Monte-Carlo constants."""
 
-_FUNCTIONS = {
+FUNCTIONS = {
     "identity": nn.Identity(),
     "gelu": nn.GELU(approximate="tanh"),  # jax's default, and so the published networks'
     "gelu_erf": nn.GELU(),
@@ -53,7 +53,7 @@ class ScaledActivation(nn.Module):
         super().__init__()
         if name not in GAMMA:
             raise ValueError(f"no activation {name!r}; choose one of {', '.join(sorted(GAMMA))}")
-        self.name, self.function = name, _FUNCTIONS[name]
+        self.name, self.function = name, FUNCTIONS[name]
         self.before = scale if scale_first else 1.0
         self.factor = GAMMA[name] * (1.0 if scale_first else scale)
 

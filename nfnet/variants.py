@@ -236,12 +236,27 @@ def adjust(
     rounded_bottleneck: bool | None = None,
     shortcut: Literal["pool", "stride"] | None = None,
     width_divisor: int = 1,
+    widths: tuple[int, ...] | None = None,
+    second_3x3: bool | None = None,
 ) -> Variant:
-    """The variant with other conventions of its sizes; None keeps what it has. Raises ValueError for unknown ones."""
+    """The variant with other conventions of its sizes; None keeps what it has. Raises ValueError for unknown ones.
+
+    Args:
+        widths: of the stages; the last convolution, where there is one, has twice the last of them, as NFNets have it.
+    """
     if shortcut not in (None, "pool", "stride"):
         raise ValueError(f"shortcut is {shortcut!r}; choose pool or stride")
     if rounded_bottleneck is not None:
         variant = replace(variant, rounded_bottleneck=rounded_bottleneck)
+    if second_3x3 is not None:
+        variant = replace(variant, second_3x3=second_3x3)
+    if widths is not None:
+        if len(widths) != len(variant.widths):
+            raise ValueError(
+                f"widths has {len(widths)} entries; {variant.name} has {len(variant.widths)} stages, so give as many"
+            )
+        final_width = 2 * widths[-1] if variant.final_width else 0
+        variant = replace(variant, widths=tuple(widths), final_width=final_width)
     if width_divisor > 1:
         variant = replace(
             variant,

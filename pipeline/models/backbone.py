@@ -1,6 +1,7 @@
 """The network of a run: made by name, with fresh weights or those of a checkpoint or a file of another house.
 
-MODEL of a run              nfnet_f0, nf_resnet50, ...; timm:NAME for any of timm's (`pipeline.models.timm_models`)
+MODEL of a run              nfnet_f0, nf_resnet50, ...; timm:NAME for any of timm's (`pipeline.models.timm_models`);
+                            trunk:NAME with any method of normalisation (`pipeline.models.trunks`)
 where weights come from     a run folder or checkpoint, path or URL
                             NAME@FILE        one of our networks and a file that `nfnet.load_published` reads (DeepMind's, timm's)
                             FILE.safetensors what `nfnet.save_weights` wrote
@@ -26,7 +27,8 @@ from pipeline.configuration import check_fields, convert, from_dict, hints, near
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.field_types import Count, ShareBelowOne, Text
-from pipeline.models import timm_models
+from pipeline.models import timm_models, trunks
+from pipeline.models.batch_norm import Statistics, set_statistics
 from pipeline.models.weight_files import Origin, of_file, of_timm
 
 Which = Literal["evaluated", "ema", "raw"]
@@ -43,6 +45,7 @@ def _option_types() -> dict[str, Any]:
         "head_init": Literal["normal", "zero"] | None,
         "padding": Literal["same", "symmetric"],
         "width_divisor": Count,
+        "widths": tuple[Count, ...] | None,
     }
     names = nfnet.OPTIONS + nfnet.CONVENTIONS + nfnet.VARIANT_OPTIONS
     return {name: narrower.get(name, declared[name]) for name in names}
@@ -55,7 +58,7 @@ OPTION_TYPES = _option_types()
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     name: Text
-    """One of `nfnet.list_models()`, or timm:NAME."""
+    """One of `nfnet.list_models()`, or timm:NAME, or trunk:NAME."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of `nfnet.create_model`: drop_rate, stochastic_depth, activation, ...; of timm's model for timm:NAME."""
     init_from: str | None = None
@@ -63,6 +66,9 @@ class ModelConfig:
     anew."""
     init_weights: Which = "evaluated"
     """evaluated: the averaged weights if that run kept them, else the raw ones."""
+    batch_norm: Statistics = "local"
+    """What batch normalisation uses in training: each rank's micro-batch (local), those of all ranks (synchronised), or its
+    running statistics, which then stay as they are (frozen)."""
     new_head: bool = False
     """Make the head anew even if the checkpoint's has the right size: its classes are those of another task."""
 
@@ -88,6 +94,8 @@ def typed_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options of a network with the types that it takes, from text too. UserError for those that it does not have."""
     if timm_models.is_timm(name):
         return {key: timm_models.value_of(value) for key, value in options.items()}
+    if trunks.is_trunk(name):
+        return trunks.typed_options(options)
     for key in options:
         if key not in OPTION_TYPES:
             raise UserError(f"model.options has no {key!r}; {nearest(key, OPTION_TYPES)}")
@@ -99,6 +107,8 @@ def make(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
         if "@" in name:
             raise UserError(f"model.name is {name}; name the network alone, and set model.init_from to {name}")
         return timm_models.make(name, num_classes, options)
+    if trunks.is_trunk(name):
+        return trunks.make(name, num_classes, options)
     try:
         return nfnet.create_model(name, num_classes=num_classes, **options)
     except (ValueError, TypeError) as error:
@@ -114,7 +124,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn
         torch.manual_seed(seed)
         model = make(config.name, num_classes, config.options)
     if config.init_from is None:
-        return model, f"fresh weights from seed {seed}"
+        return set_statistics(model, config.batch_norm), f"fresh weights from seed {seed}"
     weights, origin = load_origin(config.init_from, config.init_weights, like=model)
     if not _same(origin.model, config.name):
         raise UserError(
@@ -122,7 +132,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn
         )
     remade = _load(model, weights, origin.url, new_head=config.new_head)
     head = "its head is made anew" if remade else "head included"
-    return model, f"weights of {origin.url} ({head})"
+    return set_statistics(model, config.batch_norm), f"weights of {origin.url} ({head})"
 
 
 def load_backbone(url: str, weights: Which = "evaluated", *, need_head: bool = True) -> LoadedBackbone:

@@ -1,0 +1,1 @@
+"""Ways to train with, or without, a normaliser: one file each, found by `nfnet.normalizers.registry`."""

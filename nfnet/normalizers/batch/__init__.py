@@ -1,0 +1,1 @@
+"""Methods that use statistics over samples of a batch."""

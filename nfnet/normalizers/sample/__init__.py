@@ -1,0 +1,1 @@
+"""Methods that use statistics of each sample alone, or bound activations without any."""

@@ -1,0 +1,1 @@
+"""Networks that are built with any of the methods of `nfnet.normalizers`."""
