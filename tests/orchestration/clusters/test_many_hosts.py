@@ -92,7 +92,7 @@ def left_on(hosts: Bed) -> list[str]:
         found = [
             line
             for place in (hosts.office, *hosts)
-            for line in place.run("ps", "-eo", "args", check=False).splitlines()
+            for line in place.run("ps", "-ww", "-eo", "args", check=False).splitlines()
         ]
         found = [line for line in found if "orchestration." in line or line.startswith("ssh ")]
         if not found:
@@ -131,7 +131,7 @@ def test_no_secret_stands_on_a_command_line_and_a_signal_saves_on_all_hosts(host
     launched = Launched(hosts)
     launched.read_to("saved +step 10:")
     for place in (hosts.office, *hosts):
-        assert "launch" in (listed := place.run("ps", "-eo", "args")) and SECRET not in listed
+        assert "launch" in (listed := place.run("ps", "-ww", "-eo", "args")) and SECRET not in listed
     assert SECRET in (Path(f"/proc/{hosts[1].processes('orchestration.run.worker')[0]}") / "environ").read_text()
     launched.signal(signal.SIGTERM)
     assert launched.end() == 75, launched.text
