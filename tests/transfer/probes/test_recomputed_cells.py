@@ -49,7 +49,7 @@ def supports(task: Task, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 def agree(entry: LedgerEntry, scores: np.ndarray, labels: np.ndarray) -> None:
     assert entry.metrics["top1"] == pytest.approx(recompute.top1(scores, labels), abs=1e-12)
     assert entry.metrics["mean_per_class"] == pytest.approx(recompute.balanced(scores, labels), abs=1e-12)
-    assert entry.metrics["auroc"] == pytest.approx(recompute.auroc(scores, labels), abs=2e-6)
+    assert entry.metrics["auroc"] == pytest.approx(recompute.auroc(scores, labels), abs=1e-5)  # of float32 cosines
     often = np.bincount(labels).max() / len(labels)
     assert entry.baselines["chance"] == pytest.approx(0.1) and 0 < entry.baselines["majority"] <= often
 
