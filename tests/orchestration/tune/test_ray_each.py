@@ -78,7 +78,7 @@ def test_a_cluster_of_two_nodes_writes_what_one_process_writes_while_its_workers
             ended.set()
             killer.join()
         broken = tars / "train-000003.tar"
-        broken.write_bytes(broken.read_bytes()[:-700])
+        broken.write_bytes(broken.read_bytes()[:50_000])
         (tars / "manifest.json").unlink()
         with pytest.raises(UserError, match="1 of 50 tars are damaged"):
             adopt(str(tars), run_each=run_each)
