@@ -30,6 +30,7 @@ def build_parser() -> Parser:
     from orchestration.commands.models import model_commands
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
+    from orchestration.commands.operations.lab import lab_command
     from orchestration.commands.operations.plan import plan_command
     from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
@@ -52,6 +53,7 @@ def build_parser() -> Parser:
         launch_commands,
         watch_commands,
         transfer_commands,
+        lab_command,
         records_commands,
         model_commands,
         plan_command,

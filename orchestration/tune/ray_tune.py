@@ -98,7 +98,6 @@ def transfer(
     Raises:
         UserError: anything that is wrong before the first trial. A trial that fails is an entry, not an error.
     """
-    begin = time.perf_counter()
     tell = on_event or (lambda event: None)
     tell({"event": "phase", "name": "reading checkpoint and tasks"})
     found = load_suite(suite)
@@ -106,13 +105,21 @@ def transfer(
     resources = resources or Resources()
     if _at_least_one(max_concurrent, "--max-concurrent"):
         resources = replace(resources, max_concurrent=max_concurrent)
-    shape = layout(resources)
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
     sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
+    return run_sweep(sweep, budget=budget, resources=resources, tell=tell)
+
+
+def run_sweep(sweep: Sweep, *, budget: Budget | None, resources: Resources, tell: OnEvent) -> SweepResult:
+    """Run what is missing of a sweep. UserError for anything that is wrong before the first trial."""
+    begin = time.perf_counter()
+    shape = layout(resources)
     cells, not_run = plan(sweep)
     if not cells:
-        raise UserError(f"the suite {found.name} has nothing that these datasets can give: {not_run[0]['reason']}")
+        raise UserError(
+            f"the suite {sweep.suite.name} has nothing that these datasets can give: {not_run[0]['reason']}"
+        )
     with ownership.hold(sweep.out, "sweep"):
         _claim(sweep, cells, not_run)
         _pin(sweep, tell)
@@ -142,7 +149,7 @@ def _labelled(word: str) -> tuple[str, str]:
 def _pin(sweep: Sweep, tell: OnEvent) -> None:
     """The sweep refers to these checkpoints from now on: their run's retention leaves them alone."""
     for source in sweep.sources:
-        if not objects.exists(objects.join(source.checkpoint_url, COMMIT)):
+        if source.is_fresh or not objects.exists(objects.join(source.checkpoint_url, COMMIT)):
             continue  # a file
         try:
             retention.pin(source.checkpoint_url, f"a transfer sweep refers to it: {sweep.out}")

@@ -110,7 +110,7 @@ class Sweep:
             task_title=task.card.title,
             checkpoint_url=source.checkpoint_url,
             value=value,
-            backbone=source.name if trial.init == "pretrained" else source.model,
+            backbone=source.name if trial.init == "pretrained" or source.is_fresh else source.model,
             model=source.model,
             method_kind=method.kind,
             method_title=method.title,
@@ -263,7 +263,11 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
                     if source.untrainable and not method.is_probe:
                         not_run.append({**row, "reason": source.untrainable})
                         continue
+                    if source.methods and method.name not in source.methods:
+                        continue
                     for init in INITS:
+                        if source.is_fresh and init == "pretrained":
+                            continue
                         if init == "scratch" and source.backbone_digest in scratch:
                             continue
                         scratch |= {source.backbone_digest} if init == "scratch" else set()

@@ -28,12 +28,19 @@ class Backbone:
     """For people."""
     classes: int = 0
     """Of its own head."""
+    methods: tuple[str, ...] = ()
+    """Names of the suite's methods that it is measured with; () = all."""
     untrainable: str = ""
     """Why the loop cannot fine-tune it; probes of its features can be had all the same."""
 
     def backbone_options(self) -> dict[str, Any]:
         """Options that shape the network; what regularised pretraining is the recipe's to say."""
         return {k: v for k, v in self.options.items() if k not in REGULARISATION}
+
+    @property
+    def is_fresh(self) -> bool:
+        """It has no weights: trained from scratch only."""
+        return not self.digest
 
     @property
     def backbone_digest(self) -> str:
