@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.supervision.rank_environment import place
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others ends with an error instead of hanging."""
@@ -159,6 +160,28 @@ def gather(world: World, value: object) -> list[object]:
     box: list[object] = [None] * world.size
     dist.all_gather_object(box, value)
     return box
+
+
+def ask_main(world: World, value: T, work: Callable[[list[T]], list[R]]) -> R:
+    """What rank 0's `work` makes for this rank, of every rank's value; a UserError of it reaches all. A collective.
+
+    Where values grow with the ranks this is the way: no rank but 0 hears more than its own answer.
+    """
+    if world.size == 1:
+        return work([value])[0]
+    heard = cast(list[T], [None] * world.size) if world.is_main else None
+    dist.gather_object(value, heard, dst=0)
+    answers: list[R | UserError] = []
+    if heard is not None:
+        try:
+            answers = [*work(heard)]
+        except UserError as error:
+            answers = [error] * world.size
+    box: list[R | UserError | None] = [None]
+    dist.scatter_object_list(box, answers, src=0)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    return cast(R, box[0])
 
 
 def leave() -> None:

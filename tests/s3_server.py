@@ -37,34 +37,39 @@ def find_server() -> str | None:
     return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
+def command(folder: Path, address: str) -> tuple[list[str], dict[str, str]]:
+    """A server that keeps its files below `folder`, and the variables that point clients at it."""
+    master, volume, filer, s3 = _free_ports(4)
+    data = folder / "data"
+    data.mkdir(parents=True)
+    config = folder / "s3.json"
+    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    identity = {"name": "admin", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
+    config.write_text(json.dumps({"identities": [identity]}))
+    words = [find_server() or "weed", "server", f"-dir={data}", f"-ip={address}", f"-ip.bind={address}"]
+    words += [f"-master.port={master}", "-master.telemetry=false", "-master.electionTimeout=1s"]
+    words += ["-master.heartbeatInterval=100ms", "-master.volumeSizeLimitMB=256", f"-volume.port={volume}"]
+    words += ["-volume.max=0", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0"]
+    words += ["-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
+    words += [f"-s3.config={config}"]
+    return words, {
+        "AWS_ENDPOINT_URL": f"http://{address}:{s3}",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """Environment variables that point clients at a running, empty server with one bucket."""
     import fsspec
     import s3fs
 
-    master, volume, filer, s3 = _free_ports(4)
-    data = folder / "data"
-    data.mkdir()
-    config = folder / "s3.json"
-    actions = ["Admin", "Read", "List", "Tagging", "Write"]
-    identity = {"name": "admin", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
-    config.write_text(json.dumps({"identities": [identity]}))
-    command = [find_server() or "weed", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-master.port={master}", "-master.telemetry=false", "-master.electionTimeout=1s"]
-    command += ["-master.heartbeatInterval=100ms", "-master.volumeSizeLimitMB=256", f"-volume.port={volume}"]
-    command += ["-volume.max=0", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0"]
-    command += ["-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false"]
-    command += [f"-s3.config={config}"]
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    words, environment = command(folder, "127.0.0.1")
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            command, env={**os.environ, "GOMEMLIMIT": "400MiB"}, stdout=log, stderr=log, start_new_session=True
+            words, env={**os.environ, "GOMEMLIMIT": "400MiB"}, stdout=log, stderr=log, start_new_session=True
         )
     try:
         client = fsspec.filesystem(

@@ -48,6 +48,11 @@ class StepProfile:
         rows = zip(self.constant, self.per_image, self.gradients, strict=True)
         return max(((c + batch * p, g) for c, p, g in rows), key=lambda row: row[0] + weight_of_gradients * row[1])
 
+    def fullest_forward(self, batch: int) -> int:
+        """Bytes alive at the fullest moment before any gradient was handed over."""
+        rows = zip(self.constant, self.per_image, self.gradients, strict=True)
+        return max(c + batch * p for c, p, g in rows if not g)
+
 
 class _Alive(TorchDispatchMode):
     """Bytes of the storages that operations have made and nobody has dropped yet; operations of arithmetic."""

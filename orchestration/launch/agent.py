@@ -8,6 +8,7 @@ rank froze and there is no restart left, 1 anything else; or this host's: 69 it 
 """
 
 import argparse
+import dataclasses
 import os
 import socket
 import sys
@@ -83,7 +84,7 @@ def supervise(host: Host) -> int:
     run = load_yaml(host.run, "the run in the agent's document")
     if host.min_hosts > host.max_hosts:
         raise UserError(f"min_hosts {host.min_hosts} is more than max_hosts {host.max_hosts}; set it to that or less")
-    _check(run, host.max_hosts * host.processes)
+    run = planned(run, host.max_hosts * host.processes)
     store, port = _place(host.store)
     address = host_address.address_of(host.interface) if host.interface else host_address.own_address(store, port)
     hosts = Hosts(
@@ -106,8 +107,12 @@ def supervise(host: Host) -> int:
     return supervisor.supervise(ranks, hosts)
 
 
-def _check(run: "Run", num_ranks: int) -> None:
-    """What does not fit together is refused before anything starts: a failure would be met again by each restart."""
+def planned(run: "Run", num_ranks: int) -> "Run":
+    """With the micro-batch of so many ranks. Raises UserError for what does not fit together.
+
+    Where hosts are lost, the ranks that are left take more micro-batches a step and no larger ones: larger ones may not fit into
+    their memory, and sums of the same parts give the same weights but for rounding.
+    """
     from pipeline.data.format import manifest
     from pipeline.storage import objects
     from pipeline.training.check_run import check_run
@@ -115,6 +120,7 @@ def _check(run: "Run", num_ranks: int) -> None:
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     check_run(run, num_ranks=num_ranks, read_data=objects.exists(objects.join(run.data.url, manifest.NAME)))
+    return dataclasses.replace(run, micro_batch=run.batch_plan(num_ranks)[0])
 
 
 def rank_environment(run: "Run", command: str) -> dict[str, str]:

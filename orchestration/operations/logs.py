@@ -42,34 +42,33 @@ def show(url: str, *, rank: int | None, errors: bool, lines: int, say: Callable[
         say(line_of(event))
 
 
-def follow(
-    url: str,
-    *,
-    rank: int | None,
-    errors: bool,
-    say: Callable[[str], None],
-    is_over: Callable[[], bool] = lambda: False,
-) -> None:
-    """What comes from now on, until Ctrl-C."""
-    news = _news(url, rank)
-    while not is_over():
+def follow(news: Iterator[list[Event]], *, errors: bool, poll_s: float, say: Callable[[str], None]) -> None:
+    """What comes after the moment when `news` was asked first, until Ctrl-C."""
+    while True:
         for event in folded(next(news)):
             if event.is_error or not errors:
                 say(line_of(event))
-        time.sleep(POLL_S if objects.is_local(url) else POLL_STORE_S)
+        time.sleep(poll_s)
 
 
-def _news(url: str, rank: int | None) -> Iterator[list[Event]]:
+def poll_s(url: str) -> float:
+    return POLL_S if objects.is_local(url) else POLL_STORE_S
+
+
+def news(url: str, rank: int | None) -> Iterator[list[Event]]:
+    """Asked again and again: what has come since it was asked before; first nothing."""
     files: dict[str, run_folder.LogFile] = {}
-    records, since_s, is_first = run_folder.new_records(url), time.time(), True
+    records, known, is_first = run_folder.new_records(url), set[str](), True
     while True:
         for file in run_folder.log_files(url, rank):
             files.setdefault(str(file.name), file)
         found = [*of_logs(files.values(), console=rank is not None)]
         if rank is None:
-            reports = [event for event in of_hangs(run_folder.hangs(url)) if event.time_s > since_s]
-            since_s = max((event.time_s for event in reports), default=since_s)
-            found += [*of_records(next(records)), *reports]
+            reports = [report for report in run_folder.hangs(url) if report["file"] not in known]
+            known |= {
+                report["file"] for report in reports
+            }  # by name: the clock of the host that wrote it may be another
+            found += [*of_records(next(records)), *of_hangs(reports)]
         yield [] if is_first else found
         is_first = False
 

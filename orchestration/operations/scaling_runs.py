@@ -6,7 +6,8 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.planning.scaling import FinishedRun
 
-MOST = 1000
+PAGE = 1000
+FINISHED = "attributes.status = 'FINISHED' and params.num_parameters != ''"
 
 
 def from_tracker(tracking_uri: str) -> list[FinishedRun]:
@@ -15,15 +16,13 @@ def from_tracker(tracking_uri: str) -> list[FinishedRun]:
     Raises:
         UserError: there is none.
     """
+    from orchestration.tracking.heartbeat import all_experiments, pages
     from orchestration.tracking.mlflow_client import connect
 
     client = connect(tracking_uri)
-    found = []
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    for run in client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=MOST):
-        point = _point(run)
-        if point is not None:
-            found.append(point)
+    experiments = all_experiments(client)
+    runs = pages(lambda **page: client.search_runs(experiments, FINISHED, max_results=PAGE, **page))
+    found = [point for run in runs if (point := _point(run)) is not None]
     if not found:
         raise UserError(
             f"{tracking_uri} has no finished pretraining run with an evaluation; give another tracker, or a file"

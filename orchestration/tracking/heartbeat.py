@@ -110,16 +110,16 @@ def jittered(every_s: float) -> float:
 
 
 def all_experiments(client: Any) -> list[str]:
-    return [experiment.experiment_id for experiment in _pages(client.search_experiments)]
+    return [experiment.experiment_id for experiment in pages(client.search_experiments)]
 
 
 def _running(client: Any, experiments: list[str]) -> list[Any]:
     if not experiments:
         return []
-    return _pages(lambda **page: client.search_runs(experiments, "attributes.status = 'RUNNING'", **page))
+    return pages(lambda **page: client.search_runs(experiments, "attributes.status = 'RUNNING'", **page))
 
 
-def _pages(search: Callable[..., Any]) -> list[Any]:
+def pages(search: Callable[..., Any]) -> list[Any]:
     found: list[Any] = []
     token = None
     while True:

@@ -1,9 +1,11 @@
 """Reading checkpoints: the newest that verifies, its weights and its state."""
 
+import bisect
 import contextlib
+import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,7 +14,7 @@ import torch
 
 from pipeline import places
 from pipeline.checkpoint.commit import COMMIT, Commit, FileInfo, committed, read_commit, refuse_pickle
-from pipeline.distributed import ALONE, World, from_main, gather, together
+from pipeline.distributed import ALONE, World, ask_main, from_main, together
 from pipeline.documents import excerpt
 from pipeline.errors import UserError
 from pipeline.records import PassedOver
@@ -84,19 +86,32 @@ def fill(commit: Commit, cache_dir: str, pieces: Iterable[Piece], world: World =
         UserError: the fragments do not hold every element of every parameter exactly once, which is known before any is
             read, or one that was read is not finite.
     """
-    parts = _complete_parts(commit, cache_dir, commit.kinds, world)
-    together(world, lambda: _copy(commit, cache_dir, parts, pieces))
-
-
-def _copy(commit: Commit, cache_dir: str, parts: "list[_Part]", pieces: Iterable[Piece]) -> None:
     wanted = {(piece.kind, piece.name): piece for piece in pieces}  # a rank holds one run of each parameter
+    listed = together(world, lambda: _listed(commit, cache_dir, _share(commit, world)))
+    runs = [(key, piece.start, piece.start + piece.values.numel()) for key, piece in wanted.items()]
+    # Only rank 0 hears of all parts: their number grows with the ranks, and all of them for each rank with its square.
+    parts = ask_main(world, (listed, runs), lambda heard: _dealt_out(heard, commit))
+    together(world, lambda: _copy(commit, cache_dir, parts, wanted))
+
+
+def _dealt_out(heard: "Sequence[tuple[list[_Part], list[_Run]]]", commit: Commit) -> "list[list[_Part]]":
+    """For each rank the parts that hold some of its runs."""
+    parts = _in_order([part for listed, _ in heard for part in listed], commit, commit.kinds)
+    return [[part for key, start, end in runs for part in _between(parts[key], start, end)] for _, runs in heard]
+
+
+def _between(parts: "Sequence[_Part]", start: int, end: int) -> "Iterator[_Part]":
+    """Those that hold some of the elements, of parts that follow each other without a gap."""
+    first = bisect.bisect_right(parts, start, key=lambda part: part.start + part.num)
+    return itertools.takewhile(lambda part: part.start < end, itertools.islice(parts, first, None))
+
+
+def _copy(commit: Commit, cache_dir: str, parts: "Iterable[_Part]", wanted: Mapping[tuple[str, str], Piece]) -> None:
     infos = {info["name"]: info for info in commit.files}
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
         for part in parts:
-            piece = wanted.get((part.kind, part.name))
-            if piece is None:
-                continue
+            piece = wanted[part.kind, part.name]
             start, end = max(part.start, piece.start), min(part.start + part.num, piece.start + piece.values.numel())
             if start >= end:
                 continue
@@ -124,10 +139,10 @@ def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -
         UserError: as `verify` and `fill` do. Nothing is allocated before the checkpoint is known to be whole.
     """
     verify(commit, cache_dir)
-    parts = _complete_parts(commit, cache_dir, kinds or commit.kinds, ALONE)
+    parts = _in_order(_listed(commit, cache_dir, commit.files), commit, kinds or commit.kinds)
     state: State = {kind: {n: torch.empty(s) for n, s in commit.shapes.items()} for kind in kinds or commit.kinds}
-    pieces = (Piece(kind, n, 0, t.view(-1)) for kind, tensors in state.items() for n, t in tensors.items())
-    _copy(commit, cache_dir, parts, pieces)
+    wanted = {(kind, n): Piece(kind, n, 0, t.view(-1)) for kind, tensors in state.items() for n, t in tensors.items()}
+    _copy(commit, cache_dir, itertools.chain.from_iterable(parts.values()), wanted)
     return state
 
 
@@ -153,13 +168,12 @@ def _open(info: FileInfo, commit: Commit, cache_dir: str) -> Any:
         ) from None
 
 
-def _complete_parts(commit: Commit, cache_dir: str, kinds: list[str], world: World) -> list[_Part]:
-    """Of all files; each rank reads the headers of its share. UserError where they are not whole."""
-    mine = together(world, lambda: [part for info in _share(commit, world) for part in _parts(info, commit, cache_dir)])
-    listed = cast(list[list[_Part]], gather(world, mine))
-    parts = [part for some in listed for part in some if part.kind in kinds]
-    _check_complete(parts, commit, kinds)
-    return parts
+_Run = tuple[tuple[str, str], int, int]
+"""Kind and name of a parameter, first element, and the one behind the last."""
+
+
+def _listed(commit: Commit, cache_dir: str, files: Sequence[FileInfo]) -> list[_Part]:
+    return [part for info in files for part in _parts(info, commit, cache_dir)]
 
 
 def _parts(info: FileInfo, commit: Commit, cache_dir: str) -> Iterator[_Part]:
@@ -181,21 +195,29 @@ def _parts(info: FileInfo, commit: Commit, cache_dir: str) -> Iterator[_Part]:
             yield _Part(kind, name, int(start), math.prod(entry.get_shape()), info["name"], key)
 
 
-def _check_complete(parts: list[_Part], commit: Commit, kinds: list[str]) -> None:
-    """Every element of every parameter exactly once: the parts of each follow each other without gap or overlap."""
-    ends = {(kind, name): 0 for kind in kinds for name in commit.shapes}
-    for part in sorted(parts, key=lambda part: (part.start, part.num)):
-        if part.start != ends[part.kind, part.name]:
-            what = "twice" if part.start < ends[part.kind, part.name] else "not at all"
-            at = min(part.start, ends[part.kind, part.name])
+def _in_order(parts: list[_Part], commit: Commit, kinds: Sequence[str]) -> dict[tuple[str, str], list[_Part]]:
+    """Of each parameter's state the parts, which follow each other without gap or overlap: every element exactly once.
+
+    Raises:
+        UserError: they do not.
+    """
+    found: dict[tuple[str, str], list[_Part]] = {(kind, name): [] for kind in kinds for name in commit.shapes}
+    ends = dict.fromkeys(found, 0)
+    for part in sorted((part for part in parts if part.kind in kinds), key=lambda part: (part.start, part.num)):
+        key = part.kind, part.name
+        if part.start != ends[key]:
+            what = "twice" if part.start < ends[key] else "not at all"
+            at = min(part.start, ends[key])
             raise UserError(f"checkpoint {commit.url} holds element {at} of {part.kind} {part.name} {what}; {_REMEDY}")
-        ends[part.kind, part.name] += part.num
+        ends[key] += part.num
+        found[key].append(part)
     for (kind, name), count in ends.items():
         if count != math.prod(commit.shapes[name]):
             raise UserError(
                 f"checkpoint {commit.url} holds {count} elements of {kind} {name}; it should hold {commit.shapes[name]}; "
                 f"{_REMEDY}"
             )
+    return found
 
 
 def resolve(url: str, cache_dir: str) -> Commit:

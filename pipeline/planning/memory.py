@@ -1,8 +1,8 @@
 """Memory of one device in training, at the moment when most of it is used: what the engine and DeepSpeed hold, and activations.
 
-A step has three such moments: somewhere in the backward pass, the reduction of gradients at its end, and the update. What
-DeepSpeed holds was read in 0.19.8 and measured: tests/pipeline/planning/test_memory.py holds the sum against the peak of real
-runs on a CPU. There a buffer counts as far as it has been written to; on a GPU it counts whole.
+A step has four such moments: the forward pass in stage 3, somewhere in the backward pass, the reduction of gradients at its end,
+and the update. What DeepSpeed holds was read in 0.19.8 and measured: tests/pipeline/planning/test_memory.py holds the sum
+against the peak of real runs on a CPU. There a buffer counts as far as it has been written to; on a GPU it counts whole.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from pipeline.engine.deepspeed_engine import BUCKET_ELEMENTS
 from pipeline.planning.parameters import ELEMENT, Parameters
 
 BUCKET = ELEMENT * BUCKET_ELEMENTS
+PREFETCHED = ELEMENT * 50_000_000
+"""Of weights that stage 3 gathers ahead (stage3_prefetch_bucket_size's default)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Memory:
     """At the fullest moment: weights, master weights, momentum, averages, gradients, buffers, activations; what is nothing is
     left out."""
     moment: str
-    """backward, reduction or update."""
+    """forward pass, backward pass, reduction or update."""
 
     @property
     def total(self) -> int:
@@ -51,10 +53,12 @@ def memory(
     if stage == 3:
         state |= {"gradients": share}
     moments = {
-        "backward": _backward(stage, whole, share, profile, micro_batch, accumulation, is_cpu),
+        "backward pass": _backward(stage, whole, share, profile, micro_batch, accumulation, is_cpu),
         "reduction": _reduction(stage, whole, share, parameters.padded(world), accumulation, is_cpu),
         "update": _update(stage, whole, share, is_cpu),
     }
+    if stage == 3:
+        moments["forward pass"] = _forward(whole, profile, micro_batch, is_cpu)
     sums = {name: _sum(state, extra) for name, extra in moments.items()}
     moment = max(sums, key=lambda name: sum(sums[name].values()))
     order = ("weights", "master weights", "momentum", "averages", "gradients", "buffers", "activations")
@@ -63,6 +67,12 @@ def memory(
 
 def _sum(state: dict[str, int], extra: dict[str, int]) -> dict[str, int]:
     return {k: state.get(k, 0) + extra.get(k, 0) for k in {**state, **extra}}
+
+
+def _forward(whole: int, profile: StepProfile, micro_batch: int, is_cpu: bool) -> dict[str, int]:
+    # What is gathered ahead is one piece, from which each weight is copied when it is needed; it goes with the last of them.
+    gathered = min(whole, PREFETCHED) + (min(whole, BUCKET) if is_cpu else BUCKET)
+    return {"activations": profile.fullest_forward(micro_batch), "weights": min(whole, 2 * BUCKET), "buffers": gathered}
 
 
 def _backward(

@@ -119,15 +119,18 @@ def _logs(commands: Any) -> None:
 
 
 def logs(args: argparse.Namespace) -> int:
-    from orchestration.operations.logs import follow, show
+    from orchestration.operations.logs import follow, news, poll_s, show
 
     if args.lines is not None and args.lines < 0:
         raise UserError(f"--lines is {args.lines}; set it to a number of lines, 0 for all")
     lines = args.lines if args.lines is not None else (0 if args.errors else 200)
+    coming = news(args.run, args.rank)
     with doing(f"reading {args.run}"):
+        if args.follow:  # from before the rest is read: rather twice than not at all
+            next(coming)
         found = list[str]()
         show(args.run, rank=args.rank, errors=args.errors, lines=lines, say=found.append)
     say(*found)
     if args.follow:
-        follow(args.run, rank=args.rank, errors=args.errors, say=say)
+        follow(coming, errors=args.errors, poll_s=poll_s(args.run), say=say)
     return 0

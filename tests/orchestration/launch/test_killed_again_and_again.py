@@ -1,7 +1,9 @@
-"""Start, SIGKILL of everything, start: nothing of it is left in temporary folders, shared memory or locks, and the run ends."""
+"""Start, SIGKILL of everything, start: no process, port, lock, shared memory or temporary folder is left, and the run ends."""
 
+import contextlib
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,38 @@ from tests.orchestration.launch.agents import job, until
 from tests.pipeline.watched import make_run
 
 ROUNDS = int(os.environ.get("NORMFREE_KILL_ROUNDS", "5"))
-STEPS = 100
+STEPS = 6 * ROUNDS + 10
 
 
-def kill_everything(agent: Any) -> None:
+def kill_everything(agent: Any) -> set[int]:
+    """The ports on which they listened."""
     processes = [psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)]
+    own = {process.pid for process in processes}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in own]
     for process in processes:
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):  # one of its own ended in between
+            process.send_signal(signal.SIGKILL)
     psutil.wait_procs(processes, timeout=60)
     agent.wait()
+    return {connection.laddr.port for connection in listening}
+
+
+def locked_below(folder: Path) -> list[Path]:
+    """Files that somebody holds a lock on."""
+    held = {int(line.split()[-3].rpartition(":")[2]) for line in Path("/proc/locks").read_text().splitlines()}
+    return [path for path in folder.rglob("*") if path.lstat().st_ino in held]
+
+
+def living(temporary: Path) -> list[list[str]]:
+    """Processes that were given this temporary folder, this one aside."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("TMPDIR") == str(temporary):
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return found
 
 
 @pytest.mark.slow
@@ -33,23 +58,24 @@ def test_nothing_is_left_of_runs_that_are_killed(digits: str, tmp_path: Path, mo
     before = {path.name for path in shared.iterdir()}
     checkpoints = tmp_path / "run" / "checkpoints"
     with job(tmp_path) as running:
-        num = 0
+        num, ports = 0, set[int]()
         for _ in range(ROUNDS):
             agent = running.agent("a", run, tmp_path / "run", max_hosts=1, processes=2)
-            num = _await_checkpoint(checkpoints, num, agent)
-            kill_everything(agent)
+            until(lambda before=num, agent=agent: _newest(checkpoints) > before or agent.poll() is not None)
+            assert agent.poll() is None, running.output[-3000:]
+            num = _newest(checkpoints)
+            ports |= kill_everything(agent)
+            until(lambda: living(temporary) == [])  # one that was just being started ends with its parent
+            assert locked_below(tmp_path) == []
+        assert ports
+        for port in ports:
+            socket.create_server(("127.0.0.1", port)).close()
         assert running.agent("a", run, tmp_path / "run", max_hosts=1, processes=2).wait() == 0, running.output[-3000:]
     assert _newest(checkpoints) == STEPS
     # torch's compiler keeps one folder a user, however many runs there are.
     assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
     assert not {name for name in {path.name for path in shared.iterdir()} - before if not _is_used(name)}
     assert not (tmp_path / "run" / "owner.json").exists()
-
-
-def _await_checkpoint(checkpoints: Path, before: int, agent: Any) -> int:
-    """The step of one that was not there before."""
-    until(lambda: _newest(checkpoints) > before or agent.poll() is not None)
-    return _newest(checkpoints)
 
 
 def _is_used(name: str) -> bool:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +187,46 @@ def test_the_first_error_in_time_is_first_and_what_follows_from_it_is_not(
     errors = said(capsys, "logs", url, "--errors").splitlines()
     assert "OutOfMemoryError" in errors[1] or "failed" in errors[1]
     assert said(capsys, "logs", url, "--rank", "5").count("rank 5") == 3  # the first error and both lines
+
+
+FOLLOWED = ("of now", "a line", "came later", "they jump", "a rank froze")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [("", FOLLOWED), ("--errors", ("of now", "they jump", "a rank froze")), ("--rank 1", ("of now", "a line"))],
+)
+def test_what_comes_is_followed_until_it_is_interrupted(
+    words: str,
+    shown: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, now = str(tmp_path), time.time()
+    write(url, [started(0)])
+    log(url, 1, (now, "RuntimeError: of old"))
+    odd = Deviation(step=3, what="losses", text="they jump", is_certain=False, score=9.0)
+
+    def comes() -> None:
+        log(url, 1, (now, "RuntimeError: of old"), (now + 1, "a line"), (now + 2, "RuntimeError: of now"))
+        log(url, 2, (now + 3, "of a rank that came later"))
+
+    def reports() -> None:
+        write(url, [started(1), odd])
+        report = {"time_s": now - 3600, "frozen": []}  # by a clock that is an hour late
+        (tmp_path / "hang-1.json").write_text(json.dumps(report))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    meanwhile = iter([comes, reports, lambda: None, interrupt])
+    clock = SimpleNamespace(sleep=lambda _: next(meanwhile)())
+    monkeypatch.setattr("orchestration.operations.logs.time", clock)
+    assert main(["logs", url, "--follow", *words.split()]) == 130
+    text = capsys.readouterr().out.rpartition("of old")[2]
+    assert [part for part in FOLLOWED if part in text] == [*shown]
+    assert all(text.count(part) == 1 for part in shown)
 
 
 def test_events_of_one_timeline_are_in_order_and_the_same_line_of_many_is_one() -> None:

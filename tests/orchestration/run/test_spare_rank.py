@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from orchestration.launch import agent
 from orchestration.run import rank_end, spare_rank
 from tests.pipeline.watched import make_run
 
@@ -11,6 +12,11 @@ from tests.pipeline.watched import make_run
 @pytest.mark.parametrize(("num_ranks", "train"), [(4, 4), (3, 2), (7, 4), (1, 1)])
 def test_as_many_train_as_divide_the_batch(num_ranks: int, train: int) -> None:
     assert spare_rank.usable(dataclasses.replace(make_run("data"), global_batch=16, micro_batch=4), num_ranks) == train
+
+
+def test_ranks_that_are_left_take_more_micro_batches_and_no_larger_ones() -> None:
+    run = agent.planned(make_run("no data", global_batch=16, micro_batch=0), 4)
+    assert [run.batch_plan(ranks) for ranks in (4, 2, 1)] == [(4, 1), (4, 2), (4, 4)]
 
 
 def test_ranks_that_train_see_a_world_of_their_number_and_the_others_do_not_train(

@@ -24,6 +24,8 @@ def same_everywhere(ranks: list[int], stages: list[int]) -> None:
             # Every file is verified by one rank, and every rank reads what it holds and no more: at stage 0 everything.
             assert sum(outcome["hashed_bytes"]) == outcome["checkpoint_bytes"], line
             assert all(read == held for read, held in outcome["read_and_held_bytes"]), line
+            # None hears of what others hold: with that the traffic of a start would grow with the square of the ranks.
+            assert all(heard == read > 0 for heard, read in outcome["heard_and_read_parts"]), line
 
 
 def test_saved_by_4_ranks_at_stage_2_it_is_identical_at_1_and_3_ranks_and_stages_0_1_3() -> None:

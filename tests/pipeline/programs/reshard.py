@@ -71,23 +71,30 @@ def save(me: World, folder: Path, stage: int) -> None:
 
 
 class Counted:
-    """Bytes of checkpoints that this process reads: hashed, and taken out of safetensors files."""
+    """Bytes of checkpoints that this process reads: hashed, and taken out of safetensors files; parts that it hears of, and
+    parts that it reads."""
 
-    hashed_bytes = read_bytes = 0
+    hashed_bytes = read_bytes = num_heard = num_read = 0
 
     def __enter__(self) -> "Counted":
-        self._kept = objects.sha256_file, safetensors.safe_open
+        self._kept = objects.sha256_file, safetensors.safe_open, load_module.ask_main
         content_cache._verified.clear()  # another stage's start would have hashed them already
 
         def sha256_file(path: Path) -> str:
             self.hashed_bytes += Path(path).stat().st_size
             return self._kept[0](path)
 
+        def ask_main(*args: Any) -> Any:
+            answer = self._kept[2](*args)
+            self.num_heard += len(answer)
+            return answer
+
         objects.sha256_file, safetensors.safe_open = sha256_file, lambda path, framework: _File(self, path)  # type: ignore[assignment]
+        load_module.ask_main = ask_main
         return self
 
     def __exit__(self, *error: object) -> None:
-        objects.sha256_file, safetensors.safe_open = self._kept  # type: ignore[misc]
+        objects.sha256_file, safetensors.safe_open, load_module.ask_main = self._kept  # type: ignore[misc]
 
 
 class _File:
@@ -115,6 +122,7 @@ class _Slice:
     def __getitem__(self, wanted: slice) -> torch.Tensor:
         found = self._entry[wanted]
         self._counted.read_bytes += found.numel() * found.element_size()
+        self._counted.num_read += 1
         return found
 
 
@@ -132,6 +140,7 @@ def load(me: World, folder: Path, stages: list[int]) -> None:
             )
         held_bytes = 4 * sum(view.numel() for kind in KINDS for _, view in engine._views(kind))
         reads = gather(me, counted.hashed_bytes), gather(me, [counted.read_bytes, held_bytes])
+        parts = gather(me, [counted.num_heard, counted.num_read])
         held = steps.state_of(engine)
         train(me, engine, STEPS)
         then = steps.state_of(engine)
@@ -143,6 +152,7 @@ def load(me: World, folder: Path, stages: list[int]) -> None:
             "distance_then": max(float((then[k] - v).abs().max()) for k, v in truth["then"].items()),
             "hashed_bytes": reads[0],
             "read_and_held_bytes": reads[1],
+            "heard_and_read_parts": parts,
             "checkpoint_bytes": commit.size_bytes,
             "moved": max(float((then[k] - v).abs().max()) for k, v in truth["held"].items()),
         }
