@@ -11,6 +11,7 @@ from typing import Any
 
 from nfnet.normalizers.registry import get_method, make_method
 from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.format.manifest import Manifest
 from pipeline.errors import UserError
 from pipeline.models import trunks
 from pipeline.models.backbone import typed_options
@@ -21,7 +22,8 @@ from transfer.protocol.tasks import Suite, TaskEntry
 from transfer.sweep.cells import Sweep
 from transfer.sweep.sources import Backbone
 
-SETTING = "stat_group"
+SETTING, LENGTH = "stat_group", "total_steps"
+"""Settings that an experiment fills in where a method has them: the group, and the length of the training in updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def lines_of(experiment: Experiment) -> list[Line]:
     rates = experiment.rates if experiment.each_rate else (None,)
     for word in experiment.methods:
         name, own, recipe = parse_method(word)
-        has_groups = any(f.name == SETTING for f in dataclasses.fields(get_method(name))) and SETTING not in own
+        has_groups = SETTING in _fields(name) and SETTING not in own
         for batch in experiment.batches:
             groups = [g for g in experiment.stat_groups if g <= batch] if has_groups else [None]
             for group in groups:
@@ -69,6 +71,17 @@ def lines_of(experiment: Experiment) -> list[Line]:
                     clipping = recipe.get("clipping", get_method(name).clipping)
                     found.append(Line(word=word, batch=batch, stat_group=group, rate=rate, clipping=clipping))
     return found
+
+
+def _fields(name: str) -> list[str]:
+    return [f.name for f in dataclasses.fields(get_method(name))]
+
+
+def _num_steps(experiment: Experiment, line: Line, data: str) -> int:
+    """Updates of a final trial."""
+    found = Manifest.open(data)
+    num = experiment.shots * len(found.classes) or found.split("train").num_samples
+    return max(1, round(experiment.epochs * num / min(line.batch, num)))
 
 
 def _settings(name: str, own: dict[str, str], group: int | None) -> dict[str, Any]:
@@ -94,9 +107,12 @@ def sweep_of_experiment(experiment: Experiment, *, data: str, out: str) -> tuple
     sources: dict[str, Backbone] = {}
     for line in lines:
         name, own, _ = parse_method(line.word)
+        settings = _settings(name, own, line.stat_group)
+        if LENGTH in _fields(name) and LENGTH not in own:
+            settings[LENGTH] = _num_steps(experiment, line, data)
         known = sources.get(line.network)
         methods = (*(known.methods if known else ()), line.recipe)
-        sources[line.network] = _backbone(experiment, line, _settings(name, own, line.stat_group), methods)
+        sources[line.network] = _backbone(experiment, line, settings, methods)
     recipes = {line.recipe: _recipe(experiment, line) for line in lines}
     suite = Suite(
         name=experiment.name,

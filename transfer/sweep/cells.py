@@ -30,7 +30,6 @@ from transfer.protocol.sealed_splits import (
 )
 from transfer.protocol.search_space import Space
 from transfer.protocol.tasks import (
-    INITS,
     Init,
     Suite,
     Task,
@@ -263,11 +262,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
                     if source.untrainable and not method.is_probe:
                         not_run.append({**row, "reason": source.untrainable})
                         continue
-                    if source.methods and method.name not in source.methods:
-                        continue
-                    for init in INITS:
-                        if source.is_fresh and init == "pretrained":
-                            continue
+                    for init in source.inits(method.name):
                         if init == "scratch" and source.backbone_digest in scratch:
                             continue
                         scratch |= {source.backbone_digest} if init == "scratch" else set()

@@ -10,6 +10,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.models.backbone import find_origin, make
 from transfer.protocol.methods import sha256
+from transfer.protocol.tasks import INITS, Init
 
 REGULARISATION = ("drop_rate", "stochastic_depth", "head_init")
 
@@ -41,6 +42,12 @@ class Backbone:
     def is_fresh(self) -> bool:
         """It has no weights: trained from scratch only."""
         return not self.digest
+
+    def inits(self, method: str) -> tuple[Init, ...]:
+        """The starts that it is measured with by a method."""
+        if self.methods and method not in self.methods:
+            return ()
+        return ("scratch",) if self.is_fresh else INITS
 
     @property
     def backbone_digest(self) -> str:

@@ -136,9 +136,8 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     assert seen.scores is not None  # the loop always evaluates at its end
     if test is not None:
         _measure(sweep, task, trial, test, run, seen)
-    measures: network_measures.Measures = {}
-    if test is not None and source.is_fresh:
-        measures = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
+        if source.is_fresh:
+            seen.measures = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
     found = finetune_entry(
         sweep,
         trial,
@@ -150,7 +149,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         config=to_dict(run),
         config_digest=run.digest(),
         num_processes=me.size,
-        measures=measures,
+        measures=seen.measures,
         **spent,
     )
     Ledger(sweep.out).write(found)
@@ -232,6 +231,7 @@ class _Seen:
         self.trial, self.me = trial, me
         self.curve: list[dict[str, float]] = []
         self.steps: list[Step] = []
+        self.measures: network_measures.Measures = {}
         self.scores: Scores | None = None
         self.numbers: dict[str, float] = {}
         self.value: float | None = None
