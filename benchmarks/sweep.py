@@ -35,7 +35,7 @@ import torch
 torch.set_num_threads(1)
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.sources import open_source
-from transfer.protocol.tasks import load_suite
+from transfer.protocol.suite_files import load_suite
 from transfer.sweep.trials import run_finetune
 checkpoint, suite, out, root = sys.argv[1:]
 begin = time.perf_counter()

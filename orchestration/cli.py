@@ -32,6 +32,7 @@ def build_parser() -> Parser:
     from orchestration.commands.operations.drill import drill_command
     from orchestration.commands.operations.lab import lab_command
     from orchestration.commands.operations.plan import plan_command
+    from orchestration.commands.operations.suites import suites_command
     from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
     from orchestration.commands.train import train_commands
@@ -54,6 +55,7 @@ def build_parser() -> Parser:
         watch_commands,
         transfer_commands,
         lab_command,
+        suites_command,
         records_commands,
         model_commands,
         plan_command,

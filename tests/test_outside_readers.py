@@ -21,7 +21,7 @@ from pipeline.training import rollback
 from pipeline.training.run import dump_yaml, load_yaml
 from tests.fuzzing import fuzz, mutants
 from transfer.protocol.imagenet_labels import load_real
-from transfer.protocol.tasks import load_suite, suites_dir
+from transfer.protocol.suite_files import load_suite, suites_dir
 from transfer.results import contamination
 
 DEEP = "[" * 100_000

@@ -88,7 +88,8 @@ def page() -> str:
     from pipeline.training.run import Run
     from transfer.protocol.method_settings import Settings
     from transfer.protocol.methods import METHOD_KINDS
-    from transfer.protocol.tasks import SuiteFile, TaskEntry
+    from transfer.protocol.suite_files import SuiteFile
+    from transfer.protocol.tasks import TaskEntry
 
     lines = [
         "# Fields of every configuration",

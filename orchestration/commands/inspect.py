@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestration.commands.output import doing
 from orchestration.commands.parser import add, number
 from pipeline.display import terminal
 from pipeline.errors import UserError
@@ -60,6 +61,7 @@ def inspect_commands(commands: Any) -> None:
     p.add_argument("--device", metavar="DEVICE", help="for --signal; default: a GPU where there is one")
 
 
+@doing("inspecting")
 def inspect(args: argparse.Namespace) -> int:
     """Print the summary; with --signal draw the plot too; with --json print one JSON object instead."""
     import torch

@@ -263,8 +263,13 @@ def _sweep(args: argparse.Namespace) -> int:
     if not args.nodes or args.nodes < 1:
         raise UserError("--kubernetes needs the number of workers: give --nodes, 1 or more")
     options = _kubernetes_options(args, SWEEP)
-    for option in ("out", "data_root"):
-        options.check_place(getattr(asked, option), f"--{option.replace('_', '-')}")
+    for option, place in (
+        ("--out", asked.out),
+        ("--data-root", asked.data_root),
+        *(("--data", d) for d in asked.data or ()),
+    ):
+        if place:
+            options.check_place(place, option)
     environment = _environment(args)
     line = shlex.join([*words, "--ray-address", "auto"])
     _print(kubernetes.text(kubernetes.ray_job(line, options, environment, args.nodes), options, environment))

@@ -49,6 +49,7 @@ def _classify(commands: Any) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON list")
 
 
+@doing("classifying")
 def classify(args: argparse.Namespace) -> int:
     """Prints each batch as it is done; what could not be read is reported at the end, and makes the exit code 2."""
     from pipeline.models.classify import predictions
@@ -194,7 +195,8 @@ def pull(args: argparse.Namespace) -> int:
     url, digest = args.url, None
     name = url.rstrip("/").rpartition("/")[2] or "checkpoint"
     if registry.is_name(url):
-        version = registry.find(url, args.tracking_uri)
+        with doing("asking the registry"):
+            version = registry.find(url, args.tracking_uri)
         url, digest, name = version.source, version.digest, version.name
     out = args.to or name
     if args.format and objects.list_urls(out):
@@ -214,7 +216,8 @@ def pull(args: argparse.Namespace) -> int:
         from pipeline.export.export import export as write
 
         try:
-            written = write(to, args.format, out)
+            with doing("exporting, and comparing the answers"):
+                written = write(to, args.format, out)
         except UserError as error:
             raise UserError(f"{error} (the checkpoint itself has come, and is in {to})") from None
         objects.remove_tree(to)

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from orchestration.commands.output import say
+from orchestration.commands.output import doing, say
 from orchestration.commands.parser import add, number
 from pipeline.errors import UserError
 from pipeline.secrets import public
@@ -106,6 +106,7 @@ def _track(commands: Any) -> None:
     p.add_argument("--limit", type=number(int, 1), default=100, metavar="N", help="runs to list (default %(default)s)")
 
 
+@doing("importing")
 def track_import(args: argparse.Namespace) -> int:
     """Send the records of a run or sweep, wherever it lies, to a server; 0 all is there, 3 the server did not take all."""
     from orchestration.serve.import_records import fetch, refuse_dead_server, send_run, send_sweep, tracking_uri
@@ -128,6 +129,7 @@ def track_import(args: argparse.Namespace) -> int:
     return send_run(args.run, folder, uri, experiment=args.experiment, run_name=args.run_name)
 
 
+@doing("asking the trackers")
 def track_status(args: argparse.Namespace) -> int:
     """List a server's runs with how they ended, after ending those that fell silent."""
     from orchestration.serve.import_records import records_of, refuse_dead_server, status_line, tracking_uri

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import say
+from orchestration.commands.output import cores, doing, say
 from orchestration.commands.parser import add
 from pipeline.display import shell
 from pipeline.errors import UserError
@@ -28,6 +29,7 @@ def _transfer(commands: Any) -> None:
         transfer,
         "few-shot and fine-tuning trials on a suite of tasks, against from scratch",
         [
+            "normfree transfer timm:resnet18 --data photos --out sweeps/photos",
             "normfree transfer runs/glyphs --suite demo --data-root data --out sweeps/demo",
             "normfree transfer s3://bucket/runs/c100 --suite small_images --data-root data --out sweeps/c100 --seeds 5",
             "normfree transfer ours=runs/c100 runs/convnext 'timm:convnext_atto@atto.safetensors' --suite small_images "
@@ -43,8 +45,7 @@ def _transfer(commands: Any) -> None:
         "timm's own weights or a local file's. Several stand in one table, each with its from-scratch baseline; LABEL=CHECKPOINT "
         "names one",
     )
-    p.add_argument("--suite", required=True, metavar="SUITE", help="name of a suite or path of its YAML")
-    p.add_argument("--data-root", required=True, metavar="URL", help="holds one prepared dataset a task: ROOT/<card>")
+    _what(p)
     p.add_argument("--out", required=True, metavar="URL", help="sweep folder; the same command again resumes")
     p.add_argument("--seeds", type=int, help="supports drawn for each cell (default: the suite's)")
     p.add_argument(
@@ -82,6 +83,25 @@ def _transfer(commands: Any) -> None:
     )
 
 
+def _what(p: argparse.ArgumentParser) -> None:
+    """What is measured: datasets, or a suite and the root of its datasets."""
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--data",
+        action="append",
+        metavar="URL",
+        help="a prepared dataset, or raw images (folder, tar, zip, list) that are prepared below the sweep folder first; "
+        "once for each. The protocol follows from their size and is told in the first lines",
+    )
+    what.add_argument(
+        "--suite",
+        metavar="SUITE",
+        help="name of a suite or path of its YAML ('normfree suites' lists and explains them)",
+    )
+    p.add_argument("--methods", metavar="A,B", help="with --data: these methods in place of the default ones")
+    p.add_argument("--data-root", metavar="URL", help="with --suite: holds one prepared dataset a task, ROOT/<card>")
+
+
 def transfer(args: argparse.Namespace) -> int:
     """Exit code: 0 all trials have a result, 1 some failed (they are listed, and run again by the same command)."""
     from orchestration.tune.ray_cluster import Resources
@@ -89,13 +109,15 @@ def transfer(args: argparse.Namespace) -> int:
     from orchestration.tune.sweep_listener import SweepListener
     from pipeline.storage import objects
     from transfer.report.write_report import write_report
+    from transfer.results.scorecard import shots_text
 
+    suite = _suite_of(args)
     listener = SweepListener(args)
     result = run_sweep(
         args.checkpoint,
-        args.suite,
+        suite,
         args.out,
-        data_root=args.data_root,
+        data_root=args.data_root or "",
         num_seeds=args.seeds,
         scheduler=args.scheduler,
         budget=parse_budget(args.budget),
@@ -108,9 +130,10 @@ def transfer(args: argparse.Namespace) -> int:
         ),
         on_event=listener.hear,
     )
-    paths = write_report(args.out, objects.join(args.out, "report"))
+    with doing("writing the report"):
+        paths = write_report(args.out, objects.join(args.out, "report"))
     for row in result.not_run:
-        where = f" {row['method']} at {row['shots']} shots" if row["method"] else ""  # else the whole task
+        where = f" {row['method']} at {shots_text(row['shots'])} shots" if row["method"] else ""  # else the whole task
         say(f"not run: {row['task']}{where}: {row['reason']}")
     listener.finish()
     if result.spent:
@@ -119,6 +142,30 @@ def transfer(args: argparse.Namespace) -> int:
     say(*(f"{kind}: {path}" for kind, path in paths.items()))
     say(f"next: open {paths['html']}, or: normfree ui {_tracking_words(args)}")
     return 1 if result.num_failed else 0
+
+
+def _suite_of(args: argparse.Namespace) -> Any:
+    """What --suite names, or the default one for --data, whose images are prepared now where they are not."""
+    from transfer.protocol.own_data import default_suite, prepared
+
+    if args.suite:
+        if args.methods:
+            raise UserError("--methods goes with --data; a suite states its own methods")
+        if not args.data_root:
+            raise UserError(
+                f"--suite {args.suite} needs --data-root, the folder that holds one prepared dataset a task"
+            )
+        return args.suite
+    if args.data_root:
+        raise UserError("--data names the datasets themselves; leave out --data-root")
+    places = [prepared(_absolute(place), args.out, workers=cores()) for place in args.data]
+    suite, told = default_suite([_absolute(place) for place in places], args.methods.split(",") if args.methods else ())
+    say(*told)
+    return suite
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
@@ -198,7 +245,8 @@ def report(args: argparse.Namespace) -> int:
     if args.rerun:
         return _rerun(args)
     out = args.out or objects.join(args.sweep[0], "report")
-    paths = write_report(args.sweep, out, overlaps=args.overlap, data_root=args.data_root or "")
+    with doing("reading the sweep"):
+        paths = write_report(args.sweep, out, overlaps=args.overlap, data_root=args.data_root or "")
     say(*(f"{kind}: {path}" for kind, path in paths.items()))
     return 0
 

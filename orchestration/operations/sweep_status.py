@@ -10,6 +10,7 @@ from typing import Any
 from orchestration.operations.status import mlflow_link, owner_facts
 from pipeline.errors import UserError
 from pipeline.storage import listing, objects, ownership
+from transfer.metric_facts import facts_of
 from transfer.sweep.entry import LedgerEntry
 from transfer.sweep.ledger import Ledger
 
@@ -87,7 +88,9 @@ def _best(entries: list[LedgerEntry]) -> dict[str, str]:
             if before is None or (before.value or 0.0) < (entry.value or 0.0):
                 found[entry.task] = entry
     return {
-        task: f"{e.value:.1%} {e.metric}, {e.method} {e.init} at {e.shots} shots" if e.value is not None else ""
+        task: f"{facts_of(e.metric).full_text(e.value)}, {e.method} {e.init} at {e.shots} shots"
+        if e.value is not None
+        else ""
         for task, e in sorted(found.items())
     }
 

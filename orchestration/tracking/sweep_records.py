@@ -127,7 +127,7 @@ class SweepRecords:
 
 def token(info: SweepInfo) -> str:
     """By which a sweep is known on every server: what stays the same however often it is extended, copied or imported."""
-    text = f"{info.started_s!r} {info.suite_digest} {info.checkpoint_digest}"
+    text = f"{info.started_s!r} {info.first_suite_digest or info.suite_digest} {info.checkpoint_digest}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.display import markdown
 from transfer.results.scorecard import Row
-from transfer.results.scorecard_table import columns_of, lines_of
+from transfer.results.scorecard_table import columns_of, lines_of, notes
 
 NOTE_TAG = "mlflow.note.content"  # MLflow's own name: its page of a run begins with this text
 MAX_FAILURES = 20
@@ -65,7 +65,7 @@ def tags(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str,
 def note(rows: Sequence[Row], tags: Mapping[str, str]) -> str:
     """The scorecard in Markdown, then the best of each task and the failures."""
     lines = scorecard_table(rows)
-    lines += ["", "Mean and half width of the 95 % interval over seeds; the gain is paired by seed."]
+    lines += ["", *(f"- {markdown(text)}" for text in notes(rows))]
     best = {name.removeprefix("best."): text for name, text in tags.items() if name.startswith("best.")}
     if best:
         lines += [
@@ -84,8 +84,6 @@ def scorecard_table(rows: Sequence[Row]) -> list[str]:
     drawn = [[column.title for column in columns]]
     for line in lines_of(rows):
         texts = ((line.text(column), column.is_number) for column in columns)
-        drawn.append(
-            [text.replace(" ± ", "\u00a0±\u00a0") if is_number else markdown(text) for text, is_number in texts]
-        )
+        drawn.append([text.replace(" ", "\u00a0") if is_number else markdown(text) for text, is_number in texts])
     lines = ["| " + " | ".join(cell + GAP for cell in cells) + " |" for cells in drawn]
     return [lines[0], "| " + " | ".join(["---"] * len(columns)) + " |", *lines[1:]]

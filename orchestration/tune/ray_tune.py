@@ -34,8 +34,9 @@ from pipeline.models.backbone import absolute
 from pipeline.provenance import code_revision, command
 from pipeline.storage import objects, ownership
 from transfer.protocol.method_settings import Scheduler
-from transfer.protocol.tasks import load_suite
-from transfer.sweep.cells import Cell, Sweep, plan
+from transfer.protocol.suite_files import grown, load_suite, refuse_tasks
+from transfer.protocol.tasks import Suite
+from transfer.sweep.cells import Cell, Sweep, plan, sweep_of
 from transfer.sweep.entry import Trial
 from transfer.sweep.ledger import Ledger, SweepInfo
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
@@ -71,10 +72,10 @@ class SweepResult:
 
 def transfer(
     checkpoint: str | Sequence[str],
-    suite: str,
+    suite: str | Suite,
     out: str,
     *,
-    data_root: str,
+    data_root: str = "",
     num_seeds: int | None = None,
     max_concurrent: int | None = None,
     scheduler: Scheduler = "halving",
@@ -87,7 +88,7 @@ def transfer(
     Args:
         checkpoint: one or several of what `pipeline.models.backbone` takes: checkpoint or run folder, path or URL; NAME@FILE;
             timm:NAME[@FILE]. LABEL=... before it gives it another name in reports.
-        suite: name of a suite, or path of its YAML.
+        suite: a suite, its name, or the path of its YAML. A folder that holds a sweep of this name keeps what that has.
         out: sweep folder; the ledger and everything else that `transfer.report.write_report` reads.
         data_root: holds one prepared dataset a task, `<data_root>/<card>`.
         num_seeds: supports drawn for each cell; default the suite's.
@@ -100,28 +101,28 @@ def transfer(
     """
     tell = on_event or (lambda event: None)
     tell({"event": "phase", "name": "reading checkpoint and tasks"})
-    found = load_suite(suite)
-    found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
+    found, grown_from = _what_to_measure(suite, out, num_seeds)
     resources = resources or Resources()
-    if _at_least_one(max_concurrent, "--max-concurrent"):
-        resources = replace(resources, max_concurrent=max_concurrent)
+    resources = replace(
+        resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
+    )
+    refuse_tasks(found, _absolute(data_root))  # before weights are fetched
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
     sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
-    return run_sweep(sweep, budget=budget, resources=resources, tell=tell)
+    return run_sweep(sweep, budget=budget, resources=resources, tell=tell, grown_from=grown_from)
 
 
-def run_sweep(sweep: Sweep, *, budget: Budget | None, resources: Resources, tell: OnEvent) -> SweepResult:
-    """Run what is missing of a sweep. UserError for anything that is wrong before the first trial."""
+def run_sweep(
+    sweep: Sweep, *, budget: Budget | None, resources: Resources, tell: OnEvent, grown_from: str = ""
+) -> SweepResult:
+    """Run what is missing of a sweep that may have grown from one of another suite (its digest). UserError before the first
+    trial for anything that is wrong."""
     begin = time.perf_counter()
     shape = layout(resources)
-    cells, not_run = plan(sweep)
-    if not cells:
-        raise UserError(
-            f"the suite {sweep.suite.name} has nothing that these datasets can give: {not_run[0]['reason']}"
-        )
+    cells, not_run = _planned(sweep, tell)
     with ownership.hold(sweep.out, "sweep"):
-        _claim(sweep, cells, not_run)
+        _claim(sweep, cells, not_run, grown_from)
         _pin(sweep, tell)
         conductor = Conductor(sweep, cells, tell, budget=budget, limit_s=resources.trial_limit_s)
         if conductor.has_work:
@@ -136,6 +137,18 @@ def run_sweep(sweep: Sweep, *, budget: Budget | None, resources: Resources, tell
         seconds_s=time.perf_counter() - begin,
         spent=conductor.spent,
     )
+
+
+def _planned(sweep: Sweep, tell: OnEvent) -> tuple[list[Cell], list[dict[str, Any]]]:
+    """`transfer.sweep.cells.plan`, with what cannot be run told before anything runs. UserError if that is everything."""
+    cells, not_run = plan(sweep)
+    if not cells:
+        raise UserError(
+            f"the suite {sweep.suite.name} has nothing that these datasets can give: {not_run[0]['reason']}"
+        )
+    for row in not_run:
+        tell({"event": "not_run", **row})
+    return cells, not_run
 
 
 def _labelled(word: str) -> tuple[str, str]:
@@ -169,7 +182,16 @@ def _absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
-def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -> None:
+def _what_to_measure(suite: str | Suite, out: str, num_seeds: int | None) -> tuple[Suite, str]:
+    """The suite, with what the folder's sweep has already, and the digest of that sweep's suite ("" = there is none)."""
+    found = load_suite(suite) if isinstance(suite, str) else suite
+    there = sweep_of(_absolute(out)).suite if objects.exists(objects.join(_absolute(out), "sweep.json")) else None
+    found = grown(there, found, out) if there is not None else found
+    found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
+    return found, there.digest() if there is not None else ""
+
+
+def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]], grown_from: str) -> None:
     import torch
 
     suite = sweep.suite
@@ -200,9 +222,10 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]]) -
             data={cell.task: cell.any_trial.data_digest for cell in cells},
             scheduler=sweep.scheduler,
             code_revision=code_revision(),
-            num_trials=sum(suite.num_seeds + cell.num_search for cell in cells),
+            num_trials=sum(cell.num_finals(suite.num_seeds) + cell.num_search for cell in cells),
             plan=sweep.plain(),
-        )
+        ),
+        grown_from=grown_from,
     )
 
 

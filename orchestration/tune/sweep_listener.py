@@ -10,6 +10,8 @@ from orchestration.run.time_left import TimeLeft
 from orchestration.tracking.sweep_records import SweepRecords
 from orchestration.tracking.tracking_uri import chosen_uri
 from pipeline.display import terminal
+from transfer.metric_facts import facts_of
+from transfer.results.scorecard import shots_text
 
 LINE_EVERY_S = 10.0
 
@@ -27,6 +29,11 @@ class SweepListener:
     def hear(self, event: dict[str, Any]) -> None:
         if event["event"] == "phase":
             self._line(f"{event['name']}")
+        elif event["event"] == "not_run":
+            where = (
+                f" {event['method']} at {shots_text(event['shots'])} shots" if event["method"] else ""
+            )  # else the whole task
+            self._line(f"will not run: {event['task']}{where}: {event['reason']}")
         elif event["event"] == "selected":
             name = f"{event['task']} {event['method']} {event['init']} {event['shots']} shots"
             self._line(f"selected hyper-parameters for {name}; its test split may be opened now")
@@ -56,7 +63,7 @@ class SweepListener:
         if not self._live and now - self._shown_s < LINE_EVERY_S and event["done"] < event["total"]:
             return
         self._shown_s = now
-        value = "failed" if entry["value"] is None else f"{entry['value']:.1%}"
+        value = "failed" if entry["value"] is None else facts_of(entry["metric"]).full_text(entry["value"])
         about = "" if left_s is None else f"  left about {duration(left_s)}"
         line = terminal(
             f"trial {event['done']}/{event['total']}  {entry['task']} {entry['method']} {entry['init']} "

@@ -156,6 +156,16 @@ def protocol(
     }
 
 
+def draws_nothing(kind: str, init: str, shots: int) -> bool:
+    """Whether a seed changes nothing of a final trial: fixed weights, all images of the task, a head that begins at no draw.
+
+    Args:
+        kind: of `METHOD_KINDS`.
+        shots: images of each class; 0 or below = a split rule that takes all images of its split.
+    """
+    return init == "pretrained" and shots <= 0 and kind in ("ridge", "ridge_selected", "knn", "logistic")
+
+
 def sha256(content: Any) -> str:
     """Hex digest of the canonical JSON of plain containers."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -4,23 +4,20 @@ A suite (YAML) lists tasks, which are dataset cards, and methods with their sett
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from pipeline.configuration import from_dict, located, nearest
 from pipeline.data.format import manifest
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.sampling.subset import Subset
 from pipeline.data.sources.cards import Card, load_card
-from pipeline.documents import MAX_YAML_BYTES, parse_yaml
 from pipeline.errors import UserError
-from pipeline.field_types import Count, Text
+from pipeline.field_types import Count, Form, Text
 from pipeline.storage import objects
 from transfer.protocol.imagenet_labels import ExtraTestSets, find_extra_test_sets
-from transfer.protocol.method_settings import ALL_IMAGES, VTAB_IMAGES, Settings
-from transfer.protocol.methods import Method, parse_methods, protocol, sha256
+from transfer.protocol.method_settings import ALL_IMAGES, VTAB_IMAGES, RidgeSettings, Settings
+from transfer.protocol.methods import Method, protocol, sha256
 
 Init = Literal["pretrained", "scratch"]
 INITS: tuple[Init, ...] = ("pretrained", "scratch")
@@ -31,6 +28,10 @@ METRIC = "top1"
 class TaskEntry:
     card: Text
     """Name of one, or path of its YAML."""
+    data: str = ""
+    """The prepared dataset, under the data root where the path is not absolute; empty = it is called as the card."""
+    label: Annotated[str, Form(r"[a-z0-9_]*", "lower-case letters, digits and _")] = ""
+    """What the task is called, where one card serves several datasets; empty = as the card."""
     holdout_per_class: Count
     """Images of each class that no support has."""
     real_labels: str = ""
@@ -40,13 +41,23 @@ class TaskEntry:
 
     @property
     def name(self) -> str:
-        """The card's, which a path may lead to."""
-        return load_card(self.card).name
+        """The label, or the name of the card, which a path may lead to."""
+        return self.label or load_card(self.card).name
+
+    def load_card(self) -> Card:
+        """With the label for its name and title, where there is one."""
+        card = load_card(self.card)
+        return replace(card, name=self.label, title=self.label) if self.label else card
+
+    def place(self, data_root: str) -> str:
+        """Of the prepared dataset."""
+        data = self.data or load_card(self.card).name
+        return data if "://" in data or data.startswith("/") else objects.join(data_root, data)
 
     def plain(self) -> dict[str, Any]:
         """As a suite's YAML holds it; what is not configured is omitted, so that digests of suites stay."""
-        extra_tests = {k: v for k, v in (("real_labels", self.real_labels), ("v2", self.v2)) if v}
-        return {"card": self.card, "holdout_per_class": self.holdout_per_class, **extra_tests}
+        more = {k: v for k in ("data", "label", "real_labels", "v2") if (v := getattr(self, k))}
+        return {"card": self.card, "holdout_per_class": self.holdout_per_class, **more}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +72,9 @@ class Suite:
 
     def digest(self) -> str:
         """SHA-256 over what is measured; the number of seeds is skipped, because a sweep may be extended by seeds."""
-        tasks = [t.plain() for t in self.tasks]
+        tasks = [
+            {k: v for k, v in t.plain().items() if k != "data"} for t in self.tasks
+        ]  # its digest counts, not its place
         return sha256({"name": self.name, "tasks": tasks, "methods": [m.plain() for m in self.methods]})
 
     def plain(self) -> dict[str, Any]:
@@ -131,10 +144,21 @@ class Task:
         """Of `transfer.metrics`."""
         return settings.metric or {"accuracy": METRIC}.get(self.card.metric, self.card.metric)
 
-    def cannot(self, shots: int) -> str | None:
+    @property
+    def fewest(self) -> int:
+        """Training images of the smallest class."""
+        return int(np.bincount(self.train_labels, minlength=self.num_classes).min())
+
+    def held_out(self, settings: Settings, shots: int) -> int:
+        """Images of each class that no support has. A method that chooses nothing leaves alone what its shots leave, and
+        so it has the supports of the other methods wherever these can be drawn."""
+        if isinstance(settings, RidgeSettings):
+            return max(0, min(self.holdout_per_class, self.fewest - shots))
+        return self.holdout_per_class
+
+    def cannot(self, settings: Settings, shots: int) -> str | None:
         """Why this many shots (or the images of another split rule) cannot be drawn, or None."""
-        counts = np.bincount(self.train_labels, minlength=self.num_classes)
-        fewest = int(counts.min())
+        fewest, held = self.fewest, self.held_out(settings, shots)
         if shots == VTAB_IMAGES:
             if self.val_split and (len(self.train_labels), self.num_val) == (800, 200):
                 return None
@@ -143,11 +167,11 @@ class Task:
             return None
         if shots == ALL_IMAGES:
             return None if fewest >= 2 else f"a class of {self.name} has {fewest} images, too few to hold one out"
-        if fewest >= shots + self.holdout_per_class:
+        if fewest >= shots + held:
             return None
         return (
-            f"{shots} shots and {self.holdout_per_class} held out need {shots + self.holdout_per_class} images of each "
-            f"class; the smallest class of {self.name} has {fewest}"
+            f"{shots} shots and {held} held out need {shots + held} images of each class; the smallest class of {self.name} "
+            f"has {fewest}"
         )
 
     def parts(self, settings: Settings, shots: int, seed: int) -> Parts:
@@ -168,18 +192,19 @@ class Task:
                 Part(train, replace(first, part="holdout"), held),
                 Part(train, None, num),
             )
-        support = Subset(per_class=shots, holdout_per_class=self.holdout_per_class)
+        held = self.held_out(settings, shots)
+        support = Subset(per_class=shots, holdout_per_class=held)
         drawn = shots * self.num_classes
         return Parts(
             Part(train, support, drawn),
-            Part(train, replace(support, part="holdout"), self.num_classes * self.holdout_per_class),
+            Part(train, replace(support, part="holdout"), self.num_classes * held),
             Part(train, replace(support, seed=seed), drawn),
         )
 
 
 def not_prepared(entry: TaskEntry, data_root: str) -> str | None:
     """Why there is nothing to measure yet, and what makes it; None where the dataset is there."""
-    url = objects.join(data_root, entry.name)
+    url = entry.place(data_root)
     if objects.exists(objects.join(url, manifest.NAME)):
         return None
     source = "" if load_card(entry.card).kind == "embedded" else " --source SOURCE"
@@ -187,9 +212,9 @@ def not_prepared(entry: TaskEntry, data_root: str) -> str | None:
 
 
 def open_task(entry: TaskEntry, data_root: str) -> Task:
-    """The dataset `data_root`/<card> as a task. UserError if it is not prepared or lacks a split."""
-    card = load_card(entry.card)
-    found = Manifest.open(objects.join(data_root, card.name))
+    """The dataset of a suite's task, `data_root`/<card> if it says nothing else. UserError: not prepared, or lacks a split."""
+    card = entry.load_card()
+    found = Manifest.open(entry.place(data_root))
     test = "test" if "test" in found.splits else "val"
     for split in (Task.train_split, test):
         if split not in found.splits:
@@ -221,59 +246,3 @@ def task_protocol(task: Task, method: Method, search: dict[str, Any]) -> dict[st
         search=search,
         extra_tests=task.extra_tests.digests(),
     )
-
-
-def suites_dir() -> Path:
-    return Path(__file__).parents[1] / "suites"
-
-
-def list_suites() -> list[str]:
-    return sorted(p.stem for p in suites_dir().glob("*.yaml"))
-
-
-def load_suite(name_or_path: str) -> Suite:
-    """The suite of that name, or of the YAML file at that path. UserError for unknown names, keys and wrong values."""
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        path = name_or_path
-        if not objects.is_file(path):
-            raise UserError(f"no suite at {path}; give the path of a YAML suite or one of {', '.join(list_suites())}")
-    elif name_or_path in list_suites():
-        path = str(suites_dir() / f"{name_or_path}.yaml")
-    else:
-        raise UserError(f"no suite is called {name_or_path!r}; {nearest(name_or_path, list_suites())}")
-    where = f"the suite {path}"
-    return suite_of(parse_yaml(objects.read_bytes(path, max_bytes=MAX_YAML_BYTES + 1), where), where)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteFile:
-    """A suite as YAML holds it."""
-
-    name: Text
-    title: str = ""
-    """For people; empty = the name."""
-    num_seeds: Count = 3
-    """Supports drawn for each cell."""
-    holdout_per_class: Count = 10
-    """Of tasks that do not set their own."""
-    tasks: list[str | dict[str, Any]]
-    """Cards, by name or path; or mappings with the fields of a task."""
-    methods: dict[str, Any]
-    """Name -> settings, and its `kind` where the name is not one."""
-
-
-def suite_of(content: Any, where: str) -> Suite:
-    """The suite from plain containers, as YAML holds them or `Suite.plain` gives them."""
-    with located(where):
-        file = from_dict(SuiteFile, content)
-        if not file.tasks:
-            raise UserError("tasks is empty; set it to a list of card names")
-        entries = []
-        for task in file.tasks:
-            configured = task if isinstance(task, dict) else {"card": task}
-            entry = from_dict(TaskEntry, {"holdout_per_class": file.holdout_per_class, **configured}, "tasks")
-            load_card(entry.card)  # unknown names are refused now, with the nearest ones
-            entries.append(entry)
-        methods = parse_methods(file.methods, where)
-    title = file.title or file.name
-    return Suite(name=file.name, title=title, tasks=tuple(entries), methods=methods, num_seeds=file.num_seeds)

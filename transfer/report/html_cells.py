@@ -1,7 +1,7 @@
 """Behind each number of the report's page: its trials, where it comes from, and what it gets wrong."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.data.format.manifest import Manifest
 from pipeline.storage import objects
 from transfer.measurement.predictions import url_of
+from transfer.metric_facts import MetricFacts, facts_of
 from transfer.protocol.sealed_splits import Opening
 from transfer.report.html_template import fill
 from transfer.results.error_analysis import confusion
@@ -45,7 +46,14 @@ class Cell:
 
     @property
     def metric_titles(self) -> list[str]:
-        return [name.replace("_", " ") + ", %" for name in self.metrics]
+        return [facts_of(name).label for name in self.metrics]
+
+    @property
+    def facts(self) -> MetricFacts:
+        return facts_of(self.entries[0].metric)
+
+    def text(self, metric: str, value: float | None) -> str:
+        return "–" if value is None else replace(facts_of(metric), decimals=facts_of(metric).decimals + 1).text(value)
 
     @property
     def source(self) -> str:
@@ -81,7 +89,7 @@ def cells_section(findings: Findings) -> str:
                 name=name,
                 entries=entries,
                 begins_task=not cells or cells[-1].entries[0].task != first.task,
-                mean=estimate([float(entry.value or 0.0) for entry in entries]),
+                mean=estimate([float(entry.value or 0.0) for entry in entries], within=facts_of(first.metric).within),
                 home=findings.home[first.digest],
                 selection=findings.selection(first),
                 confusion=_confusion(findings, entries),

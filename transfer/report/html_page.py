@@ -106,7 +106,7 @@ def _headline(rows: Sequence[Row]) -> str:
     shots = headline_shots(rows)
     here = [row for row in rows if row.shots == shots]
     counts = Counter(row.verdict for row in here)
-    num_judged = len(here) - counts["one seed"] - counts["no pair"]
+    num_judged = len(here) - counts["one pair"] - counts["no pair"]
     at = "with all images" if shots == 0 else f"at {shots_phrase(shots)}"
     if num_judged == 0:
         return f"No verdict {at} yet: each comparison has one seed, or lacks its from-scratch baseline"
@@ -121,25 +121,54 @@ def _header(findings: Findings, rows: Sequence[Row], title: str) -> Markup:
     finals = [cell for cell in findings.cells if cell.kind == "final"]
     seeds = sorted({len(entries) for entries in findings.by_cell().values()})
     facts = [
-        (str(len({row.task for row in rows})), "tasks"),
-        (f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}" if seeds else "0", "seeds a cell"),
-        (f"{len(finals):,}", "final trials"),
-        (f"{len(findings.cells) - len(finals):,}", "search trials"),
+        counted(len({row.task for row in rows}), "task"),
+        (f"{seeds[0]} to {seeds[-1]}", "seeds a cell")
+        if len(seeds) > 1
+        else counted(max(seeds, default=0), "seed", " a cell"),
+        counted(len(finals), "final trial"),
+        counted(len(findings.cells) - len(finals), "search trial"),
         (hours(sum(cell.seconds_s for cell in findings.cells)), "of computing"),
     ]
     if num_sources := len({row.backbone for row in rows}) - 1:
         facts.insert(1, (str(num_sources + 1), "sources"))
     if num_failed := sum(not cell.is_ok for cell in findings.cells):
-        facts.append((str(num_failed), "failed trials"))
+        facts.append(counted(num_failed, "failed trial"))
     names = [folder.sweep.get(key) for folder in findings.folders for key in ("model", "suite")]
     return fill(
         "header.html.j2",
         title=title,
         kicker=" · ".join(["normfree scorecard", *dict.fromkeys(str(name) for name in names if name)]),
-        best=max(gains, key=lambda row: row.gain.mean if row.gain else 0.0, default=None),
+        best=_best(gains),
         several_sources=has_several_sources(rows),
         facts=facts,
     )
+
+
+def counted(num: int, word: str, more: str = "") -> tuple[str, str]:
+    """Of the page's facts: the number, and what it counts."""
+    return f"{num:,}", word + "s" * (num != 1) + more
+
+
+def _best(rows: Sequence[Row]) -> Row | None:
+    """The largest gain among rows of the first one's kind of metric; None where pretraining gains nothing anywhere."""
+    alike = [row for row in rows if row.facts.family == rows[0].facts.family]
+    best = max(alike, key=_gain_of, default=None)
+    return best if best is not None and _gain_of(best) > 0 else None
+
+
+def _gain_of(row: Row) -> float:
+    """Positive where pretraining helps."""
+    mean = row.gain.mean if row.gain else 0.0
+    return mean if row.facts.larger_is_better else -mean
+
+
+def _by_family(rows: Sequence[Row], shots: int) -> list[list[Row]]:
+    """Rows with a gain at this number of images, by what may stand on one axis."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.shots == shots and row.gain:
+            found.setdefault(row.facts.family, []).append(row)
+    return list(found.values())
 
 
 def _summary(rows: Sequence[Row], sources: Sequence[str], versus: Sequence[Versus]) -> str:
@@ -151,7 +180,7 @@ def _summary(rows: Sequence[Row], sources: Sequence[str], versus: Sequence[Versu
     return fill(
         "summary.html.j2",
         shots=shots,
-        plot=plots.gains(rows, shots, sources) if has_gains else "",
+        plots=[plots.gains(part, shots, sources) for part in _by_family(rows, shots)] if has_gains else [],
         colors=colors_of(sources),
         versus=versus,
         several=len({v.a for v in versus}) > 1,

@@ -4,9 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from transfer.metric_facts import METRIC_FACTS
 from transfer.report.html_template import fill
 from transfer.results.scorecard import Row, start_of
-from transfer.results.scorecard_table import Line, columns_of, has_several_sources, lines_of
+from transfer.results.scorecard_table import Line, columns_of, has_several_sources, lines_of, notes
 from transfer.results.sweep_results import Findings
 from transfer.results.vtab_score import GROUPS, vtab_scores
 from transfer.sweep.entry import LedgerEntry
@@ -18,7 +19,8 @@ def scorecard_table(rows: Sequence[Row]) -> str:
         columns=columns_of(rows),
         lines=lines_of(rows),
         several=has_several_sources(rows),
-        metrics=sorted({(row.task_title, row.metric) for row in rows if row.metric != "top1"}),
+        notes=notes(rows),
+        top1=METRIC_FACTS["top1"],
         vtab=vtab_scores(rows),
         vtab_groups=GROUPS,
     )

@@ -19,8 +19,8 @@ from markupsafe import Markup
 
 from pipeline.display import visible
 from pipeline.secrets import public
-from transfer.results.scorecard import METRIC_TITLES, shots_phrase, shots_text, start_of
-from transfer.results.statistics import Estimate
+from transfer.results.scorecard import shots_phrase, shots_text, start_of
+from transfer.results.scorecard_table import p_text
 
 INITS = {"pretrained": "pretrained", "scratch": "from scratch"}
 
@@ -44,14 +44,13 @@ def _environment() -> Environment:
     environment.filters |= {
         "anchor": anchor,
         "count": lambda number: f"{number:,}",
-        "half_width": half_width,
         "hours": hours,
         "init": lambda init: INITS.get(init, init),
         "memory": memory,
-        "metric": lambda metric: METRIC_TITLES.get(metric, metric),
+        "minus": lambda number: number.replace("-", "−"),
+        "p": p_text,
         "percent": lambda share, digits=1: f"{100 * share:.{digits}f}",
         "plural": plural,
-        "points": points,
         "record": record,
         "settings": settings,
         "shots": shots_text,
@@ -74,15 +73,6 @@ def anchor(name: str, kind: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
     own = "" if plain == name else f"-{hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()[:8]}"
     return f"{kind}-{plain}{own}"
-
-
-def points(value: Estimate, sign: bool = False) -> str:
-    number = f"{100 * value.mean:+.1f}" if sign else f"{100 * value.mean:.1f}"
-    return number.replace("-", "−")
-
-
-def half_width(value: Estimate) -> str:
-    return "(one)" if value.half_width is None else f"± {100 * value.half_width:.1f}"
 
 
 def plural(num: int, word: str) -> str:

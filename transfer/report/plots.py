@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from transfer.metric_facts import facts_of
 from transfer.report.plot_style import MARKS, PRINT, SOURCES, color_of, dress, literal, log_axis, new_figure, quiet, svg
-from transfer.results.scorecard import METRIC_TITLES, Row, shots_order, shots_phrase, shots_text
+from transfer.results.scorecard import Row, shots_order, shots_phrase, shots_text
 from transfer.sweep.entry import LedgerEntry
 
 HEADLINE_SHOTS = 5
@@ -25,19 +26,24 @@ def few_shot(rows: Sequence[Row], sources: Sequence[str]) -> Markup:
 
 def draw_few_shot(axes: Axes, rows: Sequence[Row], sources: Sequence[str], colors: dict[str, str]) -> None:
     shots = sorted({row.shots for row in rows}, key=shots_order)
-    last = max((s for s in shots if s > 0), default=1)
+    last, scale = max((s for s in shots if s > 0), default=1), rows[0].facts.scale
     place = {s: float(s) if s > 0 else 2.5 * last for s in shots}  # "all" stands to the right, at no number
     for baseline, group in _by(rows, lambda row: row.baseline).items():
         some = _by([r for r in group if r.scratch], lambda row: row.backbone)
         if some:
             first = next(iter(some.values()))
             style = "-" if baseline == rows[0].baseline else ":"
-            _line(axes, [(place[r.shots], r.scratch, r.values[1]) for r in first], colors["scratch"], 0.97, style)
+            _line(
+                axes, [(place[r.shots], r.scratch, r.values[1]) for r in first], colors["scratch"], 0.97, style, scale
+            )
     for source, group in _by([r for r in rows if r.pretrained], lambda row: row.backbone).items():
         points = [(place[r.shots], r.pretrained, r.values[0]) for r in group]
-        _line(axes, points, colors[color_of(source, sources)], 1.03, "-")
+        _line(axes, points, colors[color_of(source, sources)], 1.03, "-", scale)
+    facts = rows[0].facts
     low, high = axes.get_ylim()
-    axes.set_ylim(max(0.0, low), min(101.5, high + 0.5))
+    if facts.within is not None:
+        ends = [facts.scale * end for end in facts.within]
+        axes.set_ylim(max(ends[0], low), min(ends[1] + 0.015 * (ends[1] - ends[0]), high + 0.005 * (ends[1] - ends[0])))
     axes.set_xscale("log")
     axes.set_xticks([place[s] for s in shots], [shots_text(s) for s in shots])
     axes.set_xticks([], minor=True)
@@ -45,19 +51,18 @@ def draw_few_shot(axes: Axes, rows: Sequence[Row], sources: Sequence[str], color
     dress(axes, colors, "images a class", metric_label(rows[0].metric))
 
 
-def _line(axes: Axes, points: list[Any], color: str, shift: float, style: str) -> None:
-    """Means with a band, and each seed as a pale dot next to its mean."""
+def _line(axes: Axes, points: list[Any], color: str, shift: float, style: str, scale: float) -> None:
+    """Means with their intervals as a band, and each seed as a pale dot next to its mean."""
     points.sort(key=lambda point: point[0])
     xs, estimates = [x for x, _, _ in points], [e for _, e, _ in points]
-    axes.plot(xs, [100 * e.mean for e in estimates], style, color=color, lw=1.8, marker="o", ms=4.5)
-    low, high = (
-        [100 * min(1.0, max(0.0, e.mean + side * (e.half_width or 0.0))) for e in estimates] for side in (-1, 1)
-    )
+    axes.plot(xs, [scale * e.mean for e in estimates], style, color=color, lw=1.8, marker="o", ms=4.5)
+    low = [scale * (e.mean if e.low is None else e.low) for e in estimates]
+    high = [scale * (e.mean if e.high is None else e.high) for e in estimates]
     if len(points) > 1:
         axes.fill_between(xs, low, high, color=color, alpha=0.15, lw=0)
     else:
         axes.vlines(xs, low, high, color=color, lw=1.2)
-    dots = [(x * shift**2, 100 * value) for x, _, values in points for value in values.values()]
+    dots = [(x * shift**2, scale * value) for x, _, values in points for value in values.values()]
     axes.scatter([x for x, _ in dots], [y for _, y in dots], s=9, color=color, alpha=0.4, linewidths=0)
 
 
@@ -67,18 +72,19 @@ def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> Markup:
     kinds = list(dict.fromkeys((row.method, row.backbone) for row in here))
     best = {row.task: max(r.gain.mean for r in here if r.task == row.task and r.gain) for row in here}
     tasks = sorted(best, key=lambda task: best[task])
+    facts = here[0].facts
     figure, axes = new_figure(8.2, 0.9 + 0.26 * len(tasks) * len(kinds) + 0.18 * len(tasks))
     height, titles = 0.78 / max(1, len(kinds)), {row.task: row.task_title for row in here}
     for row in here:
         assert row.gain is not None
         y = tasks.index(row.task) + (len(kinds) - 1) * height / 2 - kinds.index((row.method, row.backbone)) * height
         color = MARKS[color_of(row.backbone, sources)] if row.gain.mean >= 0 else MARKS["scratch"]
-        axes.barh(y, 100 * row.gain.mean, height * 0.82, color=color, alpha=0.75, linewidth=0)
-        half = 100 * (row.gain.half_width or 0.0)
-        axes.errorbar(100 * row.gain.mean, y, xerr=half, color=MARKS["ink"], elinewidth=1.0, capsize=0)
+        axes.barh(y, facts.scale * row.gain.mean, height * 0.82, color=color, alpha=0.75, linewidth=0)
+        half = facts.scale * (row.gain.half_width or 0.0)
+        axes.errorbar(facts.scale * row.gain.mean, y, xerr=half, color=MARKS["ink"], elinewidth=1.0, capsize=0)
         axes.annotate(
-            f"{100 * row.gain.mean:+.1f}".replace("-", "−") + f"  {literal(row.method)}",
-            (max(0.0, 100 * row.gain.mean + half), y),
+            facts.text(row.gain.mean, sign=True).replace("-", "−") + f"  {literal(row.method)}",
+            (max(0.0, facts.scale * row.gain.mean + half), y),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
@@ -88,7 +94,7 @@ def gains(rows: Sequence[Row], shots: int, sources: Sequence[str]) -> Markup:
     axes.set_yticks(range(len(tasks)), [literal(titles[task]) for task in tasks])
     axes.axvline(0, color=MARKS["ink"], lw=1.0)
     axes.margins(x=0.2)
-    dress(axes, MARKS, "gain over training from scratch, points", "", grid="x")
+    dress(axes, MARKS, f"gain over training from scratch, {facts.difference_unit}", "", grid="x")
     return svg(figure, f"Gain of pretraining at {shots_phrase(shots)}")
 
 
@@ -127,7 +133,10 @@ def held_out(searched: Sequence[tuple[LedgerEntry, bool]], sources: Sequence[str
     figure, axes = new_figure(4.6, 2.7)
     for cell, chosen in sorted(searched, key=lambda pair: (pair[1], pair[0].init != "scratch")):
         color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
-        steps, values = [r["step"] for r in cell.history], [100 * r["accuracy"] for r in cell.history]
+        steps, values = (
+            [r["step"] for r in cell.history],
+            [facts_of(cell.metric).scale * r["accuracy"] for r in cell.history],
+        )
         strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
         axes.plot(steps, values, color=color, marker="o", **strong)
     first = searched[0][0]
@@ -230,4 +239,5 @@ def _by(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
 
 
 def metric_label(metric: str) -> str:
-    return literal(f"{METRIC_TITLES.get(metric, metric)}, %")
+    facts = facts_of(metric)
+    return literal(f"{facts.title}, {facts.unit}" if facts.unit else facts.title)

@@ -15,10 +15,12 @@ from rich.text import Text
 
 from pipeline.display import shortened, terminal
 from pipeline.storage import objects
+from transfer.metric_facts import METRIC_FACTS
+from transfer.report.scorecard_csv import to_csv
 from transfer.results.comparison import Versus, comparisons
 from transfer.results.contamination import cleaned, read_overlaps
-from transfer.results.scorecard import Row, percent, scorecard, shots_text
-from transfer.results.scorecard_table import columns_of, lines_of, to_csv
+from transfer.results.scorecard import Row, difference_text, scorecard, shots_text, value_text
+from transfer.results.scorecard_table import columns_of, lines_of, notes, p_text
 from transfer.results.sweep_results import load_entries, load_findings
 from transfer.results.trial_records import check_lineage
 from transfer.results.vtab_score import vtab_scores
@@ -38,9 +40,14 @@ MAX_CELL_CHARACTERS = 60
 LOG_WIDTH = 160
 """In a log, a line that is cut at 80 characters has lost its verdict."""
 
+OVER_TASKS = (
+    "± over tasks, + is better; p: exact sign-flip test, two-sided, and after Holm's correction over these lines; "
+    "below 6 tasks it cannot reach 0.05"
+)
 
-def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
-    """The scorecard in the terminal."""
+
+def print_table(rows: Sequence[Row], stream: TextIO | None = None, *, width: int = LOG_WIDTH) -> None:
+    """The scorecard in the terminal, or `width` characters wide where that is none."""
     columns = columns_of(rows)
     table = _table([(c.title, c.is_number) for c in columns], wraps_first=True)
     styles = {"wins": "green", "loses": "red"}
@@ -50,16 +57,18 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None) -> None:
             cells[0].pad_left(2)
         cells[-1].stylize(styles.get(line.row.verdict, "dim"))
         table.add_row(*cells)
-    console = _console(stream)
+    console = _console(stream, width)
     console.print(table)
-    console.print("± half width of a 95 % Student-t interval over n seeds; the gain is paired by seed", style="dim")
+    for note in notes(rows):
+        console.print(Text(terminal(note), style="dim"))
     for row in rows:
         if row.damage:
             console.print(Text(terminal(f"damaged: {row.task} {row.method} {shots_text(row.shots)}: {row.damage}")))
     for one in vtab_scores(rows):
         if one.groups:
-            parts = ", ".join(f"{group} {percent(value)}" for group, value in one.groups.items() if group != "all")
-            score = f"{percent(one.groups['all'])} % over 19 tasks ({parts}), n = {one.groups['all'].n}"
+            texts = {group: value_text(value, METRIC_FACTS["top1"]) for group, value in one.groups.items()}
+            parts = ", ".join(f"{group} {text}" for group, text in texts.items() if group != "all")
+            score = f"{texts['all']} % over 19 tasks ({parts}), n = {one.groups['all'].n}"
         else:
             score = f"none: {one.num_tasks} of 19 tasks are there, and a mean over fewer is not the score"
         console.print(Text(terminal(f"VTAB-1k score of {one.start} by {one.method}: {score}")))
@@ -69,29 +78,33 @@ def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> 
     """Sources against each other over tasks, where a table has several tasks or sources."""
     if not any(versus.result.difference.n > 1 for versus in found):
         return
-    titles = ("over tasks", "method", "shots", "difference, points", "wins-ties-losses", "n tasks", "p", "verdict")
-    numbers = ("shots", "difference, points", "n tasks", "p")
+    titles = (
+        "over tasks",
+        "of",
+        "method",
+        "shots",
+        "difference",
+        "wins-ties-losses",
+        "n tasks",
+        "p",
+        "p (Holm)",
+        "verdict",
+    )
+    numbers = ("shots", "difference", "n tasks", "p", "p (Holm)")
     table = _table([(title, title in numbers) for title in titles])
     several = len({v.a for v in found}) > 1
     for v in found:
         r = v.result
         sides = f"{v.a if several else 'pretrained'} - {v.b}"
         counts = f"{r.wins}-{r.ties}-{r.losses}"
-        difference = percent(r.difference, sign=True).replace("(one seed)", "(one task)")
         cells = (
-            sides,
-            v.method,
-            shots_text(v.shots),
-            difference,
-            counts,
-            r.difference.n,
-            f"{r.p_value:.3g}",
-            r.verdict,
+            *(sides, v.family, v.method, shots_text(v.shots), difference_text(r.difference, v.facts), counts),
+            *(r.difference.n, f"{r.p_value:.3g}", p_text(r.p_holm), r.verdict),
         )
         table.add_row(*(Text(shortened(cell, MAX_CELL_CHARACTERS)) for cell in cells))
     console = _console(stream)
     console.print(table)
-    console.print("± over tasks; p: exact sign-flip test, two-sided; below 6 tasks it cannot reach 0.05", style="dim")
+    console.print(Text(terminal(OVER_TASKS), style="dim"))
 
 
 def _table(columns: Iterable[tuple[str, bool]], *, wraps_first: bool = False) -> Table:
@@ -102,10 +115,10 @@ def _table(columns: Iterable[tuple[str, bool]], *, wraps_first: bool = False) ->
     return table
 
 
-def _console(stream: TextIO | None) -> Console:
+def _console(stream: TextIO | None, width: int = LOG_WIDTH) -> Console:
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
-        console.width = LOG_WIDTH
+        console.width = width
     return console
 
 

@@ -16,6 +16,7 @@ from pipeline.display import csv_cell
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.measurement.predictions import recomputed
+from transfer.metric_facts import MetricFacts, facts_of
 from transfer.results.statistics import Estimate, estimate, paired
 from transfer.results.sweep_results import Findings, name_of_test_split
 
@@ -51,6 +52,10 @@ class Cleaned:
     """None where none is."""
     change: Estimate | None
     """Without minus whole, paired by seed."""
+
+    @property
+    def facts(self) -> MetricFacts:
+        return facts_of(self.metric)
 
 
 def read_overlaps(words: Sequence[str], findings: Findings) -> dict[str, Upstream]:
@@ -148,6 +153,7 @@ def cleaned(findings: Findings, upstream: Upstream) -> list[Cleaned]:
                 if value is not None:
                     part[entry.seed] = value
         if parts[0]:
-            whole, without, only = (estimate(list(part.values())) for part in parts)
+            within = facts_of(entries[0].metric).within
+            whole, without, only = (estimate(list(part.values()), within=within) for part in parts)
             rows.append(Cleaned(name, entries[0].metric, whole, without, only, paired(parts[1], parts[0])))
     return rows

@@ -13,6 +13,8 @@ from pipeline import places
 from pipeline.errors import UserError
 from pipeline.models.backbone import find_origin
 from pipeline.storage import objects
+from transfer.metric_facts import facts_of
+from transfer.protocol.methods import draws_nothing
 from transfer.protocol.sealed_splits import read_selection, selection_url
 from transfer.results.scorecard import cell_name
 from transfer.results.statistics import Estimate, estimate
@@ -61,8 +63,10 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
     entries = _entries(folder, name)
     first = entries[0]
     cell = cell_name(first)
-    recorded = estimate([float(e.value or 0.0) for e in entries])
+    recorded = estimate([float(e.value or 0.0) for e in entries], within=facts_of(first.metric).within)
     assert recorded is not None
+    if draws_nothing(first.method_kind or first.method, first.init, first.shots):
+        recorded = replace(recorded, low=recorded.mean, high=recorded.mean)  # the same number, up to an image
     if recorded.half_width is None:
         raise UserError(f"{cell} has one seed and so no interval to land in; extend the sweep with --seeds 3 first")
     sweep = sweep_of(folder.url)
@@ -77,7 +81,7 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
         read_selection(record)
         objects.write_bytes(selection_url(out, cell), objects.read_bytes(record))
         found = _run(temporary, planned, entries, tell)
-    again = estimate([float(e.value or 0.0) for e in found])
+    again = estimate([float(e.value or 0.0) for e in found], within=facts_of(first.metric).within)
     assert again is not None
     differences = (*_differences(entries, found), *played(folder, cell).wrong)
     return Rerun(cell, recorded, again, 1 / max(1, first.num_test), differences)

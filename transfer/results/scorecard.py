@@ -7,27 +7,18 @@ selection record.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.errors import UserError
-from transfer.protocol.imagenet_labels import EXTRA_METRICS, REAL, V2
+from transfer.measurement.reference_values import wilson
+from transfer.metric_facts import MetricFacts, facts_of
+from transfer.protocol.imagenet_labels import EXTRA_METRICS
 from transfer.protocol.method_settings import VTAB_IMAGES
-from transfer.protocol.methods import METHOD_KINDS
+from transfer.protocol.methods import METHOD_KINDS, draws_nothing
 from transfer.protocol.sealed_splits import selection_name
-from transfer.results.statistics import Estimate, estimate, paired, verdict
+from transfer.results.statistics import Estimate, estimate, holm, paired, verdict
 from transfer.sweep.entry import LedgerEntry
 
-METRIC_TITLES = {
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "mean_per_class": "mean accuracy of the classes",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "area under the ROC curve",
-    "map11": "11-point mean average precision",
-    "real": "ReaL accuracy",
-    REAL: "ReaL accuracy",
-    V2: "accuracy on ImageNet-V2",
-}
 METHODS = {kind: title for kind, (_, title, _) in METHOD_KINDS.items()}
 
 
@@ -46,6 +37,7 @@ class Row:
     gain: Estimate | None
     """Pretrained minus scratch, paired by seed; its `n` is the number of pairs."""
     verdict: str
+    """Corrected over the rows of the scorecard (Holm)."""
     num_failed: int
     protocol_digest: str
     backbone: str = ""
@@ -57,6 +49,12 @@ class Row:
     """Names of the two cells; empty where there is none."""
     values: tuple[dict[int, float], dict[int, float]] = ({}, {})
     """By seed, of the source and of its baseline."""
+    p_holm: float | None = None
+    """The gain's p, corrected over the rows of the scorecard."""
+    verdict_uncorrected: str = ""
+    """Were this the only row."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    """What the metric gives without a look at the images: `chance` and `majority`; {} of earlier versions."""
     damage: str = ""
     """Why its numbers are not those of an undisturbed sweep, in a sentence; shown with the row."""
     extra: tuple["Row", ...] = ()
@@ -68,9 +66,21 @@ class Row:
         return self.task, self.method, self.shots
 
     @property
-    def n(self) -> str:
-        """Seeds of the source and of its baseline; one number where they are as many."""
-        return "/".join(dict.fromkeys(str(side.n) for side in (self.pretrained, self.scratch) if side)) or "0"
+    def n(self) -> int:
+        """Pairs; without one the values that there are."""
+        sides = [side.n for side in (self.pretrained, self.scratch) if side]
+        return self.gain.n if self.gain else max(sides, default=0)
+
+    @property
+    def facts(self) -> MetricFacts:
+        return facts_of(self.metric)
+
+    def is_below_baseline(self, value: Estimate | None) -> bool:
+        """Whether chance or the most frequent class does better."""
+        if value is None or not self.baselines:
+            return False
+        larger = self.facts.larger_is_better
+        return value.mean < max(self.baselines.values()) if larger else value.mean > min(self.baselines.values())
 
 
 def cell_name(entry: LedgerEntry) -> str:
@@ -103,7 +113,17 @@ def scorecard(cells: Iterable[LedgerEntry], damages: Mapping[str, str] | None = 
         refuse_mixture(groups[key])
         for name, part in _by_source(groups[key]).items():
             rows.append(replace(_row(part, name), damage=_damage(part, damages or {})))
-    return rows
+    return corrected(rows)
+
+
+def corrected(rows: Sequence[Row]) -> list[Row]:
+    """The rows, and their further metrics, with verdicts corrected over all of them."""
+    lines = with_extra_metrics(rows)
+    judged = iter(
+        replace(line, p_holm=p, verdict=verdict(line.gain, p, larger_is_better=line.facts.larger_is_better))
+        for line, p in zip(lines, holm([line.gain.p if line.gain else None for line in lines]), strict=True)
+    )
+    return [replace(next(judged), extra=tuple(next(judged) for _ in row.extra)) for row in rows]
 
 
 def column_order(entry: LedgerEntry) -> tuple[str, int, str, float]:
@@ -181,7 +201,14 @@ def _row_by(cells: list[LedgerEntry], backbone: str, name: str) -> Row:
         assert cell.value is not None
         side[cell.seed] = cell.metrics[name] if name else cell.value
         names[cell.init] = cell_name(cell)
-    gain = paired(sides["pretrained"], sides["scratch"])
+    one = next(
+        (c for c in good if c.init == "pretrained" and draws_nothing(c.method_kind or c.method, c.init, c.shots)), None
+    )
+    known, facts = sides["pretrained"], facts_of(name or first.metric)
+    if one is not None:  # one value stands against each of the from-scratch networks
+        (fixed,) = {known[min(known)]}
+        sides["pretrained"], known = {min(known): fixed}, dict.fromkeys(sides["scratch"], fixed)
+    gain = paired(known, sides["scratch"])
     return Row(
         task=first.task,
         task_title=first.task_title,
@@ -189,10 +216,14 @@ def _row_by(cells: list[LedgerEntry], backbone: str, name: str) -> Row:
         method_title=first.method_title or METHODS.get(first.method, first.method),
         shots=first.shots,
         metric=name or first.metric,
-        pretrained=estimate(list(sides["pretrained"].values())),
-        scratch=estimate(list(sides["scratch"].values())),
+        pretrained=estimate(list(sides["pretrained"].values()), within=facts.within)
+        if one is None
+        else _of_test_images(one, name),
+        scratch=estimate(list(sides["scratch"].values()), within=facts.within),
         gain=gain,
-        verdict=verdict(gain),
+        verdict=(alone := verdict(gain, gain.p if gain else None, larger_is_better=facts.larger_is_better)),
+        verdict_uncorrected=alone,
+        baselines={} if name else next((c.baselines for c in good if c.baselines), {}),
         num_failed=len(cells) - len(good),
         protocol_digest=first.protocol_digest,
         backbone=backbone,
@@ -201,6 +232,16 @@ def _row_by(cells: list[LedgerEntry], backbone: str, name: str) -> Row:
         scratch_cell=names["scratch"],
         values=(sides["pretrained"], sides["scratch"]),
     )
+
+
+def _of_test_images(entry: LedgerEntry, name: str) -> Estimate:
+    """The one value of a cell where nothing is drawn, with the interval of its test images as far as that is kept."""
+    value = entry.metrics[name] if name else float(entry.value or 0.0)
+    if entry.test_interval is not None and not name:
+        return Estimate(value, 1, **entry.test_interval)
+    if facts_of(name or entry.metric).counts_images and not name:
+        return Estimate(value, 1, *wilson(value, entry.num_test), "wilson")
+    return Estimate(value, 1)
 
 
 def _damage(cells: Iterable[LedgerEntry], damages: Mapping[str, str]) -> str:
@@ -229,9 +270,21 @@ def shots_phrase(shots: int) -> str:
     return "VTAB's 1,000 images" if shots == VTAB_IMAGES else "all images"
 
 
-def percent(value: Estimate | None, *, sign: bool = False) -> str:
-    """72.4 ± 1.8 in per cent (or points); one seed is marked, none is a dash."""
+def value_text(value: Estimate | None, facts: MetricFacts) -> str:
+    """72.4 [70.6, 74.1] in the metric's unit; one drawn value has no interval, none is a dash."""
     if value is None:
         return "-"
-    number = f"{100 * value.mean:+.1f}" if sign else f"{100 * value.mean:.1f}"
-    return f"{number} (one seed)" if value.half_width is None else f"{number} ± {100 * value.half_width:.1f}"
+    number = facts.text(value.mean)
+    return (
+        number
+        if value.low is None or value.high is None
+        else f"{number} [{facts.text(value.low)}, {facts.text(value.high)}]"
+    )
+
+
+def difference_text(value: Estimate | None, facts: MetricFacts) -> str:
+    """+2.4 ± 1.8 in the unit of the metric's differences."""
+    if value is None:
+        return "-"
+    number = facts.text(value.mean, sign=True)
+    return number if value.half_width is None else f"{number} ± {facts.text(value.half_width)}"

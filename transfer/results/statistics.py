@@ -1,36 +1,54 @@
-"""Means with intervals over seeds, and paired differences. Shares in, shares out.
+"""Means with intervals over seeds, paired differences, and what they permit to say. Values in a metric's own unit.
 
-An interval here is a 95 % Student-t interval of the mean over seeds: it speaks of the spread that drawing other
-training images and another initial head would give, and not of other test images or of another pretraining run.
+Which interval a number has (`Estimate.rule`):
+
+    logit t    95 % Student-t interval of the mean over seeds, on the logit scale of the metric's range, so that it stays inside
+    t          the same without a scale: of differences, and of metrics without a range
+    wilson, bootstrap    of the test images, where nothing is drawn and there are no seeds to speak of (`transfer.measurement`)
+
+Over seeds it speaks of the spread that drawing other training images and another initial head would give, and not of other test
+images or of another pretraining run.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-CONFIDENCE = 0.95
+from transfer.metric_facts import CONFIDENCE, LEVEL
+
+OF_TEST_IMAGES = ("wilson", "bootstrap")
+"""Rules of intervals that speak of other test images."""
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds with its interval."""
+    """A mean over `n` values with its interval."""
 
     mean: float
     n: int
-    half_width: float | None
-    """None with one seed: a single value has a spread, but does not show it."""
+    low: float | None = None
+    high: float | None = None
+    """None with one drawn value: it has a spread, but does not show it."""
+    rule: str = ""
+    """How the interval was made; "" = there is none."""
+    p: float | None = None
+    """Of a difference: two-sided, of the t test that its mean is zero."""
 
     @property
-    def low(self) -> float | None:
-        return None if self.half_width is None else self.mean - self.half_width
-
-    @property
-    def high(self) -> float | None:
-        return None if self.half_width is None else self.mean + self.half_width
+    def half_width(self) -> float | None:
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
-    """The mean of `values` and its Student-t interval; None without values. ValueError if one is not finite."""
+def estimate(
+    values: Sequence[float], confidence: float = CONFIDENCE, *, within: Range | None = None
+) -> Estimate | None:
+    """The mean of `values` and its Student-t interval; None without values. ValueError if one is not finite.
+
+    Args:
+        within: range of the metric. The interval is then of the logit of the mean's place in it, by the delta method, and never
+            leaves it: logit(m) +- t se / (m (1 - m)).
+    """
     n = len(values)
     if n == 0:
         return None
@@ -38,9 +56,30 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
         raise ValueError(f"an interval over values that are not finite: {list(values)}; leave failed trials out")
     mean = math.fsum(values) / n
     if n == 1:
-        return Estimate(mean, 1, None)
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    return Estimate(mean, n, t_quantile(n - 1, confidence) * math.sqrt(variance / n))
+        return Estimate(mean, 1)
+    error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = t_quantile(n - 1, confidence) * error
+    if within is None:
+        return Estimate(mean, n, mean - half, mean + half, "t", _p_of_zero(mean, error, n - 1))
+    return Estimate(mean, n, *_on_logit_scale(mean, half, within), "logit t")
+
+
+def _on_logit_scale(mean: float, half: float, within: Range) -> Range:
+    width = within[1] - within[0]
+    share = (mean - within[0]) / width
+    if not half or not 0 < share < 1:  # all values are equal
+        return mean, mean
+    middle, reach = math.log(share / (1 - share)), half / width / (share * (1 - share))
+    low, high = (0.5 * (1 + math.tanh(place / 2)) for place in (middle - reach, middle + reach))
+    return within[0] + width * low, within[0] + width * high
+
+
+def _p_of_zero(mean: float, error: float, degrees: int) -> float:
+    from scipy.special import stdtr
+
+    if not error:
+        return 0.0 if mean else 1.0
+    return float(2 * stdtr(degrees, -abs(mean / error)))
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE) -> Estimate | None:
@@ -59,15 +98,33 @@ def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(degrees, 0.5 + confidence / 2))
 
 
-def verdict(gain: Estimate | None) -> str:
-    """What a paired gain permits to say: a direction only if its interval leaves zero out."""
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p-values by Holm's step-down (1979): the family is those that are there; None stays None.
+
+    The share of families with any false "wins" among them stays below the level, whatever depends on what.
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
+
+
+def verdict(gain: Estimate | None, p: float | None, *, larger_is_better: bool = True) -> str:
+    """What a paired gain permits to say at the level of 5 %: a direction only if `p` is below it.
+
+    Args:
+        p: the gain's own, or corrected over a table (`holm`).
+    """
     if gain is None:
         return "no pair"
-    if gain.low is None or gain.high is None:
-        return "one seed"
-    if gain.low > 0:
-        return "wins"
-    return "loses" if gain.high < 0 else "no clear difference"
+    if p is None:
+        return "one pair"
+    if p >= LEVEL or not gain.mean:
+        return "no clear difference"
+    return "wins" if (gain.mean > 0) == larger_is_better else "loses"
 
 
 MAX_EXACT_TASKS = 20
@@ -86,14 +143,17 @@ class Comparison:
     """Tasks on which A has the higher, the same, or the lower mean over seeds."""
     p_value: float
     """Two-sided, of the sign-flip permutation test."""
+    p_holm: float | None = None
+    """Corrected over the lines of a table."""
 
     @property
     def verdict(self) -> str:
-        """A direction only where permutation test and interval both support it."""
+        """A direction only where corrected permutation test and interval both support it."""
         low, high = self.difference.low, self.difference.high
-        if smallest_p(self.difference.n) >= 1 - CONFIDENCE:
+        p = self.p_value if self.p_holm is None else self.p_holm
+        if smallest_p(self.difference.n) >= LEVEL:
             return "too few tasks"
-        if self.p_value < 1 - CONFIDENCE and low is not None and high is not None and (low > 0 or high < 0):
+        if p < LEVEL and low is not None and high is not None and (low > 0 or high < 0):
             return "better" if low > 0 else "worse"
         return "no clear difference"
 

@@ -228,7 +228,7 @@ def _difference(a: Folder, b: Folder, entry: LedgerEntry) -> str:
 def _configured(folder: Folder, entry: LedgerEntry) -> dict[str, Any]:
     plan = folder.sweep.get("plan") or {}
     suite = plan.get("suite") or {}
-    tasks = {t["card"].rpartition("/")[2].removesuffix(".yaml"): t for t in suite.get("tasks", [])}
+    tasks = {t.get("label") or t["card"].rpartition("/")[2].removesuffix(".yaml"): t for t in suite.get("tasks", [])}
     method = {
         k: v for k, v in (suite.get("methods", {}).get(entry.method) or {}).items() if k not in ("shots", "title")
     }

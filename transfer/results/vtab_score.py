@@ -46,5 +46,5 @@ def _groups(by_task: dict[str, dict[int, float]]) -> dict[str, Estimate]:
         return {}
     seeds = sorted(set.intersection(*(set(values) for values in by_task.values())))
     scores = [score({task: values[seed] for task, values in by_task.items()}) for seed in seeds]
-    found = {group: estimate([one[group] for one in scores]) for group in GROUPS}
+    found = {group: estimate([one[group] for one in scores], within=(0.0, 1.0)) for group in GROUPS}
     return {group: value for group, value in found.items() if value is not None}

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.provenance import code_revision
 from transfer.probes.fit import grid
 from transfer.protocol.method_settings import Scheduler
-from transfer.protocol.methods import PROBES, Method, sha256
+from transfer.protocol.methods import PROBES, Method, draws_nothing, sha256
 from transfer.protocol.sealed_splits import (
     Candidate,
     Selection,
@@ -29,16 +29,8 @@ from transfer.protocol.sealed_splits import (
     write_selection,
 )
 from transfer.protocol.search_space import Space
-from transfer.protocol.tasks import (
-    Init,
-    Suite,
-    Task,
-    TaskEntry,
-    not_prepared,
-    open_task,
-    suite_of,
-    task_protocol,
-)
+from transfer.protocol.suite_files import suite_of
+from transfer.protocol.tasks import Init, Suite, Task, TaskEntry, not_prepared, open_task, task_protocol
 from transfer.search.grids import REDUCTION, Point, candidates, ranges
 from transfer.sweep.entry import LedgerEntry, Trial, entry
 from transfer.sweep.failures import Cause
@@ -197,10 +189,14 @@ class Cell:
         more = tuple(dataclasses.replace(self.any_trial, hyperparameters=dict(p)) for p in points)
         return dataclasses.replace(self, search=self.search + more, points=self.points + tuple(points))
 
+    def num_finals(self, num_seeds: int) -> int:
+        """Final trials: one where a seed draws nothing."""
+        return 1 if draws_nothing(self.kind, self.init, self.shots) else num_seeds
+
     def finals(self, hyperparameters: dict[str, Any], num_seeds: int) -> list[Trial]:
         return [
             dataclasses.replace(self.any_trial, kind="final", seed=seed, hyperparameters=hyperparameters)
-            for seed in range(num_seeds)
+            for seed in range(self.num_finals(num_seeds))
         ]
 
     def selection_url(self, sweep: str) -> str:
@@ -254,7 +250,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
         for method in sweep.suite.methods:
             for shots in method.settings.columns:
                 row = {"task": task.name, "method": method.name, "shots": shots}
-                if (reason := task.cannot(shots)) is not None:
+                if (reason := task.cannot(method.settings, shots)) is not None:
                     not_run.append({**row, "reason": reason})
                     continue
                 scratch: set[str] = set()

@@ -9,6 +9,7 @@ from msgspec import Meta
 from pipeline import documents
 from pipeline.documents import Count, Positive, Sha256, Share, Text
 from pipeline.errors import UserError
+from transfer.measurement.reference_values import Interval
 from transfer.protocol.methods import sha256
 from transfer.protocol.sealed_splits import GridRow
 from transfer.protocol.tasks import METRIC, Init
@@ -83,6 +84,10 @@ class LedgerEntry:
     backbone_digest: Text = ""
     metrics: dict[Text, Share] = field(default_factory=dict)
     """All metrics of a final trial by name."""
+    baselines: dict[Text, Share] = field(default_factory=dict)
+    """What its metric gives without a look at the images (`transfer.measurement.reference_values`)."""
+    test_interval: Interval | None = None
+    """Of a final trial where a seed draws nothing: how far other test images would move its value."""
     backbone: Text = ""
     """For people: the checkpoint, or the architecture of a from-scratch trial."""
     model: Text = ""

@@ -55,6 +55,8 @@ class SweepInfo:
     """In which the command was typed."""
     num_trials: int = 0
     """That it takes in all; 0 of an earlier version."""
+    first_suite_digest: str = ""
+    """Of the suite that the sweep began with, where it has been started more than once."""
     plan: dict[str, Any] = field(default_factory=dict)
     """Of `transfer.sweep.cells.sweep_of`: what it takes to run a trial of this sweep again."""
 
@@ -121,9 +123,11 @@ class Ledger:
                 f"there is no sweep at {self.sweep} (no sweep.json); run 'normfree transfer' first"
             ) from None
 
-    def claim(self, info: SweepInfo) -> SweepInfo:
+    def claim(self, info: SweepInfo, *, grown_from: str = "") -> SweepInfo:
         """Make the folder this sweep's, or check that it is; started_s of the first start is kept.
 
+        Args:
+            grown_from: digest of the suite that this one has grown from (`transfer.protocol.suite_files.grown`).
         Raises:
             UserError: the folder belongs to a sweep of another suite, of a checkpoint that is not asked for now, of other data
             under a task's name, or with another way to search.
@@ -133,7 +137,7 @@ class Ledger:
             there = self.info()
             ours = {info.checkpoint_digest, *(s["digest"] for s in info.sources)}
             for name, theirs, digest, same in (
-                ("suite", there.suite, there.suite_digest, there.suite_digest == info.suite_digest),
+                ("suite", there.suite, there.suite_digest, there.suite_digest in (info.suite_digest, grown_from)),
                 ("checkpoint", there.checkpoint_url, there.checkpoint_digest, there.checkpoint_digest in ours),
                 *(("checkpoint", s["url"], s["digest"], s["digest"] in ours) for s in there.sources),
             ):
@@ -154,6 +158,7 @@ class Ledger:
                         f"{self.sweep} was searched with --{name} {getattr(there, name)}, now {getattr(info, name)} is asked "
                         "for; give the same, or another folder with --out"
                     )
-            info = replace(info, started_s=there.started_s, data={**there.data, **info.data})
+            first = there.first_suite_digest or there.suite_digest
+            info = replace(info, started_s=there.started_s, data={**there.data, **info.data}, first_suite_digest=first)
         objects.write_bytes(url, (json.dumps(asdict(info), indent=1) + "\n").encode())
         return info

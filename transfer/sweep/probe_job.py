@@ -10,11 +10,11 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.sampling.subset import select
 from pipeline.storage import objects
 from transfer import metrics
-from transfer.measurement import extra_test_sets, predictions
+from transfer.measurement import extra_test_sets, predictions, reference_values
 from transfer.measurement.resource_usage import Memory, Power
 from transfer.probes import fit
 from transfer.probes.features import Backbone, features, from_scratch, pretrained
-from transfer.protocol.methods import sha256
+from transfer.protocol.methods import draws_nothing, sha256
 from transfer.protocol.sealed_splits import GridRow, TestSplit, open_test
 from transfer.protocol.tasks import Part, Task
 from transfer.sweep.cells import Cell, Sweep
@@ -50,7 +50,7 @@ def run_probes(sweep: Sweep, cells: list[Cell]) -> Iterator[LedgerEntry]:
     for seed in range(sweep.suite.num_seeds):
         for cell in cells:
             if objects.exists(cell.selection_url(sweep.out)):
-                final = cell.finals(cell.selected(sweep.out), seed + 1)[seed]
+                (*_, final) = cell.finals(cell.selected(sweep.out), seed + 1)
                 if not ledger.is_done(final):
                     yield from _guarded(sweep, ledger, cell, _final(sweep, ledger, task, cell, final, networks), final)
 
@@ -111,6 +111,9 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
         if cell.kind != "ridge_selected":
             choose_point(cell, there, sweep.out)
         return
+    if trial is None and not parts.holdout.num:
+        cell.select(sweep.out, dict(cell.points[0]), [], "nothing was searched")
+        return
     augment = at_resolution(networks.source.augment, method)
     support, labels = _of_part(sweep, task, parts.search, augment, lambda: networks(0))
     held, held_labels = _of_part(sweep, task, parts.holdout, augment, lambda: networks(0))
@@ -164,6 +167,9 @@ def _final(
         found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, test=open_there)
         return next(scorer(found)), labels
 
+    interval = None
+    if draws_nothing(cell.kind, trial.init, trial.shots):
+        interval = reference_values.image_interval(trial.metric, scores, test_labels)
     places = np.arange(len(test_labels))
     numbers |= extra_test_sets.numbers(
         task, opened, trial=trial.digest, samples=places, scores=scores, score=score_other
@@ -178,6 +184,8 @@ def _final(
         seconds_s=time.perf_counter() - begin,
         images_seen=len(support),
         metrics=numbers,
+        baselines=reference_values.baselines(trial.metric, scores, test_labels, labels),
+        test_interval=interval,
         config=config,
         config_digest=sha256(config),
         max_memory_bytes=memory.max_bytes(),

@@ -73,7 +73,7 @@ class Conductor(Book):
         self._queue_probes()
         for index, cell in enumerate(cells):
             if not cell.is_probe:
-                self.total += sweep.suite.num_seeds + cell.num_search
+                self.total += cell.num_finals(sweep.suite.num_seeds) + cell.num_search
                 if not cell.num_search and not self._is_selected(index):
                     cell.select(sweep.out, dict(cell.points[0]), [], "nothing was searched: the recipe has one point")
                 if self._release(index):
@@ -149,7 +149,7 @@ class Conductor(Book):
         for index, cell in enumerate(self.cells):
             if cell.is_probe:
                 groups.setdefault((cell.task, cell.init, cell.backbone), []).append(index)
-                self.total += len(cell.search) + self.sweep.suite.num_seeds
+                self.total += len(cell.search) + cell.num_finals(self.sweep.suite.num_seeds)
         for (task, init, _), indices in groups.items():
             open_ended = any(not self._is_selected(i) for i in indices if self.cells[i].search)
             trials = [trial for index in indices for trial in probe_trials(self.sweep, self.cells[index])]

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import distributed
 from pipeline.configuration import to_dict
+from pipeline.data.sampling.subset import select
 from pipeline.distributed import World
 from pipeline.duration import Duration
 from pipeline.records import Evaluation, Record, Saved, SaveFailed, Step, Stopped
@@ -19,7 +20,7 @@ from pipeline.storage import objects
 from pipeline.training.evaluate import Scores
 from pipeline.training.run import Run
 from transfer import metrics
-from transfer.measurement import extra_test_sets, network_measures, predictions
+from transfer.measurement import extra_test_sets, network_measures, predictions, reference_values
 from transfer.measurement.resource_usage import Memory, Power
 from transfer.protocol.method_settings import HyperruleSettings
 from transfer.protocol.methods import Method
@@ -95,6 +96,12 @@ def _num_images(task: Task, method: Method, trial: Trial) -> int:
     return (parts.search if trial.kind == "search" else parts.final).num
 
 
+def _baselines(task: Task, method: Method, trial: Trial, scores: Scores) -> dict[str, float]:
+    part = task.parts(method.settings, trial.shots, trial.seed).final
+    fitted = task.train_labels if part.subset is None else task.train_labels[select(task.train_labels, part.subset)]
+    return reference_values.baselines(trial.metric, scores.logits, scores.labels, fitted)
+
+
 def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> LedgerEntry | None:
     """One fine-tuning trial, its entry written to the ledger; or its part up to the rung `until`, and None.
 
@@ -136,8 +143,6 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     assert seen.scores is not None  # the loop always evaluates at its end
     if test is not None:
         _measure(sweep, task, trial, test, run, seen)
-        if source.is_fresh:
-            seen.measures = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
     found = finetune_entry(
         sweep,
         trial,
@@ -146,6 +151,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         seconds_s=seconds_s,
         num_test=len(seen.scores.labels),
         metrics=seen.numbers if trial.kind == "final" else {},
+        baselines=_baselines(task, method, trial, seen.scores) if trial.kind == "final" else {},
         config=to_dict(run),
         config_digest=run.digest(),
         num_processes=me.size,
@@ -190,6 +196,9 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
         scores=scores.logits,
         score=lambda other, opened: extra_test_sets.scores_of(work_url(sweep.out, trial.digest), run, other, opened),
     )
+    if sweep.source_of(trial).is_fresh:
+        work = work_url(sweep.out, trial.digest)
+        seen.measures = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
 
 
 def _run_of(trial: Trial, task: Task, method: Method, source: Backbone, test: TestSplit | None, *, live: bool) -> Run:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 from nfnet.normalizers.registry import get_method, list_methods, page
 from orchestration.commands.field_help import field_docs
@@ -19,10 +20,8 @@ def markdown(name: str) -> str:
         part, _, text = line.partition(": ")
         lines += ([""] if lines[-1] else []) + [f"**{part}.** {text}"]
     cls = get_method(name)
-    rows = [
-        f"| `{f.name}` | {f.default} | {field_docs(cls).get(f.name, '').replace('|', chr(92) + '|')} |"
-        for f in fields(cls)
-    ]
+    words: dict[str, str] = field_docs(cast(Any, cls))
+    rows = [f"| `{f.name}` | {f.default} | {words.get(f.name, '').replace('|', chr(92) + '|')} |" for f in fields(cls)]
     facts = [
         "depends on the other samples of its batch" if not cls.batch_free else "each sample by itself",
         "evaluation differs from training" if not cls.eval_is_train else "evaluation computes what training does",

@@ -20,7 +20,8 @@ from pipeline.field_types import Items, Range
 from pipeline.models.backbone import OPTION_TYPES
 from pipeline.training.run import Run, dump_yaml, load_yaml, override
 from transfer.protocol.methods import METHOD_KINDS
-from transfer.protocol.tasks import SuiteFile, TaskEntry
+from transfer.protocol.suite_files import SuiteFile
+from transfer.protocol.tasks import TaskEntry
 
 BASE = override(recipes.get("nfnet_tiny_glyphs"), {"optim.learning_rate": "0.5"})
 RUN = list(describe(Run))

@@ -8,7 +8,7 @@ import pytest
 from orchestration.cli import main
 from pipeline.data.sources.cards import datasets_dir, load_card
 from pipeline.storage import objects
-from transfer.protocol.tasks import load_suite, suites_dir
+from transfer.protocol.suite_files import load_suite, suites_dir
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_records_that_have_no_room_are_tried_again(tmp_path: Path, monkeypatch: 
     readers.read(Notice(step=1, text="training goes on"))
     (tmp_path / "run").unlink()  # there is room again
     readers.read(Notice(step=2, text="still"))
-    readers.close(failed=None)
+    readers.close(failed=None, waits=False)
     texts = [
         line.value.get("text") for line in spool.read(spool.records_folder(str(tmp_path / "run")) / "records.jsonl")
     ]

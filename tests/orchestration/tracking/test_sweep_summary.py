@@ -11,7 +11,7 @@ ATTACK = "<img src=x onerror=y>|[a](javascript:b)`\n# c\x1b[2J"
 
 
 def row(backbone: str) -> Row:
-    half = Estimate(0.5, 3, 0.1)
+    half = Estimate(0.5, 3, 0.4, 0.6, "t")
     return Row(
         task="t", task_title=ATTACK, method=ATTACK, shots=-1000, metric="top1", pretrained=half, scratch=None, gain=half,
         verdict="wins", num_failed=1, protocol_digest="p", backbone=backbone,
@@ -22,7 +22,7 @@ def test_the_note_draws_the_table_that_the_report_draws() -> None:
     header, _, line, _ = sweep_summary.scorecard_table([row("a"), row("b")])
     titles = [cell.strip() for cell in header.replace(sweep_summary.GAP, "").strip("| ").split("|")]
     assert titles == [column.title for column in COLUMNS]
-    assert "VTAB" in line and "50.0\u00a0±\u00a010.0" in line and "wins, 1 failed" in line
+    assert "VTAB" in line and "+50.0\u00a0±\u00a010.0" in line and "wins, 1 failed" in line
 
 
 def test_what_a_sweep_is_called_is_no_markup_of_its_note() -> None:

@@ -444,9 +444,9 @@ def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir:
             method="ridge",
             shots=5,
             metric="top1",
-            pretrained=Estimate(mean=0.85, n=2, half_width=0.1),
-            scratch=Estimate(mean=0.5, n=1, half_width=None),
-            gain=Estimate(mean=0.35, n=1, half_width=None),
+            pretrained=Estimate(0.85, 2, 0.75, 0.92, "logit t"),
+            scratch=Estimate(0.5, 1),
+            gain=Estimate(0.35, 1),
             verdict="wins",
             num_failed=1,
             protocol_digest="p",
@@ -464,7 +464,7 @@ def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir:
     )  # the search's 0.99 is no result
     assert parent.data.tags["failures"] == "digits-ridge-pretrained-5-final-2: out of memory"
     assert (
-        "| Digits | ridge | 5 | 85.0 ± 10.0 | 50.0 (one seed) | +35.0 (one seed) | 2/1 | wins, 1 failed |"
+        "| Digits | top-1, % | ridge | 5 | 85.0 [75.0, 92.0] | 50.0 | +35.0 | 1 | - | wins, 1 failed |"
         in parent.data.tags["mlflow.note.content"].replace(sweep_summary.GAP, "").replace("\u00a0", " ")
     )
     assert "heartbeat_s" in parent.data.tags and parent.info.status == "FAILED"

@@ -98,6 +98,7 @@ def once(last: int) -> dict[str, list[int]]:
     return {key: list(range(1, last + 1)) for key in STEP_KEYS.values()}
 
 
+@pytest.mark.slow
 def test_errors_hangs_resets_and_lost_answers_cost_no_exit_code_and_no_point(
     server: MlflowServer, proxy: FaultProxy, tmp_path: Path
 ) -> None:

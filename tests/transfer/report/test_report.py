@@ -133,7 +133,7 @@ def pair(seed: int, pretrained: float, scratch: float) -> list[dict[str, Any]]:
         ([(0.70, 0.50), (0.72, 0.51), (0.69, 0.50)], "wins"),
         ([(0.50, 0.70), (0.51, 0.72), (0.50, 0.69)], "loses"),
         ([(0.70, 0.50), (0.40, 0.51), (0.69, 0.50)], "no clear difference"),
-        ([(0.99, 0.10)], "one seed"),
+        ([(0.99, 0.10)], "one pair"),
         # Far apart among the seeds, but each pair agrees: this is what pairing is for.
         ([(0.90, 0.80), (0.50, 0.41), (0.20, 0.09)], "wins"),
     ],
@@ -150,7 +150,7 @@ def test_search_trials_and_failures_do_not_enter_the_means(tmp_path: Path) -> No
     failed = trial(seed=1, status="failed", value=None, error="out of memory")
     (row,) = scorecard(cells_of(tmp_path, *pair(0, 0.6, 0.5), search, failed))
     assert row.pretrained is not None and (row.pretrained.mean, row.pretrained.n) == (0.6, 1)
-    assert row.num_failed == 1 and row.verdict == "one seed"
+    assert row.num_failed == 1 and row.verdict == "one pair"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,8 @@ def test_the_page_stands_alone_and_escapes_what_comes_from_data(report: dict[str
     assert "secret" not in page and "s3://bucket/runs/c100" in page
     assert page.count("<svg") == 1 + 6 + 12  # the summary, a curve for each task and method, learning curves
     for fact in (
-        "Pretraining wins 3 of 6 comparisons at 5 images a class, and loses 2",
+        "Pretraining wins ",
+        "after Holm&#39;s correction over the 24 rows",
         "prefers-color-scheme",
         "Failed trials",
         "<td class=t>pets</td><td>all</td><td class=n></td><td>not prepared; prepare it with",
@@ -251,4 +252,7 @@ def test_one_seed_and_one_task_make_a_page_too(tmp_path: Path) -> None:
     folder = write_ledger(tmp_path, pair(0, 0.6, 0.5))
     paths = write_report(folder, tmp_path / "out", show=False)
     page = Path(paths["html"]).read_text()
-    assert "No verdict at 5 images a class yet" in page and "(one)" in page
+    assert "No verdict at 5 images a class yet" in page and "[" not in page.split("<tbody>")[1].split("</tbody>")[0]
+    assert "1</b><span>task<" in page and "1</b><span>seed a cell<" in page and "largest gain" in page
+    loss = write_report(write_ledger(tmp_path / "b", pair(0, 0.5, 0.6)), tmp_path / "b_out", show=False)
+    assert "largest gain" not in Path(loss["html"]).read_text()

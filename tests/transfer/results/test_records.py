@@ -14,9 +14,10 @@ from pipeline.errors import UserError
 from tests.fuzzing import fuzz, mutants
 from tests.transfer.records import edit_entry
 from transfer.measurement import predictions
+from transfer.report.scorecard_csv import to_csv
 from transfer.report.write_report import write_report
 from transfer.results.scorecard import scorecard
-from transfer.results.scorecard_table import columns_of, lines_of, to_csv
+from transfer.results.scorecard_table import columns_of, lines_of
 from transfer.results.sweep_results import load_findings
 from transfer.results.trial_records import check_lineage
 from transfer.sweep.ledger import Ledger

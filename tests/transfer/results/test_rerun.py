@@ -54,9 +54,9 @@ def test_the_verdict_is_the_recorded_interval(
 
 
 def test_the_edge_of_the_interval_is_one_test_image_wide() -> None:
-    recorded = Estimate(0.5, 3, 0.02)
+    recorded = Estimate(0.5, 3, 0.48, 0.52, "t")
     for mean, lands in ((0.52, True), (0.5205, True), (0.522, False), (0.4795, True), (0.478, False)):
-        assert Rerun("c", recorded, Estimate(mean, 3, 0.1), 0.001, ()).lands is lands
+        assert Rerun("c", recorded, Estimate(mean, 3), 0.001, ()).lands is lands
 
 
 @pytest.mark.parametrize(

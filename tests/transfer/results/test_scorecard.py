@@ -1,23 +1,30 @@
 """Rows of a scorecard from entries made up by hand: what is paired, counted, ordered, refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from pipeline.errors import UserError
+from transfer.metric_facts import facts_of
 from transfer.protocol.imagenet_labels import REAL
 from transfer.protocol.method_settings import VTAB_IMAGES
+from transfer.report.scorecard_csv import from_csv, to_csv
+from transfer.results.comparison import comparisons
 from transfer.results.scorecard import (
     METHODS,
     cell_name,
-    percent,
+    difference_text,
     scorecard,
     shots_order,
     shots_phrase,
     shots_text,
     start_of,
+    value_text,
     with_extra_metrics,
 )
+from transfer.results.scorecard_table import COLUMNS, lines_of, notes
 from transfer.results.statistics import Estimate, paired
 from transfer.sweep.entry import LedgerEntry
 
@@ -67,7 +74,7 @@ def test_a_row_pairs_a_source_with_its_baseline_by_seed_and_counts_what_failed()
     assert row.pretrained and row.scratch and row.gain
     assert (row.pretrained.mean, row.scratch.mean) == pytest.approx((0.6, 0.45))
     assert row.gain == paired({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5}) and row.gain.mean == pytest.approx(0.15)
-    assert row.values == ({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5}) and (row.num_failed, row.n) == (1, "2")
+    assert row.values == ({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5}) and (row.num_failed, row.n) == (1, 2)
     assert (row.task_title, row.method_title, row.metric) == ("Digits", METHODS["ridge"], "top1")
     assert (row.column, row.backbone, row.baseline) == (("digits", "ridge", 5), "net", "b" * 64)
     assert (row.pretrained_cell, row.scratch_cell) == (
@@ -81,11 +88,11 @@ def test_a_row_pairs_a_source_with_its_baseline_by_seed_and_counts_what_failed()
 
 def test_a_row_has_what_there_is() -> None:
     (row,) = scorecard(PAIRS[:1])
-    assert row.scratch is None and row.gain is None and (row.n, row.scratch_cell) == ("1", "")
+    assert row.scratch is None and row.gain is None and (row.n, row.scratch_cell) == (1, "")
     (row,) = scorecard([*PAIRS, cell(2, 0.9)])
-    assert row.n == "3/2" and row.gain and row.gain.n == 2
+    assert row.n == 2 and row.gain and row.gain.n == 2
     (row,) = scorecard([cell(0, None)])
-    assert row.pretrained is None and (row.num_failed, row.n) == (1, "0")
+    assert row.pretrained is None and (row.num_failed, row.n) == (1, 0)
     assert scorecard([]) == []
 
 
@@ -149,6 +156,54 @@ def test_shots_and_shares_in_words() -> None:
     ]
     assert [shots_text(n) for n in (1, 0, VTAB_IMAGES)] == ["1", "all", "VTAB"]
     assert [shots_order(n) for n in (1, 0, VTAB_IMAGES)] == [1, float("inf"), float("inf")]
-    one, many = Estimate(mean=0.7244, half_width=None, n=1), Estimate(mean=-0.0244, half_width=0.0181, n=3)
-    assert percent(one) == "72.4 (one seed)" and percent(one, sign=True) == "+72.4 (one seed)" and percent(None) == "-"
-    assert percent(many, sign=True) == "-2.4 ± 1.8" and percent(many) == "-2.4 ± 1.8"
+    one, many = Estimate(0.7244, 1), Estimate(-0.0244, 3, -0.0425, -0.0063, "t")
+    top1, area = facts_of("top1"), facts_of("auroc")
+    assert value_text(one, top1) == "72.4" and value_text(one, area) == "0.724" and value_text(None, top1) == "-"
+    assert difference_text(many, top1) == "-2.4 ± 1.8" and difference_text(many, area) == "-0.024 ± 0.018"
+    assert value_text(Estimate(0.72, 3, 0.7, 0.74, "logit t"), top1) == "72.0 [70.0, 74.0]"
+
+
+FIXED = {"shots": 0, "method": "knn", "method_kind": "knn", "metrics": {}}
+
+
+def test_a_value_where_nothing_is_drawn_is_one_value_with_the_interval_of_its_test_images() -> None:
+    drawn = [cell(s, v, "scratch", **FIXED) for s, v in enumerate((0.4, 0.5, 0.45))]
+    interval: Any = {"low": 0.6, "high": 0.8, "rule": "bootstrap"}
+    (row,) = scorecard([cell(0, 0.7, **FIXED, test_interval=interval), *drawn])
+    assert row.pretrained == Estimate(0.7, 1, 0.6, 0.8, "bootstrap")
+    # Against each from-scratch network it is a pair of its own.
+    assert row.gain == paired(dict.fromkeys(range(3), 0.7), {0: 0.4, 1: 0.5, 2: 0.45}) and row.n == 3
+    (old,) = scorecard([*(cell(s, 0.7, **FIXED) for s in range(3)), *drawn])  # earlier versions ran it three times
+    low, high = (0.7 + 2 * 0.9604 / 100 + s * 1.959964 * (0.21 / 100 + 0.9604 / 1e4) ** 0.5 for s in (-1, 1))
+    wide = 1 + 4 * 0.9604 / 100
+    assert old.pretrained and old.pretrained.n == 1 and old.pretrained.rule == "wilson"
+    assert (old.pretrained.low, old.pretrained.high) == pytest.approx((low / wide, high / wide), abs=1e-5)
+    assert (old.gain, old.values[0]) == (row.gain, {0: 0.7})
+
+
+def test_wins_are_corrected_over_the_rows_of_the_table_and_what_guessing_reaches_is_marked() -> None:
+    def task(name: str, *gains: float, value: float = 0.5) -> list[LedgerEntry]:
+        known: dict[str, Any] = {"task": name, "metrics": {}, "baselines": {"chance": 0.1, "majority": 0.55}}
+        ours = [cell(s, value + g, **known) for s, g in enumerate(gains)]
+        return ours + [cell(s, value, "scratch", **known) for s in range(len(gains))]
+
+    clear, close = task("a", 0.1, 0.11, 0.1), task("b", 0.1, 0.13, 0.07)
+    (alone,) = scorecard(close)
+    first, second = scorecard([*clear, *close])
+    assert (alone.verdict, alone.p_holm) == ("wins", alone.gain.p if alone.gain else None)
+    p = [stats.ttest_1samp(gains, 0).pvalue for gains in ([0.1, 0.11, 0.1], [0.1, 0.13, 0.07])]
+    assert (first.p_holm, second.p_holm) == pytest.approx((2 * p[0], max(2 * p[0], p[1])), rel=1e-9)
+    many = scorecard([*clear, *(e for name in "bcdefgh" for e in task(name, 0.1, 0.13, 0.07))])
+    assert (many[1].verdict, many[1].verdict_uncorrected) == ("no clear difference", "wins")
+    assert "7 more would have a direction" in " ".join(notes(many))
+    assert first.is_below_baseline(first.scratch) and not first.is_below_baseline(first.pretrained)
+    assert [line.text(COLUMNS[6])[-1] == "†" for line in lines_of([first])] == [True]
+    assert from_csv(to_csv(many)) == [replace(row, values=({}, {}), method_title="", baseline="") for row in many]
+
+
+def test_points_of_accuracy_are_never_averaged_with_another_metric() -> None:
+    rows = scorecard([*PAIRS, *(replace(c, task="x", metric="auroc", metrics={}) for c in PAIRS)])
+    assert [(v.family, v.tasks) for v in comparisons(rows)] == [
+        ("accuracy", ("digits",)),
+        ("area under the ROC curve", ("x",)),
+    ]

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from transfer.results.statistics import Comparison, Estimate, compare, estimate, paired, sign_flip, smallest_p, verdict
+from transfer.results.statistics import (
+    Comparison,
+    Estimate,
+    compare,
+    estimate,
+    holm,
+    paired,
+    sign_flip,
+    smallest_p,
+    verdict,
+)
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.6], [0.1, 0.4, 0.3], [0.61, 0.62, 0.605, 0.63, 0.59]])
@@ -28,18 +38,37 @@ def test_the_paired_interval_is_that_of_the_paired_t_test() -> None:
 
 def test_one_value_has_no_interval_and_none_has_no_mean() -> None:
     one = estimate([0.4])
-    assert one == Estimate(0.4, 1, None) and one.low is None and one.high is None
+    assert one == Estimate(0.4, 1) and one.low is None and one.high is None
     assert estimate([]) is None
     with pytest.raises(ValueError, match="not finite"):
         estimate([0.5, math.nan])
 
 
-def test_a_verdict_needs_an_interval_that_leaves_zero_out() -> None:
-    assert verdict(Estimate(0.10, 3, 0.09)) == "wins"
-    assert verdict(Estimate(0.10, 3, 0.10)) == "no clear difference"
-    assert verdict(Estimate(-0.10, 3, 0.09)) == "loses"
-    assert verdict(Estimate(0.50, 1, None)) == "one seed"
-    assert verdict(None) == "no pair"
+def test_a_verdict_needs_p_below_5_percent() -> None:
+    assert verdict(Estimate(0.10, 3), 0.049) == verdict(Estimate(-0.10, 3), 0.049, larger_is_better=False) == "wins"
+    assert verdict(Estimate(0.10, 3), 0.05) == "no clear difference"
+    assert verdict(Estimate(-0.10, 3), 0.049) == "loses"
+    assert verdict(Estimate(0.50, 1), None) == "one pair"
+    assert verdict(None, None) == "no pair"
+    differences = [0.1, 0.12, 0.05, 0.09]
+    found = paired(dict(enumerate(differences)), dict.fromkeys(range(4), 0.0))
+    assert found is not None and found.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-9)
+
+
+def test_an_interval_of_a_share_stays_within_0_and_1_and_is_the_delta_methods() -> None:
+    values = [0.98, 0.31, 0.42]
+    ours, mean = estimate(values, within=(0.0, 1.0)), sum(values) / 3
+    half = stats.t.ppf(0.975, 2) * stats.sem(values) / (mean * (1 - mean))
+    expected = [1 / (1 + math.exp(-(math.log(mean / (1 - mean)) + s * half))) for s in (-1, 1)]
+    assert ours is not None and (ours.low, ours.high) == pytest.approx(expected, abs=1e-12)
+    assert ours.low > 0 and ours.high < 1 and ours.rule == "logit t" and estimate(values).high > 1  # type: ignore[union-attr]
+    assert estimate([1.0, 1.0], within=(0.0, 1.0)) == Estimate(1.0, 2, 1.0, 1.0, "logit t")
+
+
+def test_holm_is_scipys_and_statsmodels_definition() -> None:
+    # By hand: 0.01 * 4, then max(0.04, 0.02 * 3), max(0.06, 0.03 * 2), max(0.06, 0.2 * 1).
+    assert holm([0.03, None, 0.01, 0.2, 0.02]) == pytest.approx([0.06, None, 0.04, 0.2, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 6, 9])
@@ -90,5 +119,7 @@ def test_equal_sums_reach_the_edge_however_large_they_are() -> None:
 
 def test_a_difference_whose_interval_holds_zero_is_none_whatever_the_permutations() -> None:
     for mean, half_width in ((-0.1, 0.3), (-0.1, 0.1)):
-        found = Comparison(Estimate(mean, 8, half_width), wins=0, ties=0, losses=8, p_value=0.01)
+        found = Comparison(
+            Estimate(mean, 8, mean - half_width, mean + half_width, "t"), wins=0, ties=0, losses=8, p_value=0.01
+        )
         assert found.verdict == "no clear difference"

@@ -17,7 +17,8 @@ from transfer.protocol.method_settings import FinetuneSettings
 from transfer.protocol.methods import METHOD_KINDS, Method, parse_methods, sha256
 from transfer.protocol.sealed_splits import read_selection
 from transfer.protocol.search_space import SCALES, Search, Space, space_of
-from transfer.protocol.tasks import Suite, TaskEntry, list_suites, load_suite, task_protocol
+from transfer.protocol.suite_files import list_suites, load_suite
+from transfer.protocol.tasks import Suite, TaskEntry, task_protocol
 from transfer.search.grids import at_point, ranges
 from transfer.search.optuna_search import ask, generation_url, replay, written
 from transfer.sweep.cells import Sweep, plan
