@@ -47,9 +47,10 @@ class Line:
 
     @property
     def network(self) -> str:
-        """Name of the sweep's backbone."""
+        """Name of the sweep's backbone: without the settings of the recipe, which make no other network."""
+        name, own, _ = parse_method(self.word)
         group = "" if self.stat_group is None else f" g={self.stat_group or self.batch}"
-        return f"{self.word}{group}"
+        return ":".join([name, *(f"{k}={v}" for k, v in own.items())]) + group
 
     def matches(self, wanted: dict[str, Any]) -> bool:
         own = {"method": self.word, "batch": self.batch, "stat_group": self.stat_group, "rate": self.rate}

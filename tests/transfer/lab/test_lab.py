@@ -87,12 +87,15 @@ def test_each_rate_is_a_line_or_is_chosen() -> None:
 
 
 def test_a_network_is_measured_by_its_own_recipes_only(tmp_path: Path) -> None:
-    """Clipping is the recipe's: two lines of one method are two networks with a recipe each."""
-    two = experiment(methods=("normalizer_free:clipping=0", "normalizer_free"))
-    sweep, _ = sweep_of_experiment(two, data=f"{tmp_path}/digits", out=f"{tmp_path}")
-    assert [s.methods for s in sweep.sources] == [("batch_128_clipping_0",), ("batch_128_clipping_0p02",)]
-    assert sweep.sources[0].inits("batch_128_clipping_0") == ("scratch",)
-    assert sweep.sources[0].inits("batch_128_clipping_0p02") == ()
+    """Clipping is the recipe's: with and without it is one network by two recipes, under one name."""
+    two = experiment(methods=("normalizer_free:clipping=0", "normalizer_free", "none"))
+    sweep, lines = sweep_of_experiment(two, data=f"{tmp_path}/digits", out=f"{tmp_path}")
+    both = ("batch_128_clipping_0", "batch_128_clipping_0p02")
+    assert [(s.name, s.methods) for s in sweep.sources] == [("normalizer_free", both), ("none", both[:1])]
+    assert sweep.sources[1].inits(both[0]) == ("scratch",)
+    assert sweep.sources[1].inits(both[1]) == ()
+    assert len({s.backbone_digest for s in sweep.sources}) == 2
+    assert len({(line.network, line.recipe) for line in lines}) == 3
     assert [m.settings.clipping for m in sweep.suite.methods] == [0.0, 0.02]  # type: ignore[union-attr]
 
 
