@@ -47,7 +47,8 @@ def sam_backward(
     state after the call is the one that a plain backward pass leaves. Costs no host synchronisation.
 
     Args:
-        model: whose parameters are perturbed; frozen ones are not. It must not keep running statistics.
+        model: whose parameters are perturbed; frozen ones are not. Running statistics would see both passes: the caller sees
+            to those.
         objective: the loss of `model`; it may run under autocast.
         images: (N, ...), with labels (N, ...).
         rho: radius; 0 is the plain gradient, bit for bit. The papers: 0.05.

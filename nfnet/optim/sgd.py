@@ -72,9 +72,12 @@ class SGD(torch.optim.Optimizer):
         )
         fused = dispatch.for_update(*lists)
         update_ = _foreach if fused is None else fused.update_
-        keep = min(self.ema_decay or 0.0, (1 + t) / (10 + t))
-        update_(*lists, Rates(group["lr"], group["momentum"], group["weight_decay"], keep), factors)
+        update_(*lists, Rates(group["lr"], group["momentum"], group["weight_decay"], self.keep(t)), factors)
         group["num_updates"] += 1
+
+    def keep(self, num_updates: int) -> float:
+        """How much of the average the update after so many keeps."""
+        return min(self.ema_decay or 0.0, (1 + num_updates) / (10 + num_updates))
 
     def _state(self, weight: torch.Tensor, key: str, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         state = self.state[weight]

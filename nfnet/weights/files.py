@@ -76,6 +76,12 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt", **(metadata or {})})
 
 
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """What `save_tensors` wrote, by name. Raises ValueError for a damaged file."""
+    found: dict[str, torch.Tensor] = _read_safetensors(Path(path))
+    return found
+
+
 def read_description(path: str | Path) -> tuple[str, int, dict[str, Any]]:
     """Name, number of classes and options of the network whose weights `save_weights` wrote. Raises ValueError."""
     import safetensors

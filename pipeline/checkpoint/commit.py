@@ -20,8 +20,8 @@ import json
 import math
 import re
 import time
-from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
@@ -33,6 +33,8 @@ from pipeline.storage import objects
 FORMAT = 1
 COMMIT = "commit.json"
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+BufferType = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+"""As safetensors calls it."""
 _FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors", re.ASCII)
 _REMEDY = "use another checkpoint"
 
@@ -79,6 +81,8 @@ class Commit:
     evaluation: dict[Text, float]
     expected: Expected | None = None
     """None of an earlier version."""
+    buffers: dict[Text, BufferType] = field(default_factory=dict)
+    """Those of `shapes` that are no parameters, with their types; they have weights and averages, and no momentum."""
 
     @property
     def size_bytes(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import documents
-from pipeline.checkpoint.commit import Commit, FileInfo, check_format
+from pipeline.checkpoint.commit import BufferType, Commit, FileInfo, check_format
 from pipeline.documents import Count, Dimensions, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -81,6 +81,7 @@ class _Description:
     source: _Source
     run: dict[str, Any]
     shapes: dict[Text, Dimensions] = field(default_factory=dict)
+    buffers: dict[Text, BufferType] = field(default_factory=dict)
 
 
 def as_commit(url: str) -> Commit:
@@ -119,4 +120,5 @@ def as_commit(url: str) -> Commit:
         dataset=source.dataset,
         classes=found.classes,
         evaluation=source.evaluation,
+        buffers=found.buffers,
     )

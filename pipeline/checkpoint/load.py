@@ -14,6 +14,7 @@ import torch
 
 from pipeline import places
 from pipeline.checkpoint.commit import COMMIT, Commit, FileInfo, committed, read_commit, refuse_pickle
+from pipeline.checkpoint.snapshot import DTYPES
 from pipeline.distributed import ALONE, World, ask_main, from_main, together
 from pipeline.documents import excerpt
 from pipeline.errors import UserError
@@ -21,10 +22,11 @@ from pipeline.records import PassedOver
 from pipeline.storage import content_cache, objects
 
 State = dict[str, dict[str, torch.Tensor]]
-"""kind ("weights", "momentum", "ema") -> parameter name -> whole fp32 tensor."""
+"""kind ("weights", "momentum", "ema") -> name -> whole tensor, fp32 but for buffers."""
 
 _KEY = re.compile(r"([^/@]+)/([^@]+)@(0|[1-9][0-9]{0,15})")
 _DTYPES = ("F16", "BF16", "F32", "F64")
+_TORCH_TYPES = {name: dtype for dtype, name in DTYPES.items()}
 _REMEDY = "use another one"
 
 
@@ -117,7 +119,7 @@ def _copy(commit: Commit, cache_dir: str, parts: "Iterable[_Part]", wanted: Mapp
                 continue
             if part.file not in files:
                 files[part.file] = stack.enter_context(_open(infos[part.file], commit, cache_dir))
-            found = _elements(files[part.file], part, start, end).float()
+            found = _elements(files[part.file], part, start, end)
             if not torch.isfinite(found).all():
                 what = f"{part.kind} of {part.name}"
                 raise UserError(f"checkpoint {commit.url} holds {what} that are not finite; {_REMEDY}")
@@ -133,14 +135,17 @@ def _elements(file: Any, part: "_Part", start: int, end: int) -> torch.Tensor:
 
 
 def load_state(commit: Commit, cache_dir: str, kinds: list[str] | None = None) -> State:
-    """Whole fp32 tensors from all ranks' fragments, verified.
+    """Whole tensors from all ranks' fragments, verified.
 
     Raises:
         UserError: as `verify` and `fill` do. Nothing is allocated before the checkpoint is known to be whole.
     """
     verify(commit, cache_dir)
     parts = _in_order(_listed(commit, cache_dir, commit.files), commit, kinds or commit.kinds)
-    state: State = {kind: {n: torch.empty(s) for n, s in commit.shapes.items()} for kind in kinds or commit.kinds}
+    state: State = {
+        kind: {n: torch.empty(commit.shapes[n], dtype=_type(commit, n)) for n in _names(commit, kind)}
+        for kind in kinds or commit.kinds
+    }
     wanted = {(kind, n): Piece(kind, n, 0, t.view(-1)) for kind, tensors in state.items() for n, t in tensors.items()}
     _copy(commit, cache_dir, itertools.chain.from_iterable(parts.values()), wanted)
     return state
@@ -187,12 +192,26 @@ def _parts(info: FileInfo, commit: Commit, cache_dir: str) -> Iterator[_Part]:
                 )
             kind, name, start = found.groups() if found else (commit.kinds[0], key, "0")
             entry = file.get_slice(key)
-            if kind not in commit.kinds or name not in commit.shapes or entry.get_dtype() not in _DTYPES:
+            types = (commit.buffers[name],) if name in commit.buffers else _DTYPES
+            if kind not in commit.kinds or not _is_kept(commit, kind, name) or entry.get_dtype() not in types:
                 raise UserError(
                     f"checkpoint {commit.url} holds an entry {excerpt(key)!r} of type {entry.get_dtype()}, which its "
                     f"{COMMIT} does not know; {_REMEDY}"
                 )
             yield _Part(kind, name, int(start), math.prod(entry.get_shape()), info["name"], key)
+
+
+def _names(commit: Commit, kind: str) -> list[str]:
+    """What is kept of a kind: of buffers weights and averages."""
+    return [name for name in commit.shapes if _is_kept(commit, kind, name)]
+
+
+def _is_kept(commit: Commit, kind: str, name: str) -> bool:
+    return name in commit.shapes and (kind in ("weights", "ema") or name not in commit.buffers)
+
+
+def _type(commit: Commit, name: str) -> torch.dtype:
+    return _TORCH_TYPES[commit.buffers[name]] if name in commit.buffers else torch.float32
 
 
 def _in_order(parts: list[_Part], commit: Commit, kinds: Sequence[str]) -> dict[tuple[str, str], list[_Part]]:
@@ -201,7 +220,7 @@ def _in_order(parts: list[_Part], commit: Commit, kinds: Sequence[str]) -> dict[
     Raises:
         UserError: they do not.
     """
-    found: dict[tuple[str, str], list[_Part]] = {(kind, name): [] for kind in kinds for name in commit.shapes}
+    found: dict[tuple[str, str], list[_Part]] = {(kind, name): [] for kind in kinds for name in _names(commit, kind)}
     ends = dict.fromkeys(found, 0)
     for part in sorted((part for part in parts if part.kind in kinds), key=lambda part: (part.start, part.num)):
         key = part.kind, part.name

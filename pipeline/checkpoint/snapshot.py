@@ -10,8 +10,22 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.checkpoint.commit import BufferType
 from pipeline.checkpoint.direct_io import ALIGN_BYTES
 
+DTYPES: dict[torch.dtype, BufferType] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Types of tensors in files: all is fp32 but for some buffers."""
 FILE_BYTES = 512 << 20
 """A rank's fragments are spread over files of about this size, which are hashed and written next to each other."""
 
@@ -43,22 +57,21 @@ class HostMemory:
             self._buffer = raw[skip : skip + num_bytes].zero_()
 
     def take(self, fragments: dict[str, torch.Tensor], stem: str) -> list[Image]:
-        """Copies `fragments` ("kind/name@start" -> tensor on any device) and waits for the copy; fp32."""
+        """Copies `fragments` ("kind/name@start" -> tensor on any device) and waits for the copy."""
         groups = _groups(fragments)
-        headers = [_header({k: fragments[k].numel() for k in keys}) for keys in groups]
-        sizes = [len(h) + 4 * sum(fragments[k].numel() for k in g) for h, g in zip(headers, groups, strict=True)]
+        headers = [_header({k: fragments[k] for k in keys}) for keys in groups]
+        sizes = [len(h) + sum(fragments[k].nbytes for k in g) for h, g in zip(headers, groups, strict=True)]
         rooms = [_whole_pages(s) for s in sizes]
         self.reserve(sum(rooms))
         images, begin = [], 0
         for number, (keys, header, size, room) in enumerate(zip(groups, headers, sizes, rooms, strict=True)):
             memory = self._buffer[begin : begin + room]
             memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-            data = memory[len(header) : size].view(torch.float32)
-            offset = 0
+            offset = len(header)
             for key in keys:
                 tensor = fragments[key].detach().reshape(-1)
-                data[offset : offset + tensor.numel()].copy_(tensor, non_blocking=True)
-                offset += tensor.numel()
+                memory[offset : offset + tensor.nbytes].view(tensor.dtype).copy_(tensor, non_blocking=True)
+                offset += tensor.nbytes
             memory[size:].zero_()
             name = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}.{number:03d}.safetensors"
             images.append(Image(name, tuple(sorted({k.split("/", 1)[0] for k in keys})), memory, size))
@@ -74,22 +87,24 @@ def room_bytes(num_bytes: int) -> int:
 
 
 def _groups(fragments: dict[str, torch.Tensor]) -> list[list[str]]:
+    """Keys by file; of wide types first, so that each tensor begins at a multiple of its elements' size."""
     groups: list[list[str]] = []
     filled = FILE_BYTES
-    for key, tensor in fragments.items():
-        if filled + 4 * tensor.numel() > FILE_BYTES:
+    for key, tensor in sorted(fragments.items(), key=lambda item: -item[1].element_size()):
+        if filled + tensor.nbytes > FILE_BYTES:
             groups.append([])
             filled = 0
         groups[-1].append(key)
-        filled += 4 * tensor.numel()
+        filled += tensor.nbytes
     return groups
 
 
-def _header(numels: dict[str, int]) -> bytes:
+def _header(tensors: dict[str, torch.Tensor]) -> bytes:
     entries, offset = {}, 0
-    for key, numel in numels.items():
-        entries[key] = {"dtype": "F32", "shape": [numel], "data_offsets": [offset, offset + 4 * numel]}
-        offset += 4 * numel
+    for key, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        entries[key] = {"dtype": DTYPES[tensor.dtype], "shape": [tensor.numel()], "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     length = _whole_pages(8 + len(text)) - 8
     return length.to_bytes(8, "little") + text.ljust(length)  # the format allows spaces at the end

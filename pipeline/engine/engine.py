@@ -7,9 +7,9 @@ each of them computes is compared with plain PyTorch when a run starts (`pipelin
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import Literal, cast
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -19,21 +19,22 @@ import nfnet.optim.agc as agc
 from nfnet.optim.losses import MixedLabels
 from nfnet.optim.param_groups import assign, param_groups
 from nfnet.optim.sgd import SGD
-from pipeline.checkpoint.load import Piece
-from pipeline.distributed import World, gather
+from pipeline.distributed import World
+from pipeline.engine.buffers import Buffers
 from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
-from pipeline.engine.fragments import Fragment, Units, products
+from pipeline.engine.fragments import Units, products
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.engine.sam_step import sam_losses
+from pipeline.engine.state import NamedState
 from pipeline.engine.update_stats import Sums, UpdateStats
-from pipeline.engine.zero_layout import KINDS, Kind, Place, layout
+from pipeline.engine.zero_layout import Place, layout
 from pipeline.errors import UserError
 
 MIN_LOSS_WITH_GRADIENT = 1e-6
 """Below 2^-24 the softmax of the right class is 1 in fp32, and the gradient exactly 0."""
 
 
-class Engine:
+class Engine(NamedState):
     """One rank's share of training a network.
 
     A step is: `forward_backward` once for each micro-batch, then `update`, which either applies the update on every rank or
@@ -50,8 +51,6 @@ class Engine:
         micro_batch: int,
         accumulation: int,
     ) -> None:
-        if set(network.state_dict()) != {n for n, _ in network.named_parameters()}:
-            raise ValueError("the network has buffers, and this engine keeps and restores parameters only")
         if config.activation_checkpointing:
             if not hasattr(network, "set_grad_checkpointing"):
                 raise UserError(
@@ -77,6 +76,9 @@ class Engine:
             micro_batch=micro_batch,
             accumulation=accumulation,
         )
+        self._buffers = Buffers(network, world.device, averages=optim.ema_decay is not None)
+        # Blocks that are computed again in the backward pass would count their batch twice.
+        self._in_backward = self._buffers.unchanged if config.activation_checkpointing else nullcontext
         self._is_sharded = config.zero_stage > 0
         self._layout = layout(self._engine, self._optimizer, config.zero_stage)
         parameters = network.named_parameters()
@@ -101,11 +103,12 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(is_last)
         if self.optim.sam_rho > 0:
             loss, correct = sam_losses(
-                self.network, self._objective, self._engine, self._layout, images, labels, self.optim
+                self.network, self._objective, self._engine, self._layout, self._buffers, images, labels, self.optim
             )
         else:
             loss, correct = self._engine(images, labels)
-            self._engine.backward(loss)
+            with self._in_backward():
+                self._engine.backward(loss)
         self._seen += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
 
     @torch.no_grad()
@@ -126,7 +129,7 @@ class Engine:
             measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
         """
         gradients = self._units.split(self._layout.gradients(self._places))
-        units, stats = self._agree(gradients, (float(stop_requested), num_lost), measure)
+        units, stats, moves = self._agree(gradients, (float(stop_requested), num_lost), measure)
         loss_sum, correct, seen, stops, lost = stats.unbind()
         factors = torch.ones_like(units[1])
         if self.optim.clipping > 0:
@@ -134,20 +137,22 @@ class Engine:
             factors = torch.where(self._sums.clip, clipped, factors)
         parts = self._sums.of_parts(units, factors, rate)
         # The one host synchronisation of a step.
-        head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum(), seen, lost])
+        head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum(), seen, lost, moves.sum()])
         numbers = torch.cat([head, parts.view(-1)]).tolist()
-        loss, accuracy, stops_seen, gradient_total, num_seen, lost_seen = numbers[:6]
-        whole, by_part = self._sums.read(numbers[6:], measured=measure)
+        loss, accuracy, stops_seen, gradient_total, num_seen, lost_seen, moved = numbers[:7]
+        whole, by_part = self._sums.read(numbers[7:], measured=measure)
         # A loss of exactly nothing (a few images, learnt by heart) has no gradient; a loss that is there must have one.
         if self.optim.clipping > 0 and gradient_total == 0.0 and loss > MIN_LOSS_WITH_GRADIENT:
             raise RuntimeError("AGC is on and saw no gradient at all; the engine lost them, stop and report this")
-        applied = math.isfinite(loss) and math.isfinite(gradient_total) and lost_seen <= lost_allowed
+        applied = all(map(math.isfinite, (loss, gradient_total, moved))) and lost_seen <= lost_allowed
         if applied:
             if whole.clipped_share > 0:
                 self._clip(gradients, factors)
             del gradients
+            self._buffers.applied(moves if self.world.size > 1 else None, self._optimizer.keep(self.num_updates))
             self._apply(rate)
         else:
+            self._buffers.skipped()
             self._layout.discard()
         self._seen.zero_()
         return UpdateStats(
@@ -179,8 +184,9 @@ class Engine:
 
     def _agree(
         self, gradients: list[torch.Tensor], flags: tuple[float, float], measure: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(2 or 6, units) sums of products (`Sums`) and the step's statistics, equal on every rank: one collective."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(2 or 6, units) sums of products (`Sums`), the step's statistics, and how far buffers moved in the mean of the ranks;
+        equal on every rank: one collective."""
         pairs = [(self._weights, self._weights), (gradients, gradients)]
         if measure:
             states = [p.state_view(self._optimizer, "momentum", create=True) for p in self._places]
@@ -188,90 +194,20 @@ class Engine:
             pairs += [(gradients, self._weights), (gradients, momenta), (self._weights, momenta), (momenta, momenta)]
         units = torch.stack([self._units.add_up(products(a, b)) for a, b in pairs])
         stats = torch.cat([self._seen, torch.tensor(flags, device=self.world.device)])
+        moves = self._buffers.moves()
         if self.world.size > 1:
-            if self._is_sharded:
-                together = torch.cat([units.view(-1), stats])
-                dist.all_reduce(together)
-                units, stats = together[:-5].view(len(pairs), -1), together[-5:]
-            else:  # every rank holds every unit already
-                dist.all_reduce(stats)
-        return units, stats
+            # Without ZeRO every rank holds every unit already.
+            together = torch.cat([stats, moves, units.view(-1)] if self._is_sharded else [stats, moves])
+            dist.all_reduce(together)
+            stats, moves, rest = together.split([5, len(moves), len(together) - 5 - len(moves)])
+            units, moves = rest.view(len(pairs), -1) if self._is_sharded else units, moves / self.world.size
+        return units, stats, moves
 
-    # --- state by name ------------------------------------------------------------------------------------------------
-
-    @property
-    def num_updates(self) -> int:
-        return int(self._optimizer.param_groups[0].get("num_updates", 0))
+    # --- evaluation ---------------------------------------------------------------------------------------------------
 
     @property
     def has_ema(self) -> bool:
         return self.optim.ema_decay is not None and self.num_updates > 0
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return self._shapes
-
-    def _views(self, kind: Kind, *, create: bool = False) -> Iterator[tuple[Fragment, torch.Tensor]]:
-        for place in self._places:
-            view = place.state_view(self._optimizer, kind, create=create)
-            if view is not None:
-                yield place.fragment, view
-
-    def local_fragments(self) -> dict[str, torch.Tensor]:
-        """This rank's part of the state, "kind/name@start" -> flat fp32 tensor; each element on exactly one rank."""
-        if not self._is_sharded and not self.world.is_main:
-            return {}
-        return {f"{k}/{f.name}@{f.start}": v.detach() for k in KINDS for f, v in self._views(k)}
-
-    def state_sums(self) -> dict[str, float]:
-        """By kind: the sum of squares over all ranks, each parameter's times its place in 1..2, so that no two of them can be
-        exchanged unnoticed; fp64. A collective."""
-        shares = {name: 1 + i / len(self._shapes) for i, name in enumerate(self._shapes)}
-        sums = torch.zeros(2, len(KINDS), dtype=torch.float64, device=self.world.device)
-        for key, fragment in self.local_fragments().items():
-            kind, name = key.rpartition("@")[0].split("/", 1)
-            norm = torch.linalg.vector_norm(fragment, dtype=torch.float64)
-            sums[:, KINDS.index(kind)] += torch.stack([shares[name] * norm.square(), torch.ones_like(norm)])
-        if self.world.size > 1:
-            dist.all_reduce(sums)
-        return {kind: total for kind, total, num in zip(KINDS, *sums.tolist(), strict=True) if num}
-
-    def whole_state(self) -> dict[str, torch.Tensor]:
-        """All of the state on rank 0, in host memory, as `local_fragments` names it; nothing on the others. A collective."""
-        mine = {key.partition("/")[0] for key in self.local_fragments()}
-        kinds = set[str]().union(*cast(list[set[str]], gather(self.world, mine)))
-        found = {}
-        for kind in (k for k in KINDS if k in kinds):
-            whole = self.gather(kind)
-            found.update({f"{kind}/{name}@0": t.cpu() for name, t in whole.items()} if self.world.is_main else {})
-        return found
-
-    def restore(self, kinds: Collection[str], fill: Callable[[list[Piece]], None], num_updates: int) -> None:
-        """The state of a checkpoint of any number of ranks and any stage.
-
-        Args:
-            kinds: what was saved of them; before the first update that is the weights alone.
-            fill: writes what was saved to these pieces.
-        """
-        views = ((k, f, v) for k in KINDS if k in kinds for f, v in self._views(k, create=True))
-        fill([Piece(kind, fragment.name, fragment.start, view) for kind, fragment, view in views])
-        for kind in (k for k in KINDS if k not in kinds):  # what a going back finds is of later updates
-            for fragment, view in self._views(kind):
-                view.copy_(fragment.weight.view_as(view) if kind == "ema" else torch.zeros_like(view))
-        for group in self._optimizer.param_groups:
-            group["num_updates"] = num_updates
-        self._layout.publish()
-
-    def gather(self, kind: Kind) -> dict[str, torch.Tensor]:
-        """Whole tensors on every rank, copied."""
-        numels = [math.prod(shape) for shape in self._shapes.values()]
-        flat = torch.zeros(sum(numels), device=self.world.device)
-        parts = dict(zip(self._shapes, flat.split(numels), strict=True))
-        for fragment, view in self._views(kind):
-            parts[fragment.name][fragment.start : fragment.start + view.numel()] = view.reshape(-1)
-        if self._is_sharded and self.world.size > 1:
-            dist.all_reduce(flat)
-        return {n: parts[n].view(shape) for n, shape in self._shapes.items()}
 
     @contextmanager
     def evaluation_network(self) -> Iterator[tuple[nn.Module, str]]:
@@ -282,14 +218,18 @@ class Engine:
         """
         weights: Literal["ema", "raw"] = "ema" if self.has_ema else "raw"
         if weights == "ema":
-            self._layout.exchange("ema")
+            self._exchange()
         self._objective.eval()
         try:
             yield self._objective, weights
         finally:
             if weights == "ema":
-                self._layout.exchange("ema")
+                self._exchange()
             self._objective.train()
+
+    def _exchange(self) -> None:
+        self._layout.exchange("ema")
+        self._buffers.exchange()
 
     def close(self) -> None:
         self._engine.destroy()

@@ -7,6 +7,7 @@ from torch import nn
 
 from nfnet.optim.losses import MixedLabels
 from nfnet.optim.sam import sam_backward
+from pipeline.engine.buffers import Buffers
 from pipeline.engine.deepspeed_engine import Objective
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.engine.zero_layout import FragmentLayout
@@ -17,22 +18,30 @@ def sam_losses(
     objective: Objective,
     engine: Any,
     layout: FragmentLayout,
+    buffers: Buffers,
     images: torch.Tensor,
     labels: torch.Tensor | MixedLabels,
     optim: OptimConfig,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both passes of a micro-batch: the ascent, and DeepSpeed's forward and backward pass at the perturbed weights.
 
+    Running statistics are those of the second pass, which reads the whole micro-batch.
+
     Returns the loss at the perturbed weights and the number of hits, both scalars.
     """
-    passes = iter((objective, engine))
+    passes, before = iter((objective, engine)), buffers.copy()
     seen: list[torch.Tensor] = []
 
     def loss_of(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
+        buffers.put(before)
         loss, correct = next(passes)(images, chosen)
         seen[:] = [loss, correct]
         return loss
+
+    def backward(loss: torch.Tensor) -> None:
+        with buffers.unchanged():  # blocks may be computed again
+            engine.backward(loss)
 
     with layout.whole(network) as restored:
         report = sam_backward(
@@ -42,7 +51,7 @@ def sam_losses(
             torch.arange(len(images), device=images.device),
             rho=optim.sam_rho,
             share=optim.sam_share,
-            backward=engine.backward,
+            backward=backward,
             restore=not restored,
         )
     # An ascent that is not finite moved nothing; through the loss all ranks learn of it, and skip the step.

@@ -13,22 +13,44 @@ from pathlib import Path
 import torch
 
 import nfnet
+from nfnet.weights.files import load_tensors, save_tensors
 from pipeline.checkpoint import exported
 from pipeline.checkpoint.commit import FileInfo
 from pipeline.checkpoint.exported import Exported
 from pipeline.errors import UserError
 from pipeline.export.model_card import model_card
-from pipeline.export.source import PROBE_IMAGES, TOLERANCE, Answer, ExportSource, WhichWeights, Writer, open_source
+from pipeline.export.source import (
+    PROBE_IMAGES,
+    TOLERANCE,
+    Answer,
+    ExportSource,
+    Probe,
+    WhichWeights,
+    Writer,
+    open_source,
+)
 from pipeline.export.to_onnx import write_onnx
 from pipeline.export.to_timm import write_timm
+from pipeline.models.backbone import make
 from pipeline.storage import objects
 
 
 def write_safetensors(source: ExportSource, folder: Path) -> Answer:
     folder.mkdir()
     path = folder / exported.WEIGHTS
-    nfnet.save_weights(source.model, path)
-    return lambda probe: nfnet.load_model(path)(probe.images)
+    if isinstance(source.model, nfnet.NFNet):
+        nfnet.save_weights(source.model, path)
+        return lambda probe: nfnet.load_model(path)(probe.images)
+    save_tensors(source.model.state_dict(), path)
+
+    def answer(probe: Probe) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            model = make(source.name, len(source.commit.classes), source.options)
+        model.load_state_dict(load_tensors(path))
+        logits: torch.Tensor = model.eval()(probe.images)
+        return logits
+
+    return answer
 
 
 WRITERS: dict[str, Writer] = {"safetensors": write_safetensors, "timm": write_timm, "onnx": write_onnx}
@@ -67,9 +89,8 @@ def export(
         (folder / "README.md").write_text(card, encoding="utf-8")
         files = _listed(folder)
         shapes = {name: list(t.shape) for name, t in source.model.state_dict().items()}
-        digest = exported.write(
-            str(folder), {**description, "files": files, "shapes": shapes, "run": source.commit.config}
-        )
+        rest = {"files": files, "shapes": shapes, "buffers": source.commit.buffers, "run": source.commit.config}
+        digest = exported.write(str(folder), {**description, **rest})
         _publish(folder, out, [f["name"] for f in files])
     return Exported(
         url=out,
@@ -109,7 +130,7 @@ def _compare(source: ExportSource, answer: Answer, format: str, tolerance: float
 
 
 def _why(source: ExportSource, format: str) -> str:
-    if format != "timm":
+    if format != "timm" or not isinstance(source.model, nfnet.NFNet):
         return ""
     from nfnet.weights.timm_export import timm_form
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from nfnet.model import NFNet
 from pipeline import documents
 from pipeline.checkpoint.commit import Commit
 from pipeline.display import markdown
@@ -27,7 +28,8 @@ for prediction in classify("DIR", ["photo.jpg"]):
 ```
 
 Without it, `export.json` names the network, its options, the classes in order and the preprocessing; the tensors in
-`model.safetensors` have the names of `nfnet.create_model(name, num_classes, **options)`, which `nfnet.load_model` builds.""",
+`model.safetensors` have the names of `nfnet.create_model(name, num_classes, **options)`, which `nfnet.load_model` builds; of a
+network timm:NAME those of timm's, after `trunk.`, and of the classifier `head`.""",
     "timm": """```python
 import timm
 
@@ -61,7 +63,7 @@ def model_card(model: nn.Module, commit: Commit, description: dict[str, Any]) ->
     """README.md of an export, in Markdown. `description` is what `export.json` says, without files."""
     run = commit.config
     parts = [
-        _head(description),
+        _head(model, description),
         _title(model, commit, description),
         f"## Use\n\n{_USE[description['kind']]}",
         _preprocessing(description["preprocessing"]),
@@ -73,10 +75,11 @@ def model_card(model: nn.Module, commit: Commit, description: dict[str, Any]) ->
     return "\n\n".join(parts) + "\n"
 
 
-def _head(description: dict[str, Any]) -> str:
+def _head(model: nn.Module, description: dict[str, Any]) -> str:
     """What model hubs read. No licence: the run does not record one."""
     library = _LIBRARIES[description["kind"]]
-    return f"---\nlibrary_name: {library}\npipeline_tag: image-classification\ntags: [normaliser-free, nfnet]\n---"
+    tags = "tags: [normaliser-free, nfnet]\n" if isinstance(model, NFNet) else ""
+    return f"---\nlibrary_name: {library}\npipeline_tag: image-classification\n{tags}---"
 
 
 def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
@@ -87,6 +90,7 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
         else "averaged weights"
     )
     which = averaged if description["weights"] == "ema" else "raw weights (not averaged)"
+    what = "a network without normalisation layers" if isinstance(model, NFNet) else "a trunk and a linear head"
     check = description["check"]
     agrees = (
         "the same numbers as the checkpoint's; logits on a fixed batch are equal"
@@ -96,7 +100,7 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
     )
     return (
         f"# {markdown(commit.config['name'])}\n\n"
-        f"{code(commit.config['model']['name'])}, a network without normalisation layers, for {len(commit.classes):,} classes: "
+        f"{code(commit.config['model']['name'])}, {what}, for {len(commit.classes):,} classes: "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {which}, after {commit.step:,} steps "
         f"({commit.samples:,} images seen, repetitions counted).\n\n"
         f"Exported to {description['kind']} from a checkpoint whose commit file has SHA-256 {code(commit.digest)}: {agrees}. "

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from nfnet.model import NFNet
 from pipeline.checkpoint import load
@@ -18,8 +19,8 @@ from pipeline.configuration import from_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise
 from pipeline.data.images.decode import decode_image
-from pipeline.errors import UserError
-from pipeline.models.backbone import load_backbone
+from pipeline.models.backbone import load_backbone, typed_options
+from pipeline.models.timm_models import is_timm
 
 WhichWeights = Literal["evaluated", "ema", "raw"]
 
@@ -44,7 +45,7 @@ class Probe:
 class ExportSource:
     """The checkpoint that is exported."""
 
-    model: NFNet
+    model: nn.Module
     commit: Commit
     weights: str
     """ema or raw."""
@@ -53,6 +54,18 @@ class ExportSource:
     @property
     def px(self) -> int:
         return self.augment.evaluation_px
+
+    @property
+    def is_timm(self) -> bool:
+        return is_timm(self.name)
+
+    @property
+    def name(self) -> str:
+        return str(self.commit.config["model"]["name"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return typed_options(self.name, self.commit.config["model"]["options"])
 
     def probe(self) -> Probe:
         # Larger than the input and not square, so that resizing is part of what is compared.
@@ -70,12 +83,13 @@ class ExportSource:
         """What a stranger needs to use the weights, and what leads back to where they come from."""
         commit = self.commit
         model = commit.config["model"]
+        maker = "nfnet.create_model" if isinstance(self.model, NFNet) else "pipeline.models.backbone.make"
         return {
             "model": {
                 "name": model["name"],
                 "options": model["options"],
                 "num_classes": len(commit.classes),
-                "library": "normfree (nfnet.create_model)",
+                "library": f"normfree ({maker})",
             },
             "classes": commit.classes,
             "preprocessing": preprocessing(self.augment),
@@ -104,8 +118,6 @@ Writer = Callable[[ExportSource, Path], Answer]
 def open_source(url: str, weights: WhichWeights = "evaluated") -> ExportSource:
     """The checkpoint (a run folder: its newest one; an exported folder too) with its own head, on the CPU."""
     loaded = load_backbone(url, weights)
-    if not isinstance(loaded.model, NFNet):
-        raise UserError(f"{url} is no network of normfree's; only those are exported")
     commit = load.resolve(loaded.url, load.default_cache())
     kept = "ema" if "ema" in commit.kinds else "raw"
     which = kept if weights == "evaluated" else weights

@@ -28,6 +28,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.field_types import Count, ShareBelowOne, Text
 from pipeline.models import timm_models, trunks
+from pipeline.models.batch_norm import Statistics, set_statistics
 from pipeline.models.weight_files import Origin, of_file, of_timm
 
 Which = Literal["evaluated", "ema", "raw"]
@@ -65,6 +66,9 @@ class ModelConfig:
     anew."""
     init_weights: Which = "evaluated"
     """evaluated: the averaged weights if that run kept them, else the raw ones."""
+    batch_norm: Statistics = "local"
+    """What batch normalisation uses in training: each rank's micro-batch (local), those of all ranks (synchronised), or its
+    running statistics, which then stay as they are (frozen)."""
     new_head: bool = False
     """Make the head anew even if the checkpoint's has the right size: its classes are those of another task."""
 
@@ -120,7 +124,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn
         torch.manual_seed(seed)
         model = make(config.name, num_classes, config.options)
     if config.init_from is None:
-        return model, f"fresh weights from seed {seed}"
+        return set_statistics(model, config.batch_norm), f"fresh weights from seed {seed}"
     weights, origin = load_origin(config.init_from, config.init_weights, like=model)
     if not _same(origin.model, config.name):
         raise UserError(
@@ -128,7 +132,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn
         )
     remade = _load(model, weights, origin.url, new_head=config.new_head)
     head = "its head is made anew" if remade else "head included"
-    return model, f"weights of {origin.url} ({head})"
+    return set_statistics(model, config.batch_norm), f"weights of {origin.url} ({head})"
 
 
 def load_backbone(url: str, weights: Which = "evaluated", *, need_head: bool = True) -> LoadedBackbone:

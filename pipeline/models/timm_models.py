@@ -130,6 +130,35 @@ def load(name: str, file: str | None) -> tuple[dict[str, torch.Tensor], int, str
     return weights, num_classes, hasher.hexdigest()
 
 
+def as_timm(name: str, network: nn.Module, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's own network, classifier included, with the weights of a `PeerNetwork`; and the arguments that timm makes it with.
+
+    Raises:
+        UserError: timm's classifier is no linear map of the pooled features, or holds more than ours has.
+    """
+    theirs = {_THEIR_OPTION.get(k, k): v for k, v in options.items() if k not in ("head_init", "drop_rate")}
+    head: Any = network.get_submodule("head")
+    whole = _create(name, num_classes=head.out_features, **theirs)
+    classifier = whole.get_classifier()  # type: ignore[operator]
+    place = next((n for n, m in whole.named_modules() if m is classifier), None)
+    if place is None or not isinstance(classifier, nn.Linear | nn.Conv2d) or classifier.bias is None:
+        raise UserError(f"the classifier of timm's {name} is not one linear map with a bias; take --format safetensors")
+    state = network.get_submodule("trunk").state_dict()
+    state |= {f"{place}.weight": head.weight.view_as(classifier.weight), f"{place}.bias": head.bias}
+    differing = sorted(set(state) ^ set(whole.state_dict()))
+    if differing:
+        raise UserError(
+            f"timm's {name} with a classifier differs from its trunk in {differing[0]}; take --format safetensors"
+        )
+    whole.load_state_dict(state)
+    return whole.eval(), theirs
+
+
+def architecture(name: str) -> str:
+    """timm's name of the network, without the tag of its weights."""
+    return name.removeprefix(PREFIX).partition(".")[0]
+
+
 def preprocessing(name: str) -> AugmentConfig:
     """Size, resizing and normalisation that timm states for the weights of that name."""
     from timm.data import resolve_data_config
@@ -153,23 +182,13 @@ def preprocessing(name: str) -> AugmentConfig:
     )
 
 
-def refuse_buffers(name: str, network: nn.Module) -> None:
-    """The loop keeps and restores parameters only."""
-    extra = sorted(set(network.state_dict()) - {n for n, _ in network.named_parameters()})
-    if extra:
-        raise UserError(
-            f"{name} keeps running statistics ({extra[0].removeprefix('trunk.')} and {len(extra) - 1} more), which this loop "
-            "neither averages nor saves; choose a network without batch normalisation, or probe its features only"
-        )
-
-
 def _create(name: str, **kwargs: Any) -> nn.Module:
     try:
         import timm
     except ImportError:
         raise UserError(f"{name} needs timm, which is not installed; pip install timm") from None
     model = name.removeprefix(PREFIX)
-    if not timm.is_model(model.partition(".")[0]):
+    if not timm.is_model(architecture(name)):
         near = difflib.get_close_matches(model, timm.list_models(), n=3, cutoff=0.4)
         raise UserError(f"timm has no model {model!r}; the nearest names are {', '.join(near) or 'none'}")
     try:

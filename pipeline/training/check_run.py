@@ -9,6 +9,7 @@ from pipeline.data.loading.datasets import samples_per_epoch
 from pipeline.errors import UserError
 from pipeline.models import timm_models, trunks
 from pipeline.models.backbone import make
+from pipeline.models.batch_norm import set_statistics
 from pipeline.storage import objects
 from pipeline.training.run import Run
 
@@ -36,7 +37,7 @@ def check_network(run: Run) -> None:
     """The network as a skeleton without memory: its name, its options and, for timm's, its input size."""
     name, px = run.model.name, run.augment.image_px
     with torch.device("meta"):
-        model = make(name, 1000, run.model.options)
+        model = set_statistics(make(name, 1000, run.model.options), run.model.batch_norm)
     trunks.check_batch(model, run.micro_batch or run.global_batch)
     if timm_models.is_timm(name):
         try:

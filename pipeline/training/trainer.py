@@ -24,7 +24,6 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.resume_check import ResumeCheck
 from pipeline.engine.update_stats import UpdateStats, over_updates
 from pipeline.errors import UserError
-from pipeline.models import timm_models
 from pipeline.models.backbone import build_model
 from pipeline.records import Phase, Record, Started, Step
 from pipeline.supervision.phase_clock import Clock
@@ -88,7 +87,6 @@ class Job:
         model, start = build_model(config, len(self.data.classes), seed=self.run.seed)
         if commit is None:
             distributed.from_main(self.world, lambda: identity.claim_start(self.out, start))
-        timm_models.refuse_buffers(config.name, model)
         self.engine = Engine(
             model,
             optim=self.run.optim,
@@ -285,6 +283,7 @@ class Job:
             "samples": self.samples,
             "num_updates": self.engine.num_updates,
             "shapes": {n: list(s) for n, s in self.engine.shapes.items()},
+            "buffers": self.engine.buffer_types,
             "config": to_dict(self.run),
             "config_digest": self.run.digest(),
             "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": self.data.digest},

@@ -255,9 +255,6 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
                     continue
                 scratch: set[str] = set()
                 for source in sweep.sources:
-                    if source.untrainable and not method.is_probe:
-                        not_run.append({**row, "reason": source.untrainable})
-                        continue
                     for init in source.inits(method.name):
                         if init == "scratch" and source.backbone_digest in scratch:
                             continue

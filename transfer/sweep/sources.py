@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.configuration import to_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
-from pipeline.models.backbone import find_origin, make
+from pipeline.models.backbone import find_origin
 from transfer.protocol.methods import sha256
 from transfer.protocol.tasks import INITS, Init
 
@@ -31,8 +31,6 @@ class Backbone:
     """Of its own head."""
     methods: tuple[str, ...] = ()
     """Names of the suite's methods that it is measured with; () = all."""
-    untrainable: str = ""
-    """Why the loop cannot fine-tune it; probes of its features can be had all the same."""
 
     def backbone_options(self) -> dict[str, Any]:
         """Options that shape the network; what regularised pretraining is the recipe's to say."""
@@ -81,24 +79,7 @@ def open_source(url: str, name: str = "") -> Backbone:
         augment=origin.augment,
         name=name or origin.label,
         classes=len(origin.classes),
-        untrainable=_untrainable(origin.model, origin.options),
     )
-
-
-def _untrainable(model: str, options: dict[str, Any]) -> str:
-    """Why the loop cannot fine-tune a network, or nothing."""
-    import torch
-
-    from pipeline.models import timm_models
-
-    if not timm_models.is_timm(model):
-        return ""
-    try:
-        with torch.device("meta"):
-            timm_models.refuse_buffers(model, make(model, 2, options))
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def distinct(sources: Sequence[Backbone]) -> tuple[Backbone, ...]:

@@ -40,7 +40,7 @@ def fragments(value: float) -> dict[str, torch.Tensor]:
 
 def save(run_dir: Path, step: int, part: dict[str, torch.Tensor] | None = None) -> checkpoint.Commit:
     saver = Saver(str(run_dir), config=SavingConfig(), policy=Policy(last=10), world=ALONE, taken=set())
-    (record,) = saver.save(step=step, fragments=part or fragments(step), facts=FACTS, final=True)
+    (record,) = saver.save(step=step, fragments=part or fragments(float(step)), facts=FACTS, final=True)
     assert isinstance(record, Saved), record
     return checkpoint.read_commit(record.url)
 

@@ -110,19 +110,6 @@ def test_a_peer_is_trained_saved_and_loaded_by_the_loop(digits: str, tmp_path: P
     assert torch.equal(again.head.weight, loaded.model.head.weight)  # type: ignore[union-attr, arg-type]
 
 
-def test_running_statistics_are_refused_before_training(digits: str, tmp_path: Path) -> None:
-    run = Run(
-        name="bn",
-        model=ModelConfig(name="timm:resnet18"),
-        data=DataConfig(url=digits),
-        optim=OptimConfig(learning_rate=0.1),
-        global_batch=4,
-        duration=Duration(1, "steps"),
-    )
-    with pytest.raises(UserError, match="running statistics"):
-        list(train(run, str(tmp_path)))
-
-
 def test_names_and_files_that_do_not_exist_are_said(files: dict[str, str]) -> None:
     for name, message in (
         ("timm:convnext_ato", "nearest names are convnext_atto"),
