@@ -8,6 +8,7 @@ NAMES = (
     "step",
     "loader",
     "order",
+    "overlap",
     "stream",
     "engine",
     "checkpoint",

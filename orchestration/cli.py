@@ -24,7 +24,7 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> Parser:
-    from orchestration.commands.data import data_commands
+    from orchestration.commands.data.commands import data_commands
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.launch import launch_commands
     from orchestration.commands.models import model_commands

@@ -10,13 +10,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerContext
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline import places
 from pipeline.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Each(Protocol):
+    """`each`, or what does the same elsewhere."""
+
+    def __call__(self, work: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]: ...
 
 
 def safe_context() -> ForkServerContext:
@@ -35,7 +41,8 @@ def safe_context() -> ForkServerContext:
 def each(work: Callable[[T], R], items: Iterable[T], num_workers: int) -> Iterator[R]:
     """`work(item)` of every item, in the order in which they finish; in this process if `num_workers` is 1.
 
-    `work` is sent to each process once. Items are taken as they are needed: at most two a process wait.
+    `work` is sent to each process once. Items are taken as they are needed: at most two a process wait. The order of results
+    is that of the items in this process only.
     """
     if num_workers < 1:
         raise UserError(f"workers {num_workers} must be at least 1")

@@ -20,6 +20,7 @@ from pipeline import places
 
 KEEP_FREE_BYTES = 1 << 30
 """Nothing is kept when the disk has less than this left: checkpoints and logs need it more."""
+Fetched = bytes | memoryview
 Read = Callable[[int, int], bytes]
 """(start, stop), offsets in the shard -> its bytes; fewer where they end before."""
 _STRIPES = 256
@@ -37,11 +38,12 @@ class BlockCache:
         """Why nothing is kept any more; None while all is well."""
 
     @contextlib.contextmanager
-    def block(self, sha256: str, offset: int, length: int, fetch: Callable[[], bytes]) -> Iterator[Read]:
+    def block(self, sha256: str, offset: int, length: int, fetch: Callable[[], Fetched]) -> Iterator[Read]:
         """What reads parts of the bytes offset ... offset + length of a shard: the entry where there is one, else what `fetch`
-        returns."""
+        returns, which may be a buffer that is used again after the block."""
         path = self._folder / sha256[:2] / sha256 / f"{offset}-{length}"
-        data, file = b"", self._open(path, length)
+        data: Fetched = b""
+        file = self._open(path, length)
         if file is None:
             try:
                 with self._only_one(path):
@@ -53,7 +55,7 @@ class BlockCache:
                 data = data or fetch()
         try:
             if file is None:
-                yield lambda start, stop: data[start - offset : stop - offset]
+                yield lambda start, stop: bytes(data[start - offset : stop - offset])
             else:
                 descriptor = file
                 yield lambda start, stop: os.pread(descriptor, stop - start, start - offset)
@@ -73,7 +75,7 @@ class BlockCache:
         lacking = needed_bytes + KEEP_FREE_BYTES - stat.f_bavail * stat.f_frsize
         return max(0, lacking - sum(size for _, size, _, _ in self._entries())) if lacking > 0 else 0
 
-    def _fetch_and_keep(self, path: Path, length: int, fetch: Callable[[], bytes]) -> bytes:
+    def _fetch_and_keep(self, path: Path, length: int, fetch: Callable[[], Fetched]) -> Fetched:
         data = fetch()
         if self.failure is None and len(data) == length:  # what is short is short at its source: not worth keeping
             try:
@@ -98,7 +100,7 @@ class BlockCache:
             os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))  # its last use
         return file
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: Fetched) -> None:
         free = os.statvfs(self._folder)
         if free.f_bavail * free.f_frsize < KEEP_FREE_BYTES + len(data):
             raise OSError(f"less than {KEEP_FREE_BYTES >> 20} MiB of the disk are free")

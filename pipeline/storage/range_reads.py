@@ -5,7 +5,6 @@ time and inode). S3 gets the ETag with every request (If-Match), so the store it
 Other stores are asked again after each read.
 """
 
-import asyncio
 import contextlib
 import os
 import threading
@@ -62,61 +61,48 @@ def versions(folder: str, names: Iterable[str]) -> dict[str, ObjectVersion]:
     return found
 
 
-def read(url: str, offset: int, length: int, expected: ObjectVersion) -> bytes:
-    """`length` bytes from `offset` of this version of the object, fewer where it ends before.
+def read_into(url: str, offset: int, buffer: memoryview, expected: ObjectVersion) -> None:
+    """Fill `buffer` with the bytes from `offset` of this version of the object.
+
+    S3 is asked by a client without an event loop, which writes what arrives straight into the buffer: less than half the
+    processor time of a gigabyte, where the buffer is used again.
 
     Raises:
         ObjectChanged: it is another version by now.
         FileNotFoundError: it is gone.
-        OSError: the store did not answer, again and again.
+        OSError: it ends before the buffer does, or the store did not answer, again and again.
     """
-    length = max(0, min(length, expected.size_bytes - offset))
-    if not length:
-        return b""
-    if not objects.is_local(url):
-        return _read_remote(url, offset, length, expected)
-    # Opened for each request: a file that stays open would hide that another took its name. It costs some 10 us.
-    file = os.open(objects.local_path(url), os.O_RDONLY)
-    try:
-        if _local_version(os.fstat(file)) != expected:
-            raise ObjectChanged(f"{url} was replaced during the run")
-        return os.pread(file, length, offset)
-    finally:
-        os.close(file)
-
-
-def read_into(url: str, offset: int, buffer: memoryview, expected: ObjectVersion) -> None:
-    """Fill `buffer` with the bytes from `offset` of this version of the object; for large reads on many threads.
-
-    S3 is asked by a client without an event loop, which writes what arrives straight into the buffer: less than half the
-    processor time of a gigabyte. Raises as `read`, and OSError where the object ends before the buffer does.
-    """
-    if objects.is_local(url) or not multipart_upload.takes_parts(clients.client(url)[0]):
-        data = read(url, offset, len(buffer), expected)
-        if len(data) != len(buffer):
-            raise OSError(f"{url}: {len(data)} bytes at offset {offset} where {len(buffer)} should be")
-        buffer[:] = data
+    if not buffer:
+        return
+    if objects.is_local(url):
+        _read_local(url, offset, buffer, expected)
         return
     filled = 0
 
     def fetch_more() -> None:
         nonlocal filled
         fs, path = clients.client(url)
-        for num_bytes in _fill_s3(fs, path, offset + filled, buffer[filled:], expected):
+        fill = _fill_s3 if multipart_upload.takes_parts(fs) else _fill_any
+        for num_bytes in fill(fs, path, offset + filled, buffer[filled:], expected):
             filled += num_bytes
 
     _until(url, len(buffer), lambda: filled, fetch_more, offset)
 
 
-def _read_remote(url: str, offset: int, length: int, expected: ObjectVersion) -> bytes:
-    got = bytearray()
-
-    def fetch_more() -> None:
-        fs, path = clients.client(url)
-        _append(fs, path, offset + len(got), offset + length, expected, got)
-
-    _until(url, length, lambda: len(got), fetch_more, offset)
-    return bytes(got)
+def _read_local(url: str, offset: int, buffer: memoryview, expected: ObjectVersion) -> None:
+    # Opened for each request: a file that stays open would hide that another took its name. It costs some 10 us.
+    file = os.open(objects.local_path(url), os.O_RDONLY)
+    try:
+        if _local_version(os.fstat(file)) != expected:
+            raise ObjectChanged(f"{url} was replaced during the run")
+        filled = 0
+        while filled < len(buffer):
+            num_bytes = os.preadv(file, [buffer[filled:]], offset + filled)
+            if not num_bytes:
+                raise OSError(f"{url}: {filled} bytes at offset {offset} where {len(buffer)} should be")
+            filled += num_bytes
+    finally:
+        os.close(file)
 
 
 def _until(url: str, length: int, there: Callable[[], int], fetch_more: Callable[[], None], offset: int) -> None:
@@ -182,29 +168,17 @@ def _plain_client(fs: Any) -> Any:
         return _clients[mark]
 
 
-def _append(fs: Any, path: str, start: int, end: int, expected: ObjectVersion, into: bytearray) -> None:
-    """Adds the bytes start ... end of an object to `into` as they arrive, so that what came before an error stays."""
-    if "s3" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        asyncio.run_coroutine_threadsafe(_append_s3(fs, path, start, end, expected, into), fs.loop).result()
-        return
-    for begin in range(start, end, PIECE_BYTES):
-        into += fs.cat_file(path, start=begin, end=min(begin + PIECE_BYTES, end))
+def _fill_any(fs: Any, path: str, start: int, buffer: memoryview, expected: ObjectVersion) -> Iterator[int]:
+    """As `_fill_s3`, of a store that is not asked for a version: it is asked again afterwards."""
+    for begin in range(0, len(buffer), PIECE_BYTES):
+        into = buffer[begin : begin + PIECE_BYTES]
+        piece = fs.cat_file(path, start=start + begin, end=start + begin + len(into))
+        into[: len(piece)] = piece
+        yield len(piece)
+        if len(piece) < len(into):
+            break
     if _remote_version(fs.info(path)) != expected:
         raise ObjectChanged
-
-
-async def _append_s3(fs: Any, path: str, start: int, end: int, expected: ObjectVersion, into: bytearray) -> None:
-    bucket, key, _ = fs.split_path(path)
-    condition = {"IfMatch": expected.tag} if expected.tag else {}
-    try:
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **condition)
-    except Exception as error:
-        if store_errors.answer_of(error).status == 412:
-            raise ObjectChanged from error
-        raise
-    async with answer["Body"] as body:
-        while piece := await body.read(PIECE_BYTES):
-            into += piece
 
 
 def _listing(fs: Any, path: str) -> dict[str, dict[str, Any]]:

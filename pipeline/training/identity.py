@@ -50,6 +50,8 @@ class SourceIdentity:
     num_shards: Count
     shards: Text
     """SHA-256 over those of its shards, in order."""
+    former_digest: Text = ""
+    """Of the dataset before it was converted to this format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,11 @@ class Identity:
     def data_digest(self) -> str:
         return "+".join(dict.fromkeys(source.digest for source in self.sources))
 
+    @property
+    def former_data_digest(self) -> str:
+        """What runs recorded before a dataset was converted."""
+        return "+".join(dict.fromkeys(source.former_digest or source.digest for source in self.sources))
+
 
 def of_run(data: TrainData) -> Identity:
     """What this start is made of."""
@@ -79,7 +86,8 @@ def of_run(data: TrainData) -> Identity:
             digest=manifest.digest,
             num_samples=index.num_samples,
             num_shards=len(index.shards),
-            shards=hashlib.sha256("".join(shard.sha256 for shard in index.shards).encode()).hexdigest(),
+            shards=hashlib.sha256("".join(piece.shards_sha256 for piece in index.pieces).encode()).hexdigest(),
+            former_digest=manifest.former_digest,
         )
         for manifest, index in zip(data.manifests, data.indices, strict=True)
     ]
@@ -113,7 +121,7 @@ def refuse_other_data(
     Args:
         digest, classes: of the data that the run in `out` was trained on; `before`: all that its folder records of them.
     """
-    if digest == now.data_digest and list(classes) == now.classes:
+    if digest in (now.data_digest, now.former_data_digest) and list(classes) == now.classes:
         return
     places = ", ".join(dict.fromkeys(source.url for source in now.sources))
     difference = _classes_differ(classes, now.classes) or _sources_differ(before.sources if before else [], now.sources)

@@ -52,8 +52,8 @@ class Job:
         clock.steps_done = lambda: self.step
         self.step = 0
         self.micro_batch, self.accumulation = run.batch_plan(me.size)
-        self.data = TrainData(run.data, run.augment, seed=run.seed, global_batch=run.global_batch)
-        self.eval_data = EvalData(run.data, run.augment) if run.data.eval_split else None
+        self.data = TrainData(run.data, run.augment, seed=run.seed, global_batch=run.global_batch, world=me)
+        self.eval_data = EvalData(run.data, run.augment, world=me) if run.data.eval_split else None
         self.cache_dir = load.default_cache()
         self.total_steps = self._steps(run.duration)
         self.warmup_steps = self._steps(run.optim.warmup)

@@ -1,5 +1,6 @@
 """Behind each number of the report's page: its trials, where it comes from, and what it gets wrong."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.format.manifest import Manifest
+from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer.measurement.predictions import url_of
 from transfer.metric_facts import MetricFacts, facts_of
@@ -141,15 +143,18 @@ def provenance(findings: Findings, rows: Sequence[Row]) -> str:
         "provenance.html.j2",
         sources=sorted(sources.items(), key=lambda item: item[1]),
         data=[(digest, cell, *_shards(findings.datasets[cell.task])) for digest, cell in by_data],
-        max_shards=MAX_SHARDS,
         folders=findings.folders,
         num_shared=findings.num_shared,
         protocols=sorted({row.protocol_digest for row in rows}),
     )
 
 
-def _shards(data: Manifest | str) -> tuple[str, str, list[Any]]:
-    """Why a dataset is not readable, or its URL and (split, shard) of each shard."""
+def _shards(data: Manifest | str) -> tuple[str, str, list[Any], int]:
+    """Why a dataset is not readable, or its URL, (split, shard) of its first shards, and how many there are."""
     if isinstance(data, str):
-        return data, "", []
-    return "", data.url, [(name, shard) for name, split in data.splits.items() for shard in split.shards]
+        return data, "", [], 0
+    shards = ((name, shard) for name in data.splits for shard in data.split(name).shards)
+    try:
+        return "", data.url, list(itertools.islice(shards, MAX_SHARDS)), sum(s.num_shards for s in data.splits.values())
+    except UserError as error:
+        return str(error), "", [], 0

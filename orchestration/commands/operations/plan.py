@@ -180,7 +180,7 @@ def _data(args: argparse.Namespace, run: Run) -> tuple[int, int, float | None]:
         split = manifest.splits.get(run.data.train_split.split("+")[0])
         size = None
         if split is not None and split.num_samples:
-            size = sum(shard.size_bytes for shard in split.shards) / split.num_samples
+            size = split.num_bytes / split.num_samples
         return samples_per_epoch(config) // config.repeats, manifest.num_classes, size
     if args.samples is not None:
         return args.samples, args.classes, None

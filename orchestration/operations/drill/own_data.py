@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import NAME, Manifest, SplitIndex, dataset_digest
+from pipeline.data.format.pieces import Shard
 from pipeline.data.format.shards import ShardSample, shard_name, write_shard
 from pipeline.data.images.formats import ending_of
 from pipeline.data.loading.data_config import DataConfig
-from pipeline.data.prepare.assemble import assemble
+from pipeline.data.prepare.assemble import assemble, make_piece
 from pipeline.data.prepare.journal import Record
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -66,27 +66,28 @@ def _copy(url: str, folder: Path, wanted: dict[str, int]) -> str:
     folder.mkdir()
     records = [_record(theirs, theirs.split(name), folder, num) for name, num in wanted.items()]
     note = f"{sum(len(r.keys) for r in records)} images of {url}, for a drill"
-    manifest = assemble(theirs.name, str(folder), theirs.classes, records, {}, note, folder)
+    made = [make_piece(folder, record.split, 0, [record], theirs.num_classes) for record in records]
+    manifest = assemble(theirs.name, str(folder), theirs.classes, made, {}, note, folder)
     (folder / NAME).write_bytes(manifest.to_json())
     return str(folder)
 
 
 def _record(theirs: Manifest, index: SplitIndex, folder: Path, num: int) -> Record:
     rows = np.unique(np.linspace(0, index.num_samples - 1, min(num, index.num_samples)).astype(int))
-    keys = tuple(str(key) for key in index.keys[rows])
+    keys, about = tuple(str(key) for key in index.keys[rows]), index.rows(rows)
 
-    def read(row: int) -> bytes:
-        shard = objects.join(theirs.url, index.shards[index.shard[row]].name)
-        data = objects.read_range(shard, int(index.offset[row]), int(index.size[row]))
-        if zlib.crc32(data) != index.crc32[row]:
+    def read(row: np.void) -> bytes:
+        shard = objects.join(theirs.url, index.shards[row["shard"]].name)
+        data = objects.read_range(shard, int(row["offset"]), int(row["size"]))
+        if zlib.crc32(data) != row["crc32"]:
             raise UserError(f"an image of {shard} is not what the index says; 'normfree data verify {theirs.url}'")
         return data
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        images = list(pool.map(read, rows.tolist()))
+        images = list(pool.map(read, about))
     samples = [
-        ShardSample(key, int(index.label[row]), data, ending_of(data) or "png")
-        for key, row, data in zip(keys, rows, images, strict=True)
+        ShardSample(key, int(row["label"]), data, ending_of(data) or "png")
+        for key, row, data in zip(keys, about, images, strict=True)
     ]
     written = write_shard(samples, folder / shard_name(index.name, 0))
     return Record(
@@ -95,10 +96,10 @@ def _record(theirs: Manifest, index: SplitIndex, folder: Path, num: int) -> Reco
         Shard(written.path.name, written.size_bytes, written.sha256, len(rows)),
         keys,
         np.array(written.offsets, np.int64),
-        index.size[rows],
-        index.label[rows],
-        index.phash[rows],
-        index.crc32[rows],
+        about["size"],
+        about["label"],
+        index.keys.hashes_of(rows),
+        about["crc32"],
         (),
     )
 

@@ -1,11 +1,10 @@
 """The manifest: what a prepared dataset is, byte by byte. A dataset exists if and only if its manifest.json does.
 
-`manifest.json` names every shard with size and SHA-256; next to it lie two index files a split that say where in which
-shard each image lies (`pipeline.data.format.index`). Opening reads the manifest alone; a column of an index is checked against
-its digest when it is first used, and shards are read whole by `pipeline.data.verify.verify`.
+`manifest.json` names the pieces of each split's index with their digests; the pieces name every shard with size and SHA-256
+and say where in it each image lies (`pipeline.data.format.pieces`). Opening reads the manifest alone; a piece is checked
+against its digest when it is first used, and shards are read whole by `pipeline.data.verify.verify`.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -13,18 +12,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import documents, places
-from pipeline.data.format.index import COLUMNS, IndexFiles, Keys, Shard, SplitIndex, StoredFile
+from pipeline import documents
+from pipeline.data.format.index import SplitIndex
+from pipeline.data.format.pieces import Piece, Shard, StoredFile
 from pipeline.documents import Count, FileName, Sha256, Text
 from pipeline.errors import UserError
-from pipeline.storage import content_cache, objects
+from pipeline.storage import objects
 
-__all__ = ["IndexFiles", "Keys", "Manifest", "Shard", "Skipped", "Split", "SplitIndex", "StoredFile"]
+__all__ = ["Manifest", "Piece", "Shard", "Skipped", "Split", "SplitIndex", "StoredFile"]
 
 NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "normfree-dataset", 2
+SKIPPED_NAME = "skipped.jsonl"
+FORMAT, FORMAT_VERSION = "normfree-dataset", 3
 MAX_BYTES = 512 << 20
-"""A manifest lists every shard, and every image that was skipped."""
 _REMEDY = "restore it, or prepare the dataset again elsewhere"
 
 
@@ -33,8 +33,16 @@ class Split:
     """What the manifest says of one split."""
 
     num_samples: Count
-    shards: tuple[Shard, ...]
-    index: IndexFiles
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_shards(self) -> int:
+        return sum(piece.num_shards for piece in self.pieces)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(piece.num_bytes for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,17 @@ class Manifest:
     name: Text
     classes: tuple[Text, ...]
     digest: Sha256
-    """SHA-256 over the classes and, for each split, the digests of shards and index columns: two datasets with one
-    digest hold the same bytes under the same labels."""
+    """SHA-256 over the classes and, for each split, the digests of shards and rows: two datasets with one digest hold the
+    same bytes under the same labels."""
     splits: Mapping[FileName, Split]
-    skipped: tuple[Skipped, ...]
+    skipped_list: StoredFile | None
+    """JSON lines of `Skipped`; None where nothing was."""
     recipe: Mapping[str, Any]
     """What was asked of `prepare`: decides whether asking again is the same dataset."""
     source_note: Text
     created_with: Mapping[str, Text]
+    former_digest: Text = ""
+    """Of the same dataset in format 2, from which it was converted: what runs of that time have recorded."""
 
     @staticmethod
     def open(url: str) -> "Manifest":
@@ -81,19 +92,30 @@ class Manifest:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The raw images that are in no shard, by split and key. Reads their list."""
+        if self.skipped_list is None:
+            return ()
+        where = objects.join(self.url, self.skipped_list.name)
+        try:
+            data = objects.read_bytes(where, max_bytes=self.skipped_list.size_bytes + 1)
+        except FileNotFoundError:
+            raise UserError(f"{where} is missing: {_REMEDY}") from None
+        if hashlib.sha256(data).hexdigest() != self.skipped_list.sha256:
+            raise UserError(f"{where} does not verify (edited or damaged): {_REMEDY}")
+        lines = documents.parse_jsonl(data, where, max_bytes=len(data) + 1, remedy=_REMEDY)
+        return tuple(documents.convert(value, Skipped, where, remedy=_REMEDY) for _, value in lines)
+
     def split(self, name: str) -> SplitIndex:
-        """The index of a split, mapped from disk (from an object store it is fetched once into the user's cache).
+        """The index of a split; its pieces are read when they are needed.
 
         Raises:
-            UserError: no split of that name, or its index files are missing or have another size than recorded.
+            UserError: no split of that name.
         """
         if name not in self.splits:
             raise UserError(f"the dataset {self.url} has no split '{name}': choose {' or '.join(self.splits)}")
-        split = self.splits[name]
-        path, keys_path = (_local(self.url, file) for file in (split.index.columns, split.index.keys))
-        return SplitIndex(
-            name, split.shards, self.num_classes, split.num_samples, path, keys_path, split.index.column_sha256
-        )
+        return SplitIndex(self.url, name, self.num_classes, self.splits[name].pieces)
 
     def to_json(self) -> bytes:
         """The content of manifest.json; equal datasets give equal bytes."""
@@ -104,48 +126,39 @@ class Manifest:
             "digest": self.digest,
             "classes": list(self.classes),
             "splits": {name: asdict(split) for name, split in self.splits.items()},
-            "skipped": [asdict(entry) for entry in self.skipped],
+            "skipped_list": self.skipped_list and asdict(self.skipped_list),
             "recipe": dict(self.recipe),
             "source_note": self.source_note,
             "created_with": dict(self.created_with),
+            "former_digest": self.former_digest,
         }
-        content["checksum"] = _checksum(content)
+        content["checksum"] = checksum(content)
         return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
 
 
 def dataset_digest(classes: Iterable[str], splits: Mapping[str, Split]) -> str:
-    """Hex SHA-256 over the class names in order and, a split, the digests of its shards in order and index columns."""
+    """Hex SHA-256 over the class names in order and, a split, the digests of the shards and rows of its pieces.
+
+    Perceptual hashes are not in it: they follow from the bytes, and may differ by a bit between versions of Pillow.
+    """
     content: list[Any] = [list(classes)]
     for name, split in sorted(splits.items()):
-        # The perceptual hashes follow from the bytes, and may differ by a bit between versions of Pillow.
-        columns = {key: digest for key, digest in sorted(split.index.column_sha256.items()) if key != "phash"}
-        content.append([name, [shard.sha256 for shard in split.shards], columns])
+        content.append([name, [[piece.shards_sha256, piece.rows_sha256] for piece in split.pieces]])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _local(url: str, file: StoredFile) -> Path:
-    """A local copy of an index file; for a local dataset the file itself."""
-    where = objects.join(url, file.name)
-    found = None
-    with contextlib.suppress(FileNotFoundError):
-        found = objects.size_bytes(where)
-    if found is None:
-        raise UserError(f"the index {where} is missing: restore it, or prepare the dataset again elsewhere")
-    if found == file.size_bytes:
-        try:
-            return content_cache.fetch(
-                where,
-                sha256=file.sha256,
-                size_bytes=file.size_bytes,
-                cache_dir=str(places.cache_folder() / "indices"),
-            )
-        except OSError as error:
-            if error.errno is not None:  # the cache's disk, or the store: not the content
-                raise
-    raise UserError(f"the index {where} does not verify: restore it, or prepare the dataset again elsewhere")
+def write_skipped(folder: Path, entries: Iterable[Skipped]) -> StoredFile | None:
+    """The list of skipped images as a file in a local folder; None where there are none."""
+    lines = [json.dumps(asdict(e)) + "\n" for e in sorted(entries, key=lambda e: (e.split, e.key))]
+    if not lines:
+        return None
+    path = folder / SKIPPED_NAME
+    path.write_text("".join(lines))
+    return StoredFile(path.name, path.stat().st_size, objects.sha256_file(path))
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
+def checksum(content: Mapping[str, Any]) -> str:
+    """Over everything in a manifest but itself."""
     plain = {key: value for key, value in content.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -156,17 +169,19 @@ def _parse(data: bytes, url: str) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{where} is not a dataset manifest; {_REMEDY}")
     if content.get("format_version") != FORMAT_VERSION:
+        remedy = "prepare the dataset again, or use the normfree that wrote it"
+        if content.get("format_version") == 2:
+            remedy = f"'normfree data index {url}' converts it, without reading its images"
         raise UserError(
             f"{where} has format version {documents.excerpt(content.get('format_version'))}, this normfree reads "
-            f"{FORMAT_VERSION}: prepare the dataset again, or use the normfree that wrote it"
+            f"{FORMAT_VERSION}: {remedy}"
         )
     damaged = f"{where} does not verify (edited or damaged): {_REMEDY}"
-    if content.get("checksum") != _checksum(content):
+    if content.get("checksum") != checksum(content):
         raise UserError(damaged)
     manifest = documents.convert({**content, "url": url}, Manifest, where, remedy=_REMEDY)
     for split in manifest.splits.values():
-        held = sum(shard.num_samples for shard in split.shards)
-        if set(split.index.column_sha256) != set(COLUMNS) or held != split.num_samples:
+        if sum(piece.num_samples for piece in split.pieces) != split.num_samples:
             raise UserError(damaged)
     if manifest.digest != dataset_digest(manifest.classes, manifest.splits):
         raise UserError(damaged)

@@ -27,6 +27,15 @@ def perceptual_hash(pixels: np.ndarray) -> int:
     return int(bits.view("<u8")[0])
 
 
+def mirrored(hashes: np.ndarray) -> np.ndarray:
+    """What the hashes of the images would be, left and right exchanged, but for bits whose frequencies lie near the median.
+
+    The cosine transform of a mirrored image has the other sign at the odd frequencies along its width. (n,) uint64.
+    """
+    bits = np.packbits(_transform()[2] % 2 == 1, bitorder="little")
+    return hashes ^ bits.view("<u8")[0]
+
+
 @functools.cache
 def _transform() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The cosine basis, (16, 32), and the places of the 64 lowest frequencies in order of their sum."""

@@ -130,15 +130,12 @@ class Sources:
     def number(self, place: Place) -> int:
         return self.firsts[place.source] + place.sample
 
-    def label(self, place: Place) -> int:
-        return int(self.label_maps[place.source][self.readers[place.source].index.label[place.sample]])
-
     def key(self, place: Place) -> str:
         return str(self.readers[place.source].index.keys[place.sample])
 
     def shard(self, place: Place) -> str:
         index = self.readers[place.source].index
-        return index.shards[int(index.shard[place.sample])].name
+        return str(index.shards[int(index.rows([place.sample])["shard"][0])].name)
 
 
 class BatchStream(IterableDataset[Batch]):
@@ -189,7 +186,8 @@ class BatchStream(IterableDataset[Batch]):
         keys = [(place.view, self._sources.number(place)) for place in reading.places]
         mixed = self._pixels.finish(images, keys)
         places = [reading.places[i] for i in used]
-        labels = torch.tensor([self._sources.label(p) for p in places])
+        classes, maps = reading.rows["label"][used].tolist(), self._sources.label_maps
+        labels = torch.tensor([int(maps[p.source][number]) for p, number in zip(places, classes, strict=True)])
         return Batch(
             images,
             labels,

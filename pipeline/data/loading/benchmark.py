@@ -23,6 +23,8 @@ class Rate:
     num_workers: int
     images_per_s: float
     mb_per_s: float
+    images_per_core_s: float = 0.0
+    """Images for each second of the reading process's own processor time, all its threads; without loader processes only."""
     first_batch_s: float = 0.0
     wait_share: float = 0.0
     """Of the time, waiting for a batch (all of it, where nothing else is done)."""
@@ -38,7 +40,7 @@ def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, bat
     begin = time.perf_counter()
     stream = data.batches(steps=range(_STEPS), global_batch=batch, micro_batch=batch, world=ALONE)
     images = num_bytes = 0
-    first_batch_s = wait_s = read_s = decode_s = 0.0
+    first_batch_s = wait_s = read_s = decode_s = begin_core_s = 0.0
     mark = None
     while mark is None or time.perf_counter() - mark < seconds:
         asked = time.perf_counter()
@@ -47,6 +49,7 @@ def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, bat
         first_batch_s = first_batch_s or now - begin
         if mark is None:
             mark = now if now - begin >= WARM_UP_S else None
+            begin_core_s = time.process_time()
             continue
         images, num_bytes, wait_s = images + len(found.labels), num_bytes + found.num_bytes, wait_s + now - asked
         read_s, decode_s = read_s + found.read_s, decode_s + found.decode_s
@@ -55,6 +58,7 @@ def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, bat
         num_workers=num_workers,
         images_per_s=images / spent_s,
         mb_per_s=num_bytes / spent_s / 1e6,
+        images_per_core_s=images / max(time.process_time() - begin_core_s, 1e-9),
         first_batch_s=first_batch_s,
         wait_share=wait_s / spent_s,
         read_share=read_s / spent_s / max(num_workers, 1),

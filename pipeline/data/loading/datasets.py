@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.format.manifest import Manifest, SplitIndex
+from pipeline.data.format.index import SplitIndex
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.batches import Batch, BatchStream, Pixels, Sources, UnreadableSample
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
 from pipeline.data.loading.make_order import Pool, choose_order, make_cache, make_order
 from pipeline.data.loading.prefetch import Place
-from pipeline.data.loading.shard_reader import ShardFault, ShardReader
+from pipeline.data.loading.shard_faults import look_at_shards, refuse_faults
+from pipeline.data.loading.shard_reader import ShardReader
 from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.data.sampling.mixture import Mixture
 from pipeline.data.sampling.order import rank_share
@@ -35,8 +37,16 @@ __all__ = ["Batch", "DataConfig", "EvalData", "TrainData", "UnreadableSample"]
 class TrainData:
     """The training datasets of a run: their size, and their micro-batches from any step on."""
 
-    def __init__(self, config: DataConfig, augment: AugmentConfig, *, seed: int, global_batch: int = 0) -> None:
-        """`global_batch`: of the run; needed for lanes only."""
+    def __init__(
+        self,
+        config: DataConfig,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        global_batch: int = 0,
+        world: World | None = None,
+    ) -> None:
+        """`global_batch`: of the run; needed for lanes only. `world`: the main rank looks at the shards for all of them."""
         self.config = config
         self._augment, self._seed = augment, seed
         opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
@@ -61,7 +71,7 @@ class TrainData:
             _reader(config, index, url, layout)
             for index, url, layout in zip(self.indices, urls, self.layouts, strict=True)
         ]
-        self.faults = [fault for reader in readers for fault in reader.find_versions()]
+        self.faults = look_at_shards(readers, world)
         self.classes = _union(self.manifests)
         self.sources = _sources(readers, self.manifests, self.classes)
         orders = [
@@ -70,7 +80,7 @@ class TrainData:
         ]
         self.mixture = Mixture(orders, weights)
         self.lost_allowed = config.lost_allowed(self.num_samples)
-        _refuse_faults(self.faults, self.lost_allowed)
+        refuse_faults(self.faults, self.lost_allowed)
 
     @property
     def num_samples(self) -> int:
@@ -203,7 +213,13 @@ class EvalData:
     """A split in evaluation form: each sample once, unshuffled, nothing dropped."""
 
     def __init__(
-        self, config: DataConfig, augment: AugmentConfig, *, split: str | None = None, subset: Subset | None = None
+        self,
+        config: DataConfig,
+        augment: AugmentConfig,
+        *,
+        split: str | None = None,
+        subset: Subset | None = None,
+        world: World | None = None,
     ) -> None:
         self.manifest = Manifest.open(config.url)
         self._config, self._augment = config, augment
@@ -211,7 +227,7 @@ class EvalData:
         self.index = self.manifest.split(self.split)
         self.pool = _pool(self.index, subset or config.eval_subset if split is None else subset)
         reader = _reader(config, self.index, config.url)
-        _refuse_faults(reader.find_versions(), 0)
+        refuse_faults(look_at_shards([reader], world), 0)
         self._sources = _sources([reader], [self.manifest], list(self.manifest.classes))
         self._pixels = Pixels(augment, None)
 
@@ -275,15 +291,3 @@ def _union(manifests: list[Manifest]) -> list[str]:
 
 def _pool(index: SplitIndex, subset: Subset | None) -> Pool:
     return range(index.num_samples) if subset is None else select(index.label, subset)
-
-
-def _refuse_faults(faults: list[ShardFault], allowed: int) -> None:
-    """A missing or cut shard that would cost more than the budget stops the run before step 0."""
-    lost = sum(fault.num_samples for fault in faults)
-    if lost > allowed:
-        worst = max(faults, key=lambda fault: fault.num_samples)
-        more = f" (and {len(faults) - 1} more shards are not as they should be)" if len(faults) > 1 else ""
-        raise UserError(
-            f"shard {worst.reason}{more}: {lost} samples are lost with that, and {allowed} an epoch are allowed; "
-            "restore it, prepare the dataset again, or raise data.max_lost_share"
-        )

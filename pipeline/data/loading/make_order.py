@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.data.format.manifest import SplitIndex
+from pipeline.data.format.index import SplitIndex
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.sampling.lanes import LaneLayout, LaneOrder, choose_layout
 from pipeline.data.sampling.order import Order, cut_blocks
@@ -33,7 +33,7 @@ def choose_order(config: DataConfig, index: SplitIndex, *, distinct: int) -> Lan
                 "data.lanes is set and data.subset too: a subset is small and is shuffled whole; leave out data.lanes"
             )
         return None
-    sample_bytes = sum(shard.size_bytes for shard in index.shards) / max(index.num_samples, 1)
+    sample_bytes = index.num_bytes / max(index.num_samples, 1)
     return choose_layout(
         index.num_samples,
         block_samples=max(1, round(config.block_bytes / max(sample_bytes, 1))),
@@ -92,5 +92,5 @@ def describe(config: DataConfig, index: SplitIndex, layout: LaneLayout | None) -
 
 def window_bytes(index: SplitIndex, layout: LaneLayout) -> float:
     """Of all blocks that are open at a time."""
-    sample_bytes = sum(shard.size_bytes for shard in index.shards) / layout.num_samples
+    sample_bytes = index.num_bytes / layout.num_samples
     return layout.lanes * layout.window * layout.block_samples * sample_bytes

@@ -11,10 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from pipeline.data.format.index import PLACED
 from pipeline.data.loading.shard_reader import ShardReader, Unreadable
 
 PORTION_SAMPLES = 4096
 """Planned at once, at most: of small images the budget would hold so many that planning them would stop everything else."""
+AHEAD = 64
+"""Micro-batches whose places in the index are looked up before their bytes are asked for: out of a store both take a request."""
 OVERHEAD_BYTES = 1024
 """What Python needs around a sample that is held."""
 
@@ -27,11 +32,29 @@ class Place(NamedTuple):
     view: int
 
 
+Bytes = dict[tuple[int, int], Future[dict[int, bytes | Unreadable]]]
+"""By source and sample."""
+
+
+class Indexed(NamedTuple):
+    """A micro-batch, and what the index says of its samples."""
+
+    places: Sequence[Place]
+    rows: np.ndarray
+    """(n,) `PLACED`."""
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.rows["size"].sum()) + OVERHEAD_BYTES * len(self.places)
+
+
 @dataclass(frozen=True)
 class Reading:
     """The bytes of a micro-batch, in its order."""
 
     places: Sequence[Place]
+    rows: np.ndarray
+    """What the index says of the samples, (n,) `PLACED`."""
     contents: list[bytes | Unreadable]
     wait_s: float
     """How long the reader of this waited for bytes."""
@@ -48,10 +71,9 @@ class ReadAhead:
 
     def __iter__(self) -> Iterator[Reading]:
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="normfree-read")
-        upcoming = iter(self._batches)
-        ahead: deque[tuple[Sequence[Place], dict[tuple[int, int], Future[dict[int, bytes | Unreadable]]], int]] = (
-            deque()
-        )
+        index_pool = ThreadPoolExecutor(1, thread_name_prefix="normfree-index")
+        upcoming = self._indexed(index_pool)
+        ahead: deque[tuple[Indexed, Bytes]] = deque()
         held_bytes, goal_bytes = 0, 1
         try:
             while True:
@@ -59,45 +81,63 @@ class ReadAhead:
                     # The goal grows as batches are used: reading far ahead at once would keep the first ones waiting.
                     portion = self._portion(upcoming, goal_bytes - held_bytes)
                     ahead.extend(self._submit(pool, portion))
-                    held_bytes += sum(size for _, size in portion)
+                    held_bytes += sum(batch.num_bytes for batch in portion)
                     goal_bytes = min(max(2 * held_bytes, 1 << 20), self._budget_bytes)
                 if not ahead:
                     return
-                places, futures, size = ahead.popleft()
+                batch, futures = ahead.popleft()
                 begin = time.perf_counter()
-                contents = [futures[p.source, p.sample].result().get(p.sample) for p in places]
+                contents = [futures[p.source, p.sample].result().get(p.sample) for p in batch.places]
                 wait_s = time.perf_counter() - begin
-                held_bytes -= size
+                held_bytes -= batch.num_bytes
                 del futures
-                yield Reading(places, [_there(c) for c in contents], wait_s)
+                yield Reading(batch.places, batch.rows, [_there(c) for c in contents], wait_s)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            index_pool.shutdown(wait=False, cancel_futures=True)
 
-    def _portion(self, upcoming: Iterator[Sequence[Place]], room_bytes: int) -> list[tuple[Sequence[Place], int]]:
+    def _indexed(self, pool: ThreadPoolExecutor) -> Iterator[Indexed]:
+        upcoming, ahead = iter(self._batches), deque[Future[Indexed]]()
+        while True:
+            while len(ahead) < AHEAD and (places := next(upcoming, None)) is not None:
+                ahead.append(pool.submit(self._look_up, places))
+                if len(ahead) == 1:
+                    break  # the first batch does not wait for those behind it to be drawn
+            if not ahead:
+                return
+            yield ahead.popleft().result()
+
+    def _look_up(self, places: Sequence[Place]) -> Indexed:
+        rows = np.empty(len(places), PLACED)
+        sources = np.array([place.source for place in places])
+        samples = np.array([place.sample for place in places], np.int64)
+        for source in np.unique(sources).tolist():
+            rows[sources == source] = self._readers[source].index.rows(samples[sources == source])
+        return Indexed(places, rows)
+
+    def _portion(self, upcoming: Iterator[Indexed], room_bytes: int) -> list[Indexed]:
         """The next micro-batches, at least one if there is any, until they fill the room."""
-        portion: list[tuple[Sequence[Place], int]] = []
+        portion: list[Indexed] = []
         total = num = 0
         while total < room_bytes and num < PORTION_SAMPLES:
-            places = next(upcoming, None)
-            if places is None:
+            batch = next(upcoming, None)
+            if batch is None:
                 break
-            size = sum(int(self._readers[p.source].index.size[p.sample]) + OVERHEAD_BYTES for p in places)
-            portion.append((places, size))
-            total, num = total + size, num + len(places)
+            portion.append(batch)
+            total, num = total + batch.num_bytes, num + len(batch.places)
         return portion
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, portion: list[tuple[Sequence[Place], int]]
-    ) -> Iterator[tuple[Sequence[Place], dict[tuple[int, int], Future[dict[int, bytes | Unreadable]]], int]]:
-        futures: dict[tuple[int, int], Future[dict[int, bytes | Unreadable]]] = {}
+    def _submit(self, pool: ThreadPoolExecutor, portion: list[Indexed]) -> Iterator[tuple[Indexed, Bytes]]:
+        futures: Bytes = {}
         for source, reader in enumerate(self._readers):
-            wanted = dict.fromkeys(p.sample for places, _ in portion for p in places if p.source == source)
-            for request in reader.requests(list(wanted)) if wanted else ():
+            wanted = {p.sample: row for batch in portion for p, row in zip(*batch, strict=True) if p.source == source}
+            samples = list(wanted)
+            for request in reader.requests(samples, np.array(list(wanted.values()), PLACED)) if wanted else ():
                 future = pool.submit(reader.read, request)
                 for sample in request.samples:
                     futures[source, sample] = future
-        for places, size in portion:
-            yield places, {(p.source, p.sample): futures[p.source, p.sample] for p in places}, size
+        for batch in portion:
+            yield batch, {(p.source, p.sample): futures[p.source, p.sample] for p in batch.places}
 
 
 def _there(content: bytes | Unreadable | None) -> bytes | Unreadable:

@@ -6,7 +6,7 @@ that the run began with. So a cut, replaced or damaged shard costs exactly the s
 put together from two objects.
 """
 
-import functools
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.format.manifest import SplitIndex
+from pipeline.data.format.index import SplitIndex
 from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.data.sampling.order import Blocks, cut_blocks
 from pipeline.errors import UserError
@@ -28,6 +28,8 @@ MAX_GAP_BYTES = 64 << 10
 SMALL_GAP_BYTES = 4 << 10
 MIN_USEFUL_SHARE = 0.15
 """... and only while this much of what it brings was asked for; gaps of a page or less are not worth a question."""
+MAX_LISTED = 10_000
+"""Shards that are looked at before a run's first step; each listing brings a thousand. Of more, each is when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Request:
     start: int
     end: int
     samples: tuple[int, ...]
+    rows: np.ndarray
+    """What the index says of each, (n,) `PLACED`."""
 
 
 @dataclass(frozen=True)
@@ -65,119 +69,137 @@ class ShardReader:
     url: str
     block_bytes: int
     cache: BlockCache | None = None
-    versions: dict[str, ObjectVersion] = field(default_factory=dict)
-    """Of the shards, as the run found them; see `find_versions`."""
     layout: LaneLayout | None = None
     """Of the order in lanes, whose blocks are read; None: blocks of `block_bytes`."""
+    versions: dict[str, ObjectVersion | None] = field(default_factory=dict)
+    """Of the shards: as the run found them at its start (`find_versions`), else as they were when one was first opened here."""
     _blocks: Blocks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_blocks": None}
 
-    def find_versions(self) -> list[ShardFault]:
-        """Look once which version of each shard is there, and what of them is not as the manifest says."""
+    def find_versions(self) -> dict[str, ObjectVersion | None]:
+        """Which version of each shard is there, None where it is missing; nothing for more shards than are worth a listing."""
+        if len(self.index.shards) > MAX_LISTED:
+            return {}
         names = [shard.name for shard in self.index.shards]
-        self.versions = range_reads.versions(self.url, names)
+        found = range_reads.versions(self.url, names)
+        return {name: found.get(name) for name in names}
+
+    def faults(self) -> list[ShardFault]:
+        """What of the shards whose versions are known is not as the manifest says."""
         faults = []
-        for number, shard in enumerate(self.index.shards):
-            found = self.versions.get(shard.name)
+        for number, shard in enumerate(self.index.shards if self.versions else ()):
+            found = self.versions[shard.name]
             if found is not None and found.size_bytes == shard.size_bytes:
                 continue
             place = objects.join(self.url, shard.name)
             if found is None or found.size_bytes > shard.size_bytes:
                 lost = shard.num_samples
             else:
-                rows = slice(int(self._firsts[number]), int(self._firsts[number + 1]))
-                ends = self.index.offset[rows] + self.index.size[rows]
-                lost = int((ends > found.size_bytes).sum())
+                rows = self.index.shard_rows(number)
+                lost = int((rows["offset"] + rows["size"] > found.size_bytes).sum())
             has = "is missing" if found is None else f"has {found.size_bytes} bytes"
             faults.append(ShardFault(number, f"{place} {has}, its manifest says {shard.size_bytes} bytes", lost))
         return faults
 
-    def requests(self, samples: Sequence[int]) -> list[Request]:
+    def requests(self, samples: Sequence[int], rows: np.ndarray | None = None) -> list[Request]:
         """The requests that read these samples (each once), in the order of the first sample that each one serves.
 
         With a cache whole blocks are asked for, because other processes and epochs want the rest; without one only what
         lies between the first and the last sample, and nothing across wide gaps.
+
+        Args:
+            rows: of the samples, where they are at hand.
         """
-        if self.cache is not None:
-            return self._whole_blocks(samples)
-        index = self.index
-        numbers = np.asarray(samples)
-        place = np.argsort(index.shard[numbers].astype(np.int64) << 44 | index.offset[numbers].astype(np.int64))
-        found: list[tuple[int, Request]] = []
+        rows = self.index.rows(samples) if rows is None else rows
+        spans = self._near(rows) if self.cache is None else self._whole_blocks(np.asarray(samples, np.int64), rows)
+        return [
+            Request(int(rows["shard"][members[0]]), start, end, tuple(int(samples[i]) for i in members), rows[members])
+            for start, end, members in sorted(spans, key=lambda span: min(span[2]))
+        ]
+
+    def _near(self, rows: np.ndarray) -> list[tuple[int, int, list[int]]]:
+        """(start, end, places in `rows`) of samples that lie near each other in one shard."""
+        order = np.lexsort((rows["offset"], rows["shard"])).tolist()
+        shards, offsets, sizes = (rows[name].tolist() for name in ("shard", "offset", "size"))
+        found: list[tuple[int, int, list[int]]] = []
         useful = 0
-        for i in place.tolist():
-            sample, shard = int(numbers[i]), int(index.shard[numbers[i]])
-            start = max(0, int(index.offset[sample]) - HEADER_BYTES)
-            end = int(index.offset[sample]) + int(index.size[sample])
+        for i in order:
+            start, end = max(0, offsets[i] - HEADER_BYTES), offsets[i] + sizes[i]
             if found:
-                first, last = found[-1]
-                near = start - last.end <= MAX_GAP_BYTES and end - last.start <= max(self.block_bytes, 1 << 16)
-                dense = (
-                    MIN_USEFUL_SHARE * (end - last.start) <= useful + end - start or start - last.end <= SMALL_GAP_BYTES
-                )
-                if last.shard == shard and near and dense:
+                begin, last_end, members = found[-1]
+                gap, useful_share = start - last_end, (useful + end - start) / max(end - begin, 1)
+                near = gap <= MAX_GAP_BYTES and end - begin <= max(self.block_bytes, 1 << 16)
+                dense = useful_share >= MIN_USEFUL_SHARE or gap <= SMALL_GAP_BYTES
+                if shards[members[0]] == shards[i] and near and dense:
                     useful += end - start
-                    merged = Request(shard, last.start, max(end, last.end), (*last.samples, sample))
-                    found[-1] = (min(first, i), merged)
+                    members.append(i)
+                    found[-1] = (begin, max(end, last_end), members)
                     continue
             useful = end - start
-            found.append((i, Request(shard, start, end, (sample,))))
-        return [request for _, request in sorted(found, key=lambda pair: pair[0])]
-
-    def _whole_blocks(self, samples: Sequence[int]) -> list[Request]:
-        wanted: dict[tuple[int, int, int], list[int]] = {}
-        for sample, span in zip(samples, self._spans(np.asarray(samples, np.int64)), strict=True):
-            wanted.setdefault(span, []).append(int(sample))
-        found = []
-        for (shard, first, stop), members in wanted.items():
-            rows = slice(first, stop)
-            start = max(0, int(self.index.offset[rows].min()) - HEADER_BYTES)
-            end = int((self.index.offset[rows] + self.index.size[rows]).max())
-            found.append(Request(shard, start, end, tuple(members)))
+            found.append((start, end, [i]))
         return found
 
-    def _spans(self, numbers: np.ndarray) -> list[tuple[int, int, int]]:
-        """(shard, first, stop) of each sample: the samples of its block that lie in its shard."""
-        firsts = self._firsts
-        shards = (np.searchsorted(firsts, numbers, side="right") - 1).tolist()
+    def _whole_blocks(self, numbers: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, list[int]]]:
+        """(start, end, places in `rows`) of the blocks that hold the samples."""
+        wanted: dict[tuple[int, int, int], list[int]] = {}
+        for i, (shard, span) in enumerate(zip(rows["shard"].tolist(), self._spans(numbers), strict=True)):
+            wanted.setdefault((shard, *span), []).append(i)
+        found = []
+        for (shard, first, stop), members in wanted.items():
+            samples = self.index.samples_of(shard)  # a block may go on in the next shard, by another request
+            inside = slice(max(first, samples.start) - samples.start, min(stop, samples.stop) - samples.start)
+            block = self.index.shard_rows(shard)[inside]
+            end = int((block["offset"] + block["size"]).max())
+            found.append((max(0, int(block["offset"].min()) - HEADER_BYTES), end, members))
+        return found
+
+    def _spans(self, numbers: np.ndarray) -> list[tuple[int, int]]:
+        """First sample of each sample's block, and the one after its last."""
         if self.layout is None:
             if self._blocks is None:
                 self._blocks = cut_blocks(self.index.shard, self.index.offset, self.block_bytes)
             blocks = np.searchsorted(self._blocks.first, numbers, side="right") - 1
             begins = self._blocks.first[blocks]
-            return list(zip(shards, begins.tolist(), (begins + self._blocks.count[blocks]).tolist(), strict=True))
+            return list(zip(begins.tolist(), (begins + self._blocks.count[blocks]).tolist(), strict=True))
         blocks = self.layout.block_of(numbers)
         spans = {block: self.layout.span(block) for block in np.unique(blocks).tolist() if block >= 0}
-        found = []
-        for number, shard, block in zip(numbers.tolist(), shards, blocks.tolist(), strict=True):
-            first, stop = spans.get(block, (number, number + 1))
-            found.append((shard, max(first, int(firsts[shard])), min(stop, int(firsts[shard + 1]))))
-        return found
+        return [
+            spans.get(block, (number, number + 1))
+            for number, block in zip(numbers.tolist(), blocks.tolist(), strict=True)
+        ]
 
-    @functools.cached_property
-    def _firsts(self) -> np.ndarray:
-        """Number of each shard's first sample, and the number of samples; int64."""
-        return np.concatenate([[0], np.cumsum([s.num_samples for s in self.index.shards], dtype=np.int64)])
+    def _version(self, name: str, place: str) -> ObjectVersion | None:
+        if name not in self.versions:
+            try:
+                self.versions[name] = range_reads.version(place)
+            except (FileNotFoundError, NotADirectoryError):
+                self.versions[name] = None
+        return self.versions[name]
 
     def read(self, request: Request) -> dict[int, bytes | Unreadable]:
         """The samples of a request. UserError if the store refuses for a reason that the user can mend."""
         shard = self.index.shards[request.shard]
         place = objects.join(self.url, shard.name)
-        expected = self.versions.get(shard.name)
-        if expected is None:
-            return dict.fromkeys(request.samples, Unreadable("its shard is missing"))
         length = request.end - request.start
 
-        def fetch() -> bytes:
-            return range_reads.read(place, request.start, length, expected)
+        def fetch() -> memoryview:
+            assert expected is not None
+            data = _buffer(max(0, min(length, expected.size_bytes - request.start)))
+            range_reads.read_into(place, request.start, data, expected)
+            return data
 
         def fetched() -> dict[int, bytes | Unreadable]:
             data = fetch()
-            return self._prove_all(request, lambda start, stop: data[start - request.start : stop - request.start])
+            return self._prove_all(
+                request, lambda start, stop: bytes(data[start - request.start : stop - request.start])
+            )
 
         try:
+            expected = self._version(shard.name, place)
+            if expected is None:
+                return dict.fromkeys(request.samples, Unreadable("its shard is missing"))
             if self.cache is None or expected.size_bytes != shard.size_bytes:
                 return fetched()
             with self.cache.block(shard.sha256, request.start, length, fetch) as read:
@@ -197,10 +219,10 @@ class ShardReader:
             return dict.fromkeys(request.samples, Unreadable(reason))
 
     def _prove_all(self, request: Request, read: Read) -> dict[int, bytes | Unreadable]:
-        return {sample: self._proven(read, sample) for sample in request.samples}
+        return {sample: self._proven(read, row) for sample, row in zip(request.samples, request.rows, strict=True)}
 
-    def _proven(self, read: Read, sample: int) -> bytes | Unreadable:
-        offset, size = int(self.index.offset[sample]), int(self.index.size[sample])
+    def _proven(self, read: Read, row: np.void) -> bytes | Unreadable:
+        offset, size = int(row["offset"]), int(row["size"])
         start = max(0, offset - HEADER_BYTES)
         data = read(start, offset + size)
         header, content = data[: offset - start], data[offset - start :]
@@ -209,9 +231,19 @@ class ShardReader:
         problem = header_problem(header, size)
         if problem:
             return Unreadable(problem)
-        if zlib.crc32(content) != int(self.index.crc32[sample]):
+        if zlib.crc32(content) != int(row["crc32"]):
             return Unreadable("its bytes have changed (CRC-32 differs)")
         return content
+
+
+_buffers = threading.local()
+
+
+def _buffer(num_bytes: int) -> memoryview:
+    """This thread's, until it asks again: new pages for each request cost as much as the request."""
+    if len(held := getattr(_buffers, "bytes", b"")) < num_bytes:
+        held = _buffers.bytes = bytearray(num_bytes)
+    return memoryview(held)[:num_bytes]
 
 
 def header_problem(header: bytes, size: int) -> str | None:

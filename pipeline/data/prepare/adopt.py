@@ -3,25 +3,44 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.data import parts
 from pipeline.data.format import manifest as manifests
-from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import Manifest, Skipped
+from pipeline.data.format.pieces import Shard
 from pipeline.data.format.tars import BadTar
+from pipeline.data.parts import Part
 from pipeline.data.prepare import journal
-from pipeline.data.prepare.assemble import assemble
+from pipeline.data.prepare.assemble import MadePiece, PieceMaker, assemble, plan_pieces
+from pipeline.data.prepare.convert import convert
 from pipeline.data.prepare.find_tars import FoundTar, find_tars
 from pipeline.data.prepare.journal import Record
 from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish, staging
-from pipeline.data.process_pool import each
+from pipeline.data.process_pool import Each, each
 from pipeline.data.verify.tar_scan import DOTTED, TarScan, in_order, scan_tar
 from pipeline.data.verify.wds_labels import label_classes, label_kind
 from pipeline.errors import UserError
 from pipeline.storage import objects
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """A tar that has its record."""
+
+    name: str
+    split: str
+    num_samples: int
+    skipped: tuple[Skipped, ...]
+    texts: frozenset[str]
+    """Its labels."""
+    key_marks: np.ndarray
+    """(num_samples,) uint64, digests of the keys."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +54,27 @@ class _Scanner:
         text = f"{tar.split}\0{tar.name}\0{tar.size_bytes}\0{self.label_field}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
-    def __call__(self, tar: FoundTar) -> Record | str:
-        """The record of a tar, also written to the journal; or what is wrong with the whole tar."""
+    def work(self, tars: Sequence[FoundTar]) -> str:
+        """What all parts have in common."""
+        return hashlib.sha256("".join(map(self.plan, tars)).encode()).hexdigest()
+
+    def __call__(self, tar: FoundTar) -> _Scanned | str:
+        """What has its record in the journal afterwards; or what is wrong with the whole tar."""
+        record = journal.read_record(self.base, tar.name, self.plan(tar))
+        if record is None:
+            try:
+                record = self._scan(tar)
+            except BadTar as error:
+                return f"{tar.name} is {error}"
+        marks = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in record.keys]
+        texts = frozenset(record.label_texts)
+        return _Scanned(
+            tar.name, tar.split, len(marks), record.skipped, texts, np.frombuffer(b"".join(marks), np.uint64)
+        )
+
+    def _scan(self, tar: FoundTar) -> Record:
         found = TarScan()
-        try:
-            scan_tar(objects.join(self.base, tar.name), found)
-        except BadTar as error:
-            return f"{tar.name} is {error}"
+        scan_tar(objects.join(self.base, tar.name), found)
         rows: list[tuple[str, int, int, int, int, str]] = []
         skipped: list[Skipped] = []
         for sample in in_order(found):
@@ -81,9 +114,12 @@ def adopt(
     name: str | None = None,
     max_bad_share: float = 0.001,
     workers: int = 1,
+    run_each: Each | None = None,
+    part: Part | None = None,
+    merge: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Manifest:
-    """Write the manifest and the indices of existing WebDataset tars into their folder.
+) -> Manifest | None:
+    """Write the manifest and the index of existing WebDataset tars into their folder, or those of a dataset of format 2 anew.
 
     Args:
         url: a folder (all its tars, at any depth), or its tars by a pattern with `*` or `{000..099}`.
@@ -92,40 +128,62 @@ def adopt(
         label_field: of JSON labels; None: the usual names.
         name: of the dataset; None: the folder's.
         max_bad_share: share of samples that may be unusable; they are listed in the manifest with their reasons.
+        run_each: runs the work in place of processes of this machine.
+        part: scan a share of the tars only, and return None.
+        merge: all tars were scanned by parts; UserError while one is missing.
         progress: called as progress(done, total) in tars.
     Raises:
         UserError: no tars, a damaged tar, too many unusable samples, or a manifest that is there and says otherwise.
             What is scanned is kept for the next run.
     """
+    if (converted := convert(url)) is not None:
+        return converted
     base, tars, notes = find_tars(url, splits)
     scanner = _Scanner(base, label_field)
     asked: dict[str, Any] = {"splits": dict(splits or {}), "classes": list(classes or [])}
     asked |= {"label_field": label_field, "num_tars": len(tars)}
-    existing = _existing(base, tars, asked)
-    if existing is not None:
+    if (existing := _existing(base, tars, asked)) is not None:
         journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
+    run_each = run_each or partial(each, num_workers=workers)
+    if part is not None:
+        _scan_part(scanner, tars, part, run_each, progress)
+        return None
+    if merge:
+        parts.results(journal.parts_folder(base), scanner.work(tars))
     with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
-        records = _scan_all(scanner, tars, max_bad_share, workers, progress)
-        texts = {text for record in records for text in record.label_texts}
-        class_names, numbers = label_classes(texts, classes)
-        records = [
-            replace(record, label=np.array([numbers[text] for text in record.label_texts], np.int32))
-            for record in records
-        ]
-        kind = label_kind(class_names, numbers)
-        recipe = {"adopted": {**asked, "labels": kind}}
-        folders.work.mkdir(parents=True, exist_ok=True)
+        scanned = _scan_all(scanner, tars, run_each, progress)
+        _refuse_bad(base, scanned, max_bad_share)
+        class_names, numbers = label_classes({text for tar in scanned for text in tar.texts}, classes)
+        recipe = {"adopted": {**asked, "labels": label_kind(class_names, numbers)}}
+        pieces = plan_pieces((tar.split, tar.name, scanner.plan(tar)) for tar in tars)
+        made = list(run_each(PieceMaker(base, folders.work, len(class_names), numbers), pieces))
         title = name or re.sub(r"[^a-z0-9_]+", "_", base.rstrip("/").rpartition("/")[2].lower()) or "adopted"
-        result = assemble(
-            title, base, class_names, records, recipe, "; ".join((_note(records, class_names), *notes)), folders.work
-        )
-        for split in result.splits.values():
-            for file in (split.index.columns, split.index.keys):
-                publish(folders.work / file.name, objects.join(base, file.name))
-        objects.write_bytes(objects.join(base, manifests.NAME), result.to_json())
+        note = "; ".join((_note(scanned, made, class_names), *notes))
+        folders.work.mkdir(parents=True, exist_ok=True)
+        _publish(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
     return Manifest.open(base)
+
+
+def _scan_part(
+    scanner: _Scanner,
+    tars: Sequence[FoundTar],
+    part: Part,
+    run_each: Each,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    folder = journal.parts_folder(scanner.base)
+    with explain_full_disk(scanner.base), parts.hold(folder, part):
+        found = _scan_all(scanner, part.share(tars), run_each, progress)
+        parts.record(folder, part, scanner.work(tars), {"tars": len(found)})
+
+
+def _publish(result: Manifest, work: Path) -> None:
+    """The manifest last: with it the dataset exists."""
+    if result.skipped_list is not None:
+        publish(work / result.skipped_list.name, objects.join(result.url, result.skipped_list.name))
+    objects.write_bytes(objects.join(result.url, manifests.NAME), result.to_json())
 
 
 def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) -> Manifest | None:
@@ -135,7 +193,7 @@ def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) 
     found = Manifest.open(base)
     adopted = dict(found.recipe.get("adopted") or {})
     adopted.pop("labels", None)
-    stored = {(name, shard.name, shard.size_bytes) for name, split in found.splits.items() for shard in split.shards}
+    stored = {(name, shard.name, shard.size_bytes) for name in found.splits for shard in found.split(name).shards}
     if adopted != asked or not stored <= {(tar.split, tar.name, tar.size_bytes) for tar in tars}:
         raise UserError(
             f"{base} has a manifest already, made otherwise or of other tars: remove {manifests.NAME} to index again"
@@ -146,41 +204,44 @@ def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) 
 def _scan_all(
     scanner: _Scanner,
     tars: Sequence[FoundTar],
-    max_bad_share: float,
-    workers: int,
+    run_each: Each,
     progress: Callable[[int, int], None] | None,
-) -> list[Record]:
-    records = journal.read_records(scanner.base, {tar.name: scanner.plan(tar) for tar in tars})
-    todo = [tar for tar in tars if tar.name not in records]
+) -> list[_Scanned]:
+    scanned: list[_Scanned] = []
     broken: list[str] = []
-    for number, found in enumerate(each(scanner, todo, workers), start=len(records) + 1):
+    for number, found in enumerate(run_each(scanner, tars), start=1):
         if isinstance(found, str):
             broken.append(found)
         else:
-            records[found.shard.name] = found
+            scanned.append(found)
         if progress is not None:
             progress(number, len(tars))
     if broken:
         raise UserError(
-            f"{len(broken)} of {len(tars)} tars are damaged; fetch them again or leave them out: {'; '.join(broken)}"
+            f"{len(broken)} of {len(tars)} tars are damaged; fetch them again or leave them out: "
+            f"{'; '.join(sorted(broken))}"
         )
-    skipped = [entry for tar in tars for entry in records[tar.name].skipped]
-    total = sum(record.num_planned for record in records.values())
+    return sorted(scanned, key=lambda tar: (tar.split, tar.name))
+
+
+def _refuse_bad(base: str, scanned: Sequence[_Scanned], max_bad_share: float) -> None:
+    skipped = [entry for tar in scanned for entry in tar.skipped]
+    total = len(skipped) + sum(tar.num_samples for tar in scanned)
     if len(skipped) == total:
         reason = f" (such as {skipped[0].key}: {skipped[0].reason})" if skipped else ""
-        raise UserError(f"{scanner.base} has no usable sample{reason}: an image and a label with one key are needed")
+        raise UserError(f"{base} has no usable sample{reason}: an image and a label with one key are needed")
     if len(skipped) > max_bad_share * total:
         raise UserError(
             f"{len(skipped)} of {total} samples cannot be used, above the share of {max_bad_share:g} that is allowed; "
             f"such as {skipped[0].key} ({skipped[0].reason}): raise --max-bad-share, which keeps what is scanned"
         )
-    return [records[tar.name] for tar in tars]
 
 
-def _note(records: Sequence[Record], classes: Sequence[str]) -> str:
-    used = {int(label) for record in records if record.split == "train" for label in np.unique(record.label)}
-    repeated = sum(len(record.keys) for record in records) - len({key for record in records for key in record.keys})
+def _note(scanned: Sequence[_Scanned], made: Sequence[MadePiece], classes: Sequence[str]) -> str:
+    used = sum((part.class_counts > 0 for part in made if part.split == "train"), start=np.zeros(len(classes), bool))
+    marks = np.concatenate([tar.key_marks for tar in scanned])
+    repeated = len(marks) - len(np.unique(marks))
     notes = ["existing tars, indexed in place"]
-    notes += [f"{len(classes) - len(used)} classes have no sample in train"] if len(used) < len(classes) else []
+    notes += [f"{(~used).sum()} classes have no sample in train"] if not used.all() else []
     notes += [f"{repeated} keys occur in more than one tar"] if repeated else []
     return "; ".join(notes)

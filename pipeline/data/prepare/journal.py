@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import documents
-from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import Skipped
+from pipeline.data.format.pieces import Shard
 from pipeline.documents import Count
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -71,16 +71,17 @@ def write_record(out: str, record: Record) -> None:
     objects.write_bytes(_url(out, record.shard.name), record.to_json())
 
 
-def read_records(out: str, plans: dict[str, str]) -> dict[str, Record]:
-    """The records by shard name that are of this preparation (`plans`: digest by shard name) and whose shard is there."""
-    listed = {url.rpartition("/")[2]: url for url in objects.list_urls(objects.join(out, FOLDER), suffix=".json")}
-    found: dict[str, Record] = {}
-    for name, plan in plans.items():
-        url = listed.get(_file_name(name))
-        record = _read(url) if url else None
-        if record is not None and (record.plan, record.shard.name) == (plan, name) and _has_shard(out, record.shard):
-            found[name] = record
-    return found
+def read_record(out: str, name: str, plan: str) -> Record | None:
+    """The record of a shard, if there is one of this preparation (`Record.plan`) and the shard is there."""
+    record = _read(_url(out, name))
+    if record is None or (record.plan, record.shard.name) != (plan, name) or not _has_shard(out, record.shard):
+        return None
+    return record
+
+
+def parts_folder(out: str) -> str:
+    """Where the parts of a job array record that they are done."""
+    return objects.join(out, FOLDER, "parts")
 
 
 def remove_records(out: str) -> None:
@@ -115,11 +116,11 @@ class _Content:
 
 
 def _read(url: str) -> Record | None:
-    """None for a record that is damaged or of another version: its shard is written again."""
+    """None where there is none, or one that is damaged or of another version: its shard is written again."""
     try:
         content = documents.read(url, _Content, max_bytes=_MAX_BYTES)
         arrays: dict[str, Any] = {name: np.array(getattr(content, name), dtype=kind) for name, kind in _ARRAYS.items()}
-    except (UserError, OverflowError):
+    except (UserError, OverflowError, FileNotFoundError, NotADirectoryError):
         return None
     if {len(content.keys), *map(len, arrays.values())} != {content.shard.num_samples}:
         return None

@@ -23,7 +23,8 @@ from pipeline.storage import objects, ownership
 MARK = f"{journal.FOLDER}.json"
 """In a place without manifest: a preparation is under way there, or was interrupted."""
 STAGING = ".staging"
-_OURS = re.compile(r"(train|val|test)(-\d{6}\.tar|\.index\.arrow|\.keys\.parquet)")
+_MARK_REMEDY = "remove it and what lies next to it, or choose another --out"
+_OURS = re.compile(r"(train|val|test)-(\d{6}\.tar|\d{5}\.(index\.json|rows\.npy|keys\.parquet))|skipped\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class _Mark:
     """What the mark says."""
 
     card: documents.Text
+    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
         return found
     mark = objects.join(out, MARK)
     if objects.exists(mark):
-        found_mark = documents.read(mark, _Mark, remedy="remove it and what lies next to it, or choose another --out")
+        found_mark = documents.read(mark, _Mark, remedy=_MARK_REMEDY)
         if found_mark.card != card.name:
             name = documents.excerpt(found_mark.card)
             raise UserError(f"{out} holds an unfinished '{name}': finish or remove it, or choose another --out")
@@ -72,7 +74,7 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
             for url in objects.list_urls(out)
             if f"/{STAGING}/" not in url and not url.endswith(f"/{ownership.NAME}")
         ]
-        if strangers:
+        if strangers and not objects.exists(mark):  # another part may have come first
             raise UserError(
                 f"{out} holds other files (such as {os.path.basename(strangers[0])}): choose an empty --out"
             )
@@ -80,8 +82,11 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
 
 
 @contextlib.contextmanager
-def only_writer(out: str, existing: Manifest | None) -> Iterator[None]:
+def only_writer(out: str, existing: Manifest | None, *, replaces: bool = False) -> Iterator[None]:
     """Own the place inside the block, unless a dataset is there already and nothing will be written.
+
+    Args:
+        replaces: the dataset that is there is written anew.
 
     Raises:
         UserError: another process writes there, or has finished the dataset while this one was waiting.
@@ -90,14 +95,30 @@ def only_writer(out: str, existing: Manifest | None) -> Iterator[None]:
         yield
         return
     with ownership.hold(out, "dataset", remedy="choose another folder"):
-        if objects.exists(objects.join(out, NAME)):
+        if not replaces and objects.exists(objects.join(out, NAME)):
             raise UserError(f"{out} was finished by another process just now: run the same command again")
         yield
 
 
-def claim(out: str, card: Card, recipe: dict[str, Any]) -> None:
-    """Mark `out` as ours. What an interrupted run left is not removed: its finished shards are kept."""
-    objects.write_bytes(objects.join(out, MARK), json.dumps({"card": card.name, "recipe": recipe}).encode())
+def claim(out: str, card: Card, recipe: dict[str, Any], *, is_shared: bool = False) -> None:
+    """Mark `out` as ours. What an interrupted run left is not removed: its finished shards are kept.
+
+    Args:
+        is_shared: by parts, which must be of one preparation; UserError where they are not.
+    """
+    mark = objects.join(out, MARK)
+    if is_shared and objects.exists(mark):
+        found = documents.read(mark, _Mark, remedy=_MARK_REMEDY).recipe
+        differing = [
+            f"{key} {documents.excerpt(str(found.get(key)))}" for key in recipe if found.get(key) != recipe[key]
+        ]
+        if differing:
+            raise UserError(
+                f"{out} holds parts of another preparation ({', '.join(differing)}): run all parts with the same options and "
+                "source, or choose another --out"
+            )
+        return
+    objects.write_bytes(mark, json.dumps({"card": card.name, "recipe": recipe}).encode())
 
 
 def release(out: str) -> None:
@@ -139,7 +160,7 @@ def publish(path: Path, url: str) -> None:
 
 
 @contextlib.contextmanager
-def staging(out: str) -> Iterator[Staging]:
+def staging(out: str, spool: str = "spool") -> Iterator[Staging]:
     """Folders on the disk of a local `out`, else in the user's cache; gone afterwards, but the spool stays on a failure."""
     local = objects.is_local(out)
     root = objects.local_path(out) / STAGING if local else _cache() / hashlib.sha256(out.encode()).hexdigest()[:16]
@@ -148,7 +169,7 @@ def staging(out: str) -> Iterator[Staging]:
     for left in root.glob(f"work-{host}-*"):
         if not _is_alive(left.name.rpartition("-")[2]):
             shutil.rmtree(left, ignore_errors=True)
-    folders = Staging(root / f"work-{host}-{os.getpid()}", root / "spool")
+    folders = Staging(root / f"work-{host}-{os.getpid()}", root / spool)
     try:
         yield folders
     except UserError:

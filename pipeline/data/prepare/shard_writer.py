@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data.format.index import Shard
 from pipeline.data.format.manifest import Skipped
+from pipeline.data.format.pieces import Shard
 from pipeline.data.format.shards import ShardSample, write_shard
 from pipeline.data.format.tars import printable
 from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.data.images.formats import ENDINGS, JPEG, ending_of
 from pipeline.data.images.perceptual_hash import perceptual_hash
-from pipeline.data.prepare.journal import Record, write_record
+from pipeline.data.prepare.journal import Record, read_record, write_record
 from pipeline.data.prepare.output_folder import explain_full_disk, publish
 from pipeline.data.prepare.reencode import Reencode
 from pipeline.data.prepare.shard_plan import PlannedShard
@@ -33,6 +33,15 @@ class _Taken(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A shard that is there, with its record."""
+
+    name: str
+    num_planned: int
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
 class ShardWriter:
     """Writes planned shards to `out`; what is sent to a worker process."""
 
@@ -42,32 +51,42 @@ class ShardWriter:
     """Local folder for the unfinished tar."""
     reencode: Reencode
 
-    def __call__(self, planned: PlannedShard) -> Record:
-        """The record of a shard that is now there; OSError or UserError where reading or writing fails."""
-        with explain_full_disk(self.out):
-            self.work.mkdir(parents=True, exist_ok=True)
-            taken: list[_Taken] = []
-            skipped: list[Skipped] = []
-            path = self.work / planned.name
-            written = write_shard(self._samples(planned, taken, skipped), path)
-            if taken:
-                publish(path, objects.join(self.out, planned.name))
-            else:
-                path.unlink()
-            record = Record(
-                planned.digest(str(self.reencode.to_recipe())),
-                planned.split,
-                Shard(planned.name, written.size_bytes, written.sha256, len(taken)),
-                tuple(planned.keys[t.place] for t in taken),
-                np.array(written.offsets, np.int64),
-                np.array([t.size for t in taken], np.int32),
-                np.array([planned.labels[t.place] for t in taken], np.int32),
-                np.array([t.phash for t in taken], np.uint64),
-                np.array([t.crc32 for t in taken], np.uint32),
-                tuple(skipped),
-            )
-            write_record(self.out, record)
-            return record
+    def plan(self, planned: PlannedShard) -> str:
+        return planned.digest(str(self.reencode.to_recipe()))
+
+    def __call__(self, planned: PlannedShard) -> Finished:
+        """The shard is there afterwards; OSError or UserError where reading or writing fails."""
+        plan = self.plan(planned)
+        record = read_record(self.out, planned.name, plan)
+        if record is None:
+            with explain_full_disk(self.out):
+                record = self._write(planned, plan)
+        return Finished(planned.name, record.num_planned, record.skipped)
+
+    def _write(self, planned: PlannedShard, plan: str) -> Record:
+        self.work.mkdir(parents=True, exist_ok=True)
+        taken: list[_Taken] = []
+        skipped: list[Skipped] = []
+        path = self.work / planned.name
+        written = write_shard(self._samples(planned, taken, skipped), path)
+        if taken:
+            publish(path, objects.join(self.out, planned.name))
+        else:
+            path.unlink()
+        record = Record(
+            plan,
+            planned.split,
+            Shard(planned.name, written.size_bytes, written.sha256, len(taken)),
+            tuple(planned.keys[t.place] for t in taken),
+            np.array(written.offsets, np.int64),
+            np.array([t.size for t in taken], np.int32),
+            np.array([planned.labels[t.place] for t in taken], np.int32),
+            np.array([t.phash for t in taken], np.uint64),
+            np.array([t.crc32 for t in taken], np.uint32),
+            tuple(skipped),
+        )
+        write_record(self.out, record)
+        return record
 
     def mean_bytes(self, entries: Sequence[ImageEntry]) -> float:
         """Mean size of the given images as they would be written, in bytes; of those that can be."""

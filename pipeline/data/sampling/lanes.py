@@ -127,7 +127,7 @@ def choose_layout(num_samples: int, *, block_samples: int, lanes: int, window: i
                 f"would wander "
                 f"from rank to rank; set it to a divisor, as {fitting}"
             )
-        found = lane_layout(num_samples, block_samples=block_samples, lanes=lanes, window=window)
+        found = lane_layout(num_samples, block_samples=block_samples, lanes=lanes, window=window, min_turns=MIN_TURNS)
         if found is None:
             most = num_samples // (block_samples * window * MIN_TURNS)
             raise UserError(
@@ -143,7 +143,9 @@ def choose_layout(num_samples: int, *, block_samples: int, lanes: int, window: i
         return found
     for candidate in range(min(DEFAULT_LANES, batch), 0, -1):
         if batch % candidate == 0:
-            found = lane_layout(num_samples, block_samples=block_samples, lanes=candidate, window=window)
+            found = lane_layout(
+                num_samples, block_samples=block_samples, lanes=candidate, window=window, min_turns=MIN_TURNS
+            )
             if found is not None:
                 return found
     return None

@@ -48,6 +48,7 @@ def _block_pairs(
     shift, mask = np.uint64(block * _BLOCK_BITS), np.uint64((1 << _BLOCK_BITS) - 1)
     block_a, block_b = ((values >> shift & mask).astype(np.int64) for values in (ua, ub))
     order = np.argsort(block_a, kind="stable")
+    ordered = ua[order]  # so that what is compared with one hash lies side by side in memory
     starts = np.searchsorted(block_a[order], np.arange((1 << _BLOCK_BITS) + 1))
     for flips in range(max_flips + 1):
         for bits in itertools.combinations(range(_BLOCK_BITS), flips):
@@ -62,9 +63,9 @@ def _block_pairs(
                 within = np.arange(len(ib)) - np.repeat(
                     ends[begin:stop] - counts[begin:stop] - done, counts[begin:stop]
                 )
-                ia = order[np.repeat(low[begin:stop], counts[begin:stop]) + within]
-                near = np.bitwise_count(ua[ia] ^ ub[ib]) <= radius
-                yield ia[near], ib[near]
+                places = np.repeat(low[begin:stop], counts[begin:stop]) + within
+                near = np.bitwise_count(ordered[places] ^ ub[ib]) <= radius
+                yield order[places[near]], ib[near]
                 begin = stop
 
 

@@ -1,16 +1,19 @@
 """Every byte and every image of a dataset, held against its manifest."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from pipeline.data.format.index import index_problem
-from pipeline.data.format.manifest import Manifest, SplitIndex
+from pipeline.data.format.index import SplitIndex
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.tars import BadTar
 from pipeline.data.images.decode import DecodeError, decode_image
-from pipeline.data.process_pool import each
-from pipeline.data.verify.tar_scan import TarScan, scan_tar
+from pipeline.data.parts import Part
+from pipeline.data.process_pool import Each, each
+from pipeline.data.verify.tar_scan import TarSample, TarScan, scan_tar
 from pipeline.data.verify.wds_labels import is_label, label_text
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -41,14 +44,19 @@ class _ShardCheck:
     label_field: str | None
     label_kind: str
 
-    def __call__(self, place: tuple[str, int]) -> tuple[int, list[str]]:
-        """(bytes read, problems) of the shard at (split, number)."""
+    def __call__(self, place: tuple[str, int]) -> tuple[int, int, list[str]]:
+        """(bytes read, samples, problems) of the shard at (split, number); one problem where its index does not verify."""
         split, number = place
         index = self.indices[split]
-        shard = index.shards[number]
+        try:
+            shard, rows, samples = index.shards[number], index.shard_rows(number), index.samples_of(number)
+            keys = index.keys[samples.start : samples.stop].tolist()
+            hashes = index.keys.hashes_of(np.array(samples))
+        except UserError as error:
+            return 0, 0, [f"{split}: {error}"]
         url = objects.join(self.url, shard.name)
         if not objects.exists(url):
-            return 0, [f"{shard.name}: missing"]
+            return 0, len(rows), [f"{shard.name}: missing"]
         found, problems = TarScan(), []
         try:
             scan_tar(url, found)
@@ -58,33 +66,30 @@ class _ShardCheck:
             problems.insert(0, f"{found.num_bytes} bytes where {shard.size_bytes} should be")
         elif found.sha256 != shard.sha256:
             problems.insert(0, "its bytes have changed (SHA-256 differs)")
-        rows = np.flatnonzero(index.shard == number)
-        keys = [str(key) for key in index.keys[rows]]
         if len(set(keys)) != len(keys):
             problems.append("a key occurs twice in its index")
-        for row, key in zip(rows.tolist(), keys, strict=True):
-            problem = self._sample_problem(index, row, key, found, url)
+        for row, phash, key in zip(rows, hashes.tolist(), keys, strict=True):
+            problem = self._sample_problem(row, phash, found.samples.get(key), url)
             if problem:
                 problems.append(f"sample {key} {problem}")
-        return found.num_bytes, [f"{shard.name}: {problem}" for problem in problems]
+        return found.num_bytes, len(rows), [f"{shard.name}: {problem}" for problem in problems]
 
-    def _sample_problem(self, index: SplitIndex, row: int, key: str, found: TarScan, url: str) -> str | None:
-        sample = found.samples.get(key)
-        place = (int(index.offset[row]), int(index.size[row]))
+    def _sample_problem(self, row: np.void, phash: int, sample: TarSample | None, url: str) -> str | None:
+        place = (int(row["offset"]), int(row["size"]))
         if sample is None or sample.images != [place]:
             if sample is not None and sample.images:
                 return "lies elsewhere than its index says"
             return _unreachable(url, *place)
         if sample.problem:
             return f"cannot be used ({sample.problem})"
-        if sample.crc32 != int(index.crc32[row]):
-            is_near = bin(sample.phash ^ int(index.phash[row])).count("1") <= MAX_HASH_DISTANCE
+        if sample.crc32 != int(row["crc32"]):
+            is_near = (sample.phash ^ phash).bit_count() <= MAX_HASH_DISTANCE
             return f"{'has other bytes' if is_near else 'shows another picture'} than when it was written"
         try:
             text = label_text(sample.labels, self.label_field)
         except ValueError as error:
             return f"has lost its label ({error})"
-        is_same = is_label(text, int(index.label[row]), self.classes, self.label_kind)
+        is_same = is_label(text, int(row["label"]), self.classes, self.label_kind)
         return None if is_same else "has another label than its index"
 
 
@@ -99,52 +104,75 @@ def _unreachable(url: str, offset: int, size: int) -> str:
     return "is not in the tar any more, though its image is still at its place"
 
 
-def verify(url: str, *, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> Verification:
+def verify(
+    url: str,
+    *,
+    workers: int = 1,
+    run_each: Each | None = None,
+    part: Part | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
     """Read every byte of every shard, decode every image, and hold all of it against the manifest and its indices.
 
     Args:
+        run_each: runs the work in place of `workers` processes of this machine.
+        part: a share of the shards only; `merged` puts such together.
         progress: called as progress(done, total) in shards.
     Raises:
         UserError: no dataset there, or its manifest is damaged; what else is wrong is in the answer, all of it.
     """
     manifest = Manifest.open(url)
-    problems: list[str] = []
-    indices: dict[str, SplitIndex] = {}
-    for name, split in manifest.splits.items():
-        try:
-            index = manifest.split(name)
-            found = index_problem(
-                index.shards, index.num_classes, index.shard, index.offset, index.size, index.label
-            ) or _file_problem(manifest, name)
-            len(index.phash), len(index.crc32), len(np.asarray(index.keys))
-        except UserError as error:
-            found = str(error)
-        else:
-            indices[name] = index
-        problems += [f"{name}: {found}"] if found else []
-        if name not in indices:
-            problems.append(f"{name}: its {len(split.shards)} shards were not checked, for want of an index")
+    run_each = run_each or partial(each, num_workers=workers)
+    indices = {name: manifest.split(name) for name in manifest.splits}
     adopted = manifest.recipe.get("adopted") or {}
     check = _ShardCheck(
         manifest.url, manifest.classes, indices, adopted.get("label_field"), adopted.get("labels") or "numbers"
     )
     places = [(name, number) for name, index in indices.items() for number in range(len(index.shards))]
-    results: list[tuple[int, list[str]]] = []
-    for result in each(check, places, workers):
-        results.append(result)
+    pieces = [(name, number) for name, index in indices.items() for number in range(len(index.pieces))]
+    if part is not None:
+        places, pieces = list(part.share(places)), list(part.share(pieces))
+    num_bytes, num_samples, problems = 0, 0, set[str]()  # what is wrong with a piece, each of its shards says
+    for done, (size, num, found) in enumerate(run_each(check, places), start=1):
+        num_bytes, num_samples = num_bytes + size, num_samples + num
+        problems.update(found)
         if progress is not None:
-            progress(len(results), len(places))
-    problems += sorted(problem for _, found_problems in results for problem in found_problems)
-    num_samples = sum(index.num_samples for index in indices.values())
-    return Verification(len(places), num_samples, sum(size for size, _ in results), tuple(problems))
+            progress(done, len(places))
+    for found in run_each(partial(_files_problems, indices), pieces):
+        problems.update(found)
+    try:
+        len(manifest.skipped)
+    except UserError as error:
+        problems.add(str(error))
+    return Verification(len(places), num_samples, num_bytes, tuple(sorted(problems)))
 
 
-def _file_problem(manifest: Manifest, split: str) -> str | None:
-    """The bytes of the index files themselves."""
-    import hashlib
+def merged(found: Sequence[Verification]) -> Verification:
+    """What parts have found, as of the whole dataset."""
+    problems = {problem for part in found for problem in part.problems}
+    return Verification(
+        sum(part.num_shards for part in found),
+        sum(part.num_samples for part in found),
+        sum(part.num_bytes for part in found),
+        tuple(sorted(problems)),
+    )
 
-    for file in (manifest.splits[split].index.columns, manifest.splits[split].index.keys):
-        data = objects.read_bytes(objects.join(manifest.url, file.name), max_bytes=file.size_bytes + 1)
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            return f"{file.name} has changed (SHA-256 differs)"
-    return None
+
+def _files_problems(indices: dict[str, SplitIndex], place: tuple[str, int]) -> list[str]:
+    """The bytes of a piece's objects themselves."""
+    split, number = place
+    index = indices[split]
+    try:
+        table = index.table(number)
+    except UserError as error:
+        return [f"{split}: {error}"]
+    problems = []
+    for file in (table.rows, table.keys):
+        where = objects.join(index.url, file.name)
+        try:
+            data = objects.read_bytes(where, max_bytes=file.size_bytes + 1)
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                problems.append(f"{split}: {file.name} has changed (SHA-256 differs)")
+        except FileNotFoundError:
+            problems.append(f"{split}: {file.name} is missing")
+    return problems

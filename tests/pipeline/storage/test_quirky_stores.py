@@ -243,7 +243,7 @@ def test_a_refusal_is_one_sentence_with_what_helps(
 def test_a_refusal_of_a_ranged_read_is_the_same_sentence(store: type[Store]) -> None:
     store.quirk = lambda _, operation, __: error(403, "RequestTimeTooSkewed") if operation == "GET" else None
     with pytest.raises(UserError, match="clock"):
-        range_reads.read("s3://bucket/x", 0, 4, range_reads.ObjectVersion(4, '"tag"'))
+        range_reads.read_into("s3://bucket/x", 0, memoryview(bytearray(4)), range_reads.ObjectVersion(4, '"tag"'))
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "TooManyRequests"), (503, "SlowDown"), (500, "InternalError")])

@@ -194,13 +194,15 @@ def test_a_fault_that_passes_costs_nothing(fault: Any, store: Store) -> None:
     assert fault.times == 0
 
 
-def test_a_broken_read_goes_on_at_the_byte_where_it_broke(store: Store) -> None:
-    content = os.urandom(300_000)
+def test_a_broken_read_goes_on_at_the_piece_where_it_broke(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(range_reads, "PIECE_BYTES", 50_000)
+    content, buffer = os.urandom(300_000), bytearray(250_000)
     objects.write_bytes("s3://bucket/big", content)
     found = range_reads.version("s3://bucket/big")
     store.proxy.log.clear()
-    store.proxy.faults += [Fault("GET .*big", after_bytes=n) for n in (100_000, 50_000)]
-    assert range_reads.read("s3://bucket/big", 1000, 250_000, found) == content[1000:251_000]
+    store.proxy.faults += [Fault("GET .*big", after_bytes=n) for n in (120_000, 70_000)]
+    range_reads.read_into("s3://bucket/big", 1000, memoryview(buffer), found)
+    assert buffer == content[1000:251_000]
     asked = [wanted for line, wanted in store.proxy.log if line.startswith("GET")]
     assert asked == ["bytes=1000-250999", "bytes=101000-250999", "bytes=151000-250999"]
 

@@ -20,6 +20,7 @@ from pipeline.storage import objects
 from pipeline.training import check_run, identity
 from pipeline.training.run import Run, load_yaml
 from pipeline.training.train import train
+from tests.pipeline.data.format.forged import forge
 from tests.pipeline.training.test_train import make_run
 
 
@@ -74,11 +75,7 @@ def test_permuted_classes_are_refused_with_both_digests_and_the_first_difference
 
 def test_other_shards_are_refused_though_names_and_numbers_are_the_same(copy: tuple[str, Path]) -> None:
     out, data = copy
-    splits = dict(Manifest.open(str(data)).splits)
-    first, *rest = splits["train"].shards
-    other = dataclasses.replace(first, sha256="0" * 64)
-    splits["train"] = dataclasses.replace(splits["train"], shards=(other, *rest))
-    rewrite(data, splits=splits)
+    forge(data, sha256="0" * 64)
     assert "the shards hold other bytes" in refused(small_run(str(data)), out)
 
 

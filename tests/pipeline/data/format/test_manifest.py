@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import documents
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import load_card
 from pipeline.data.verify.verify import verify
 from pipeline.errors import UserError
+from tests.pipeline.data.format.forged import forge
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,9 @@ def edited(path: Path, change) -> None:
         (lambda c: c["classes"].reverse(), "does not verify"),
         (lambda c: c["splits"]["val"].update(num_samples=1), "does not verify"),
         (lambda c: c["splits"].pop("val"), "does not verify"),
-        (lambda c: c.pop("skipped"), "does not verify"),
-        (lambda c: c.update(format_version=1), "format version 1"),
+        (lambda c: c.pop("skipped_list"), "does not verify"),
+        (lambda c: c.update(format_version=1), "format version 1, .*: prepare the dataset again"),
+        (lambda c: c.update(format_version=2), "format version 2, .*: 'normfree data index .*' converts it"),
         (lambda c: c.update(format="other"), "not a dataset manifest"),
     ],
 )
@@ -92,37 +93,47 @@ def test_a_damaged_manifest_is_refused(dataset, data):
         Manifest.open(str(dataset))
 
 
-@pytest.mark.parametrize("column", ["offset", "label", "phash"])
-def test_a_changed_column_is_never_used(dataset, column):
+@pytest.mark.parametrize("column", ["offset", "label"])
+def test_changed_rows_are_never_used(dataset, column):
     values = getattr(Manifest.open(str(dataset)).split("val"), column)
-    path = dataset / "val.index.arrow"
-    data = path.read_bytes()
-    at = data.index(values[:16].tobytes())
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    path = dataset / "val-00000.rows.npy"
+    rows = np.load(path)
+    rows[column][5] = values[5] + 1
+    np.save(path, rows)
     index = Manifest.open(str(dataset)).split("val")
-    with pytest.raises(UserError, match=rf"val.index.arrow does not verify \(its column {column}"):
+    with pytest.raises(UserError, match=r"val-00000\.rows\.npy does not verify"):
         getattr(index, column)
-    assert any("does not verify" in problem for problem in verify(str(dataset)).problems)
+    with pytest.raises(UserError, match=r"val-00000\.rows\.npy does not verify"):
+        index.rows([3])
+    if column == "label":
+        assert any("does not verify" in problem for problem in verify(str(dataset)).problems)
 
 
 def test_changed_keys_are_never_used(dataset):
-    path = dataset / "val.keys.parquet"
+    path = dataset / "val-00000.keys.parquet"
     data = bytearray(path.read_bytes())
     data[200] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"val.keys.parquet do not verify"):
+    with pytest.raises(UserError, match=r"val-00000\.keys\.parquet do not verify"):
         list(Manifest.open(str(dataset)).split("val").keys)
 
 
-@pytest.mark.parametrize("name", ["val.index.arrow", "val.keys.parquet"])
-def test_a_cut_or_missing_index_is_refused(dataset, name):
+@pytest.mark.parametrize("name", ["val-00000.index.json", "val-00000.rows.npy", "val-00000.keys.parquet"])
+def test_a_cut_or_missing_piece_is_refused_and_the_rest_is_used(dataset, name):
     path = dataset / name
+
+    def use():
+        index = Manifest.open(str(dataset)).split("val")
+        _ = index.label, index.keys[0]
+
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{name} does not verify"):
-        Manifest.open(str(dataset)).split("val")
+        use()
     path.unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
-        Manifest.open(str(dataset)).split("val")
+        use()
+    assert any(f"{name} is missing" in problem for problem in verify(str(dataset)).problems)
+    assert Manifest.open(str(dataset)).split("train").keys[0]
 
 
 def test_verify_names_every_shard_that_changed(dataset):
@@ -165,8 +176,6 @@ def test_verify_reads_what_lies_behind_a_damage(dataset):
 
 def test_verify_holds_the_members_against_the_index(dataset):
     """A tar that was rewritten together with its digests still has to agree with the index."""
-    from pipeline.data.format import manifest as manifests
-
     path = dataset / "train-000000.tar"
     with tarfile.open(path) as tar:
         members = [(member, tar.extractfile(member).read()) for member in tar]
@@ -176,12 +185,6 @@ def test_verify_holds_the_members_against_the_index(dataset):
             label = b"3" if member.name.endswith(".cls") and number < 2 and data != b"3" else data
             tar.addfile(member, io.BytesIO(label))
     path.write_bytes(buffer.getvalue())
-    content = json.loads((dataset / "manifest.json").read_bytes())
-    shard = content["splits"]["train"]["shards"][0]
-    shard.update(sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), size_bytes=len(buffer.getvalue()))
-    splits = {name: documents.convert(split, manifests.Split, name) for name, split in content["splits"].items()}
-    content["digest"] = manifests.dataset_digest(content["classes"], splits)
-    content["checksum"] = manifests._checksum(content)
-    (dataset / "manifest.json").write_text(json.dumps(content))
+    forge(dataset, sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), size_bytes=len(buffer.getvalue()))
     problems = verify(str(dataset)).problems
     assert len(problems) == 1 and "another label" in problems[0]

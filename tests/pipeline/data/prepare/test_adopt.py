@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.images.formats import ENDINGS
 from pipeline.data.prepare import journal
 from pipeline.data.prepare.adopt import adopt
@@ -96,8 +97,9 @@ def test_our_own_tars_get_the_index_that_they_had(digits, tmp_path):
     for path in Path(digits).glob("*.tar"):
         shutil.copy(path, tmp_path)
     adopted = adopt(str(tmp_path), workers=1)
-    for name in ("train.index.arrow", "val.index.arrow"):
+    for name in ("train-00000.rows.npy", "val-00000.keys.parquet", "val-00000.index.json"):
         assert (tmp_path / name).read_bytes() == (Path(digits) / name).read_bytes()
+    assert adopted.digest == Manifest.open(digits).digest
     assert adopted.classes == tuple("0123456789")
 
 
@@ -196,10 +198,10 @@ def test_patterns(tmp_path):
     for number in range(4):
         tar_of(tmp_path / f"x-{number:03d}.tar", good("a", number, number % 2))
     parts = adopt(str(tmp_path), splits={"train": "x-{000..002}.tar", "val": "x-003.tar"})
-    assert [len(parts.splits[name].shards) for name in ("train", "val")] == [3, 1]
+    assert [parts.splits[name].num_shards for name in ("train", "val")] == [3, 1]
     assert "3 keys occur in more than one tar" in parts.source_note
     (tmp_path / "manifest.json").unlink()
-    assert len(adopt(f"{tmp_path}/x-{{000..001}}.tar").splits["train"].shards) == 2
+    assert adopt(f"{tmp_path}/x-{{000..001}}.tar").splits["train"].num_shards == 2
     with pytest.raises(UserError, match="manifest already"):
         adopt(str(tmp_path))
     for splits, message in (
@@ -267,7 +269,8 @@ def test_in_a_bucket_of_a_real_server(digits, tmp_path):
         command = [sys.executable, str(tmp_path / "program.py"), digits]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1100", "s3://bucket/wds/manifest.json"]
+    names = ("manifest.json", "train-00000.index.json", "val-00000.index.json")
+    assert done.stdout.split() == ["1100", *(f"s3://bucket/wds/{name}" for name in names)]
 
 
 def test_a_prepared_dataset_is_not_indexed_over(tmp_path):

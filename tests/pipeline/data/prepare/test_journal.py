@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.data.format.index import Shard
-from pipeline.data.prepare.journal import Record, read_records, write_record
+from pipeline.data.format.pieces import Shard
+from pipeline.data.prepare.journal import Record, read_record, write_record
 
 NAME = "train-000000.tar"
 
@@ -23,8 +23,9 @@ def out(tmp_path):
 
 
 def test_a_record_is_read_as_it_was_written(out):
-    assert read_records(str(out), {NAME: "p" * 64})[NAME].keys == ("a", "b")
-    assert read_records(str(out), {NAME: "q" * 64}) == {}
+    record = read_record(str(out), NAME, "p" * 64)
+    assert record is not None and record.keys == ("a", "b")
+    assert read_record(str(out), NAME, "q" * 64) is None and read_record(str(out), "train-000001.tar", "p" * 64) is None
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,11 @@ def test_a_record_is_read_as_it_was_written(out):
 def test_a_record_that_cannot_be_is_none(out, change):
     path = out / "PREPARING" / f"{NAME}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert read_records(str(out), {NAME: "p" * 64}) == {}
+    assert read_record(str(out), NAME, "p" * 64) is None
 
 
 def test_a_cut_record_is_none(out):
     path = out / "PREPARING" / f"{NAME}.json"
     for text in (path.read_text()[:-20], "", "[" * 100_000):
         path.write_text(text)
-        assert read_records(str(out), {NAME: "p" * 64}) == {}
+        assert read_record(str(out), NAME, "p" * 64) is None

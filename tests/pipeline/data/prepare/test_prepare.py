@@ -16,8 +16,7 @@ from PIL import Image
 
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.images.decode import decode_image
-from pipeline.data.prepare import output_folder, shard_writer
-from pipeline.data.prepare import prepare as prepares
+from pipeline.data.prepare import assemble, output_folder, shard_writer
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import load_card
 from pipeline.data.verify.verify import verify
@@ -141,7 +140,7 @@ def test_an_output_with_other_files_is_not_touched(source, tmp_path):
         prepare(CARD, str(tmp_path / "out" / "train-000000.tar"), source=source)
 
 
-@pytest.mark.parametrize("dies_at", ["train-000001.tar", "val.index.arrow", "manifest.json"])
+@pytest.mark.parametrize("dies_at", ["train-000001.tar", "val-00000.index.json", "manifest.json"])
 def test_killed_before_the_manifest_is_no_dataset_and_runs_again(source, tmp_path, monkeypatch, dies_at):
     out = str(tmp_path / "out")
     expected = files_of(prepare(CARD, str(tmp_path / "unbroken"), source=source, shard_bytes=16384).url)
@@ -155,7 +154,7 @@ def test_killed_before_the_manifest_is_no_dataset_and_runs_again(source, tmp_pat
         return call
 
     with monkeypatch.context() as patch:
-        for module in (shard_writer, prepares):
+        for module in (shard_writer, assemble):
             patch.setattr(module, "publish", dying(output_folder.publish, 1))
         patch.setattr(objects, "write_bytes", dying(objects.write_bytes, 0))
         with pytest.raises(KeyboardInterrupt):

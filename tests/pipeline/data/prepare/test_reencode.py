@@ -85,7 +85,7 @@ def test_real_photographs_in_shards(real_data, tmp_path):
     options = {"reencode": Reencode(longest_px=64, jpeg_quality=75), "shard_bytes": 64 << 10}
     manifest = prepare(load_card("images"), out, source=str(tmp_path / "some.tar"), **options)
     assert verify(out).problems == () and manifest.recipe["reencode"]["jpeg_quality"] == 75
-    sizes = [shard.size_bytes for shard in manifest.splits["train"].shards]
+    sizes = [shard.size_bytes for shard in manifest.split("train").shards]
     assert len(sizes) > 2 and max(sizes) < 1.5 * (64 << 10)
     with pytest.raises(UserError, match="prepared otherwise"):
         prepare(load_card("images"), out, source=str(tmp_path / "some.tar"))

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from pipeline.data.images.decode import decode_image
-from pipeline.data.images.perceptual_hash import FLAT_HASH, perceptual_hash
+from pipeline.data.images.perceptual_hash import FLAT_HASH, mirrored, perceptual_hash
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import load_card
 from pipeline.data.verify.hash_search import MAX_RADIUS, hash_pairs
-from pipeline.data.verify.overlap import overlap
+from pipeline.data.verify.overlap import RADIUS, _compare, overlap
 from pipeline.errors import UserError
 
 CARD = load_card("images")
@@ -104,6 +104,36 @@ def test_planted_copies_are_found_and_others_are_not(real_data, tmp_path, name, 
     rows = list(csv.DictReader(io.StringIO(found.to_csv().decode())))
     assert rows == [{key: str(value) for key, value in asdict(pair).items()} for pair in found.pairs]
     assert len(json.loads(found.to_json())["pairs"]) == len(rows)
+
+
+def changed(pixels):
+    """Brighter, flatter, mirrored; and what stays unfound by nature, a crop and a border."""
+    tall, wide = pixels.shape[0] // 10, pixels.shape[1] // 10
+    values = pixels.astype(float)
+    return {
+        "brighter": np.clip(values * 1.1, 0, 255).astype(np.uint8),
+        "flatter": (values * 0.7 + 30).astype(np.uint8),
+        "mirrored": np.ascontiguousarray(pixels[:, ::-1]),
+        "cropped": np.ascontiguousarray(pixels[tall : -tall or None, wide : -wide or None]),
+    }
+
+
+def test_brightness_contrast_and_mirrors_are_found(real_data):
+    """By hash and by look, of photographs; and none of them is taken for another."""
+    photos = [decode_image(data) for data in some(real_data, "caltech101", "val", 20)[:40]]
+    found = dict.fromkeys(changed(photos[0]), 0)
+    for pixels in photos:
+        for name, other in changed(pixels).items():
+            hashes = np.array([perceptual_hash(pixels), perceptual_hash(other)], np.uint64)
+            seen = mirrored(hashes[1:]) if name == "mirrored" else hashes[1:]
+            is_near = int(np.bitwise_count(hashes[0] ^ seen[0])) <= RADIUS
+            found[name] += is_near and _compare(saved(pixels), saved(other), is_mirrored=name == "mirrored") is not None
+    assert min(found["brighter"], found["flatter"], found["mirrored"]) >= 0.9 * len(photos), found
+    assert found["cropped"] <= 0.2 * len(photos), found  # the blind spot that the documents name
+    pairs = [(a, b) for a in range(0, 40, 2) for b in range(1, 40, 2)]
+    assert not any(
+        _compare(saved(photos[a]), saved(photos[b]), is_mirrored=flip) for a, b in pairs[::8] for flip in (False, True)
+    )
 
 
 @pytest.mark.slow

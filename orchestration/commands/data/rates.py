@@ -1,102 +1,12 @@
-"""`normfree data verify`, `overlap`, `bench`, `plan`."""
+"""`normfree data bench` and `plan`: what a dataset gives, measured and foretold."""
 
 import argparse
-import sys
 from typing import Any
 
-from orchestration.commands.output import cores, progress_bar, say
+from orchestration.commands.output import say
 from orchestration.commands.parser import add, number
-from pipeline.display import shell, terminal
+from pipeline.display import shell
 from pipeline.errors import UserError
-
-
-def add_verify(actions: Any) -> argparse.ArgumentParser:
-    p = add(
-        actions,
-        "verify",
-        data_verify,
-        "check every byte and every image of a dataset against its manifest",
-        ["normfree data verify data/cifar100", "normfree data verify s3://bucket/imagenet --workers 16"],
-    )
-    p.add_argument("url", metavar="URL")
-    return p
-
-
-def data_verify(args: argparse.Namespace) -> int:
-    from pipeline.data.verify.verify import verify
-
-    with progress_bar("verifying", "shards") as update:
-        found = verify(args.url, workers=args.workers or cores(), progress=lambda done, total: update("", done, total))
-    counts = f"{found.num_shards} shards, {found.num_samples} samples, {found.num_bytes} bytes"
-    if found.problems:
-        say(*found.problems)
-        print(
-            terminal(
-                f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore the "
-                "shards named above, or prepare the dataset again"
-            ),
-            file=sys.stderr,
-        )
-        return 1
-    say(f"{args.url}: {counts} match the manifest; every image decodes")
-    return 0
-
-
-def add_overlap(actions: Any) -> None:
-    p = add(
-        actions,
-        "overlap",
-        data_overlap,
-        "which images of B (a test split) are in A (an upstream set), also re-encoded or resized",
-        [
-            "normfree data overlap data/imagenet data/flowers --out flowers_in_imagenet.csv",
-            "normfree data overlap s3://bucket/up data/cifar10 --split-b val --radius 4 --out pairs.json",
-        ],
-    )
-    p.add_argument("a", metavar="A", help="a prepared or indexed dataset")
-    p.add_argument("b", metavar="B", help="another")
-    p.add_argument("--split-a", metavar="A,B", help="splits of A (default: all)")
-    p.add_argument("--split-b", metavar="A,B", help="splits of B (default: test, else val)")
-    p.add_argument(
-        "--radius", type=number(int, 0, 64), default=6, metavar="BITS", help="of 64-bit hashes (default %(default)s)"
-    )
-    p.add_argument("--no-confirm", action="store_true", help="trust the hashes: do not read and compare the images")
-    p.add_argument("--show", type=number(int, 0), default=20, metavar="N", help="pairs to print (default %(default)s)")
-    p.add_argument("--out", metavar="FILE", help="all pairs as .csv or .json")
-
-
-def data_overlap(args: argparse.Namespace) -> int:
-    from pipeline.data.verify.overlap import overlap
-    from pipeline.storage import objects
-
-    with progress_bar("comparing", "pairs") as update:
-        found = overlap(
-            args.a,
-            args.b,
-            splits_a=args.split_a.split(",") if args.split_a else None,
-            splits_b=args.split_b.split(",") if args.split_b else None,
-            radius=args.radius,
-            confirm=not args.no_confirm,
-            progress=lambda done, total: update("", done, total),
-        )
-    for pair in found.pairs[: args.show]:
-        say(f"{pair.kind:8} {pair.distance:2} bits  {pair.split_a}/{pair.key_a}  {pair.split_b}/{pair.key_b}")
-    if len(found.pairs) > args.show:
-        say(f"... and {len(found.pairs) - args.show} pairs more{'' if args.out else '; --out FILE holds all'}")
-    share = found.num_b_found / max(1, found.num_b)
-    kinds = {kind: sum(pair.kind == kind for pair in found.pairs) for kind in ("bytes", "pixels", "similar", "hash")}
-    say(
-        f"{found.num_b_found} of {found.num_b} images of {args.b} ({share:.2%}) are among the {found.num_a} of {args.a}",
-        "pairs: " + (", ".join(f"{num} {kind}" for kind, num in kinds.items() if num) or "none"),
-    )
-    if found.num_flat_b:
-        say(f"not compared: {found.num_flat_b} images of {args.b} of one colour")
-    if found.num_unlisted:
-        say(f"not looked at: {found.num_unlisted} pairs of images that have too many look-alikes")
-    if args.out:
-        objects.write_bytes(args.out, found.to_json() if args.out.endswith(".json") else found.to_csv())
-        say(f"made {args.out}")
-    return 0
 
 
 def add_bench(actions: Any) -> None:
@@ -219,7 +129,7 @@ def data_plan(args: argparse.Namespace) -> int:
         raise UserError("a plan is of a dataset or of a number of images: give either URL or --samples")
     index = Manifest.open(args.url).split(args.split) if args.url else None
     num = index.num_samples if index else int(args.samples)
-    sample_bytes = sum(s.size_bytes for s in index.shards) / num if index else args.sample_kb * 1e3
+    sample_bytes = index.num_bytes / num if index else args.sample_kb * 1e3
     block_samples = max(1, round(args.block_mb * 1e6 / sample_bytes))
     layout = choose_layout(
         num, block_samples=block_samples, lanes=args.lanes, window=args.lane_blocks, batch=args.batch

@@ -1,4 +1,4 @@
-"""`normfree data`: prepare, index, cards; `orchestration.commands.data_checks` has the rest."""
+"""`normfree data`: prepare, index, cards; the rest is in the modules next to this one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.data_checks import add_bench, add_overlap, add_plan, add_verify
+from orchestration.commands.data.checks import add_overlap, add_verify
+from orchestration.commands.data.parts import add_parts, part_of, spread
+from orchestration.commands.data.rates import add_bench, add_plan
 from orchestration.commands.output import cores, progress_bar, say
 from orchestration.commands.parser import add
 from pipeline.display import shell
@@ -21,7 +23,7 @@ def data_commands(commands: Any) -> None:
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     _data_prepare(actions)
     _data_index(actions)
-    _workers(add_verify(actions))
+    add_verify(actions)
     add_overlap(actions)
     add_bench(actions)
     add_plan(actions)
@@ -40,6 +42,8 @@ def _data_prepare(actions: Any) -> None:
             "normfree data prepare flowers --source photos.zip --val-share 0.2 --out s3://bucket/flowers",
             "normfree data prepare imagenet --source ILSVRC2012/ --resize-shortest 512 --out data/imagenet",
             "normfree data prepare images --source photos.csv --out data/photos",
+            "normfree data prepare images --source photos.csv --out /shared/photos --part 3/64",
+            "normfree data prepare images --source photos.csv --out /shared/photos --merge",
         ],
     )
     p.add_argument(
@@ -78,11 +82,11 @@ def _data_prepare(actions: Any) -> None:
         help="write every image anew as JPEG of this quality (default: bytes stay; 95 for those that are scaled)",
     )
     _bad_share(p)
-    _workers(p)
+    add_parts(p)
 
 
 def data_prepare(args: argparse.Namespace) -> int:
-    from pipeline.data.prepare.prepare import prepare
+    from pipeline.data.prepare.prepare import Preparation
     from pipeline.data.prepare.reencode import Reencode
     from pipeline.data.sources.cards import load_card
 
@@ -90,10 +94,11 @@ def data_prepare(args: argparse.Namespace) -> int:
     reencode = Reencode(
         shortest_px=args.resize_shortest, longest_px=args.resize_longest, jpeg_quality=args.jpeg_quality
     )
-    with progress_bar(card.name, "images") as update:
-        manifest = prepare(
-            card,
-            args.out,
+    part = part_of(args)
+    with progress_bar(card.name, "images") as update, spread(args) as run_each:
+        preparation = Preparation(
+            card=card,
+            out=args.out,
             source=args.source,
             splits=args.splits.split(",") if args.splits else None,
             val_share=args.val_share,
@@ -104,9 +109,14 @@ def data_prepare(args: argparse.Namespace) -> int:
             seed=args.seed,
             reencode=reencode,
             workers=args.workers or cores(),
+            run_each=run_each,
             progress=update,
         )
-    _print_dataset(manifest, args.out)
+        made = preparation.run(merge=args.merge) if part is None else preparation.run_part(part)
+    if isinstance(made, int):
+        say(f"part {part} is done: {made} shards; when all are: the same command with --merge in place of --part")
+    else:
+        _print_dataset(made, args.out)
     return 0
 
 
@@ -130,7 +140,7 @@ def _data_index(actions: Any) -> None:
     p.add_argument("--label-field", metavar="NAME", help="of JSON labels (default: label, cls, class and the like)")
     p.add_argument("--name", help="of the dataset (default: the folder's)")
     _bad_share(p)
-    _workers(p)
+    add_parts(p)
 
 
 def data_index(args: argparse.Namespace) -> int:
@@ -143,7 +153,8 @@ def data_index(args: argparse.Namespace) -> int:
         if not equals or not pattern:
             raise UserError(f"--split {text}: give NAME=PATTERN, as in --split train='train-*.tar'")
         splits[name] = pattern
-    with progress_bar("indexing", "tars") as update:
+    part = part_of(args)
+    with progress_bar("indexing", "tars") as update, spread(args) as run_each:
         manifest = adopt(
             args.url,
             splits=splits or None,
@@ -152,9 +163,15 @@ def data_index(args: argparse.Namespace) -> int:
             name=args.name,
             max_bad_share=args.max_bad_share,
             workers=args.workers or cores(),
+            run_each=run_each,
+            part=part,
+            merge=args.merge,
             progress=lambda done, total: update("", done, total),
         )
-    _print_dataset(manifest, manifest.url)
+    if manifest is None:
+        say(f"part {part} is done; when all are: the same command with --merge in place of --part")
+    else:
+        _print_dataset(manifest, manifest.url)
     return 0
 
 
@@ -169,13 +186,13 @@ def data_cards(_args: argparse.Namespace) -> int:
 
 def _print_dataset(manifest: Manifest, url: str) -> None:
     for name, split in manifest.splits.items():
-        shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards)} shards"
+        shards = "1 shard" if split.num_shards == 1 else f"{split.num_shards} shards"
         say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {shards}")
     if manifest.source_note:
         say(f"note: {manifest.source_note}")
-    if manifest.skipped:
-        reasons = Counter(entry.reason for entry in manifest.skipped)
-        say(f"skipped: {len(manifest.skipped)} images, listed in the manifest")
+    if skipped := manifest.skipped:
+        reasons = Counter(entry.reason for entry in skipped)
+        say(f"skipped: {len(skipped)} images, listed in skipped.jsonl")
         say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
     say(f"made {url} (digest {manifest.digest[:12]})")
     if "train" in manifest.splits:
@@ -191,10 +208,4 @@ def _bad_share(p: argparse.ArgumentParser) -> None:
         default=0.001,
         metavar="X",
         help="stop if more than this share of images cannot be used (default %(default)s); those skipped are listed",
-    )
-
-
-def _workers(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one a core); changes nothing but speed"
     )

@@ -1,0 +1,1 @@
+"""`normfree data`: its commands."""
