@@ -1,6 +1,6 @@
 """What a metric's number means to people: its title, unit, range and direction, and which numbers may be averaged with which."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transfer.protocol.imagenet_labels import REAL, V2
 
@@ -62,4 +62,8 @@ METRIC_FACTS: dict[str, MetricFacts] = {
 
 def facts_of(metric: str) -> MetricFacts:
     """Of a metric that a ledger names; one that this version does not know is a share by its own name."""
+    plain, of_k, k = metric.rpartition("_k")
+    if of_k and k.isdigit() and plain in METRIC_FACTS:  # of a number of neighbours
+        facts = METRIC_FACTS[plain]
+        return replace(facts, title=f"{facts.title}, k = {k}", short=f"{facts.short}, k = {k}")
     return METRIC_FACTS.get(metric) or MetricFacts(title=metric.replace("_", " "), short=metric, family=metric)

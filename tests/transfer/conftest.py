@@ -59,7 +59,15 @@ def stand_ins() -> Iterator[None]:
         yield
 
 
-def run_sweep(out: Path, digits: str, *, l2: float = 1024.0, weights: str = WEIGHTS, num_seeds: int = 3) -> Path:
+def run_sweep(
+    out: Path,
+    digits: str,
+    *,
+    l2: float = 1024.0,
+    weights: str = WEIGHTS,
+    num_seeds: int = 3,
+    methods: tuple[Method, ...] = (),
+) -> Path:
     """Ridge at 1 and 5 shots and nearest neighbours at 5, with everything that a sweep writes."""
     source = Backbone(
         checkpoint_url="/runs/pixels",
@@ -69,7 +77,7 @@ def run_sweep(out: Path, digits: str, *, l2: float = 1024.0, weights: str = WEIG
         augment=AugmentConfig(),
         name="pixels",
     )
-    methods = (
+    methods = methods or (
         Method(name="ridge", kind="ridge", settings=RidgeSettings(shots=(1, 5), l2=l2)),
         Method(name="knn", kind="knn", settings=KnnSettings(shots=(5,), ks=(1, 10, 40))),
     )

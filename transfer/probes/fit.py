@@ -29,11 +29,12 @@ Scorer = Callable[[np.ndarray], Iterator[np.ndarray]]
 """(N, D) features -> scores (N, C) for each point, in order, one at a time."""
 
 
-def grid(method: Method, num_support: int) -> list[Point]:
+def grid(method: Method, num_support: int, shots: int = 0) -> list[Point]:
     """The points of a probe; one where there is nothing to select.
 
     Args:
         num_support: images that it is fitted on: k cannot be larger.
+        shots: images of each class; then k is at most that, and that itself is tried too (dinov2/eval/knn.py).
     """
     settings = method.settings
     match settings:
@@ -42,7 +43,9 @@ def grid(method: Method, num_support: int) -> list[Point]:
         case RidgeSelectedSettings():
             return [{"l2": l2} for l2 in settings.l2s]
         case KnnSettings():
-            return [{"k": k} for k in settings.ks if k <= num_support] or [{"k": num_support}]
+            ks = sorted({*settings.ks, shots}) if shots > 0 else settings.ks
+            most = shots if shots > 0 else num_support
+            return [{"k": k} for k in ks if k <= most] or [{"k": num_support}]
         case LinearSettings():
             return [{"learning_rate": rate} for rate in settings.learning_rates]
         case LogisticSettings():
@@ -86,9 +89,10 @@ def fit(
         )
         return lambda x: _linear_scores(heads, x)
     if isinstance(settings, LogisticSettings):
-        found = fit_logistic(_unit(features), labels, num_classes, c=[float(p["c"]) for p in points])
+        scaled = _unit if settings.unit_features else np.asarray
+        found = fit_logistic(scaled(features), labels, num_classes, c=[float(p["c"]) for p in points])
         solutions = found if isinstance(found, list) else [found]
-        return lambda x: (solution.scores(_unit(x)) for solution in solutions)
+        return lambda x: (solution.scores(scaled(x)) for solution in solutions)
     raise ValueError(f"{method.name} is no probe")
 
 
@@ -105,6 +109,6 @@ def _finite(scores: np.ndarray) -> np.ndarray:
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    """Rows of length 1, as DINOv2 hands them to the solver."""
+    """Rows of length 1."""
     x = features.astype(np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -52,7 +52,7 @@ def fit_logistic(
     """The head for `c`, or the heads for a list of them in its order; each but the first begins at its neighbour's end.
 
     Args:
-        features: (N, D), any float type, not scaled here: the penalty sees their scale. DINOv2 gives unit vectors.
+        features: (N, D), any float type, not scaled here: the penalty sees their scale. DINOv2 gives them raw.
         labels: (N,) integers below `num_classes`.
         tolerance: stop at this slope; where no step lessens the loss any more it ends before.
     Raises:

@@ -64,10 +64,10 @@ class RidgeSelectedSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class KnnSettings(Settings):
-    """Nearest neighbours as DINOv2 votes (`transfer.probes.knn`); k is selected, of those that the support can give."""
+    """Nearest neighbours as DINOv2 votes (`transfer.probes.knn`); k is selected, and finals are measured with every k."""
 
     ks: Counts = (10, 20, 100, 200)
-    """Numbers of neighbours to choose from."""
+    """Numbers of neighbours to choose from; with shots those up to the number of images a class, and that number."""
     temperature: Positive = 0.07
     """Of the votes' softmax."""
 
@@ -86,8 +86,10 @@ class LinearSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticSettings(Settings):
-    """L-BFGS logistic regression on unit features (`transfer.probes.logistic`); C is selected."""
+    """L-BFGS logistic regression on features as they are (`transfer.probes.logistic`); C is selected."""
 
+    unit_features: bool = False
+    """Divide each image's features by their length first, which DINOv2 does for neighbours alone."""
     cs: Numbers = tuple(10.0 ** (-6 + 0.25 * i) for i in range(45))
     """Inverse penalties to choose from."""
 

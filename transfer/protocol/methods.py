@@ -75,9 +75,10 @@ PROBES = ("ridge", "ridge_selected", "knn", "linear", "logistic")
 HEADS = {
     "ridge": "ridge on pooled pre-logits, whitened by the support",
     "ridge_selected": "ridge on pooled pre-logits, whitened by the support",
-    "knn": "cosine neighbours of pooled pre-logits",
+    "knn": "cosine neighbours of pooled pre-logits; k up to the images of a class, and that number itself",
     "linear": "linear on pooled pre-logits, N(0, 0.01^2)",
-    "logistic": "linear on unit pooled pre-logits, from zero",
+    "logistic": "linear on pooled pre-logits, from zero",
+    "hyperrule": "linear, zero init; a support below the batch is repeated to fill it; size of the images from the images",
 }
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer.protocol.bit_hyperrule import hyperrule
+from transfer.protocol.image_sizes import median_area
 from transfer.protocol.method_settings import FinetuneSettings, HyperruleSettings, Scheduler
 from transfer.protocol.methods import Method
 from transfer.protocol.search_space import Space, space_of
@@ -69,11 +70,8 @@ def at_point(method: Method, point: Mapping[str, Any]) -> Method:
 
 
 def image_area(task: Task) -> int:
-    """Pixels of a raw image, from the card's word for people ("28x28 grayscale"); large where it does not say."""
-    import re
-
-    found = re.match(r"\s*(\d+)\s*x\s*(\d+)", task.card.image_size)
-    return int(found[1]) * int(found[2]) if found else 96 * 96
+    """Pixels of a raw training image, the median, from the images."""
+    return median_area(task.url, task.data_digest, task.train_split)
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def _cell(sweep: Sweep, task: Task, method: Method, source: Backbone, init: Init
     space = ranges(method, task, shots)
     points: Sequence[Point] = ()
     if method.is_probe:
-        points = grid(method, task.parts(method.settings, shots, 0).search.num)
+        points = grid(method, task.parts(method.settings, shots, 0).search.num, shots)
     elif space is None:
         points = candidates(method, task, shots)
     any_trial = Trial(

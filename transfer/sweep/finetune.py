@@ -7,6 +7,7 @@ the task (`transfer.protocol.bit_hyperrule`).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,7 +169,8 @@ def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any
             weight_decay=rule.weight_decay,
             clipping=settings.clipping,
         )
-        return _Recipe(settings.batch, 1, 0.0, 0.0, optim)
+        # BiT's batches are of its own size whatever the support: it is gone through again and again within one.
+        return _Recipe(settings.batch, max(1, math.ceil(settings.batch / num_images)), 0.0, 0.0, optim)
     assert isinstance(settings, FinetuneSettings)
     optim = OptimConfig(
         learning_rate=rate,
@@ -201,6 +203,4 @@ def _batch(recipe: _Recipe, augment: AugmentConfig, num_images: int) -> tuple[in
 
 def _multiple(augment: AugmentConfig, recipe: _Recipe) -> int:
     """A batch holds whole pairs of mixed images, and all copies of an image."""
-    import math
-
     return math.lcm(augment.micro_batch_multiple, recipe.repeats)

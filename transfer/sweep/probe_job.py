@@ -162,6 +162,10 @@ def _final(
     )
     scores = next(scorer(test))
     numbers = predictions.all_metrics(scores, test_labels, [trial.metric])
+    if cell.kind == "knn":  # each k is reported, whichever was chosen
+        every = fit.fit(method, cell.points, support, labels, task.num_classes, seed=trial.seed, device=_device())
+        for point, found_k in zip(cell.points, every(test), strict=True):
+            numbers[f"{trial.metric}_k{point['k']}"] = metrics.compute(trial.metric, found_k, test_labels)
 
     def score_other(other: Task, open_there: TestSplit) -> tuple[np.ndarray, np.ndarray]:
         found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, test=open_there)

@@ -265,8 +265,8 @@ def finetune_entry(
     task, method = sweep.task(trial.task), sweep.suite.method(trial.method)
     num_train = _num_images(task, method, trial)
     settings: Any = method.settings
-    repeats = 1 if isinstance(settings, HyperruleSettings) else settings.repeats
-    batch = min(settings.batch, num_train * repeats)
+    fills = isinstance(settings, HyperruleSettings)
+    batch = settings.batch if fills else min(settings.batch, num_train * settings.repeats)
     return sweep.entry(
         trial,
         value=value,

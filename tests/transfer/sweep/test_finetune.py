@@ -21,7 +21,7 @@ from transfer.protocol.method_settings import ALL_IMAGES, FinetuneSettings
 from transfer.protocol.methods import Method, parse_methods
 from transfer.protocol.sealed_splits import open_test, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry
-from transfer.search.grids import candidates, grace_steps
+from transfer.search.grids import candidates, grace_steps, image_area
 from transfer.search.successive_halving import read_rung
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.finetune import Backbone, finetune_run
@@ -197,6 +197,14 @@ def test_the_run_of_the_hyperrule_has_the_rules_rates_at_every_step(variant: str
         assert rate == pytest.approx(step_rate(step, peak=rule.learning_rate, **falls), rel=1e-12), step
     assert (run.global_batch, run.augment.image_px, run.augment.resized_px) == (512, 128, 160)
     assert run.augment.crop == "resized" and not run.augment.flip and run.augment.mean == SOURCE.augment.mean
+
+
+def test_a_support_below_the_rules_batch_is_gone_through_again_within_it(sweep: Sweep) -> None:
+    method = parse_methods({"hyperrule": {"shots": [10]}}, "x")[0]
+    task = sweep.task("digits")
+    run = make(task, method=method, shots=10, hyperparameters=candidates(method, task, 10)[0])
+    assert (run.data.repeats, run.global_batch) == (6, 510)  # 100 images: 512 would split the copies of one
+    assert image_area(task) == 64  # of the images, whatever the card says
 
 
 def test_the_papers_recipes_reach_the_run(sweep: Sweep) -> None:
