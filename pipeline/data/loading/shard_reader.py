@@ -186,7 +186,7 @@ class ShardReader:
 
         def fetch() -> memoryview:
             assert expected is not None
-            data = _buffer(max(0, min(length, expected.size_bytes - request.start)))
+            data = _buffer(max(0, min(length, expected.size_bytes - request.start)), self.block_bytes * 5 // 4)
             range_reads.read_into(place, request.start, data, expected)
             return data
 
@@ -239,10 +239,10 @@ class ShardReader:
 _buffers = threading.local()
 
 
-def _buffer(num_bytes: int) -> memoryview:
-    """This thread's, until it asks again: new pages for each request cost as much as the request."""
+def _buffer(num_bytes: int, usual_bytes: int) -> memoryview:
+    """This thread's, until it asks again: new pages for each request cost as much as the request. It hardly ever grows."""
     if len(held := getattr(_buffers, "bytes", b"")) < num_bytes:
-        held = _buffers.bytes = bytearray(num_bytes)
+        held = _buffers.bytes = bytearray(max(num_bytes, usual_bytes))
     return memoryview(held)[:num_bytes]
 
 
