@@ -30,6 +30,7 @@ def build_parser() -> Parser:
     from orchestration.commands.models import model_commands
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
+    from orchestration.commands.operations.lab import lab_command
     from orchestration.commands.operations.plan import plan_command
     from orchestration.commands.operations.suites import suites_command
     from orchestration.commands.operations.watch import watch_commands
@@ -53,6 +54,7 @@ def build_parser() -> Parser:
         launch_commands,
         watch_commands,
         transfer_commands,
+        lab_command,
         suites_command,
         records_commands,
         model_commands,

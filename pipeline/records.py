@@ -76,7 +76,7 @@ class Notice(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation(Record):
-    """The run does not go on as it was saved (`pipeline.engine.resume_check`)."""
+    """The run does not go on as it was saved (`pipeline.training.resume_check`)."""
 
     what: str
     """state, samples, losses, gradient norms"""

@@ -25,7 +25,12 @@ HOMES = {
         "pipeline/data/sources/glyphs.py",
     ),
     "jinja2": ("transfer/report/html_template.py",),
-    "timm": ("pipeline/models/timm_models.py", "orchestration/commands/inspect.py", "pipeline/export/to_timm.py"),
+    "timm": (
+        "pipeline/engine/optimisers.py",
+        "pipeline/models/timm_models.py",
+        "orchestration/commands/inspect.py",
+        "pipeline/export/to_timm.py",
+    ),
     "onnx": ("pipeline/export/to_onnx.py",),
     "onnxruntime": ("pipeline/export/to_onnx.py", "orchestration/registry/served_model.py"),
     "ray": ("orchestration/tune/",),

@@ -42,3 +42,24 @@ def label_smoothing_cross_entropy(
     if labels.is_floating_point():  # probabilities may come in the images' precision
         labels = labels.float()
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction=reduction)
+
+
+def binary_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor | MixedLabels, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Each class by itself, present or absent; the mean over samples and classes (Wightman et al. 2021, "ResNet strikes back").
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64 classes, or two classes a sample with their weight.
+        smoothing: targets are 1 - smoothing + smoothing / C and smoothing / C.
+    """
+    classes = logits.shape[1]
+    pairs = (
+        [(labels, None)] if isinstance(labels, torch.Tensor) else [(labels[0], labels[2]), (labels[1], 1 - labels[2])]
+    )
+    targets = torch.full_like(logits, smoothing / classes, dtype=torch.float32)
+    for index, weight in pairs:
+        amount = torch.ones_like(index, dtype=torch.float32) if weight is None else weight.float()
+        targets.scatter_add_(1, index[:, None], (1 - smoothing) * amount[:, None])
+    return F.binary_cross_entropy_with_logits(logits.float(), targets)

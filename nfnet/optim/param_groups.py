@@ -4,7 +4,7 @@ As the paper and its code have it (Brock et al. 2021, A.1; `experiment_nfnets.py
 SkipInit gains; AGC on everything but the classifier's weight (its bias is clipped).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,38 @@ def assign(named_parameters: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Ru
     return found
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How one parameter is updated."""
+
+    rule: Rule
+    scale: float
+    """Times the learning rate."""
+    decay: bool
+    clip: bool
+
+
+def settings(
+    named_parameters: Iterable[tuple[str, torch.Tensor]],
+    *,
+    head_lr_scale: float = 1.0,
+    scales: Mapping[str, float] | None = None,
+    undecayed: Collection[str] = (),
+    unclipped: Collection[str] = (),
+) -> dict[str, Setting]:
+    """What the rules say of each parameter, and where a run says otherwise: names whose rate is scaled, that are not decayed or
+    not clipped."""
+    return {
+        name: Setting(
+            rule,
+            (head_lr_scale if rule.is_head else 1.0) * (scales or {}).get(name, 1.0),
+            rule.decay and name not in undecayed,
+            rule.clip and name not in unclipped,
+        )
+        for name, rule in assign(named_parameters).items()
+    }
+
+
 def param_groups(
     model: nn.Module,
     *,
@@ -59,11 +91,13 @@ def param_groups(
     weight_decay: float = 0.0,
     head_lr_scale: float = 1.0,
     frozen: Iterable[str] = (),
+    chosen: Mapping[str, Setting] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: `params`, `param_names`, `name`, `lr`, `lr_scale`, `weight_decay`, `clip`.
 
     Args:
         frozen: prefixes of names ("stem.", "blocks.0.") to leave out, besides what does not require a gradient.
+        chosen: of each parameter, in place of what the rules and `head_lr_scale` say.
     Raises:
         ValueError: a prefix that no parameter has, or nothing is left to train.
     """
@@ -74,21 +108,22 @@ def param_groups(
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith(prefixes)]
     if not named:
         raise ValueError("every parameter is frozen; leave at least the head to be trained")
-    rules = assign(named)
+    found = settings(named, head_lr_scale=head_lr_scale) if chosen is None else chosen
+    order = [rule.name for rule in RULES]
     groups = []
-    for rule in RULES:
-        members = [(n, p) for n, p in named if rules[n] is rule]
-        if members:
-            scale = head_lr_scale if rule.is_head else 1.0
-            groups.append(
-                {
-                    "name": rule.name,
-                    "params": [p for _, p in members],
-                    "param_names": [n for n, _ in members],
-                    "lr": lr * scale,
-                    "lr_scale": scale,
-                    "weight_decay": weight_decay if rule.decay else 0.0,
-                    "clip": rule.clip,
-                }
-            )
+    for setting in sorted(
+        {found[n] for n, _ in named}, key=lambda s: (order.index(s.rule.name), s.scale, s.decay, s.clip)
+    ):
+        members = [(n, p) for n, p in named if found[n] == setting]
+        groups.append(
+            {
+                "name": setting.rule.name,
+                "params": [p for _, p in members],
+                "param_names": [n for n, _ in members],
+                "lr": lr * setting.scale,
+                "lr_scale": setting.scale,
+                "weight_decay": weight_decay if setting.decay else 0.0,
+                "clip": setting.clip,
+            }
+        )
     return groups

@@ -33,3 +33,20 @@ def step_rate(
     if step < warmup_steps:
         return peak * step / warmup_steps
     return peak * factor ** bisect.bisect_left(decay_steps, step)
+
+
+def warmup_stable_decay(
+    step: int, *, total_steps: int, warmup_steps: int = 0, cooldown_steps: int, peak: float, final: float = 0.0
+) -> float:
+    """Linear warm-up from 0, then `peak`, then a straight line to `final` over the last `cooldown_steps` (Hu et al. 2024).
+
+    Raises ValueError where warm-up and cool-down are longer than the run.
+    """
+    if warmup_steps + cooldown_steps > total_steps:
+        raise ValueError(
+            f"a warm-up of {warmup_steps} and a cool-down of {cooldown_steps} steps are longer than the run of {total_steps}"
+        )
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    left = total_steps - step
+    return peak if left >= cooldown_steps else final + (peak - final) * max(left, 0) / cooldown_steps

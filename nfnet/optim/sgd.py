@@ -15,6 +15,11 @@ from nfnet.kernels.reference import Rates, Tensors
 from nfnet.optim.agc import per_unit
 
 
+def average_keep(ema_decay: float | None, num_updates: int) -> float:
+    """How much of a moving average the update after so many keeps; more and more at the beginning."""
+    return min(ema_decay or 0.0, (1 + num_updates) / (10 + num_updates))
+
+
 class SGD(torch.optim.Optimizer):
     """g = factor * g + decay * w;  m = momentum * m + g;  w -= lr * (g + momentum * m);  ema += (1 - d) * (w - ema)
 
@@ -72,12 +77,12 @@ class SGD(torch.optim.Optimizer):
         )
         fused = dispatch.for_update(*lists)
         update_ = _foreach if fused is None else fused.update_
-        update_(*lists, Rates(group["lr"], group["momentum"], group["weight_decay"], self.keep(t)), factors)
+        update_(
+            *lists,
+            Rates(group["lr"], group["momentum"], group["weight_decay"], average_keep(self.ema_decay, t)),
+            factors,
+        )
         group["num_updates"] += 1
-
-    def keep(self, num_updates: int) -> float:
-        """How much of the average the update after so many keeps."""
-        return min(self.ema_decay or 0.0, (1 + num_updates) / (10 + num_updates))
 
     def _state(self, weight: torch.Tensor, key: str, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         state = self.state[weight]

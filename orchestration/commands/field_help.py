@@ -32,7 +32,7 @@ class FieldHelp:
 
 def describe(kind: type, path: str = "") -> Iterator[FieldHelp]:
     """All fields of a configuration, those of its parts included, in the order of their declaration."""
-    docs, later = _docs(kind), []
+    docs, later = field_docs(kind), []
     for field in dataclasses.fields(kind):
         hint, place = hints(kind)[field.name], join(path, field.name)
         if part := dataclass_of(hint):
@@ -136,7 +136,7 @@ def _cell(text: str) -> str:
 
 
 @functools.cache
-def _docs(kind: type) -> dict[str, str]:
+def field_docs(kind: type) -> dict[str, str]:
     """Field -> the docstring below it, of the class and those that it is made from."""
     found: dict[str, str] = {}
     for cls in reversed(kind.__mro__[:-1]):

@@ -16,7 +16,15 @@ GAP = "\u2003\u200b"  # an em space, and after it what is no space, or it would 
 
 def trial_name(entry: Mapping[str, Any]) -> str:
     """Of the child run of a trial."""
-    return "-".join(str(entry[name]) for name in ("task", "method", "init", "shots", "kind", "seed"))
+    return "-".join(
+        map(str, (entry["task"], entry["method"], _start(entry), *(entry[n] for n in ("shots", "kind", "seed"))))
+    )
+
+
+def _start(entry: Mapping[str, Any]) -> str:
+    """pretrained or scratch; of networks that are compared without weights, the network, in characters that MLflow takes."""
+    is_own = entry["init"] == "scratch" and entry["backbone"] not in ("", entry["model"])
+    return str(entry["backbone"]).replace("=", " ") if is_own else str(entry["init"])
 
 
 def spread(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -28,7 +36,7 @@ def spread(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         if entry["value"] is None:
             num_failed += 1
         elif entry["kind"] == "final":
-            groups[entry["task"], entry["method"], entry["shots"], entry["init"]].append(float(entry["value"]))
+            groups[entry["task"], entry["method"], entry["shots"], _start(entry)].append(float(entry["value"]))
     found = {"num_trials": float(num_trials), "num_failed": float(num_failed)}
     for (task, method, shots, init), values in groups.items():
         name = f"{task}/{method}/{shots}/{init}"

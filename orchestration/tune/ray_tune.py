@@ -99,7 +99,6 @@ def transfer(
     Raises:
         UserError: anything that is wrong before the first trial. A trial that fails is an entry, not an error.
     """
-    begin = time.perf_counter()
     tell = on_event or (lambda event: None)
     tell({"event": "phase", "name": "reading checkpoint and tasks"})
     found, grown_from = _what_to_measure(suite, out, num_seeds)
@@ -107,11 +106,20 @@ def transfer(
     resources = replace(
         resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
     )
-    shape = layout(resources)
     refuse_tasks(found, _absolute(data_root))  # before weights are fetched
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
     sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
+    return run_sweep(sweep, budget=budget, resources=resources, tell=tell, grown_from=grown_from)
+
+
+def run_sweep(
+    sweep: Sweep, *, budget: Budget | None, resources: Resources, tell: OnEvent, grown_from: str = ""
+) -> SweepResult:
+    """Run what is missing of a sweep that may have grown from one of another suite (its digest). UserError before the first
+    trial for anything that is wrong."""
+    begin = time.perf_counter()
+    shape = layout(resources)
     cells, not_run = _planned(sweep, tell)
     with ownership.hold(sweep.out, "sweep"):
         _claim(sweep, cells, not_run, grown_from)
@@ -154,7 +162,7 @@ def _labelled(word: str) -> tuple[str, str]:
 def _pin(sweep: Sweep, tell: OnEvent) -> None:
     """The sweep refers to these checkpoints from now on: their run's retention leaves them alone."""
     for source in sweep.sources:
-        if not objects.exists(objects.join(source.checkpoint_url, COMMIT)):
+        if source.is_fresh or not objects.exists(objects.join(source.checkpoint_url, COMMIT)):
             continue  # a file
         try:
             retention.pin(source.checkpoint_url, f"a transfer sweep refers to it: {sweep.out}")

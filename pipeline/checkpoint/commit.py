@@ -48,7 +48,7 @@ class FileInfo(TypedDict):
 
 
 class Expected(TypedDict):
-    """What a run that goes on from a checkpoint is held against (`pipeline.engine.resume_check`)."""
+    """What a run that goes on from a checkpoint is held against (`pipeline.training.resume_check`)."""
 
     sums: dict[Text, float]
     """Kind of state -> `Engine.state_sums`."""

@@ -1,4 +1,5 @@
-"""What a network keeps besides parameters, as part of the training state: running statistics, counters, tables.
+"""What a network keeps besides the parameters that are trained, as part of the state: running statistics, counters, tables,
+and parameters that are frozen.
 
 Between two updates these tensors are the same on every rank. A step changes each rank's own; with the update, floating-point
 ones move by the mean of what they moved on the ranks, so running statistics are those of the whole batch's micro-batches. A step
@@ -17,11 +18,12 @@ from pipeline.errors import UserError
 
 
 class Buffers:
-    """The persistent buffers of a network, on this rank; after its last move to another device."""
+    """The persistent buffers of a network, and its frozen parameters, on this rank; after its last move to another device."""
 
     def __init__(self, network: nn.Module, device: torch.device, *, averages: bool) -> None:
         """`averages`: keep their moving average too."""
         self._device = device
+        self._frozen = {n: p.detach() for n, p in network.named_parameters() if not p.requires_grad}
         self._owners = _owners(network)
         now = self.now()
         for name, tensor in now.items():
@@ -30,6 +32,10 @@ class Buffers:
         self._floating = [name for name, tensor in now.items() if tensor.is_floating_point()]
         self._kept = self.copy()
         self.averages = self.copy() if averages else {}
+
+    def kept(self, kind: str) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of "weights" and "ema", to be read and written; frozen parameters are their own average."""
+        return self._frozen | (self.now() if kind == "weights" else self.averages)
 
     def now(self) -> dict[str, torch.Tensor]:
         """By name; looked up each time, since a module may put another tensor in a buffer's place."""

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from nfnet.optim.losses import MixedLabels, label_smoothing_cross_entropy
+from nfnet.optim.losses import MixedLabels, binary_cross_entropy, label_smoothing_cross_entropy
 from pipeline.configuration import check_fields
+from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
 
 BUCKET_ELEMENTS = 500_000_000
@@ -46,9 +47,10 @@ class EngineConfig:
 class Objective(nn.Module):
     """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part)."""
 
-    def __init__(self, network: nn.Module, smoothing: float, precision: str) -> None:
+    def __init__(self, network: nn.Module, optim: OptimConfig, precision: str) -> None:
         super().__init__()
-        self.network, self.smoothing, self.bf16 = network, smoothing, precision == "bf16"
+        self.network, self.smoothing, self.bf16 = network, optim.label_smoothing, precision == "bf16"
+        self.loss = binary_cross_entropy if optim.loss == "binary" else label_smoothing_cross_entropy
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | None = None) -> Any:
         """Without labels: logits, as the network gives them. ZeRO's hooks want every pass to begin here."""
@@ -57,7 +59,7 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(images)
         logits = logits.float()
-        loss = label_smoothing_cross_entropy(logits, labels, self.smoothing)
+        loss = self.loss(logits, labels, self.smoothing)
         classes = labels.larger if isinstance(labels, MixedLabels) else labels
         return loss, (logits.detach().argmax(1) == classes).sum()
 

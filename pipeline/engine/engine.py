@@ -17,9 +17,9 @@ from torch import nn
 
 import nfnet.optim.agc as agc
 from nfnet.optim.losses import MixedLabels
-from nfnet.optim.param_groups import assign, param_groups
-from nfnet.optim.sgd import SGD
+from nfnet.optim.sgd import SGD, average_keep
 from pipeline.distributed import World
+from pipeline.engine import optimisers
 from pipeline.engine.buffers import Buffers
 from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
 from pipeline.engine.fragments import Units, products
@@ -58,16 +58,13 @@ class Engine(NamedState):
                 )
             network.set_grad_checkpointing(True)  # type: ignore[operator]
         self.network, self.world, self.optim, self.accumulation = network, world, optim, accumulation
-        self._shapes = {n: tuple(p.shape) for n, p in network.named_parameters()}  # stage 3 empties parameters
-        rules = assign(list(network.named_parameters()))
-        groups = param_groups(
-            network,
-            lr=optim.learning_rate,
-            weight_decay=optim.weight_decay,
-            head_lr_scale=optim.head_learning_rate_scale,
-        )
-        self._optimizer = SGD(groups, lr=optim.learning_rate, momentum=optim.momentum, ema_decay=optim.ema_decay)
-        self._objective = Objective(network, optim.label_smoothing, config.precision)
+        optim.check_engine(config.zero_stage)
+        optimisers.freeze(network, optim)
+        trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        self._shapes = {n: tuple(p.shape) for n, p in trained}  # stage 3 empties parameters
+        chosen = optimisers.settings(network, optim)
+        self._optimizer = optimisers.make(network, chosen, optim)
+        self._objective = Objective(network, optim, config.precision)
         self._engine = start(
             self._objective,
             self._optimizer,
@@ -81,17 +78,16 @@ class Engine(NamedState):
         self._in_backward = self._buffers.unchanged if config.activation_checkpointing else nullcontext
         self._is_sharded = config.zero_stage > 0
         self._layout = layout(self._engine, self._optimizer, config.zero_stage)
-        parameters = network.named_parameters()
-        found = [self._layout.place(n, p, self._shapes[n], clip=rules[n].clip) for n, p in parameters]
+        found = [self._layout.place(n, p, self._shapes[n], clip=chosen[n].clip) for n, p in trained]
         self._places: list[Place] = [p for p in found if p is not None]
         self._units = Units(self._shapes, [p.fragment for p in self._places], world.device)
         self._weights = self._units.split([p.fragment.weight for p in self._places])
-        names = {id(p): n for n, p in network.named_parameters()}
+        names = {id(p): n for n, p in trained}
         self._units_of_groups = [
             self._units.of_parameters([names[id(p)] for p in group["params"]])
             for group in ([] if self._is_sharded else self._optimizer.param_groups)
         ]
-        self._sums = Sums.of_network(network, rules, self._units, optim)
+        self._sums = Sums.of_network(network, chosen, self._units, optim)
         self._seen = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
 
     # --- a step -------------------------------------------------------------------------------------------------------
@@ -128,13 +124,11 @@ class Engine(NamedState):
             lost_allowed: for all ranks together, and equal on all; above it the update is skipped.
             measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
         """
+        measure = measure and isinstance(self._optimizer, SGD)
         gradients = self._units.split(self._layout.gradients(self._places))
         units, stats, moves = self._agree(gradients, (float(stop_requested), num_lost), measure)
         loss_sum, correct, seen, stops, lost = stats.unbind()
-        factors = torch.ones_like(units[1])
-        if self.optim.clipping > 0:
-            clipped = agc.coefficients(units[0], units[1], self.optim.clipping, self.optim.clipping_eps)
-            factors = torch.where(self._sums.clip, clipped, factors)
+        factors = self._factors(units)
         parts = self._sums.of_parts(units, factors, rate)
         # The one host synchronisation of a step.
         head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum(), seen, lost, moves.sum()])
@@ -142,14 +136,16 @@ class Engine(NamedState):
         loss, accuracy, stops_seen, gradient_total, num_seen, lost_seen, moved = numbers[:7]
         whole, by_part = self._sums.read(numbers[7:], measured=measure)
         # A loss of exactly nothing (a few images, learnt by heart) has no gradient; a loss that is there must have one.
-        if self.optim.clipping > 0 and gradient_total == 0.0 and loss > MIN_LOSS_WITH_GRADIENT:
-            raise RuntimeError("AGC is on and saw no gradient at all; the engine lost them, stop and report this")
+        clips = self.optim.uses_agc or self.optim.clip == "norm"
+        if clips and gradient_total == 0.0 and loss > MIN_LOSS_WITH_GRADIENT:
+            raise RuntimeError("clipping is on and saw no gradient at all; the engine lost them, stop and report this")
         applied = all(map(math.isfinite, (loss, gradient_total, moved))) and lost_seen <= lost_allowed
         if applied:
             if whole.clipped_share > 0:
                 self._clip(gradients, factors)
             del gradients
-            self._buffers.applied(moves if self.world.size > 1 else None, self._optimizer.keep(self.num_updates))
+            keep = average_keep(self.optim.ema_decay, self.num_updates)
+            self._buffers.applied(moves if self.world.size > 1 else None, keep)
             self._apply(rate)
         else:
             self._buffers.skipped()
@@ -167,10 +163,20 @@ class Engine(NamedState):
             parts=by_part,
         )
 
+    def _factors(self, units: torch.Tensor) -> torch.Tensor:
+        """(units,) what the gradient of each is multiplied with."""
+        ones = torch.ones_like(units[1])
+        if self.optim.clip == "norm":  # as torch.nn.utils.clip_grad_norm_ has it
+            return ones * (self.optim.clip_norm / (units[1].sum().sqrt() + 1e-6)).clamp(max=1.0)
+        if not self.optim.uses_agc:
+            return ones
+        clipped = agc.coefficients(units[0], units[1], self.optim.clipping, self.optim.clipping_eps)
+        return torch.where(self._sums.clip, clipped, ones)
+
     def _clip(self, gradients: list[torch.Tensor], factors: torch.Tensor) -> None:
-        """ZeRO's flat partitions have no units, so their gradients are scaled here; without ZeRO the update does it in its
+        """ZeRO's flat partitions have no units, so their gradients are scaled here; without ZeRO our update does it in its
         own pass over memory."""
-        if self._is_sharded:
+        if self._is_sharded or not isinstance(self._optimizer, SGD):
             self._units.scale(gradients, factors)
         else:
             self._optimizer.factors = [factors[units] for units in self._units_of_groups]
@@ -193,7 +199,8 @@ class Engine(NamedState):
             momenta = self._units.split([s for s in states if s is not None])
             pairs += [(gradients, self._weights), (gradients, momenta), (self._weights, momenta), (momenta, momenta)]
         units = torch.stack([self._units.add_up(products(a, b)) for a, b in pairs])
-        stats = torch.cat([self._seen, torch.tensor(flags, device=self.world.device)])
+        # Filled on the device: torch.tensor would copy from the host and wait for it.
+        stats = torch.cat([self._seen, torch.stack([self._seen.new_full((), flag) for flag in flags])])
         moves = self._buffers.moves()
         if self.world.size > 1:
             # Without ZeRO every rank holds every unit already.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from nfnet.optim.param_groups import Rule
+from nfnet.optim.param_groups import Setting
 from pipeline.engine.fragments import Units
 from pipeline.engine.optim_config import OptimConfig
 
@@ -21,13 +21,13 @@ class PartStats:
     """What one update did to one part of the network (or to the whole of it), over all ranks."""
 
     clipped_share: float
-    """Units whose gradient AGC scaled down, of the units that it looked at."""
+    """Units whose gradient clipping scaled down, of the units that it looked at."""
     gradient_norm: float
     """After clipping."""
     weight_norm: float
     """Before the update."""
     update_ratio: float | None
-    """Norm of the change of the weights over their norm; None where it was not asked for."""
+    """Norm of the change of the weights over their norm; None where it was not asked for, or the optimiser is not ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Sums:
     part: torch.Tensor
     """(units,) int64: the part of each unit."""
     clip: torch.Tensor
-    """(units,) bool: units that AGC looks at."""
+    """(units,) bool: units that clipping looks at."""
     decay: torch.Tensor
     """(units,) weight decay."""
     rate: torch.Tensor
@@ -100,16 +100,17 @@ class Sums:
     momentum: float
 
     @classmethod
-    def of_network(cls, network: nn.Module, rules: dict[str, Rule], units: Units, optim: OptimConfig) -> "Sums":
-        """rules: what `nfnet.optim.param_groups.assign` says of each parameter."""
-        parts = part_names(network, list(rules))
+    def of_network(cls, network: nn.Module, chosen: dict[str, Setting], units: Units, optim: OptimConfig) -> "Sums":
+        """`chosen`: how each parameter is updated (`pipeline.engine.optimisers.settings`)."""
+        parts = part_names(network, list(chosen))
+        is_clipped = {n: s.clip if optim.clip == "agc" else optim.clip == "norm" for n, s in chosen.items()}
         names = list(dict.fromkeys(parts.values()))
         return cls(
             names=names,
             part=units.of_each({n: float(names.index(p)) for n, p in parts.items()}).long(),
-            clip=units.of_each({n: float(r.clip) for n, r in rules.items()}) > 0,
-            decay=units.of_each({n: optim.weight_decay * r.decay for n, r in rules.items()}),
-            rate=units.of_each({n: optim.head_learning_rate_scale if r.is_head else 1.0 for n, r in rules.items()}),
+            clip=units.of_each({n: float(is_clipped[n]) for n in chosen}) > 0,
+            decay=units.of_each({n: optim.weight_decay * s.decay for n, s in chosen.items()}),
+            rate=units.of_each({n: s.scale for n, s in chosen.items()}),
             momentum=optim.momentum,
         )
 

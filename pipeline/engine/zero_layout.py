@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,6 @@ from torch import nn
 
 from pipeline.engine.fragments import Fragment
 from pipeline.errors import UserError
-
-Kind = Literal["weights", "momentum", "ema"]
-KINDS: tuple[Kind, ...] = ("weights", "momentum", "ema")
-
 
 NOBODY = -1
 """The number of no module."""
@@ -45,7 +41,7 @@ class Place:
     index: int = 0
     """Of the parameter in its group."""
 
-    def state_view(self, optimizer: torch.optim.Optimizer, kind: Kind, *, create: bool = False) -> torch.Tensor | None:
+    def state_view(self, optimizer: torch.optim.Optimizer, kind: str, *, create: bool = False) -> torch.Tensor | None:
         """Flat view of the fragment's master weights, momentum or average; None where there is none yet."""
         if kind == "weights":
             return self.fragment.weight
@@ -94,7 +90,7 @@ class FragmentLayout(ABC):
         """All weights lie whole on every rank inside; yields whether what is written to them is forgotten afterwards."""
         yield False
 
-    def exchange(self, kind: Kind) -> None:
+    def exchange(self, kind: str) -> None:
         """Let master weights and another state of the same size change places; twice is nothing, bit for bit."""
         for owner in self.owners():
             other = self.optimizer.state[owner].get(kind)
@@ -198,10 +194,14 @@ class Cut(FragmentLayout):
         "averaged_gradients",
         "checkpoint_event_prologue",
         "checkpoint_event_epilogue",
+        "_get_norm_groups",
     )
 
     def __init__(self, engine: Any, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(engine, optimizer)
+        # Norms that all ranks have agreed on already: the library's cost a collective, a pass over all gradients, and a wait
+        # for the device, and no setting switches them off at this stage.
+        self.zero._get_norm_groups = lambda: [torch.zeros(())]
         self._index = {id(p): i for group in self.zero.fp16_groups for i, p in enumerate(group)}
 
     def owners(self) -> list[torch.Tensor]:

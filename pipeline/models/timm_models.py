@@ -58,6 +58,23 @@ class PeerNetwork(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
 
+    def no_weight_decay(self) -> set[str]:
+        """What timm does not decay besides gains and biases: embeddings of positions, and the like."""
+        names = self.trunk.no_weight_decay() if hasattr(self.trunk, "no_weight_decay") else ()  # type: ignore[operator]
+        return {f"trunk.{name}" for name in names}
+
+    def layer_numbers(self) -> dict[str, int]:
+        """Parameter -> its layer as timm counts them, the head last. UserError where timm does not say."""
+        from timm.models import group_parameters
+
+        if not hasattr(self.trunk, "group_matcher"):
+            raise UserError("timm does not say which layers this network has; set optim.layer_decay to 1")
+        found = group_parameters(self.trunk, self.trunk.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+        last = max(found.values()) + 1
+        return {f"trunk.{n}": i for n, i in found.items()} | {
+            n: last for n, _ in self.named_parameters() if n.startswith("head.")
+        }
+
     def get_classifier(self) -> nn.Module:
         return self.head
 

@@ -61,7 +61,6 @@ def step_collectives(
             Collective.of("all_gather", "weights of layers", accumulation * gathered, accumulation * num_large)
         )
     found += own
-    found.append(Collective.of("all_reduce", "DeepSpeed's norms", 8 * len(parameters.groups), len(parameters.groups)))
     if num_small:
         found.append(Collective.of("all_gather", "small weights after the update", small, num_small))
     return found

@@ -41,11 +41,13 @@ def memory(
     micro_batch: int,
     accumulation: int,
     averages: bool,
+    num_moments: int = 1,
     is_cpu: bool = False,
 ) -> Memory:
-    """Without the fixed cost of a process (context, libraries, workspaces of convolutions)."""
+    """Without the fixed cost of a process (context, libraries, workspaces of convolutions). `num_moments`: states that the
+    optimiser keeps of a weight."""
     whole, share = parameters.num_bytes, parameters.share(stage, world)
-    state = {"momentum": share, "averages": share if averages else 0}
+    state = {"momentum": num_moments * share, "averages": share if averages else 0}
     if stage == 0:
         state |= {"weights": whole}
     else:

@@ -106,6 +106,7 @@ class Plan:
             micro_batch=micro,
             accumulation=self.run.global_batch // self.world // micro,
             averages=self.run.optim.ema_decay is not None,
+            num_moments=len(self.run.optim.moments),
             is_cpu=self.device.is_cpu,
         )
 
@@ -202,8 +203,8 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights, momentum, averages, fp32."""
-        return self.network.parameters.num_bytes * (3 if self.run.optim.ema_decay is not None else 2)
+        """Weights, what the optimiser keeps of them, averages, fp32."""
+        return self.network.parameters.num_bytes * self.run.optim.num_states
 
     @property
     def writers(self) -> tuple[int, int]:

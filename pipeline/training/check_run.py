@@ -6,6 +6,7 @@ import torch
 
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import samples_per_epoch
+from pipeline.engine import optimisers
 from pipeline.errors import UserError
 from pipeline.models import timm_models, trunks
 from pipeline.models.backbone import make
@@ -29,6 +30,7 @@ def check_run(run: Run, *, num_ranks: int = 1, read_data: bool = True) -> None:
         )
     if run.saving.keep_best and run.data.eval_split is None:
         raise UserError("saving.keep_best needs evaluations, and data.eval_split is none; set one of the two")
+    run.optim.check_engine(run.engine.zero_stage)
     check_network(run)
     check_durations(run, samples_per_epoch(run.data) if read_data else None)
 
@@ -39,6 +41,8 @@ def check_network(run: Run) -> None:
     with torch.device("meta"):
         model = set_statistics(make(name, 1000, run.model.options), run.model.batch_norm)
     trunks.check_batch(model, run.micro_batch or run.global_batch)
+    optimisers.freeze(model, run.optim)
+    optimisers.settings(model, run.optim)
     if timm_models.is_timm(name):
         try:
             model.eval()(torch.zeros(1, 3, px, px, device="meta"))
@@ -75,7 +79,7 @@ def check_room(run: Run, out: str) -> str:
     with torch.device("meta"):
         model = make(run.model.name, len(Manifest.open(run.data.url).classes), run.model.options)
     num_weights = sum(parameter.numel() for parameter in model.parameters())
-    needed_bytes = 4 * num_weights * (2 + (run.optim.ema_decay is not None))
+    needed_bytes = 4 * num_weights * run.optim.num_states
     folder = objects.local_path(out).absolute()
     there = next(p for p in (folder, *folder.parents) if p.exists())
     free_bytes = shutil.disk_usage(there).free

@@ -21,16 +21,16 @@ from pipeline.distributed import World
 from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
-from pipeline.engine.resume_check import ResumeCheck
 from pipeline.engine.update_stats import UpdateStats, over_updates
 from pipeline.errors import UserError
 from pipeline.models.backbone import build_model
-from pipeline.records import Phase, Record, Started, Step
+from pipeline.records import Notice, Phase, Record, Started, Step
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.training import identity, resume
 from pipeline.training.batch_fetcher import BatchFetcher, placeholder_batch
 from pipeline.training.evaluate import OnScores, evaluate
+from pipeline.training.resume_check import ResumeCheck
 from pipeline.training.run import Run
 from pipeline.training.sample_account import Account
 
@@ -79,6 +79,8 @@ class Job:
         )
         commit, self.data.names = found.commit, list(found.names)
         yield from found.records
+        if self.run.optim.advice:
+            yield Notice(step=0, text=self.run.optim.advice)
         yield Phase(step=0, name="starting the engine")
         if self.run.engine.parity_check:
             parity_check.check(self.run.engine, world=self.world, accumulation=self.accumulation)
@@ -143,7 +145,7 @@ class Job:
         self.saver.newest = commit
         if self.save_steps or run.save_final:
             weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
-            self.saver.reserve(4 * weights * (2 + (run.optim.ema_decay is not None)))
+            self.saver.reserve(4 * weights * run.optim.num_states)
 
     def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
         run, per_epoch = self.run, self.data.samples_per_epoch

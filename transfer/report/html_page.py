@@ -46,12 +46,12 @@ def render(findings: Findings, rows: Sequence[Row], versus: Sequence[Versus] = (
         cells_section(findings),
         provenance(findings, rows),
     ]
-    page = str(fill("page.html.j2", title=title, policy=_policy(), sections=sections)) + "\n"
+    page = str(fill("page.html.j2", title=title, policy=policy(), sections=sections)) + "\n"
     check_links(page)
     return page
 
 
-def _policy() -> str:
+def policy() -> str:
     """The page's Content-Security-Policy: its own style by its digest, pictures that it holds itself, and nothing else.
 
     Attributes `style` stay allowed: Matplotlib's SVG has one in every shape.

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from transfer.metric_facts import facts_of
-from transfer.report.plot_style import MARKS, PRINT, color_of, dress, literal, log_axis, new_figure, quiet, svg
+from transfer.report.plot_style import MARKS, PRINT, SOURCES, color_of, dress, literal, log_axis, new_figure, quiet, svg
 from transfer.results.scorecard import Row, shots_order, shots_phrase, shots_text
 from transfer.sweep.entry import LedgerEntry
 
@@ -112,6 +112,17 @@ def learning(cells: Sequence[LedgerEntry], sources: Sequence[str]) -> Markup:
     dress(axes, MARKS, "step", "training loss")
     first = cells[0]
     return svg(figure, f"{first.task_title}, {first.method}, {shots_phrase(first.shots)}: training loss over steps")
+
+
+def lab_lines(series: Sequence[tuple[int, Sequence[float], Sequence[float]]], x: str, y: str) -> Markup:
+    """Lines of (place of the colour, xs, ys), on a logarithmic axis where all values allow it."""
+    figure, axes = new_figure(4.6, 2.7)
+    for index, xs, ys in series:
+        axes.plot(xs, ys, color=MARKS[SOURCES[index % len(SOURCES)]], lw=1.3, alpha=0.8)
+    if all(value > 0 for _, _, ys in series for value in ys):
+        log_axis(axes, "y")
+    dress(axes, MARKS, x, y)
+    return svg(figure, f"{y} over {x}")
 
 
 def held_out(searched: Sequence[tuple[LedgerEntry, bool]], sources: Sequence[str]) -> Markup:

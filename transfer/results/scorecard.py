@@ -155,6 +155,8 @@ def refuse_mixture(cells: Sequence[LedgerEntry], why: str = "") -> None:
 def _by_source(cells: list[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
     """The trials of each source with those of its from-scratch baseline, in the order of names."""
     baselines: dict[str, str] = {c.backbone: c.backbone_digest for c in cells if c.init == "pretrained"}
+    if not baselines:  # nothing was pretrained: each network stands for itself
+        return {name: [c for c in cells if c.backbone == name] for name in sorted({c.backbone for c in cells})}
     if len(baselines) < 2:
         return {next(iter(baselines), ""): cells}
     return {

@@ -30,7 +30,7 @@ from transfer.protocol.sealed_splits import (
 )
 from transfer.protocol.search_space import Space
 from transfer.protocol.suite_files import suite_of
-from transfer.protocol.tasks import INITS, Init, Suite, Task, TaskEntry, not_prepared, open_task, task_protocol
+from transfer.protocol.tasks import Init, Suite, Task, TaskEntry, not_prepared, open_task, task_protocol
 from transfer.search.grids import REDUCTION, Point, candidates, ranges
 from transfer.sweep.entry import LedgerEntry, Trial, entry
 from transfer.sweep.failures import Cause
@@ -101,7 +101,7 @@ class Sweep:
             task_title=task.card.title,
             checkpoint_url=source.checkpoint_url,
             value=value,
-            backbone=source.name if trial.init == "pretrained" else source.model,
+            backbone=source.name if trial.init == "pretrained" or source.is_fresh else source.model,
             model=source.model,
             method_kind=method.kind,
             method_title=method.title,
@@ -255,7 +255,7 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
                     continue
                 scratch: set[str] = set()
                 for source in sweep.sources:
-                    for init in INITS:
+                    for init in source.inits(method.name):
                         if init == "scratch" and source.backbone_digest in scratch:
                             continue
                         scratch |= {source.backbone_digest} if init == "scratch" else set()

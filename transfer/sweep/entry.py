@@ -112,6 +112,8 @@ class LedgerEntry:
     num_tries: Positive = 1
     """In the start that ended it: more than one where its process was lost."""
     code_revision: Text = ""
+    measures: dict[Text, float | list[float]] = field(default_factory=dict)
+    """What was measured of a final trial's network besides the metrics (`transfer.measurement.network_measures`)."""
 
     @property
     def is_ok(self) -> bool:

@@ -10,6 +10,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.models.backbone import find_origin
 from transfer.protocol.methods import sha256
+from transfer.protocol.tasks import INITS, Init
 
 REGULARISATION = ("drop_rate", "stochastic_depth", "head_init")
 
@@ -28,10 +29,23 @@ class Backbone:
     """For people."""
     classes: int = 0
     """Of its own head."""
+    methods: tuple[str, ...] = ()
+    """Names of the suite's methods that it is measured with; () = all."""
 
     def backbone_options(self) -> dict[str, Any]:
         """Options that shape the network; what regularised pretraining is the recipe's to say."""
         return {k: v for k, v in self.options.items() if k not in REGULARISATION}
+
+    @property
+    def is_fresh(self) -> bool:
+        """It has no weights: trained from scratch only."""
+        return not self.digest
+
+    def inits(self, method: str) -> tuple[Init, ...]:
+        """The starts that it is measured with by a method."""
+        if self.methods and method not in self.methods:
+            return ()
+        return ("scratch",) if self.is_fresh else INITS
 
     @property
     def backbone_digest(self) -> str:

@@ -20,7 +20,7 @@ from pipeline.storage import objects
 from pipeline.training.evaluate import Scores
 from pipeline.training.run import Run
 from transfer import metrics
-from transfer.measurement import extra_test_sets, predictions, reference_values
+from transfer.measurement import extra_test_sets, network_measures, predictions, reference_values
 from transfer.measurement.resource_usage import Memory, Power
 from transfer.protocol.method_settings import HyperruleSettings
 from transfer.protocol.methods import Method
@@ -155,6 +155,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         config=to_dict(run),
         config_digest=run.digest(),
         num_processes=me.size,
+        measures=seen.measures,
         **spent,
     )
     Ledger(sweep.out).write(found)
@@ -172,6 +173,7 @@ def _follow(records: Iterator[Record], seen: "_Seen", pace: SavePace, report: Re
                 if report is not None and record.step < num_steps:
                     report(row)
             elif isinstance(record, Step) and seen.trial.kind == "final":
+                seen.steps.append(record)
                 seen.curve.append(
                     {"step": record.step, "time_s": record.time_s, "loss": record.loss, "accuracy": record.accuracy}
                 )
@@ -194,6 +196,9 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
         scores=scores.logits,
         score=lambda other, opened: extra_test_sets.scores_of(work_url(sweep.out, trial.digest), run, other, opened),
     )
+    if sweep.source_of(trial).is_fresh:
+        work = work_url(sweep.out, trial.digest)
+        seen.measures = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
 
 
 def _run_of(trial: Trial, task: Task, method: Method, source: Backbone, test: TestSplit | None, *, live: bool) -> Run:
@@ -213,7 +218,7 @@ def _run_of(trial: Trial, task: Task, method: Method, source: Backbone, test: Te
     return dataclasses.replace(
         run,
         save_every=Duration(epoch_steps, "steps") if epoch_steps < int(trial.hyperparameters["num_steps"]) else None,
-        save_final=test is not None and bool(task.extra_tests.v2_url),  # the network is needed once more
+        save_final=test is not None and (bool(task.extra_tests.v2_url) or source.is_fresh),  # it is needed once more
     )
 
 
@@ -234,6 +239,8 @@ class _Seen:
     def __init__(self, trial: Trial, me: World) -> None:
         self.trial, self.me = trial, me
         self.curve: list[dict[str, float]] = []
+        self.steps: list[Step] = []
+        self.measures: network_measures.Measures = {}
         self.scores: Scores | None = None
         self.numbers: dict[str, float] = {}
         self.value: float | None = None

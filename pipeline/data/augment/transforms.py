@@ -6,6 +6,7 @@ whatever the rank or worker that prepares it.
 """
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -135,8 +136,14 @@ def eval_image(picture: Picture | np.ndarray, config: AugmentConfig) -> np.ndarr
 
 def normalise(images: torch.Tensor, config: AugmentConfig, device: torch.device) -> torch.Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 on the device, in channels-last memory, (x / 255 - mean) / std."""
-    mean = torch.tensor(config.mean, device=device) * 255
-    std = torch.tensor(config.std, device=device) * 255
+    mean, std = _scale(config.mean, device), _scale(config.std, device)
     # The permuted view of NHWC memory is exactly what torch calls channels_last: no copy. Weights stay contiguous, since
     # DeepSpeed cannot hold channels-last ones.
     return images.to(device, non_blocking=True).float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+@lru_cache
+def _scale(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Of a byte, on the device, once: each copy from the host would be a wait."""
+    with torch.inference_mode(False):  # it may be asked for in an evaluation first, and serves training too
+        return torch.tensor(values, device=device) * 255

@@ -38,6 +38,7 @@ COMMANDS = [
     "drill",
     "evaluate",
     "transfer",
+    "lab",
     "report",
     "ui",
     "track import",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nfnet.optim.agc as agc
-from nfnet.optim.param_groups import assign
+from nfnet.optim.param_groups import settings
 from nfnet.optim.sgd import SGD
 from pipeline.engine.fragments import Fragment, Units, products
 from pipeline.engine.optim_config import OptimConfig
@@ -75,7 +75,7 @@ class Network(torch.nn.Module):
 def test_the_reported_norms_are_those_of_the_update_that_follows() -> None:
     network, optim = Network(), OptimConfig(learning_rate=0.3, momentum=0.8, weight_decay=0.1)
     named = dict(network.named_parameters())
-    rules = assign(list(named.items()))
+    rules = settings(list(named.items()))
     units = Units({n: tuple(p.shape) for n, p in named.items()}, [], CPU)
     sums = Sums.of_network(network, rules, units, optim)
     assert sums.names == ["stem", "final", "head"] and part_names(network, ["a.b"]) == {"a.b": "a"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nfnet.optim.param_groups import Rule
+from nfnet.optim.param_groups import Rule, Setting
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
 from pipeline.duration import Duration
@@ -111,10 +111,13 @@ def test_a_part_without_clipped_units_or_weights_is_no_division_by_nothing() -> 
 def test_what_a_unit_is_held_to_follows_from_its_parameters_rule() -> None:
     network = nn.ModuleDict({"conv": nn.Conv2d(2, 3, 1), "head": nn.Linear(4, 2)})
     kinds = {"conv.weight": (True, True, False), "conv.bias": (False, True, False), "head.weight": (True, False, True)}
-    rules = {n: Rule(n, decay, clip, is_head, lambda *_: True) for n, (decay, clip, is_head) in kinds.items()}
+    rules = {
+        n: Setting(Rule(n, decay, clip, is_head, lambda *_: True), 3.0 if is_head else 1.0, decay, clip)
+        for n, (decay, clip, is_head) in kinds.items()
+    }
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters() if name in rules}
     pieces = [Fragment(n, s, 0, torch.zeros(math.prod(s)), rules[n].clip) for n, s in shapes.items()]
-    optim = OptimConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.8, head_learning_rate_scale=3.0)
+    optim = OptimConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.8)
     sums = Sums.of_network(network, rules, Units(shapes, pieces, torch.device("cpu")), optim)
     assert sums.names == ["conv", "head"] and sums.momentum == 0.8
     assert sums.part.tolist() == [0, 0, 0, 0, 1, 1] and sums.clip.tolist() == [True] * 4 + [False] * 2

@@ -23,7 +23,6 @@ from pipeline.distributed import World, gather
 from pipeline.engine import deepspeed_engine
 from pipeline.engine.engine import Engine, EngineConfig
 from pipeline.engine.optim_config import OptimConfig
-from pipeline.engine.zero_layout import KINDS
 from pipeline.records import Saved
 from pipeline.storage import content_cache, objects
 
@@ -138,7 +137,7 @@ def load(me: World, folder: Path, stages: list[int]) -> None:
             engine.restore(
                 commit.kinds, lambda pieces, c=commit: load_module.fill(c, "", pieces, me), commit.num_updates
             )
-        held_bytes = 4 * sum(view.numel() for kind in KINDS for _, view in engine._views(kind))
+        held_bytes = 4 * sum(view.numel() for kind in engine.kinds for _, view in engine._views(kind))
         reads = gather(me, counted.hashed_bytes), gather(me, [counted.read_bytes, held_bytes])
         parts = gather(me, [counted.num_heard, counted.num_read])
         held = steps.state_of(engine)

@@ -30,7 +30,14 @@ from pipeline.records import Deviation
 
 TOLERANCE = 1e-6
 """Relative, of the sums: they are added up in fp64, in another order where the layout is another."""
-KINDS = {"weights": "the weights", "momentum": "the optimiser's momentum", "ema": "the averaged weights"}
+KINDS = {
+    "weights": "the weights",
+    "momentum": "the optimiser's momentum",
+    "momentum_buffer": "the optimiser's momentum",
+    "exp_avg": "the optimiser's first moment",
+    "exp_avg_sq": "the optimiser's second moment",
+    "ema": "the averaged weights",
+}
 
 
 class ResumeCheck:

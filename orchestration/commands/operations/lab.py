@@ -1,0 +1,180 @@
+"""`normfree lab`: methods of normalisation, and none, on equal terms; and the papers' claims about them."""
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from orchestration.commands.output import say
+from orchestration.commands.parser import add
+from orchestration.commands.transfer import parse_budget, parse_time_s
+from pipeline.display import shell
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from transfer.lab.experiment import Experiment
+
+ALL = "claims"
+SIZES = ("tiny",)
+"""Of the committed experiments."""
+
+
+def lab_command(commands: Any) -> None:
+    p = add(
+        commands,
+        "lab",
+        lab,
+        "train with each of several normalisers, or none, on equal terms; or check a paper's claim about them",
+        [
+            "normfree lab --methods batch_norm,group_norm,none --data data/cifar100 --out labs/first",
+            "normfree lab --methods batch_norm,group_norm --stat-groups 2,4,16,128 --shots 40 --seeds 3 --data data/cifar100 "
+            "--out labs/groups",
+            "normfree lab batch_norm_small_groups --data data/cifar100 --out labs/groups",
+            "normfree lab claims --size tiny --data data/cifar100 --out labs/claims",
+            "normfree lab --list",
+        ],
+    )
+    p.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        nargs="?",
+        help="name of an experiment (--list), path of its YAML, or claims for all; without one, what the options say",
+    )
+    p.add_argument("--list", action="store_true", help="methods, trunks and experiments")
+    p.add_argument("--data", metavar="URL", help="a prepared dataset, ROOT/<card>")
+    p.add_argument("--out", metavar="URL", help="folder of the trials; the same command again goes on")
+    p.add_argument("--size", choices=SIZES, default="tiny", help="of the committed experiments (default %(default)s)")
+    p.add_argument(
+        "--methods", metavar="A,B", help="methods, or all; with settings as normalizer_free:clipping=0.02:alpha=0.2"
+    )
+    p.add_argument("--trunk", metavar="NAME", help="the network between the normalisers (--list)")
+    p.add_argument("--batches", metavar="N,N", help="samples of an update")
+    p.add_argument("--stat-groups", metavar="N,N", help="samples that share statistics; 0 = the whole batch")
+    p.add_argument("--rates", metavar="X,X", help="peak rates to choose from on the held-out part")
+    p.add_argument("--each-rate", action="store_true", help="every rate is a line of its own; none is chosen")
+    p.add_argument("--epochs", metavar="X", help="passes over the training images")
+    p.add_argument("--shots", metavar="N", help="training images of a class; 0 = all")
+    p.add_argument("--image-px", metavar="N", help="side of the images")
+    p.add_argument("--seeds", metavar="N", help="of weights, order, augmentation and drawn images")
+    p.add_argument("--budget", metavar="TEXT", help="for this call: '100 trials', '1e6 images', '2 hours'")
+    p.add_argument("--trial-limit", metavar="TIME", help="a trial that takes longer is a failed one, as '30 minutes'")
+    p.add_argument("--max-concurrent", type=int, metavar="N", help="trials at a time (default: as many as cores allow)")
+    p.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster, host:port; default: a Ray of its own")
+    p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in --out")
+
+
+FIELDS = {
+    "methods": "methods",
+    "trunk": "trunk",
+    "batches": "batches",
+    "stat_groups": "stat_groups",
+    "rates": "rates",
+    "epochs": "epochs",
+    "shots": "shots",
+    "image_px": "image_px",
+    "seeds": "seeds",
+}
+"""Options -> fields of an experiment."""
+LISTS = ("methods", "batches", "stat_groups", "rates")
+
+
+def lab(args: argparse.Namespace) -> int:
+    """Exit code: 0 all trials have a result (a divergence is one), 1 some have none."""
+    if args.list:
+        return _list()
+    for name in ("data", "out"):
+        if not getattr(args, name):
+            raise UserError(f"--{name} is missing; see 'normfree lab --help'")
+    experiments = experiments_of(args)
+    worst = 0
+    verdicts = []
+    for experiment in experiments:
+        several = len(experiments) > 1
+        out = f"{args.out.rstrip('/')}/{experiment.name}" if several else args.out
+        if several:
+            say(f"experiment {experiment.name}: {experiment.claim}")
+        code, word = _run(experiment, args, out)
+        worst = max(worst, code)
+        verdicts.append((experiment.name, word))
+    if len(experiments) > 1:
+        say(*(f"{name}: {word}" for name, word in verdicts))
+    return worst
+
+
+def experiments_of(args: argparse.Namespace) -> list["Experiment"]:
+    """What the words ask for. UserError where they say nothing to do, or twice."""
+    from transfer.lab.experiment import list_experiments, load_experiment
+
+    given = {field: value for option, field in FIELDS.items() if (value := getattr(args, option)) is not None}
+    if args.experiment == ALL:
+        if set(given) - {"seeds"}:
+            raise UserError(f"--{sorted(given)[0].replace('_', '-')} does not go with all claims; name one experiment")
+        return [_changed(load_experiment(name), given) for name in list_experiments()]
+    if args.experiment is not None:
+        return [_changed(load_experiment(args.experiment), given)]
+    if "methods" not in given:
+        raise UserError("name an experiment, or the methods with --methods A,B; 'normfree lab --list' shows both")
+    return [_changed(None, {**given, "name": "lab", "each_rate": args.each_rate})]
+
+
+def _changed(experiment: "Experiment | None", given: dict[str, Any]) -> "Experiment":
+    from nfnet.normalizers.registry import list_methods
+    from pipeline.configuration import from_dict, to_dict
+    from transfer.lab.experiment import Experiment
+
+    words: dict[str, Any] = {k: v.split(",") if k in LISTS else v for k, v in given.items()}
+    if words.get("methods") == ["all"]:
+        words["methods"] = list_methods()
+    before = to_dict(experiment) if experiment is not None else {}
+    return from_dict(Experiment, {**before, **words})
+
+
+def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[int, str]:
+    """(exit code, verdict) of one experiment."""
+    from orchestration.tune.ray_cluster import Resources
+    from orchestration.tune.ray_tune import run_sweep
+    from orchestration.tune.sweep_listener import SweepListener
+    from pipeline.storage import objects
+    from transfer.lab.build import sweep_of_experiment
+    from transfer.lab.page import print_lab, write_lab_report
+    from transfer.lab.table import lab_rows
+    from transfer.lab.verdict import verdict
+
+    sweep, lines = sweep_of_experiment(experiment, data=args.data, out=out)
+    listener = SweepListener(argparse.Namespace(**{**vars(args), "out": sweep.out}))
+    resources = Resources(
+        ray_address=args.ray_address,
+        trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
+    )
+    if args.max_concurrent is not None:
+        if args.max_concurrent < 1:
+            raise UserError(f"--max-concurrent is {args.max_concurrent}; set it to 1 or more")
+        resources = replace(resources, max_concurrent=args.max_concurrent)
+    result = run_sweep(sweep, budget=parse_budget(args.budget), resources=resources, tell=listener.hear)
+    for row in result.not_run:
+        say(f"not run: {row['task']} {row['method']}: {row['reason']}")
+    listener.finish()
+    rows = lab_rows(sweep, lines)
+    found = verdict(experiment, rows)
+    print_lab(experiment, rows, found)
+    paths = write_lab_report(experiment, rows, found, sweep_url=sweep.out, out=objects.join(sweep.out, "report"))
+    if result.spent:
+        say(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
+    say(f"made {sweep.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
+    say(*(f"{kind}: {path}" for kind, path in paths.items()))
+    say(f"next: open {paths['html']}, or: normfree ui {shell([sweep.out])}")
+    lacking = [e for row in rows for e in row.entries if e.lacks_result]
+    return int(bool(lacking)), found.word if found else "no claim"
+
+
+def _list() -> int:
+    from nfnet.normalizers.registry import list_methods, page
+    from nfnet.trunks.networks import list_trunks
+    from transfer.lab.experiment import list_experiments, load_experiment
+
+    say("methods:")
+    for name in list_methods():
+        say(f"  {name:<24}{page(name).splitlines()[0]}")
+    say("trunks: " + ", ".join(list_trunks()), "experiments:")
+    for name in list_experiments():
+        say(f"  {name:<32}{load_experiment(name).claim}")
+    return 0

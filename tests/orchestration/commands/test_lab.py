@@ -1,0 +1,55 @@
+"""The words of `normfree lab`, and a small laboratory from the command to its page."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestration.cli import main
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("lab --methods none --out {tmp}/x", "--data is missing"),
+        ("lab --methods none --data {tmp}/digits", "--out is missing"),
+        ("lab --data {tmp}/digits --out {tmp}/x", "name an experiment, or the methods"),
+        ("lab agc --data {tmp}/digits --out {tmp}/x", "no experiment 'agc'"),
+        ("lab claims --epochs 3 --data {tmp}/digits --out {tmp}/x", "--epochs does not go with all claims"),
+        ("lab --methods nothing --data {tmp}/digits --out {tmp}/x", "no method 'nothing'"),
+        (
+            "lab --methods batch_norm --batches 1 --data {tmp}/digits --out {tmp}/x",
+            "set batch and stat_group to 2 or more",
+        ),
+        ("lab --methods none --epochs many --data {tmp}/digits --out {tmp}/x", "epochs"),
+        ("lab --methods none --data {tmp}/digits --out {tmp}/x", "not prepared"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_code_2(
+    words: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.format(tmp=tmp_path).split()) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "x" / "trials").exists()
+
+
+def test_the_list_has_methods_trunks_and_experiments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("normalizer_free", "resnet50_v2", "agc_high_rate"))
+
+
+@pytest.mark.slow
+def test_a_laboratory_ends_in_a_table_and_a_page_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "prepare", "digits", "--out", f"{tmp_path}/digits"]) == 0
+    command = f"lab --methods none,group_norm --shots 10 --epochs 2 --batches 32 --rates 0.02 --data {tmp_path}/digits"
+    command += f" --out {tmp_path}/lab --max-concurrent 1 --tracking-uri sqlite:///{tmp_path}/mlruns.db"
+    assert main([*command.split(), "--seeds", "1"]) == 0
+    capsys.readouterr()
+    assert main([*command.split(), "--seeds", "2"]) == 0  # grows by a seed
+    out = capsys.readouterr().out
+    assert "2 trials now" in out
+    table = (tmp_path / "lab/report/lab.csv").read_text().splitlines()
+    assert [line.split(",")[3] for line in table[1:]] == ["2", "2"]
+    assert "Every method, on equal terms" in (tmp_path / "lab/report/lab.html").read_text()

@@ -1,0 +1,204 @@
+"""The laboratory: experiments, lines, verdicts, and the table from a ledger."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfnet.normalizers.registry import list_methods
+from pipeline.errors import UserError
+from transfer.lab.build import lines_of, sweep_of_experiment
+from transfer.lab.experiment import Comparison, Experiment, list_experiments, load_experiment, parse_method
+from transfer.lab.page import cells_of, to_csv
+from transfer.lab.table import LabRow, mean_of
+from transfer.lab.verdict import judge, verdict
+from transfer.sweep.entry import LedgerEntry
+
+
+def experiment(**fields: Any) -> Experiment:
+    return Experiment(**{"name": "test", "methods": ("batch_norm", "none"), **fields})
+
+
+def entry(seed: int, value: float | None, **measures: float) -> LedgerEntry:
+    return LedgerEntry(
+        digest=f"{seed:064x}",
+        kind="final",
+        task="digits",
+        task_title="Digits",
+        method="m",
+        init="scratch",
+        shots=0,
+        seed=seed,
+        metric="top1",
+        value=value,
+        num_train=10,
+        num_test=10,
+        hyperparameters={"learning_rate": 0.1, "num_steps": 8},
+        seconds_s=2.0,
+        images_seen=80,
+        protocol_digest="p",
+        checkpoint_url="",
+        checkpoint_digest="",
+        data_digest="d",
+        status="ok" if value is not None else "failed",
+        error=None if value is not None else "not finite",
+        cause="" if value is not None else "diverged",
+        measures=dict(measures),
+    )
+
+
+def row(method: str, values: list[float | None], **fields: Any) -> LabRow:
+    (line,) = lines_of(experiment(methods=(method,), **fields))
+    return LabRow(line=line, entries=[entry(i, v, eval_mode=0.5, train_mode=0.4) for i, v in enumerate(values)])
+
+
+@pytest.mark.parametrize("name", list_experiments())
+def test_every_committed_experiment_makes_a_sweep_and_finds_its_lines(name: str, tmp_path: Path) -> None:
+    found = load_experiment(name)
+    assert found.claim
+    assert found.source
+    assert found.settles
+    sweep, lines = sweep_of_experiment(found, data=f"{tmp_path}/digits", out=f"{tmp_path}/out")
+    rows = [LabRow(line=line) for line in lines]
+    judged = verdict(found, rows)
+    assert judged is not None
+    assert judged.word == "unclear"  # nothing was run
+    assert len({line.recipe for line in lines}) == len(sweep.suite.methods)
+
+
+def test_groups_are_for_methods_that_have_them_and_batches_for_all() -> None:
+    lines = lines_of(experiment(batches=(8, 16), stat_groups=(2, 16)))
+    assert [(x.word, x.batch, x.stat_group) for x in lines] == [
+        ("batch_norm", 8, 2),
+        ("batch_norm", 16, 2),
+        ("batch_norm", 16, 16),
+        ("none", 8, None),
+        ("none", 16, None),
+    ]
+    one = lines_of(experiment(methods=("batch_norm:stat_group=4",), stat_groups=(2, 16)))
+    assert [x.stat_group for x in one] == [None]
+
+
+def test_each_rate_is_a_line_or_is_chosen() -> None:
+    rates = {"methods": ("none",), "rates": (0.1, 0.4)}
+    assert [x.rate for x in lines_of(experiment(**rates))] == [None]
+    assert [x.rate for x in lines_of(experiment(**rates, each_rate=True))] == [0.1, 0.4]
+
+
+def test_a_network_is_measured_by_its_own_recipes_only(tmp_path: Path) -> None:
+    """Clipping is the recipe's: with and without it is one network by two recipes, under one name."""
+    two = experiment(methods=("normalizer_free:clipping=0", "normalizer_free", "none"))
+    sweep, lines = sweep_of_experiment(two, data=f"{tmp_path}/digits", out=f"{tmp_path}")
+    both = ("batch_128_clipping_0", "batch_128_clipping_0p02")
+    assert [(s.name, s.methods) for s in sweep.sources] == [("normalizer_free", both), ("none", both[:1])]
+    assert sweep.sources[1].inits(both[0]) == ("scratch",)
+    assert sweep.sources[1].inits(both[1]) == ()
+    assert len({s.backbone_digest for s in sweep.sources}) == 2
+    assert len({(line.network, line.recipe) for line in lines}) == 3
+    assert [m.settings.clipping for m in sweep.suite.methods] == [0.0, 0.02]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"methods": ("bach_norm",)}, "no method 'bach_norm'"),
+        ({"methods": ("batch_norm:stat_groups=2",)}, "no setting 'stat_groups'"),
+        ({"methods": ("none:clipping=much",)}, "clipping is 'much'; write a number"),
+        ({"trunk": "vgg"}, "trunk is 'vgg'"),
+    ],
+)
+def test_an_experiment_says_what_is_wrong(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        experiment(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"batches": (1,)}, "batch_norm at batch 1: statistics over one sample say nothing"),
+        ({"stat_groups": (3,), "batches": (8,)}, "does not divide into groups of 3 samples"),
+        ({"methods": ("group_norm:groups=5",)}, "5 groups do not divide 32 channels"),
+        ({"methods": ("fixup",), "trunk": "vgg_tiny"}, "fixup changes residual branches"),
+    ],
+)
+def test_lines_that_cannot_be_are_refused_before_anything_trains(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        lines_of(experiment(**fields))
+
+
+def test_a_methods_words_are_read() -> None:
+    assert parse_method("normalizer_free:alpha=0.3:clipping=0.01") == (
+        "normalizer_free",
+        {"alpha": "0.3"},
+        {"clipping": 0.01},
+    )
+    for name in list_methods():
+        assert parse_method(name) == (name, {}, {})
+
+
+def compared(high: list[float | None], low: list[float | None], **fields: Any) -> tuple[str, str]:
+    comparison = Comparison(high={"method": "batch_norm"}, low={"method": "none"}, **fields)
+    found = judge(comparison, [row("batch_norm", high), row("none", low)])
+    return found.word, found.reason
+
+
+def test_a_difference_must_be_larger_than_its_noise() -> None:
+    assert compared([0.50, 0.52, 0.51], [0.40, 0.41, 0.42])[0] == "passes"
+    assert compared([0.40, 0.41, 0.42], [0.50, 0.52, 0.51])[0] == "fails"
+    word, reason = compared([0.50, 0.40, 0.45], [0.44, 0.41, 0.46])
+    assert word == "unclear"
+    assert "seeds would show it" in reason
+    assert compared([0.5], [0.4]) == ("unclear", "one seed has no noise to compare with; run more with --seeds")
+    assert compared([0.50, 0.52, 0.51], [0.40, 0.41, 0.42], least=0.2)[0] == "fails"
+
+
+def test_divergence_is_a_statistic() -> None:
+    assert compared([0.5, 0.5, 0.5], [None, None, None], statistic="finishes")[0] == "passes"
+    assert compared([0.5, 0.5, 0.5], [None, None, None])[1] == "the second line has no seed with a number"
+    assert row("none", [0.5, None]).num_diverged == 1
+
+
+def test_a_comparison_names_exactly_one_line() -> None:
+    rows = [row("none", [0.5, 0.6])]
+    with pytest.raises(UserError, match="0 lines of the experiment are that"):
+        judge(Comparison(high={"method": "none"}, low={"method": "fixup"}), rows)
+
+
+def test_the_table_has_means_and_standard_errors() -> None:
+    mean = mean_of([0.4, 0.6])
+    assert mean is not None
+    assert (mean.value, mean.n) == (0.5, 2)
+    assert mean.error == pytest.approx(0.1)
+    cells = cells_of(row("none", [0.4, 0.6]))
+    assert cells[:6] == ["none", "128", "0.1", "2", "0", "50.0 ± 10.0"]
+    assert cells[7] == "+10.0 ± 0.0"  # evaluation mode minus training mode
+    assert to_csv([row("none", [0.4, 0.6])]).splitlines()[0].startswith("method,batch,rate,seeds")
+    assert cells_of(replace(row("none", []), entries=[]))[5] == "–"
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_pages_of_methods_are_their_modules_words() -> None:
+    from orchestration.commands.operations.method_pages import markdown
+
+    pages = {p.stem: p.read_text() for p in (ROOT / "docs/normalizers").glob("*.md")}
+    remedy = "run: python -m orchestration.commands.operations.method_pages docs/normalizers"
+    assert pages == {name: markdown(name) for name in list_methods()}, remedy
+
+
+def test_the_documented_method_of_ones_own_is_short_and_works() -> None:
+    import torch
+
+    from nfnet.normalizers.method import METHODS
+    from nfnet.trunks.networks import create
+
+    code = (ROOT / "docs/laboratory.md").read_text().rpartition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) <= 60
+    try:
+        exec(compile(code, "root_mean_square.py", "exec"), {"__name__": "root_mean_square"})
+        network = create("resnet_v2_tiny", 4, method=METHODS["root_mean_square"](), widths=(8, 8, 8))
+        assert network(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+    finally:
+        METHODS.pop("root_mean_square", None)

@@ -1,0 +1,1 @@
+"""The laboratory: methods of normalisation, and none, on equal terms."""

@@ -1,0 +1,123 @@
+"""An experiment: which methods are trained on what, and what would count as a claim's success. YAML, or the command's options.
+
+Everything that is not a method is the same for all: trunk, data, budget, recipe, seeds. A method is written as in
+`normalizer_free:clipping=0.02:alpha=0.2`: its name, and settings of its own or of its recipe after colons.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from nfnet.normalizers.registry import get_method, list_methods
+from nfnet.trunks.networks import list_trunks
+from pipeline.configuration import check_fields, from_dict, located, nearest
+from pipeline.documents import MAX_YAML_BYTES, parse_yaml
+from pipeline.errors import UserError
+from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, ShareBelowOne, Text
+from pipeline.storage import objects
+
+RECIPE = ("clipping",)
+"""Settings that are the recipe's and not the network's."""
+Statistic = Literal["accuracy", "images_per_s", "mode_gap", "train_accuracy", "finishes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a claim says: the statistic of one line of the table is above that of another."""
+
+    high: dict[str, Any]
+    """Which line: method (as in `methods`), batch, stat_group, rate; what is not named must be the same for all."""
+    low: dict[str, Any]
+    statistic: Statistic = "accuracy"
+    """finishes: the share of seeds whose training stays finite; mode_gap: evaluation mode minus training mode, in share."""
+    least: float = 0.0
+    """By how much at least, besides the noise."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "compare")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    name: Text
+    title: str = ""
+    claim: str = ""
+    source: str = ""
+    """Of the claim: paper and table."""
+    trunk: Text = "resnet_v2_tiny"
+    trunk_options: dict[str, Any] = field(default_factory=dict)
+    methods: Annotated[tuple[Text, ...], Items(distinct=True)]
+    batches: Annotated[tuple[Count, ...], Items(distinct=True)] = (128,)
+    """Of the optimiser."""
+    stat_groups: Annotated[tuple[CountOrZero, ...], Items(distinct=True)] = (0,)
+    """Samples that share statistics, for methods that have such groups; 0 = the whole batch."""
+    rates: Annotated[tuple[Positive, ...], Items(distinct=True)] = (0.1,)
+    """Peak rates to choose from by the held-out part; with `each_rate` every rate is a line of its own."""
+    each_rate: bool = False
+    epochs: Positive = 8.0
+    shots: CountOrZero = 0
+    """Training images of a class; 0 = all."""
+    holdout_per_class: Count = 10
+    weight_decay: NonNegative = 5e-4
+    warmup_share: ShareBelowOne = 0.125
+    image_px: Count = 32
+    seeds: Count = 3
+    compare: tuple[Comparison, ...] = ()
+    """All of them must hold for the claim to pass."""
+    settles: str = ""
+    """What would settle the claim, where this size does not."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"experiment {self.name}")
+        if self.trunk not in list_trunks():
+            raise UserError(f"trunk is {self.trunk!r}; {nearest(self.trunk, list_trunks())}")
+        for word in self.methods:
+            parse_method(word)
+
+
+def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, float]]:
+    """(name, settings of the network, settings of the recipe) of `name:key=value:...`. UserError for what there is not."""
+    name, *parts = word.split(":")
+    if name not in list_methods():
+        raise UserError(f"no method {name!r}; {nearest(name, list_methods())}")
+    known = [f.name for f in fields(get_method(name))]
+    own: dict[str, str] = {}
+    recipe: dict[str, float] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or key not in (*known, *RECIPE):
+            raise UserError(
+                f"{word}: no setting {key!r}; {nearest(key, [*known, *RECIPE])}, written as {name}:KEY=VALUE"
+            )
+        if key not in RECIPE:
+            own[key] = value
+            continue
+        try:
+            recipe[key] = float(value)
+        except ValueError:
+            raise UserError(f"{word}: {key} is {value!r}; write a number") from None
+    return name, own, recipe
+
+
+def experiments_dir() -> Path:
+    return Path(__file__).with_name("experiments")
+
+
+def list_experiments() -> list[str]:
+    return sorted(p.stem for p in experiments_dir().glob("*.yaml"))
+
+
+def load_experiment(name_or_path: str) -> Experiment:
+    """The experiment of that name, or of the YAML file at that path. UserError for unknown names, keys and wrong values."""
+    if name_or_path in list_experiments():
+        path = str(experiments_dir() / f"{name_or_path}.yaml")
+    elif name_or_path.endswith((".yaml", ".yml")) and objects.is_file(name_or_path):
+        path = name_or_path
+    else:
+        known = list_experiments()
+        raise UserError(
+            f"no experiment {name_or_path!r}; give the path of a YAML file, or {nearest(name_or_path, known)}"
+        )
+    where = f"the experiment {path}"
+    with located(where):
+        return from_dict(Experiment, parse_yaml(objects.read_bytes(path, max_bytes=MAX_YAML_BYTES + 1), where))

@@ -1,0 +1,188 @@
+"""A laboratory's table as text, CSV and one HTML page in the scorecard's style."""
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.configuration import to_dict
+from pipeline.display import terminal
+from pipeline.storage import objects
+from transfer.lab.experiment import Experiment
+from transfer.lab.table import LabRow, Mean
+from transfer.lab.verdict import Verdict
+from transfer.report import plots
+from transfer.report.html_page import check_links, policy
+from transfer.report.html_template import fill, hours, plural, record
+from transfer.report.plot_style import SOURCES
+from transfer.sweep.ledger import Ledger
+
+TITLES = (
+    "method",
+    "batch",
+    "rate",
+    "seeds",
+    "diverged",
+    "test %",
+    "train %",
+    "modes",
+    "averages anew",
+    "images/s",
+    "clipped %",
+    "memory MiB",
+    "s a trial",
+)
+WIDTH = 170
+
+
+def cells_of(row: LabRow) -> list[str]:
+    """The row as the table shows it."""
+    memory = [e.max_memory_bytes / 2**20 for e in row.good]
+    seconds = [e.seconds_s for e in row.good]
+    again, held = row.mean("reestimated"), row.mean("eval_sample")
+    return [
+        row.line.network + (f" clip {row.line.clipping:g}" if row.line.clipping else ""),
+        f"{row.line.batch}",
+        "–" if row.rate is None else f"{row.rate:g}",
+        f"{len(row.good)}",
+        f"{row.num_diverged}",
+        _percent(row.mean("accuracy")),
+        _percent(row.mean("train_accuracy")),
+        _percent(row.mean("mode_gap"), sign=True),
+        "–" if again is None or held is None else f"{100 * (again.value - held.value):+.1f}",
+        _number(row.mean("images_per_s")),
+        _percent(row.mean("clipped_share")),
+        f"{max(memory):.0f}" if memory else "–",
+        f"{sum(seconds) / len(seconds):.0f}" if seconds else "–",
+    ]
+
+
+def _percent(mean: Mean | None, *, sign: bool = False) -> str:
+    if mean is None:
+        return "–"
+    value = f"{100 * mean.value:+.1f}" if sign else f"{100 * mean.value:.1f}"
+    return f"{value} ± {100 * mean.error:.1f}" if mean.n > 1 else value
+
+
+def _number(mean: Mean | None) -> str:
+    return "–" if mean is None else f"{mean.value:.0f}"
+
+
+def print_lab(
+    experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None, stream: TextIO | None = None
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for index, title in enumerate(TITLES):
+        table.add_column(title, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(terminal(cell)) for cell in cells_of(row)))
+    console = Console(file=stream or sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
+    if found is None:
+        return
+    for one in found.judged:
+        sides = f"{_short(one.comparison.high)} above {_short(one.comparison.low)} by {one.comparison.statistic}"
+        console.print(Text(terminal(f"{sides}: {one.word}, {one.reason}")))
+    console.print(Text(terminal(f"claim {experiment.name}: {found.word}")))
+
+
+def _short(side: dict[str, Any]) -> str:
+    return " ".join(str(v) if k == "method" else f"{k} {v:g}" for k, v in side.items())
+
+
+def to_csv(rows: Sequence[LabRow]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(TITLES)
+    writer.writerows(cells_of(row) for row in rows)
+    return out.getvalue()
+
+
+def render(experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None, sweep_url: str) -> str:
+    info = Ledger(sweep_url).info()
+    entries = [e for row in rows for e in (*row.entries, *row.searched)]
+    facts = [
+        (len(rows), "lines"),
+        (len(entries), "trials"),
+        (hours(sum(e.seconds_s for e in entries)), "of trials"),
+        *([(found.word, "verdict")] if found else []),
+    ]
+    section = fill(
+        "lab.html.j2",
+        kicker=f"laboratory · {experiment.trunk} · {plural(experiment.seeds, 'seed')} · {experiment.epochs:g} epochs",
+        title=experiment.title or experiment.name,
+        experiment=experiment,
+        facts=facts,
+        judged=_judged(found),
+        titles=TITLES,
+        lines=[cells_of(row) for row in rows],
+        colors=[(SOURCES[i % len(SOURCES)], cells_of(row)[0]) for i, row in enumerate(rows)],
+        figures=_figures(rows),
+        hardware=info.hardware,
+        command=info.command,
+        settings=record(to_dict(experiment)),
+    )
+    page = (
+        str(fill("page.html.j2", title=experiment.title or experiment.name, policy=policy(), sections=[section])) + "\n"
+    )
+    check_links(page)
+    return page
+
+
+def _judged(found: Verdict | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "high": _short(one.comparison.high),
+            "low": _short(one.comparison.low),
+            "statistic": one.comparison.statistic,
+            "difference": "–" if one.difference is None else f"{one.difference:+.3g}",
+            "noise": "–" if math.isnan(one.noise) else f"{one.noise:.3g}",
+            "word": one.word,
+            "reason": one.reason,
+        }
+        for one in (found.judged if found else [])
+    ]
+
+
+def _figures(rows: Sequence[LabRow]) -> list[tuple[str, str, Any]]:
+    """Training loss over steps, and what each block's output has at the end, of each line's first seed."""
+    first = [(i, row.good[0]) for i, row in enumerate(rows) if row.good]
+    losses = [(i, [r["step"] for r in e.history], [r["loss"] for r in e.history]) for i, e in first if e.history]
+    figures = []
+    if losses:
+        figures.append(("Training loss", "over steps, first seed", plots.lab_lines(losses, "step", "training loss")))
+    for name, text in (
+        ("variance", "average channel variance after each block"),
+        ("squared_mean", "average channel squared mean after each block"),
+        ("gradient_norm_by_part", "gradient norm by part of the network, last update"),
+        ("clipped_share_by_part", "share of units clipped by part of the network"),
+    ):
+        series = []
+        for i, e in first:
+            values = e.measures.get(name)
+            if isinstance(values, list):
+                series.append((i, [float(k) for k in range(len(values))], values))
+        if series:
+            figures.append(
+                (name.replace("_", " "), text, plots.lab_lines(series, "block or part", name.replace("_", " ")))
+            )
+    return figures
+
+
+def write_lab_report(
+    experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None, *, sweep_url: str, out: str
+) -> dict[str, str]:
+    """Writes lab.csv and lab.html under `out`; {kind: path or URL}."""
+    made = {"csv": to_csv(rows).encode(), "html": render(experiment, rows, found, sweep_url).encode()}
+    paths = {kind: objects.join(out, f"lab.{kind}") for kind in made}
+    for kind, data in made.items():
+        objects.write_bytes(paths[kind], data)
+    return paths

@@ -1,0 +1,104 @@
+"""What is measured of a trained network besides its score: what training mode and evaluation mode make of the same images, what
+other running averages would give, and how signals travel through it.
+
+    train_mode, eval_mode     top-1 on the same training images, not augmented; their difference is the gap of the two modes
+    reestimated               top-1 on the same test images as `eval_sample`, with the running averages taken anew
+    variance, squared_mean    by block, at the end of training (`nfnet.analysis.signal_propagation`)
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from nfnet.analysis.signal_propagation import residual_blocks, signal_propagation
+from pipeline.data.augment.transforms import normalise
+from pipeline.data.loading.data_config import DataConfig
+from pipeline.data.loading.datasets import EvalData
+from pipeline.models.backbone import load_backbone
+from pipeline.records import Step
+from pipeline.training.run import Run
+from transfer.protocol.sealed_splits import TestSplit
+
+NUM_IMAGES = 1024
+"""That are looked at, at most."""
+Measures = dict[str, float | list[float]]
+Images = list[tuple[torch.Tensor, torch.Tensor]]
+"""Normalised batches (N, 3, H, W), with labels."""
+
+
+def of_training(steps: Sequence[Step]) -> Measures:
+    """From the loop's own records: speed (the median), clipping, gradients."""
+    if not steps:
+        return {}
+    speeds = sorted(s.images_per_s for s in steps)
+    found: Measures = {
+        "images_per_s": speeds[len(speeds) // 2],
+        "clipped_share": sum(s.clipped_share for s in steps) / len(steps),
+        "gradient_norm": steps[-1].gradient_norm,
+        "train_accuracy": steps[-1].accuracy,
+        "train_loss": steps[-1].loss,
+    }
+    for name in ("clipped_share", "gradient_norm", "update_ratio"):
+        values = [part.get(name) for part in steps[-1].parts.values()]
+        if values and None not in values:
+            found[f"{name}_by_part"] = [float(v) for v in values if v is not None]
+    return found
+
+
+@torch.no_grad()
+def of_network(checkpoint_url: str, run: Run, test: TestSplit) -> Measures:
+    """Of the network in a trial's folder, on images of its own training and of an open test split."""
+    network = load_backbone(checkpoint_url).model
+    config = DataConfig(url=run.data.url)
+    train = _images(EvalData(config, run.augment, split=run.data.train_split, subset=run.data.subset), run)
+    held = _images(EvalData(config, run.augment, split=test.name), run)
+    found: Measures = {
+        "eval_mode": accuracy(network.eval(), train),
+        "train_mode": accuracy(copy.deepcopy(network).train(), train),
+        "eval_sample": accuracy(network, held),
+    }
+    again = reestimated(network, [images for images, _ in train])
+    if again is not None:
+        found["reestimated"] = accuracy(again, held)
+    try:
+        residual_blocks(network)
+    except ValueError:  # a chain of layers
+        return found
+    signal = signal_propagation(network, train[0][0][:64])
+    return {
+        **found,
+        "variance": signal.variance,
+        "squared_mean": signal.squared_mean,
+        "branch_variance": signal.residual_variance,
+    }
+
+
+def accuracy(network: nn.Module, images: Images) -> float:
+    hits = sum(int((network(x).argmax(1) == y).sum()) for x, y in images)
+    return hits / sum(len(y) for _, y in images)
+
+
+def reestimated(network: nn.Module, images: Sequence[torch.Tensor]) -> nn.Module | None:
+    """A copy whose running averages are the plain means over these batches; None where it keeps none."""
+    again = copy.deepcopy(network).train()
+    norms = [m for m in again.modules() if hasattr(m, "running_mean") and getattr(m, "momentum", None)]
+    for index, batch in enumerate(images):
+        for norm in norms:
+            norm.momentum = 1 / (index + 1)  # type: ignore[assignment]
+        again(batch)
+    return again.eval() if norms else None
+
+
+def _images(data: EvalData, run: Run) -> Images:
+    """Whole batches of the size that training has, so that groups of samples are as they were."""
+    batch = run.micro_batch or run.global_batch
+    found: Iterator[tuple[torch.Tensor, torch.Tensor]] = (
+        (normalise(b.images, run.augment, torch.device("cpu")), b.labels) for b in data.batches(batch)
+    )
+    taken = [(x, y) for x, y in itertools.islice(found, max(1, NUM_IMAGES // batch)) if len(y) == batch]
+    if not taken:
+        raise ValueError(f"{data.split} has fewer images than a batch of {batch}")
+    return taken
