@@ -73,7 +73,7 @@ def test_a_cluster_of_two_nodes_writes_what_one_process_writes_while_its_workers
         killer.start()
         try:
             made = replace(whole, out=str(tmp_path / "out"), run_each=run_each).run()
-            indexed = adopt(str(tars), run_each=run_each)
+            indexed = adopt(str(tars), classes=["c0", "c1", "c2"], run_each=run_each)
         finally:
             ended.set()
             killer.join()
