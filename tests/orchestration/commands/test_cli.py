@@ -92,7 +92,7 @@ def test_every_example_parses(command: str, capsys: pytest.CaptureFixture[str]) 
         ("inspect nfnet_tiny --signal {tmp}/x.png --device nothing", "--device"),
         ("inspect nfnet_tiny --signal {tmp}/x.png --skip-init nan", "--skip-init"),
         ("evaluate {tmp}/nothing {tmp}/x", "no checkpoint at"),
-        ("transfer {tmp}/nothing --suite demo --data-root {tmp} --out {tmp}/x", "no checkpoint at"),
+        ("transfer {tmp}/nothing --suite demo --data-root {tmp} --out {tmp}/x", "digits: not prepared"),
         ("transfer {tmp}/nothing --suite dem --data-root {tmp} --out {tmp}/x", "demo"),
         ("report {tmp}/nothing", "nothing"),
         ("classify {tmp}/nothing {tmp}", "no images at"),

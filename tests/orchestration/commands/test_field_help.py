@@ -33,6 +33,7 @@ OTHERS = [
 TEXTS = {
     "data.mixture": "other=0.5",
     "data.skip_steps": "1:2",
+    "optim.rate_scales": "stem=0.5",
     "optim.schedule": "steps",
     "augment.crop": "none",
 }

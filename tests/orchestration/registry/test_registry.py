@@ -241,7 +241,10 @@ def test_a_scorecard_stands_in_tags_and_on_the_page(run: str, records: str, tmp_
     (row,) = json.loads(version.tags["scorecard.rows"])
     assert (row["task"], row["shots"], row["pretrained"], row["gain"]) == ("digits", 5, 0.755, 0.25)
     page = version.description.replace(sweep_summary.GAP, "").replace("\u00a0", " ")
-    assert "| Digits | ridge | 5 | 75.5 ± 6.4 | 50.5 ± 6.4 | +25.0 ± 0.0 | 2 | wins |" in page
+    assert (
+        "| Digits | top-1, % | ridge | 5 | 75.5 [68.6, 81.3] | 50.5 [44.2, 56.8] | +25.0 ± 0.0 | 2 | <0.001 | wins |"
+        in page
+    )
 
 
 def test_two_commands_from_a_name_to_a_classified_picture(

@@ -434,6 +434,7 @@ def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir:
     def entry(seed: int, value: float | None, init: str = "pretrained", kind: str = "final") -> dict[str, Any]:
         error = None if value is not None else "out of memory"
         names = {"task": "digits", "method": "ridge", "init": init, "shots": 5, "seed": seed, "kind": kind}
+        names |= {"model": "nfnet_tiny", "backbone": "nfnet_tiny"}
         return {**names, "value": value, "error": error}
 
     entries = [entry(0, 0.9), entry(1, 0.8), entry(2, None), entry(0, 0.5, "scratch"), entry(0, 0.99, kind="search")]

@@ -335,9 +335,10 @@ def test_what_was_stated_before_there_were_searches_has_the_digest_that_it_had()
     assert {m.kind: sha256(m.plain())[:8] for m in parse_methods(configured, "x")} == BEFORE_METHODS
 
 
-BEFORE_SUITES = {"demo": "76c0919a", "few_shot_small_images": "14889c2b", "small_images": "c5951f02"}
+# Logistic regression changed since, and with it the suite that uses it: as its public code, on features that are not normalised.
+BEFORE_SUITES = {"demo": "76c0919a", "few_shot_small_images": "4232860d", "small_images": "c5951f02"}
 BEFORE_METHODS = {
-    "ridge": "4c3b3655", "ridge_selected": "b1196a99", "knn": "9951a25c", "linear": "ab5d7ec2", "logistic": "dfec0cf4",
+    "ridge": "4c3b3655", "ridge_selected": "b1196a99", "knn": "9951a25c", "linear": "ab5d7ec2", "logistic": "53864997",
     "finetune": "6fb7ef8e", "hyperrule": "448775b3", "nfnet": "1cf2945d", "nfnet_plain": "8854ea39",
     "convnets_at_scale": "11ecd6f8",
 }  # fmt: skip
