@@ -280,7 +280,7 @@ def test_a_sweep_says_how_many_trials_are_over_failed_and_best(
     for part in (
         "trials  4 of 6 are over, 1 of them failed",
         "it broke",
-        "digits: 75.0%",
+        "digits: top-1 75.0 %",
         "cd '/a folder' && normfree transfer x",
     ):
         assert part in text
