@@ -32,7 +32,7 @@ def suites(args: argparse.Namespace) -> int:
     if args.schema:
         print(json.dumps(schema(), indent=1))
     elif args.suite:
-        print(yaml.safe_dump(load_suite(args.suite).plain(), sort_keys=False, allow_unicode=True), end="")
+        say(*yaml.safe_dump(load_suite(args.suite).plain(), sort_keys=False, allow_unicode=True).splitlines())
     else:
         found = {name: load_suite(name) for name in list_suites()}
         wide = max(map(len, found))

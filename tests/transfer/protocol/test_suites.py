@@ -76,10 +76,13 @@ def test_vtabs_reference_sees_the_whole_squeezed_image(digits: str) -> None:
 
 
 def test_digests_of_suites_that_sweeps_were_made_with_stay() -> None:
-    """What a sweep's folder was claimed with: another digest would refuse to go on with it."""
+    """What a sweep's folder was claimed with: another digest would refuse to go on with it.
+
+    few_shot_small_images is another protocol since logistic regression is that of its public code: its old sweeps are refused.
+    """
     assert {name: load_suite(name).digest()[:16] for name in ("demo", "few_shot_small_images", "small_images")} == {
         "demo": "76c0919a6f805016",
-        "few_shot_small_images": "14889c2bc625fa7b",
+        "few_shot_small_images": "4232860d4f6f288c",
         "small_images": "c5951f02055212a6",
     }
 
