@@ -30,7 +30,7 @@ from transfer.protocol.sealed_splits import openings, read_selection
 from transfer.sweep.cells import plan, sweep_of
 from transfer.sweep.ledger import Ledger
 
-NUM_TRIALS = 2 * 2 + 2 * (1 + 2) + 2 * (3 + 2)
+NUM_TRIALS = 2 * 2 + 2 * 2 + 2 * (3 + 2)  # kNN has no more than k = 1 of one image a class, so nothing to search
 
 
 @pytest.fixture(scope="module")
