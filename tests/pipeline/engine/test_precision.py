@@ -39,7 +39,7 @@ def watch(network: nn.Module) -> dict[str, torch.dtype]:
 def test_head_loss_and_pooled_features_are_fp32_and_convolutions_are_bf16(labels: Any) -> None:
     network = program.network()
     seen = watch(network)
-    loss, _ = Objective(network, 0.1, "bf16")(IMAGES, labels)
+    loss, _ = Objective(network, OptimConfig(learning_rate=0.1), "bf16")(IMAGES, labels)
     assert (seen["head<"], seen["head>"], loss.dtype) == (torch.float32,) * 3
     assert {seen[name] for name in seen if "conv" in name and name.endswith(">")} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
@@ -53,7 +53,7 @@ def test_a_comparison_networks_head_is_fp32_too() -> None:
 
     network = timm_models.make("timm:convnext_atto", 7, {})
     seen = watch(network)
-    Objective(network, 0.1, "bf16")(IMAGES, LABELS)
+    Objective(network, OptimConfig(learning_rate=0.1), "bf16")(IMAGES, LABELS)
     assert (seen["head<"], seen["head>"]) == (torch.float32,) * 2
 
 
