@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.orchestration.commands.test_cli import run
+from tests.waiting import sentences
 
 TINY = "plan nfnet_tiny_glyphs --samples 58500 --classes 325 --gpus-per-node 2"
 
@@ -40,7 +41,7 @@ MISTAKES = {
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_gets_one_sentence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(words, capsys)
-    said = [line for line in err.splitlines() if " ... (" not in line]  # what a slow machine is doing
+    said = sentences(err)
     assert code == 2 and not out and len(said) == 1 and MISTAKES[words] in said[0]
 
 

@@ -30,6 +30,7 @@ from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.orchestration.registry.test_registry import save
 from tests.orchestration.tracking.test_tracking import finished, started, step
 from tests.s3_server import bucket
+from tests.waiting import sentences
 from transfer.sweep.entry import Trial, entry
 from transfer.sweep.ledger import Ledger, SweepInfo
 
@@ -243,7 +244,7 @@ def test_what_is_not_there_is_one_sentence(
 ) -> None:
     machine("anywhere")
     assert main(words.split()) == 2
-    last, *before = reversed(capsys.readouterr().err.strip().splitlines())
+    last, *before = reversed(sentences(capsys.readouterr().err))
     place = words.split()[-1]
     assert match in last and before == ([f"reading the records of {place} ..."] if words.startswith("ui") else [])
 
