@@ -1,8 +1,8 @@
 """Lanes out of an S3 server on loopback against the same shards on disk, without and with 100 ms before each answer, in turn.
 
-240 MB of JPEGs of 100 KB in blocks of 4 MB. Images a second and a core are those of the reading process, so what else runs
-on the machine counts little; the cache that holds the window is empty at the start of each turn. Then eight ranks on four
-hosts read an epoch, each byte and request counted by a proxy.
+600 MB of JPEGs of 127 KB in shards of 81 MB and blocks of 9 MB. Images a second and a core are those of the reading process,
+so what else runs on the machine counts little; the cache that holds the window is empty at the start of each turn. Then eight
+ranks on four hosts read an epoch, each byte and request counted by a proxy.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ from pipeline.data.sampling import lanes
 from pipeline.storage import objects
 
 PX, BATCH, SECONDS, ROUNDS = 224, 32, 4.0, 3
-IMAGES, SHARD_IMAGES, DISTINCT = 2400, 600, 60
+IMAGES, SHARD_IMAGES, DISTINCT = 4800, 640, 60
 HOSTS, RANKS, LANES = 4, 8, 8
 DELAY_S = 0.1
 
@@ -64,8 +64,8 @@ def _jpegs() -> list[bytes]:
 
 def _write(folder: Path) -> None:
     jpegs, records = _jpegs(), []
-    for number in range(IMAGES // SHARD_IMAGES):
-        numbers = range(number * SHARD_IMAGES, (number + 1) * SHARD_IMAGES)
+    for number in range(-(-IMAGES // SHARD_IMAGES)):
+        numbers = range(number * SHARD_IMAGES, min((number + 1) * SHARD_IMAGES, IMAGES))
         data = [jpegs[i % DISTINCT] for i in numbers]
         samples = [ShardSample(f"{i:06d}", i % 10, content, "jpg") for i, content in zip(numbers, data, strict=True)]
         made = write_shard(samples, folder / shard_name("train", number))
@@ -73,7 +73,7 @@ def _write(folder: Path) -> None:
             Record(
                 "",
                 "train",
-                Shard(made.path.name, made.size_bytes, made.sha256, SHARD_IMAGES),
+                Shard(made.path.name, made.size_bytes, made.sha256, len(numbers)),
                 tuple(sample.key for sample in samples),
                 np.array(made.offsets, np.int64),
                 np.array([len(content) for content in data], np.int32),
@@ -150,7 +150,7 @@ def main() -> None:
             os.environ.update(environment, NORMFREE_CACHE=f"{scratch}/user")
             for path in local.iterdir():
                 objects.put_file(path, objects.join(remote, path.name))
-            config = DataConfig(url=remote, order="lanes", lanes=1, lane_blocks=1, block_mb=4.5, cache_gb=0.0)
+            config = DataConfig(url=remote, order="lanes", lanes=1, lane_blocks=1, block_mb=9.0, cache_gb=0.0)
             endpoint = environment["AWS_ENDPOINT_URL"]
             ours, theirs = multiprocessing.Pipe()
             slow = multiprocessing.get_context("spawn").Process(

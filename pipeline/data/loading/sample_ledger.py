@@ -246,9 +246,7 @@ def plan(data: TrainData, *, global_batch: int, total_steps: int) -> tuple[str, 
         lines.append(
             f"the data of steps {first} to {end - 1} are skipped, {(end - first) * global_batch:,} images, as asked"
         )
-    lines.append(
-        f"{data.lost_allowed:,} unreadable images an epoch are allowed; each is replaced by another of its batch"
-    )
+    lines.append(f"unreadable images allowed an epoch: {data.lost_allowed:,}; each is replaced by another of its batch")
     lines += [f"shard {fault.reason}; {fault.num_samples} images are lost with that" for fault in data.faults]
     if turbojpeg.library() is None:
         lines.append("there is no TurboJPEG 3 library: JPEGs are decoded whole, slower; pip install turbojpeg")

@@ -1,5 +1,6 @@
 """The drill: a configuration of the demo's survives it, and what is not handled is lost (also test_planted_faults.py)."""
 
+import ast
 import contextlib
 import json
 import re
@@ -38,6 +39,19 @@ def test_a_scenario_is_survived_and_leaves_nothing(
     assert (card["survived"], card["lost"]) == (2, 0)
     assert "it says 'holds a run on data with digest'" in " ".join(capsys.readouterr().out.split())
     assert leftovers(temporary) == []
+
+
+def test_a_sentence_that_is_expected_is_one_that_the_software_has() -> None:
+    """The drill reads the words of a run: one that was reworded would be called lost."""
+    product, expected, said = Path(__file__).parents[4], set[str](), list[str]()
+    for path in (p for folder in ("pipeline", "orchestration") for p in (product / folder).rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        if path.is_relative_to(product / "orchestration/operations/drill"):
+            calls = (n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "expect")
+            expected |= {ast.literal_eval(call.args[1]) for call in calls}
+        else:
+            said += [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    assert len(expected) > 4 and {text for text in expected if not any(text in s for s in said)} == set()
 
 
 def test_the_page_lists_the_scenarios() -> None:

@@ -170,6 +170,6 @@ def test_the_plan_says_what_becomes_of_the_samples() -> None:
         "source 1: 30 of 32 images, 1.40 passes, 75.0% of each batch; 2 are not in the subset; 18 of the last pass",
         "each image comes 2 times in its batch: 4 different ones of 8, 40 repeated an epoch",
         "the data of steps 1 to 2 are skipped, 16 images, as asked",
-        "3 unreadable images an epoch are allowed",
+        "unreadable images allowed an epoch: 3",
     ):
         assert words in "\n".join(lines), (words, lines)
