@@ -1,6 +1,7 @@
 """Work on pieces of a dataset as tasks of a Ray cluster, in place of processes of this machine."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -27,13 +28,13 @@ def ray_each(address: str) -> Iterator[Each]:
 
 def _each(work: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
     task: Any = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_run)
-    shared, source = ray.put(work), iter(items)
+    shared, source, here = ray.put(work), iter(items), os.getcwd()
     room = WAITING * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: list[Any] = []
     try:
         while True:
             while len(pending) < room and (item := next(source, None)) is not None:
-                pending.append(task.remote(shared, item))
+                pending.append(task.remote(shared, item, here))
             if not pending:
                 return
             done, pending = ray.wait(pending)
@@ -49,5 +50,8 @@ def _each(work: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
             ray.cancel(each, force=True)
 
 
-def _run(work: Callable[[T], R], item: T) -> R:
+def _run(work: Callable[[T], R], item: T, here: str) -> R:
+    # Relative places start where the command was typed. A node without that folder can still serve places in stores.
+    with contextlib.suppress(OSError):
+        os.chdir(here)
     return work(item)

@@ -40,17 +40,23 @@ def second_node(address: str, variables: dict[str, str]) -> Iterator[subprocess.
         node.wait(timeout=60)
 
 
+def newest_task(port: str) -> int | None:
+    """Process of a task of the cluster at `port`."""
+    for entry in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: -int(p.name)):
+        with contextlib.suppress(OSError, IndexError):
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            is_task = (entry / "cmdline").read_bytes().startswith(b"ray::_run")
+            if is_task and port.encode() in Path(f"/proc/{parent}/cmdline").read_bytes():
+                return int(entry.name)
+    return None
+
+
 def kill_workers(port: str, ended: threading.Event, killed: list[int]) -> None:
     """Of this cluster, the newest process with a task, every second."""
     while not ended.wait(1.0) and len(killed) < 10:
-        for entry in sorted(Path("/proc").glob("[0-9]*"), key=lambda p: -int(p.name)):
-            with contextlib.suppress(OSError, IndexError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                is_task = (entry / "cmdline").read_bytes().startswith(b"ray::_run")
-                if is_task and port.encode() in Path(f"/proc/{parent}/cmdline").read_bytes():
-                    os.kill(int(entry.name), signal.SIGKILL)
-                    killed.append(int(entry.name))
-                    break
+        if (task := newest_task(port)) is not None:
+            os.kill(task, signal.SIGKILL)
+            killed.append(task)
 
 
 def test_a_cluster_of_two_nodes_writes_what_one_process_writes_while_its_workers_are_killed(tmp_path: Path) -> None:
