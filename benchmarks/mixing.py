@@ -1,6 +1,6 @@
 """How well an order mixes: lanes beside a full shuffle, our windowed order, and py1e of mosaicml-streaming at the same window.
 
-655,360 samples of 1,000 classes in shards of 640, sorted by class as they were written or shuffled; batches of 1,024, ten
+1,720,320 samples of 1,000 classes in shards of 640, sorted by class as they were written or shuffled; batches of 1,024, ten
 epochs. As many samples are open at once in lanes as in py1e. Printed for each order, as the mean over epochs and its range:
 
 - excess: variance of class counts in a batch over that of a random draw (1 = as a full shuffle);
@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.data.sampling.lanes import LaneOrder, lane_layout
+from pipeline.data.sampling.lanes import LaneOrder, choose_layout
 from pipeline.data.sampling.order import Order, cut_blocks
 
-NUM, SHARD, CLASSES, BATCH, EPOCHS = 655_360, 640, 1000, 1024, 10
+NUM, SHARD, CLASSES, BATCH, EPOCHS = 1_720_320, 640, 1000, 1024, 10
 BLOCK, LANES, WINDOW, NODES = 64, 32, 16, 8
 """Samples a block, lanes, blocks of a lane that are open; the peer's canonical nodes."""
 BYTES = 100_000
@@ -46,7 +46,7 @@ def _peer() -> Epoch | None:
 
 
 def _orders() -> dict[str, Epoch]:
-    layout = lane_layout(NUM, block_samples=BLOCK, lanes=LANES, window=WINDOW, min_turns=10)
+    layout = choose_layout(NUM, block_samples=BLOCK, lanes=LANES, window=WINDOW, batch=BATCH)
     assert layout is not None
     lanes = LaneOrder(layout, 0)
     shards, places = np.divmod(np.arange(NUM), SHARD)
