@@ -35,6 +35,7 @@ def build_parser() -> Parser:
     from orchestration.commands.operations.suites import suites_command
     from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
+    from orchestration.commands.sharing import sharing_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
 
@@ -58,6 +59,7 @@ def build_parser() -> Parser:
         suites_command,
         records_commands,
         model_commands,
+        sharing_commands,
         plan_command,
         drill_command,
         doctor_command,

@@ -44,6 +44,7 @@ COMMANDS = [
     "track import",
     "track status",
     "pull",
+    "push",
     "register",
     "unregister",
     "classify",
