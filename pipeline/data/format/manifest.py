@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import documents
 from pipeline.data.format.index import SplitIndex
-from pipeline.data.format.pieces import Piece, Shard, StoredFile
+from pipeline.data.format.pieces import MIN_SAMPLE_BYTES, Piece, Shard, StoredFile
 from pipeline.documents import Count, FileName, Sha256, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -181,7 +181,8 @@ def _parse(data: bytes, url: str) -> Manifest:
         raise UserError(damaged)
     manifest = documents.convert({**content, "url": url}, Manifest, where, remedy=_REMEDY)
     for split in manifest.splits.values():
-        if sum(piece.num_samples for piece in split.pieces) != split.num_samples:
+        too_many = any(piece.num_samples * MIN_SAMPLE_BYTES > piece.num_bytes for piece in split.pieces)
+        if too_many or sum(piece.num_samples for piece in split.pieces) != split.num_samples:
             raise UserError(damaged)
     if manifest.digest != dataset_digest(manifest.classes, manifest.splits):
         raise UserError(damaged)
