@@ -35,6 +35,8 @@ def build_parser() -> Parser:
     from orchestration.commands.operations.suites import suites_command
     from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
+    from orchestration.commands.report import report_command
+    from orchestration.commands.sharing import sharing_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
 
@@ -54,10 +56,12 @@ def build_parser() -> Parser:
         launch_commands,
         watch_commands,
         transfer_commands,
+        report_command,
         lab_command,
         suites_command,
         records_commands,
         model_commands,
+        sharing_commands,
         plan_command,
         drill_command,
         doctor_command,

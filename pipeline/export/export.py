@@ -18,7 +18,8 @@ from pipeline.checkpoint import exported
 from pipeline.checkpoint.commit import FileInfo
 from pipeline.checkpoint.exported import Exported
 from pipeline.errors import UserError
-from pipeline.export.model_card import model_card
+from pipeline.export.card_facts import CardFacts
+from pipeline.export.model_card import NO_FACTS, model_card
 from pipeline.export.source import (
     PROBE_IMAGES,
     TOLERANCE,
@@ -63,6 +64,7 @@ def export(
     *,
     weights: WhichWeights = "evaluated",
     tolerance: float = TOLERANCE,
+    facts: CardFacts = NO_FACTS,
     writers: Mapping[str, Writer] = WRITERS,
 ) -> Exported:
     """Write the checkpoint to `out`, a new folder at any URL; compared with the checkpoint first, whole or not at all.
@@ -71,6 +73,7 @@ def export(
         weights: evaluated: the averaged ones where they were kept, else the raw ones.
         tolerance: largest difference of logits on the fixed batch, as a share of the largest logit. 0 for safetensors
             whatever is given: they are the same numbers.
+        facts: what the model card says besides the run's record.
     Raises:
         UserError: no checkpoint, `out` is not empty, the format cannot express the network, or the logits differ.
     """
@@ -84,8 +87,8 @@ def export(
     with _staged(out) as folder:
         difference = _compare(source, writers[format](source, folder), format, tolerance)
         check = {"images": PROBE_IMAGES, "difference": difference, "tolerance": tolerance}
-        description = {"kind": format, **source.description(), "check": check}
-        card = model_card(source.model, source.commit, description)
+        description = {"kind": format, "license": facts.license, **source.description(), "check": check}
+        card = model_card(source.model, source.commit, description, facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         files = _listed(folder)
         shapes = {name: list(t.shape) for name, t in source.model.state_dict().items()}

@@ -12,10 +12,12 @@ from pipeline.checkpoint.commit import Commit
 from pipeline.display import markdown
 from pipeline.display import markdown_code as code
 from pipeline.errors import UserError
+from pipeline.export.card_facts import CardFacts, model_index, results_table
 from pipeline.storage import objects
 
 _LIBRARIES = {"timm": "timm", "onnx": "onnx", "mlflow": "mlflow", "safetensors": "normfree"}
 _SHOWN_CLASSES = 50
+NO_FACTS = CardFacts()
 
 _USE = {
     "safetensors": """With normfree (`normfree classify DIR photo.jpg`, or `DIR` wherever a checkpoint is asked for):
@@ -59,27 +61,40 @@ It holds no pickle: code as text, the network as ONNX.""",
 }
 
 
-def model_card(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
+def model_card(model: nn.Module, commit: Commit, description: dict[str, Any], facts: CardFacts = NO_FACTS) -> str:
     """README.md of an export, in Markdown. `description` is what `export.json` says, without files."""
     run = commit.config
     parts = [
-        _head(model, description),
+        _head(model, commit, description, facts),
         _title(model, commit, description),
         f"## Use\n\n{_USE[description['kind']]}",
         _preprocessing(description["preprocessing"]),
         _data(commit, run),
         _recipe(commit, run),
         _results(commit, description),
+        results_table(facts),
         _limits(run),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _head(model: nn.Module, description: dict[str, Any]) -> str:
-    """What model hubs read. No licence: the run does not record one."""
-    library = _LIBRARIES[description["kind"]]
-    tags = "tags: [normaliser-free, nfnet]\n" if isinstance(model, NFNet) else ""
-    return f"---\nlibrary_name: {library}\npipeline_tag: image-classification\n{tags}---"
+def _head(model: nn.Module, commit: Commit, description: dict[str, Any], facts: CardFacts) -> str:
+    """What model hubs read. A licence only where one was given: the run does not record one."""
+    import yaml
+
+    data = commit.config["data"]
+    evaluated = "ema" if commit.config["optim"].get("ema_decay") is not None else "raw"
+    own = commit.evaluation if description["weights"] == evaluated else {}  # else they are numbers of other weights
+    dataset, split = str(commit.dataset.get("name", "(not recorded)")), str(data.get("eval_split"))
+    head = {
+        "library_name": _LIBRARIES[description["kind"]],
+        "pipeline_tag": "image-classification",
+        "tags": ["normaliser-free", "nfnet"] if isinstance(model, NFNet) else [],
+        "license": facts.license,
+        "model-index": model_index(str(commit.config["name"]), facts, dataset, split, own),
+    }
+    text = yaml.safe_dump({k: v for k, v in head.items() if v}, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{text}---"
 
 
 def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
