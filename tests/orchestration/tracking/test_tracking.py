@@ -49,6 +49,7 @@ def step(number: int, loss: float = 2.0, *, time_s: float | None = None) -> Step
         clipped_share=0.2,
         gradient_norm=1.5,
         images_per_s=100.0,
+        flops_share=0.4,
         data_wait_s=0.01,
         step_s=0.64,
         remaining_s=5.0,
