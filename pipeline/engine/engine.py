@@ -170,7 +170,10 @@ class Engine(NamedState):
             return ones * (self.optim.clip_norm / (units[1].sum().sqrt() + 1e-6)).clamp(max=1.0)
         if not self.optim.uses_agc:
             return ones
-        clipped = agc.coefficients(units[0], units[1], self.optim.clipping, self.optim.clipping_eps)
+        weights, gradients = units[0], units[1]
+        if self.optim.clip == "agc_layer":
+            weights, gradients = self._sums.by_tensor(weights), self._sums.by_tensor(gradients)
+        clipped = agc.coefficients(weights, gradients, self.optim.clipping, self.optim.clipping_eps)
         return torch.where(self._sums.clip, clipped, ones)
 
     def _clip(self, gradients: list[torch.Tensor], factors: torch.Tensor) -> None:

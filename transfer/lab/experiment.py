@@ -1,7 +1,8 @@
 """An experiment: which methods are trained on what, and what would count as a claim's success. YAML, or the command's options.
 
 Everything that is not a method is the same for all: trunk, data, budget, recipe, seeds. A method is written as in
-`normalizer_free:clipping=0.02:alpha=0.2`: its name, and settings of its own or of its recipe after colons.
+`normalizer_free:clipping=0.02:alpha=0.2`: its name, and settings of its own or of its recipe after colons; several parts of a
+network as `normalizer_free:unclipped=stage 0+stage 1`.
 """
 
 from dataclasses import dataclass, field, fields
@@ -10,14 +11,15 @@ from typing import Annotated, Any, Literal
 
 from nfnet.normalizers.registry import get_method, list_methods
 from nfnet.trunks.networks import list_trunks
-from pipeline.configuration import check_fields, from_dict, located, nearest
+from pipeline.configuration import check_fields, convert, from_dict, hints, located, nearest
 from pipeline.documents import MAX_YAML_BYTES, parse_yaml
 from pipeline.errors import UserError
 from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, ShareBelowOne, Text
 from pipeline.storage import objects
+from transfer.protocol.method_settings import FinetuneSettings
 
-RECIPE = ("clipping",)
-"""Settings that are the recipe's and not the network's."""
+RECIPE = ("clip", "clipping", "clip_norm", "unclipped", "clip_head")
+"""Settings that are the recipe's and not the network's: fields of `FinetuneSettings`."""
 Statistic = Literal["accuracy", "images_per_s", "mode_gap", "train_accuracy", "finishes"]
 
 
@@ -75,14 +77,15 @@ class Experiment:
             parse_method(word)
 
 
-def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, float]]:
+def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, Any]]:
     """(name, settings of the network, settings of the recipe) of `name:key=value:...`. UserError for what there is not."""
     name, *parts = word.split(":")
     if name not in list_methods():
         raise UserError(f"no method {name!r}; {nearest(name, list_methods())}")
     known = [f.name for f in fields(get_method(name))]
     own: dict[str, str] = {}
-    recipe: dict[str, float] = {}
+    recipe: dict[str, Any] = {}
+    types = hints(FinetuneSettings)
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or key not in (*known, *RECIPE):
@@ -92,10 +95,7 @@ def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, float]]:
         if key not in RECIPE:
             own[key] = value
             continue
-        try:
-            recipe[key] = float(value)
-        except ValueError:
-            raise UserError(f"{word}: {key} is {value!r}; write a number") from None
+        recipe[key] = convert(types[key], value.split("+") if key == "unclipped" else value, f"{word}: {key}")
     return name, own, recipe
 
 

@@ -47,7 +47,7 @@ def cells_of(row: LabRow) -> list[str]:
     seconds = [e.seconds_s for e in row.good]
     again, held = row.mean("reestimated"), row.mean("eval_sample")
     return [
-        row.line.network + (f" clip {row.line.clipping:g}" if row.line.clipping else ""),
+        row.line.shown,
         f"{row.line.batch}",
         "–" if row.rate is None else f"{row.rate:g}",
         f"{len(row.good)}",

@@ -104,7 +104,7 @@ def test_a_network_is_measured_by_its_own_recipes_only(tmp_path: Path) -> None:
     [
         ({"methods": ("bach_norm",)}, "no method 'bach_norm'"),
         ({"methods": ("batch_norm:stat_groups=2",)}, "no setting 'stat_groups'"),
-        ({"methods": ("none:clipping=much",)}, "clipping is 'much'; write a number"),
+        ({"methods": ("none:clipping=much",)}, "clipping is .much."),
         ({"trunk": "vgg"}, "trunk is 'vgg'"),
     ],
 )
@@ -202,3 +202,16 @@ def test_the_documented_method_of_ones_own_is_short_and_works() -> None:
         assert network(torch.randn(2, 3, 16, 16)).shape == (2, 4)
     finally:
         METHODS.pop("root_mean_square", None)
+
+
+def test_how_gradients_are_clipped_is_a_line_of_its_own_on_one_network() -> None:
+    words = ("clip=norm:clip_norm=0.5", "clip=agc_layer", "unclipped=stage 0+stage 1", "clip_head=true")
+    lines = lines_of(experiment(methods=tuple(f"normalizer_free:{w}" for w in words)))
+    assert len({line.network for line in lines}) == 1
+    assert len({line.recipe for line in lines}) == len({line.shown for line in lines}) == 4
+    assert [line.settings for line in lines] == [
+        {"clip": "norm", "clip_norm": 0.5},
+        {"clipping": 0.02, "clip": "agc_layer"},
+        {"clipping": 0.02, "unclipped": ("stage 0", "stage 1")},
+        {"clipping": 0.02, "clip_head": True},
+    ]
