@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
+import nfnet.optim.agc as agc
 from nfnet.optim.param_groups import Setting
 from pipeline.engine.fragments import Units
 from pipeline.engine.optim_config import OptimConfig
@@ -117,9 +118,21 @@ class Sums:
             momentum=optim.momentum,
         )
 
-    def by_tensor(self, values: torch.Tensor) -> torch.Tensor:
+    def _by_tensor(self, values: torch.Tensor) -> torch.Tensor:
         """(units,) -> (units,): of each unit its parameter's sum."""
         return torch.zeros_like(values).index_add_(0, self.tensor, values)[self.tensor]
+
+    def factors(self, units: torch.Tensor, optim: OptimConfig) -> torch.Tensor:
+        """(units,) what the gradient of each is multiplied with."""
+        weights, gradients = units[0], units[1]
+        ones = torch.ones_like(gradients)
+        if optim.clip == "norm":  # as torch.nn.utils.clip_grad_norm_ has it
+            return ones * (optim.clip_norm / (gradients.sum().sqrt() + 1e-6)).clamp(max=1.0)
+        if not optim.uses_agc:
+            return ones
+        if optim.clip == "agc_layer":
+            weights, gradients = self._by_tensor(weights), self._by_tensor(gradients)
+        return torch.where(self.clip, agc.coefficients(weights, gradients, optim.clipping, optim.clipping_eps), ones)
 
     def of_parts(self, units: torch.Tensor, factors: torch.Tensor, rate: float) -> torch.Tensor:
         """(5, parts): units clipped, units looked at, squares of gradients after clipping, of weights, of the update."""

@@ -11,16 +11,19 @@ from typing import Annotated, Any, Literal
 
 from nfnet.normalizers.registry import get_method, list_methods
 from nfnet.trunks.networks import list_trunks
-from pipeline.configuration import check_fields, convert, from_dict, hints, located, nearest
+from pipeline.configuration import check_fields, convert, from_dict, hints, located, nearest, to_dict
 from pipeline.documents import MAX_YAML_BYTES, parse_yaml
 from pipeline.errors import UserError
 from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, ShareBelowOne, Text
 from pipeline.storage import objects
 from transfer.protocol.method_settings import FinetuneSettings
 
+SIZES = ("tiny", "full")
 RECIPE = ("clip", "clipping", "clip_norm", "unclipped", "clip_head")
 """Settings that are the recipe's and not the network's: fields of `FinetuneSettings`."""
-Statistic = Literal["accuracy", "images_per_s", "mode_gap", "train_accuracy", "finishes"]
+Statistic = Literal[
+    "accuracy", "images_per_s", "mode_gap", "train_accuracy", "finishes", "clipped_share", "squared_mean", "variance"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,8 @@ class Comparison:
     """Which line: method (as in `methods`), batch, stat_group, rate; what is not named must be the same for all."""
     low: dict[str, Any]
     statistic: Statistic = "accuracy"
-    """finishes: the share of seeds whose training stays finite; mode_gap: evaluation mode minus training mode, in share."""
+    """finishes: the share of seeds whose training stays finite; mode_gap: evaluation mode minus training mode, in share;
+    squared_mean and variance: of the channels after a block, mean over blocks."""
     least: float = 0.0
     """By how much at least, besides the noise."""
 
@@ -66,8 +70,15 @@ class Experiment:
     seeds: Count = 3
     compare: tuple[Comparison, ...] = ()
     """All of them must hold for the claim to pass."""
+    tiny: dict[str, Any] = field(default_factory=dict)
+    """Fields that are others at the size tiny, which runs on two cores."""
     settles: str = ""
     """What would settle the claim, where this size does not."""
+
+    def at_size(self, size: str) -> "Experiment":
+        """The experiment with the fields of that size. UserError for a field that there is not."""
+        changes = self.tiny if size == "tiny" else {}
+        return from_dict(Experiment, {**to_dict(self), **changes, "tiny": {}}, f"experiment {self.name}, tiny")
 
     def __post_init__(self) -> None:
         check_fields(self, f"experiment {self.name}")
