@@ -23,6 +23,8 @@ __all__ = ["Manifest", "Piece", "Shard", "Skipped", "Split", "SplitIndex", "Stor
 
 NAME = "manifest.json"
 SKIPPED_NAME = "skipped.jsonl"
+UNFINISHED_NAME = "PREPARING.json"
+"""In a place without manifest: a preparation is under way there, or was interrupted."""
 FORMAT, FORMAT_VERSION = "normfree-dataset", 3
 MAX_BYTES = 512 << 20
 _REMEDY = "restore it, or prepare the dataset again elsewhere"
@@ -83,6 +85,7 @@ class Manifest:
         try:
             return _parse(objects.read_bytes(objects.join(url, NAME), max_bytes=MAX_BYTES + 1), url)
         except (FileNotFoundError, NotADirectoryError):
+            refuse_unfinished(url)
             raise UserError(
                 f"there is no dataset at {url} (no {NAME}): run 'normfree data prepare CARD --out {url}' (again, if it "
                 f"was interrupted), or 'normfree data index {url}' if it holds WebDataset tars"
@@ -161,6 +164,15 @@ def checksum(content: Mapping[str, Any]) -> str:
     """Over everything in a manifest but itself."""
     plain = {key: value for key, value in content.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_unfinished(url: str) -> None:
+    """UserError where a preparation has not ended: its shards are a part of the dataset and look like a whole one."""
+    if objects.exists(objects.join(url, UNFINISHED_NAME)):
+        raise UserError(
+            f"the preparation at {url} is not finished ({UNFINISHED_NAME} is there): run its 'normfree data prepare' command "
+            "again, or its missing parts and --merge"
+        )
 
 
 def _parse(data: bytes, url: str) -> Manifest:
