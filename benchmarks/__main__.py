@@ -8,6 +8,7 @@ NAMES = (
     "step",
     "loader",
     "order",
+    "mixing",
     "overlap",
     "stream",
     "engine",

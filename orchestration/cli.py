@@ -28,13 +28,17 @@ def build_parser() -> Parser:
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.launch import launch_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.average import average_command
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
+    from orchestration.commands.operations.evaluate import evaluate_command
     from orchestration.commands.operations.lab import lab_command
     from orchestration.commands.operations.plan import plan_command
     from orchestration.commands.operations.suites import suites_command
     from orchestration.commands.operations.watch import watch_commands
     from orchestration.commands.records import records_commands
+    from orchestration.commands.report import report_command
+    from orchestration.commands.sharing import sharing_commands
     from orchestration.commands.train import train_commands
     from orchestration.commands.transfer import transfer_commands
 
@@ -51,13 +55,17 @@ def build_parser() -> Parser:
         data_commands,
         inspect_commands,
         train_commands,
+        evaluate_command,
         launch_commands,
         watch_commands,
         transfer_commands,
+        report_command,
         lab_command,
         suites_command,
         records_commands,
         model_commands,
+        sharing_commands,
+        average_command,
         plan_command,
         drill_command,
         doctor_command,

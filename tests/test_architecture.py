@@ -33,6 +33,7 @@ HOMES = {
     ),
     "onnx": ("pipeline/export/to_onnx.py",),
     "onnxruntime": ("pipeline/export/to_onnx.py", "orchestration/registry/served_model.py"),
+    "huggingface_hub": ("orchestration/registry/hub.py",),
     "ray": ("orchestration/tune/",),
     "optuna": ("transfer/search/optuna_search.py",),
     "mlflow": (

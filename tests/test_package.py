@@ -1,6 +1,7 @@
 """The package as others install it."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -40,3 +41,9 @@ def test_the_networks_need_what_the_package_requires_and_nothing_else() -> None:
     code = f"import sys\nfor n in {sorted(names)!r}: sys.modules[n] = None\n"
     code += "import nfnet; nfnet.create_model('nfnet_tiny')"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_both_lists_of_pinned_versions_name_the_same() -> None:
+    lists = [Path(__file__).parents[1] / name for name in ("constraints.txt", "requirements-hashed.txt")]
+    pinned, hashed = (set(re.findall(r"^[\w.-]+==[^\s;]+", path.read_text(), re.MULTILINE)) for path in lists)
+    assert len(pinned) > 100 and {line.lower().replace("_", "-") for line in pinned} ^ hashed == set()

@@ -20,7 +20,7 @@ from nfnet.weights.timm import from_timm, is_timm
 
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """torch.save before its zip format: a pickle that begins with this number."""
-FORMAT = "normfree-1"
+KEY, FORMAT = "written_by", "normfree-1"
 
 
 def load_published(model: NFNet, path: str | Path, *, which: str | None = None) -> LoadReport:
@@ -61,7 +61,7 @@ def save_weights(model: NFNet, path: str | Path) -> None:
     if model.options is None:
         raise ValueError("the network was not made by nfnet.create_model, so its options cannot be saved; use that")
     description = {
-        "format": FORMAT,
+        KEY: FORMAT,
         "name": model.variant.name,
         "num_classes": str(model.num_classes),
         "options": json.dumps(model.options, sort_keys=True),
@@ -89,7 +89,7 @@ def read_description(path: str | Path) -> tuple[str, int, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
-        if found.get("format") == FORMAT:
+        if FORMAT in (found.get(KEY), found.get("format")):  # where earlier versions had it
             return found["name"], int(found["num_classes"]), dict(json.loads(found["options"]))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a file of nfnet.save_weights: {error}; save it again") from None

@@ -1,4 +1,4 @@
-"""`normfree classify`, `export`, `pull`, `register` and `unregister`: what a finished checkpoint is good for."""
+"""`normfree classify`, `export`, `register` and `unregister`: what a finished checkpoint is good for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import doing, progress_bar, say
-from orchestration.commands.parser import add, number
+from orchestration.commands.output import doing, say
+from orchestration.commands.parser import add
 from pipeline.display import shell, terminal
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.exported import Exported
+    from pipeline.export.card_facts import CardFacts
     from pipeline.export.source import Answer, ExportSource, WhichWeights
     from pipeline.models.classify import Prediction
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 def model_commands(commands: Any) -> None:
     _classify(commands)
     _export(commands)
-    _pull(commands)
     _register(commands)
     _unregister(commands)
 
@@ -88,6 +88,7 @@ def _export(commands: Any) -> None:
             "normfree export runs/f0 --format timm --out exports/f0_timm",
             "normfree export s3://bucket/runs/c100 --format onnx --weights raw --out s3://bucket/exports/c100",
             "normfree export runs/c100 --format mlflow --out exports/c100_mlflow",
+            "normfree export runs/c100 --format timm --out exports/c100_timm --license apache-2.0 --scorecard sweeps/c100",
         ],
     )
     p.add_argument(
@@ -95,6 +96,11 @@ def _export(commands: Any) -> None:
     )
     p.add_argument("--format", required=True, choices=["safetensors", "timm", "onnx", "mlflow"])
     p.add_argument("--out", required=True, metavar="URL", help="a new folder or object-store prefix")
+    export_options(p)
+
+
+def export_options(p: argparse.ArgumentParser) -> None:
+    """Of everything that makes an exported folder."""
     p.add_argument(
         "--weights",
         choices=["evaluated", "ema", "raw"],
@@ -108,9 +114,18 @@ def _export(commands: Any) -> None:
         metavar="X",
         help="largest difference of logits, as a share of the largest (default %(default)s)",
     )
+    p.add_argument(
+        "--license",
+        default="",
+        metavar="ID",
+        help="for the model card, as Hugging Face lists them: apache-2.0, other, ...",
+    )
+    p.add_argument(
+        "--scorecard", metavar="SWEEP", help="for the model card: sweep folder of a transfer of this checkpoint"
+    )
 
 
-_NEXT = {
+NEXT = {
     "safetensors": "normfree classify {out} IMAGE...",
     "timm": "timm.create_model('local-dir:{out}', pretrained=True)",
     "onnx": "onnxruntime.InferenceSession('{out}/model.onnx')",
@@ -121,23 +136,38 @@ _NEXT = {
 
 @doing("exporting, and comparing the answers")
 def export(args: argparse.Namespace) -> int:
-    made = export_checkpoint(args.checkpoint, args.format, args.out, weights=args.weights, tolerance=args.tolerance)
+    made = export_as_asked(args, args.checkpoint, args.out)
     kind = "averaged" if made.weights == "ema" else "raw"
     agrees = "logits are equal" if made.difference == 0 else f"logits differ by {made.difference:.1e} of the largest"
     say(f"{made.source_url} ({kind} weights, digest {made.source_digest[:12]}) on a fixed batch: {agrees}")
     say(f"made {made.url} ({len(made.files) + 1} files, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:12]})")
-    say("next: " + _NEXT[made.kind].format(out=shell([made.url])))
+    say("next: " + NEXT[made.kind].format(out=shell([made.url])))
     return 0
 
 
+def export_as_asked(args: argparse.Namespace, checkpoint: str, out: str) -> Exported:
+    """By the options of `export_options`."""
+    from orchestration.registry.card_results import card_facts
+
+    facts = card_facts(checkpoint, args.license, args.scorecard)
+    return export_checkpoint(checkpoint, args.format, out, weights=args.weights, tolerance=args.tolerance, facts=facts)
+
+
 def export_checkpoint(
-    checkpoint_url: str, format: str, out: str, *, weights: WhichWeights = "evaluated", tolerance: float | None = None
+    checkpoint_url: str,
+    format: str,
+    out: str,
+    *,
+    weights: WhichWeights = "evaluated",
+    tolerance: float | None = None,
+    facts: CardFacts | None = None,
 ) -> Exported:
     """`pipeline.export.export` with all formats: safetensors, timm, onnx and mlflow.
 
     Raises:
         UserError: as there; nothing is left at `out` then.
     """
+    from pipeline.export.card_facts import CardFacts
     from pipeline.export.export import WRITERS
     from pipeline.export.export import export as export_with
     from pipeline.export.source import TOLERANCE
@@ -148,6 +178,7 @@ def export_checkpoint(
         out,
         weights=weights,
         tolerance=TOLERANCE if tolerance is None else tolerance,
+        facts=facts or CardFacts(),
         writers={**WRITERS, "mlflow": _write_mlflow},
     )
 
@@ -156,74 +187,6 @@ def _write_mlflow(source: ExportSource, folder: Path) -> Answer:
     from orchestration.registry.export_mlflow import write_mlflow
 
     return write_mlflow(source, folder)
-
-
-def _pull(commands: Any) -> None:
-    p = add(
-        commands,
-        "pull",
-        pull,
-        "fetch a checkpoint into a local folder and verify every byte; the same command again goes on where it broke",
-        [
-            "normfree pull s3://bucket/runs/c100 --to c100",
-            "normfree pull models:/digits@champion --tracking-uri http://mlflow.example:5000",
-            "normfree pull s3://bucket/runs/f0 --format timm --to f0_timm",
-        ],
-    )
-    p.add_argument(
-        "url",
-        metavar="URL",
-        help="a checkpoint, a run folder (its newest one), models:/NAME@ALIAS or models:/NAME/VERSION",
-    )
-    p.add_argument("--to", metavar="DIR", help="a new local folder (default: ./ and the last part of the name)")
-    p.add_argument(
-        "--format",
-        choices=["safetensors", "timm", "onnx"],
-        help="end with an exported folder in place of the checkpoint",
-    )
-    p.add_argument("--connections", type=number(int, 1), default=8, metavar="N", help="at a time (default %(default)s)")
-    p.add_argument("--tracking-uri", metavar="URI", help="of models:/...: MLflow; default: MLFLOW_TRACKING_URI")
-
-
-def pull(args: argparse.Namespace) -> int:
-    from orchestration.registry import registry
-    from pipeline.checkpoint.pull import pull as fetch
-    from pipeline.storage import objects
-
-    if args.connections < 1:
-        raise UserError(f"--connections is {args.connections}; set it to 1 or more")
-    url, digest = args.url, None
-    name = url.rstrip("/").rpartition("/")[2] or "checkpoint"
-    if registry.is_name(url):
-        with doing("asking the registry"):
-            version = registry.find(url, args.tracking_uri)
-        url, digest, name = version.source, version.digest, version.name
-    out = args.to or name
-    if args.format and objects.list_urls(out):
-        raise UserError(f"{out} is not empty; give another folder with --to")
-    to = f"{out.rstrip('/')}.checkpoint" if args.format else out
-    with progress_bar("pulling", "bytes") as update:
-        made = fetch(
-            url, to, digest=digest, connections=args.connections, progress=lambda there, total: update("", there, total)
-        )
-    say(*(f"passed over  {bad.url}: {bad.reason}" for bad in made.passed))
-    files = made.commit.files
-    say(
-        f"made {to}: step {made.commit.step} of {made.commit.url}, {len(files)} files, {made.commit.size_bytes:,} bytes, verified"
-    )
-    say(f"digest {made.commit.digest}; fetched now {made.fetched_bytes:,} bytes")
-    if args.format:
-        from pipeline.export.export import export as write
-
-        try:
-            with doing("exporting, and comparing the answers"):
-                written = write(to, args.format, out)
-        except UserError as error:
-            raise UserError(f"{error} (the checkpoint itself has come, and is in {to})") from None
-        objects.remove_tree(to)
-        say(f"made {out}: {args.format}, logits within {written.difference:.2g} of the checkpoint's")
-    say(f"next: normfree classify {shell([out])} IMAGE, or: normfree transfer {shell([out])} --suite SUITE ...")
-    return 0
 
 
 def _register(commands: Any) -> None:

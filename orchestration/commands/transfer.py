@@ -1,4 +1,4 @@
-"""`normfree transfer` and `normfree report`."""
+"""`normfree transfer`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 def transfer_commands(commands: Any) -> None:
     _transfer(commands)
-    _report(commands)
 
 
 def _transfer(commands: Any) -> None:
@@ -207,67 +206,3 @@ def parse_budget(text: str | None) -> Budget:
 
 def _tracking_words(args: argparse.Namespace) -> str:
     return shell(["--tracking-uri", args.tracking_uri] if args.tracking_uri else [args.out])
-
-
-def _report(commands: Any) -> None:
-    p = add(
-        commands,
-        "report",
-        report,
-        "scorecard of sweeps: table, CSV, HTML page, picture; or one cell of it, run again",
-        [
-            "normfree report sweeps/demo",
-            "normfree report sweeps/c100 sweeps/timm --out docs/results/c100 --overlap cifar10=overlap.csv",
-            "normfree report sweeps/demo --rerun digits-ridge-pretrained-5",
-        ],
-    )
-    p.add_argument("sweep", metavar="URL", nargs="+", help="sweep folders; several stand side by side")
-    p.add_argument("--out", metavar="DIR", help="default: the first sweep folder's report/")
-    p.add_argument(
-        "--overlap",
-        action="append",
-        default=[],
-        metavar="[TASK=]FILE",
-        help="what 'data overlap UPSTREAM TASK --out FILE' wrote: scores with and without these images; again for each task",
-    )
-    p.add_argument("--data-root", metavar="DIR", help="where the datasets lie now; default: where the sweep read them")
-    p.add_argument(
-        "--rerun",
-        metavar="CELL",
-        help="run this cell's trials again; exit 0 if the mean lands in the recorded interval, else 1",
-    )
-
-
-def report(args: argparse.Namespace) -> int:
-    from pipeline.storage import objects
-    from transfer.report.write_report import write_report
-
-    if args.rerun:
-        return _rerun(args)
-    out = args.out or objects.join(args.sweep[0], "report")
-    with doing("reading the sweep"):
-        paths = write_report(args.sweep, out, overlaps=args.overlap, data_root=args.data_root or "")
-    say(*(f"{kind}: {path}" for kind, path in paths.items()))
-    return 0
-
-
-def _rerun(args: argparse.Namespace) -> int:
-    """Exit code: 0 the new mean lies in the recorded interval, 1 it does not."""
-    from transfer.results.rerun import rerun
-    from transfer.results.sweep_results import load_findings
-
-    if len(args.sweep) > 1:
-        raise UserError(
-            f"--rerun {args.rerun} wants one sweep folder, not {len(args.sweep)}; name the one that has the cell"
-        )
-    (folder,) = load_findings(args.sweep[0]).folders
-    found = rerun(folder, args.rerun, data_root=args.data_root or "", tell=say)
-    say(*found.differences)
-    recorded, again = found.recorded, found.again
-    assert recorded.low is not None and recorded.high is not None
-    say(
-        f"{found.cell}: {again.mean:.4f} now; recorded {recorded.mean:.4f}, interval {recorded.low:.4f} to "
-        f"{recorded.high:.4f} over {recorded.n} seeds",
-        "it lands in the recorded interval" if found.lands else "it does NOT land in the recorded interval",
-    )
-    return 0 if found.lands else 1

@@ -65,6 +65,9 @@ def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
     if found is not None:
         if found.lifecycle_stage != "active":
             raise UserError(f"the experiment {name!r} was deleted in MLflow; restore it there, or use another name")
+        for key, value in KIND.items():  # of an experiment that somebody made in the pages, or an earlier version did
+            if key not in found.tags:
+                client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
     file = sqlite_file(tracking_uri)  # MLflow's own choice would be ./mlruns of whatever folder we run in
     location = (file.parent / "mlflow-artifacts" / re.sub(r"[^\w.-]", "_", name)).as_uri() if file else None

@@ -53,15 +53,18 @@ class SweepRecords:
     def trial(self, entry: dict[str, Any]) -> None:
         """A finished trial as a child run; one that is there already is left alone."""
         parameters = {k: entry[k] for k in INTERESTING} | entry["hyperparameters"]
+        several = len(self._info.sources) > 1
         final = entry["metrics"] | ({} if entry["value"] is None else {entry["metric"]: entry["value"]})
         final |= {"seconds_s": entry["seconds_s"], "images_seen": float(entry["images_seen"])}
+        if entry["value"] is not None:  # under one name, whatever a task's metric: an axis for all trials of a sweep
+            final["score"] = entry["value"]
         tags = {k: str(entry[k]) for k in ("checkpoint_digest", "data_digest", "protocol_digest", "error") if entry[k]}
         tags |= {"suite": self._info.suite, "checkpoint_url": entry["checkpoint_url"]}
         place = objects.join(self._info.plan.get("data_root", ""), entry["task"])
         data = DatasetUsed(entry["task"], entry["data_digest"], place, "training")
         self._tracker.child(
             entry["digest"],
-            sweep_summary.trial_name(entry),
+            sweep_summary.trial_name(entry, several_sources=several),
             parameters,
             entry["history"],
             final,

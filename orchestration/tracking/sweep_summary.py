@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestration.tracking.upload import TAG_CHARACTERS
 from pipeline.display import markdown
-from transfer.results.scorecard import Row
+from transfer.results.scorecard import Row, shots_text
 from transfer.results.scorecard_table import columns_of, lines_of, notes
 
 NOTE_TAG = "mlflow.note.content"  # MLflow's own name: its page of a run begins with this text
@@ -14,11 +15,18 @@ MAX_FAILURES = 20
 GAP = "\u2003\u200b"  # an em space, and after it what is no space, or it would be trimmed
 
 
-def trial_name(entry: Mapping[str, Any]) -> str:
-    """Of the child run of a trial."""
-    return "-".join(
-        map(str, (entry["task"], entry["method"], _start(entry), *(entry[n] for n in ("shots", "kind", "seed"))))
-    )
+def trial_name(entry: Mapping[str, Any], *, several_sources: bool = False) -> str:
+    """Of the child run of a trial, short enough for a column of MLflow's pages: "final 0 digits ridge 5 pretrained".
+
+    A cell has one final trial a seed, and many of a search with one seed, which their digests tell apart.
+
+    Args:
+        several_sources: the source is named in place of "pretrained".
+    """
+    number = entry["seed"] if entry["kind"] == "final" else str(entry["digest"])[:6]
+    start = str(entry["backbone"]) if several_sources and entry["init"] == "pretrained" else _start(entry)
+    words = entry["kind"], number, entry["task"], entry["method"], shots_text(int(entry["shots"])), start
+    return " ".join(map(str, words)).replace("=", " ")
 
 
 def _start(entry: Mapping[str, Any]) -> str:
@@ -63,7 +71,20 @@ def tags(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str,
 
 
 def note(rows: Sequence[Row], tags: Mapping[str, str]) -> str:
-    """The scorecard in Markdown, then the best of each task and the failures."""
+    """The scorecard in Markdown, then the best of each task and the failures; by whole lines as long as a tag may be."""
+    return _fitting(_note_lines(rows, tags))
+
+
+def _fitting(lines: list[str]) -> str:
+    kept, more = list(lines), ""
+    while len("\n".join(kept)) + len(more) > TAG_CHARACTERS and kept:
+        kept.pop()
+        num = len(lines) - len(kept)
+        more = f"\n\n{num} more {'line is' if num == 1 else 'lines are'} in the artifact scorecard.html."
+    return "\n".join(kept) + more
+
+
+def _note_lines(rows: Sequence[Row], tags: Mapping[str, str]) -> list[str]:
     lines = scorecard_table(rows)
     lines += ["", *(f"- {markdown(text)}" for text in notes(rows))]
     best = {name.removeprefix("best."): text for name, text in tags.items() if name.startswith("best.")}
@@ -75,7 +96,7 @@ def note(rows: Sequence[Row], tags: Mapping[str, str]) -> str:
         ]
     if "failures" in tags:
         lines += ["", "Failed:", *(f"- {markdown(line)}" for line in tags["failures"].split("\n"))]
-    return "\n".join(lines)
+    return lines
 
 
 def scorecard_table(rows: Sequence[Row]) -> list[str]:

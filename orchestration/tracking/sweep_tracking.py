@@ -31,7 +31,7 @@ from orchestration.tracking.mlflow_client import (
     send_file,
 )
 from orchestration.tracking.tracking_uri import resolve_uri, server_name
-from orchestration.tracking.upload import TAG_CHARACTERS, DatasetUsed, Point, Upload, cause, points_of
+from orchestration.tracking.upload import DatasetUsed, Point, Upload, cause, points_of, shorten
 from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
@@ -107,7 +107,7 @@ class SweepTracker:
         upload = Upload(
             points=points,
             params={k: public(str(v))[:500] for k, v in params.items()},
-            tags={k: public(str(v))[:4000] for k, v in tags.items()},
+            tags={k: shorten(public(str(v))) for k, v in tags.items()},
             datasets=list(datasets),
         )
         self._waiting[trial_digest] = _Child(trial_digest, name, STATUS.get(status, status), upload)
@@ -129,7 +129,7 @@ class SweepTracker:
         upload = Upload(
             points=_points(metrics, 0, time.time()),
             params={k: public(str(v))[:500] for k, v in params.items()},
-            tags={k: public(str(v))[:TAG_CHARACTERS] for k, v in (tags or {}).items()},
+            tags={k: shorten(public(str(v))) for k, v in (tags or {}).items()},
         )
         self._summary = upload, list(artifacts), dict(checkpoints or {})
         self._send_waiting()

@@ -9,11 +9,13 @@ A folder without `export.json` is no export; one with it is whole. Only the kind
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import documents
-from pipeline.checkpoint.commit import BufferType, Commit, FileInfo, check_format
+from pipeline.checkpoint.commit import BufferType, Commit, FileInfo, check_format, refuse_pickle
 from pipeline.documents import Count, Dimensions, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -80,8 +82,54 @@ class _Description:
     files: list[FileInfo]
     source: _Source
     run: dict[str, Any]
+    license: Text = ""
     shapes: dict[Text, Dimensions] = field(default_factory=dict)
     buffers: dict[Text, BufferType] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What the description of an exported folder says of it."""
+
+    kind: str
+    license: str
+    """As Hugging Face spells it; "" where none was given."""
+    digest: str
+    files: list[FileInfo]
+
+
+def listed(url: str | os.PathLike[str]) -> Verified:
+    """What `export.json` says. UserError if it is absent, damaged, of another format, or names a pickle."""
+    found, digest = _read(os.fspath(url))
+    for file in found.files:
+        refuse_pickle(file["name"])
+    return Verified(kind=found.kind, license=found.license, digest=digest, files=found.files)
+
+
+def verify(folder: Path) -> Verified:
+    """`listed`, of a local folder whose every file has the size and the SHA-256 that stand there, or UserError."""
+    found = listed(folder)
+    for file in found.files:
+        path = folder / file["name"]
+        if (
+            not path.is_file()
+            or path.stat().st_size != file["size_bytes"]
+            or objects.sha256_file(path) != file["sha256"]
+        ):
+            raise UserError(f"{path} is not what {NAME} says of it; fetch or export it again")
+    return found
+
+
+def _read(url: str) -> tuple[_Description, str]:
+    """The description and its digest."""
+    place, remedy = objects.join(url, NAME), "export again"
+    try:
+        data = objects.read_bytes(place, max_bytes=documents.MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{url} is no exported folder: it has no {NAME}; see 'normfree export --help'") from None
+    body = documents.parse_json(data, place, remedy=remedy)
+    check_format(body, FORMAT, place, remedy=remedy)
+    return documents.convert(body, _Description, place, remedy=remedy), hashlib.sha256(data).hexdigest()
 
 
 def as_commit(url: str) -> Commit:
@@ -92,14 +140,7 @@ def as_commit(url: str) -> Commit:
     Raises:
         UserError: `export.json` is absent, damaged or of another format, or the weights are of a kind that is not read back.
     """
-    place, remedy = objects.join(url, NAME), "export again"
-    try:
-        data = objects.read_bytes(place, max_bytes=documents.MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{url} is no exported folder: it has no {NAME}; see 'normfree export --help'") from None
-    body = documents.parse_json(data, place, remedy=remedy)
-    check_format(body, FORMAT, place, remedy=remedy)
-    found = documents.convert(body, _Description, place, remedy=remedy)
+    found, digest = _read(url)
     if found.kind != "safetensors":
         raise UserError(
             f"{url} is an export to {found.kind}, which is not read back; give the checkpoint, or one made with "
@@ -108,7 +149,7 @@ def as_commit(url: str) -> Commit:
     source = found.source
     return Commit(
         url=url,
-        digest=hashlib.sha256(data).hexdigest(),
+        digest=digest,
         step=source.step,
         samples=source.samples,
         num_updates=source.num_updates,

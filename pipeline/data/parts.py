@@ -77,12 +77,16 @@ def results(folder: str, work: str) -> list[Any]:
     others = [url for url, found in done if found.work != work]
     if others:
         raise UserError(f"{others[0]} is a part of other work: merge with the options that its part had, or remove it")
-    counts = sorted({found.of for _, found in done})
-    if len(counts) != 1:
-        has = f"parts of {' and of '.join(map(str, counts))}" if counts else "no part"
+    divisions: dict[int, dict[int, Any]] = {}
+    for _, found in done:
+        divisions.setdefault(found.of, {})[found.part] = found.result
+    # Parts of a division that was given up do no harm: the same work is the same result, however it is divided.
+    count = max(divisions, key=lambda of: (len(divisions[of]) == of, of), default=0)
+    by_number = divisions.get(count, {})
+    if not divisions or (len(divisions) > 1 and len(by_number) < count):
+        has = f"parts of {' and of '.join(map(str, sorted(divisions)))}" if divisions else "no part"
         raise UserError(f"{folder} holds {has}: run all parts of one division with --part, then --merge")
-    by_number = {found.part: found.result for _, found in done}
-    missing = [f"{number}/{counts[0]}" for number in range(1, counts[0] + 1) if number not in by_number]
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if number not in by_number]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"part {missing[0]}{more} is not done: run it with --part {missing[0]}, then --merge again")

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,8 @@ from pipeline.checkpoint import exported
 from pipeline.checkpoint.commit import FileInfo
 from pipeline.checkpoint.exported import Exported
 from pipeline.errors import UserError
-from pipeline.export.model_card import model_card
+from pipeline.export.card_facts import CardFacts
+from pipeline.export.model_card import NO_FACTS, model_card
 from pipeline.export.source import (
     PROBE_IMAGES,
     TOLERANCE,
@@ -63,6 +65,7 @@ def export(
     *,
     weights: WhichWeights = "evaluated",
     tolerance: float = TOLERANCE,
+    facts: CardFacts = NO_FACTS,
     writers: Mapping[str, Writer] = WRITERS,
 ) -> Exported:
     """Write the checkpoint to `out`, a new folder at any URL; compared with the checkpoint first, whole or not at all.
@@ -71,6 +74,7 @@ def export(
         weights: evaluated: the averaged ones where they were kept, else the raw ones.
         tolerance: largest difference of logits on the fixed batch, as a share of the largest logit. 0 for safetensors
             whatever is given: they are the same numbers.
+        facts: what the model card says besides the run's record.
     Raises:
         UserError: no checkpoint, `out` is not empty, the format cannot express the network, or the logits differ.
     """
@@ -79,13 +83,30 @@ def export(
     if not tolerance >= 0:
         raise UserError(f"--tolerance is {tolerance}; set a share of the largest logit, such as {TOLERANCE:g}")
     tolerance = 0.0 if format == "safetensors" else tolerance
-    _refuse_taken(out)
-    source = open_source(checkpoint_url, weights)
+    refuse_taken(out)
+    return export_source(open_source(checkpoint_url, weights), format, out, tolerance, facts=facts, writers=writers)
+
+
+def export_source(
+    source: ExportSource,
+    format: str,
+    out: str,
+    tolerance: float,
+    *,
+    facts: CardFacts = NO_FACTS,
+    writers: Mapping[str, Writer] = WRITERS,
+    more: Mapping[str, Any] | None = None,
+) -> Exported:
+    """`export`, of what is open already.
+
+    Args:
+        more: fields for `export.json`; `average` is shown on the model card too.
+    """
     with _staged(out) as folder:
         difference = _compare(source, writers[format](source, folder), format, tolerance)
         check = {"images": PROBE_IMAGES, "difference": difference, "tolerance": tolerance}
-        description = {"kind": format, **source.description(), "check": check}
-        card = model_card(source.model, source.commit, description)
+        description = {"kind": format, "license": facts.license, **source.description(), "check": check, **(more or {})}
+        card = model_card(source.model, source.commit, description, facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         files = _listed(folder)
         shapes = {name: list(t.shape) for name, t in source.model.state_dict().items()}
@@ -137,7 +158,7 @@ def _why(source: ExportSource, format: str) -> str:
     return "".join(f" ({reason})" for reason in timm_form(source.model).approximations)
 
 
-def _refuse_taken(out: str) -> None:
+def refuse_taken(out: str) -> None:
     if objects.is_local(out):
         path = objects.local_path(out)
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))

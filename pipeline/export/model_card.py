@@ -12,10 +12,12 @@ from pipeline.checkpoint.commit import Commit
 from pipeline.display import markdown
 from pipeline.display import markdown_code as code
 from pipeline.errors import UserError
+from pipeline.export.card_facts import CardFacts, model_index, results_table
 from pipeline.storage import objects
 
 _LIBRARIES = {"timm": "timm", "onnx": "onnx", "mlflow": "mlflow", "safetensors": "normfree"}
 _SHOWN_CLASSES = 50
+NO_FACTS = CardFacts()
 
 _USE = {
     "safetensors": """With normfree (`normfree classify DIR photo.jpg`, or `DIR` wherever a checkpoint is asked for):
@@ -59,27 +61,41 @@ It holds no pickle: code as text, the network as ONNX.""",
 }
 
 
-def model_card(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
+def model_card(model: nn.Module, commit: Commit, description: dict[str, Any], facts: CardFacts = NO_FACTS) -> str:
     """README.md of an export, in Markdown. `description` is what `export.json` says, without files."""
     run = commit.config
     parts = [
-        _head(model, description),
+        _head(model, commit, description, facts),
         _title(model, commit, description),
         f"## Use\n\n{_USE[description['kind']]}",
+        _average(description.get("average")),
         _preprocessing(description["preprocessing"]),
         _data(commit, run),
         _recipe(commit, run),
         _results(commit, description),
+        results_table(facts),
         _limits(run),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _head(model: nn.Module, description: dict[str, Any]) -> str:
-    """What model hubs read. No licence: the run does not record one."""
-    library = _LIBRARIES[description["kind"]]
-    tags = "tags: [normaliser-free, nfnet]\n" if isinstance(model, NFNet) else ""
-    return f"---\nlibrary_name: {library}\npipeline_tag: image-classification\n{tags}---"
+def _head(model: nn.Module, commit: Commit, description: dict[str, Any], facts: CardFacts) -> str:
+    """What model hubs read. A licence only where one was given: the run does not record one."""
+    import yaml
+
+    data = commit.config["data"]
+    evaluated = "ema" if commit.config["optim"].get("ema_decay") is not None else "raw"
+    own = commit.evaluation if description["weights"] == evaluated else {}  # else they are numbers of other weights
+    dataset, split = str(commit.dataset.get("name", "(not recorded)")), str(data.get("eval_split"))
+    head = {
+        "library_name": _LIBRARIES[description["kind"]],
+        "pipeline_tag": "image-classification",
+        "tags": ["normaliser-free", "nfnet"] if isinstance(model, NFNet) else [],
+        "license": facts.license,
+        "model-index": model_index(str(commit.config["name"]), facts, dataset, split, own),
+    }
+    text = yaml.safe_dump({k: v for k, v in head.items() if v}, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{text}---"
 
 
 def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str:
@@ -98,14 +114,49 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
         else f"logits on a fixed batch differ from the checkpoint's by {check['difference']:.1e} of the largest "
         f"(allowed: {check['tolerance']:g})"
     )
+    origin = f"a checkpoint whose commit file has SHA-256 {code(commit.digest)}: {agrees}"
+    if "average" in description:
+        origin = f"an average of checkpoints (below): {agrees.replace('the checkpoint', 'the average')}"
     return (
         f"# {markdown(commit.config['name'])}\n\n"
         f"{code(commit.config['model']['name'])}, {what}, for {len(commit.classes):,} classes: "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {which}, after {commit.step:,} steps "
         f"({commit.samples:,} images seen, repetitions counted).\n\n"
-        f"Exported to {description['kind']} from a checkpoint whose commit file has SHA-256 {code(commit.digest)}: {agrees}. "
+        f"Exported to {description['kind']} from {origin}. "
         "`export.json` lists every file with its SHA-256."
     )
+
+
+def _average(found: dict[str, Any] | None) -> str:
+    """Of what it is the average, with what each was measured at; "" of a checkpoint."""
+    if found is None:
+        return ""
+    rows = [
+        f"| {code(one['url'])} | {code(one['digest'][:12])} | {one['share']:.4g} | {_share(one['top1'])} |"
+        for one in found["members"]
+    ]
+    lines = [
+        f"Method: {markdown(found['method'])}.",
+        "",
+        "| checkpoint | digest | share | top-1 |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+    if found["curve"]:
+        lines += ["", "| share of the second | top-1 | cross-entropy |", "|---|---|---|"]
+        lines += [f"| {one['alpha']:.2f} | {one['top1']:.2%} | {one['loss']:.4f} |" for one in found["curve"]]
+    if data := found["data"]:
+        of_it = "" if found["top1"] is None else f" The average has {found['top1']:.2%} there."
+        lines += [
+            "",
+            f"Measured, and where there was a choice chosen, on the split {code(data['split'])} of {code(data['name'])} "
+            f"(digest {code(data['digest'][:12])}), never on a test split.{of_it}",
+        ]
+    return "## Average\n\n" + "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def _preprocessing(found: dict[str, Any]) -> str:

@@ -111,7 +111,8 @@ def read_range(url: str | os.PathLike[str], offset: int, length: int) -> bytes:
         return clients.with_retries(url, ranged)
     with local_path(url).open("rb") as file:
         file.seek(offset)
-        return _whole(file.read(length), url, offset, length)
+        there = os.fstat(file.fileno()).st_size - offset  # read(n) takes n bytes of memory, whatever the file has
+        return _whole(file.read(max(0, min(length, there))), url, offset, length)
 
 
 @contextlib.contextmanager

@@ -56,16 +56,21 @@ def whole_page(title: str, sections: Sequence[str]) -> str:
     return page
 
 
-def policy() -> str:
-    """The page's Content-Security-Policy: its own style by its digest, pictures that it holds itself, and nothing else.
+def policy(*, script: str = "") -> str:
+    """A page's Content-Security-Policy: its own style, and the template `script`, by their digests, pictures that it holds
+    itself, and nothing else.
 
     Attributes `style` stay allowed: Matplotlib's SVG has one in every shape.
     """
-    digest = base64.b64encode(hashlib.sha256(fill("style.css").encode()).digest()).decode()
+    scripts = f"script-src {_digest(script)}; " if script else ""
     return (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; style-src-elem 'sha256-{digest}'; "
+        f"default-src 'none'; img-src data:; {scripts}style-src 'unsafe-inline'; style-src-elem {_digest('style.css')}; "
         "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     )
+
+
+def _digest(template: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(fill(template).encode()).digest()).decode()}'"
 
 
 class _Links(HTMLParser):
@@ -92,10 +97,15 @@ class _Links(HTMLParser):
                     self.outside.append(f"{name} of <{tag}>: {value}")
 
 
-def check_links(page: str) -> None:
-    """RuntimeError if a link has no target, a target is there twice, or something would run or be fetched from elsewhere."""
+def check_links(page: str, own: Sequence[str] = ()) -> None:
+    """RuntimeError if a link has no target, a target is there twice, or something would run or be fetched from elsewhere.
+
+    Args:
+        own: what of this the page has by right, each as often as it stands here.
+    """
     found = _Links()
     found.feed(page)
+    found.outside = list((Counter(found.outside) - Counter(own)).elements())
     twice = [name for name, num in found.ids.items() if num > 1]
     nowhere = sorted(found.inside - set(found.ids))
     if twice or nowhere or found.outside:

@@ -2,12 +2,18 @@
 
 import argparse
 import sys
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.data.parts import add_parts, part_of, parts_of, record_part, spread
+from orchestration.commands.data.parts import add_parts, result_of, spread
 from orchestration.commands.output import cores, progress_bar, say
 from orchestration.commands.parser import add, number
 from pipeline.display import terminal
+
+if TYPE_CHECKING:
+    from pipeline.data.parts import Part
+    from pipeline.data.verify.overlap import Overlap
+    from pipeline.data.verify.verify import Verification
 
 
 def add_verify(actions: Any) -> None:
@@ -28,22 +34,10 @@ def add_verify(actions: Any) -> None:
 
 def data_verify(args: argparse.Namespace) -> int:
     from pipeline.data.format.manifest import Manifest
-    from pipeline.data.verify.verify import Verification, merged, verify
+    from pipeline.data.verify.verify import Verification, merged
 
-    part = part_of(args)
     work = f"verify {Manifest.open(args.url).digest}"
-    if args.merge:
-        found = merged(parts_of(args, work, Verification))
-    else:
-        with progress_bar("verifying", "shards") as update, spread(args) as run_each:
-            found = verify(
-                args.url,
-                workers=args.workers or cores(),
-                run_each=run_each,
-                part=part,
-                progress=lambda done, total: update("", done, total),
-            )
-        record_part(args, part, work, found)
+    found = result_of(args, work, Verification, partial(_verify, args), merged)
     counts = f"{found.num_shards} shards, {found.num_samples} samples, {found.num_bytes} bytes"
     if found.problems:
         say(*found.problems)
@@ -57,6 +51,19 @@ def data_verify(args: argparse.Namespace) -> int:
         return 1
     say(f"{args.url}: {counts} match the manifest; every image decodes")
     return 0
+
+
+def _verify(args: argparse.Namespace, part: "Part | None") -> "Verification":
+    from pipeline.data.verify.verify import verify
+
+    with progress_bar("verifying", "shards") as update, spread(args) as run_each:
+        return verify(
+            args.url,
+            workers=args.workers or cores(),
+            run_each=run_each,
+            part=part,
+            progress=lambda done, total: update("", done, total),
+        )
 
 
 def add_overlap(actions: Any) -> None:
@@ -89,13 +96,8 @@ def data_overlap(args: argparse.Namespace) -> int:
     from pipeline.data.verify.overlap import Overlap, merged
     from pipeline.storage import objects
 
-    part = part_of(args)
     work = f"overlap {args.a} {args.b} {args.split_a} {args.split_b} {args.radius} {args.no_confirm}"
-    if args.merge:
-        found = merged(parts_of(args, work, Overlap))
-    else:
-        found = _overlap(args, part)
-        record_part(args, part, work, found)
+    found = result_of(args, work, Overlap, partial(_overlap, args), merged)
     for pair in found.pairs[: args.show]:
         say(f"{pair.kind:8} {pair.distance:2} bits  {pair.split_a}/{pair.key_a}  {pair.split_b}/{pair.key_b}")
     if len(found.pairs) > args.show:
@@ -119,9 +121,7 @@ def data_overlap(args: argparse.Namespace) -> int:
     return 0
 
 
-def _overlap(args: argparse.Namespace, part: Any) -> Any:
-    from functools import partial
-
+def _overlap(args: argparse.Namespace, part: "Part | None") -> "Overlap":
     from pipeline.data.process_pool import each
     from pipeline.data.verify.overlap import overlap
 

@@ -2,9 +2,9 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestration.commands.parser import number
 from pipeline.errors import UserError
@@ -49,20 +49,31 @@ def part_of(args: argparse.Namespace) -> "Part | None":
     return Part.parse(args.part) if args.part else None
 
 
-def record_part(args: argparse.Namespace, part: "Part | None", work: str, found: Any) -> None:
-    """Leave what a part has found, a dataclass, for --merge."""
-    from pipeline.data import parts
+def result_of(
+    args: argparse.Namespace,
+    work: str,
+    kind: type[T],
+    find: "Callable[[Part | None], T]",
+    merged: Callable[[list[T]], T],
+) -> T:
+    """What `find` finds, a dataclass, which a part leaves for --merge; with --merge what all parts have found.
 
-    if part is not None:
-        parts.record(args.results, part, work, asdict(found))
-
-
-def parts_of(args: argparse.Namespace, work: str, kind: type[T]) -> list[T]:
-    """What all parts have found; UserError while one is missing."""
+    Args:
+        work: what is done with what, by which the results of other work are told apart.
+    Raises:
+        UserError: as `part_of`, or a part is missing.
+    """
     from pipeline import documents
     from pipeline.data import parts
 
-    return [documents.convert(value, kind, args.results) for value in parts.results(args.results, work)]
+    part = part_of(args)
+    if args.merge:
+        results = parts.results(args.results, work)
+        return merged([documents.convert(value, kind, args.results) for value in results])
+    found = find(part)
+    if part is not None:
+        parts.record(args.results, part, work, asdict(found))  # type: ignore[call-overload]
+    return found
 
 
 @contextlib.contextmanager

@@ -162,6 +162,7 @@ class SplitIndex:
     @functools.cached_property
     def shard(self) -> np.ndarray:
         """int32, number of the shard in `shards`; never falls."""
+        self._check_sizes()
         counts = [shard.num_samples for shard in self.shards]
         return _frozen(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 
@@ -194,6 +195,10 @@ class SplitIndex:
         """Samples of each class, (num_classes,) int64."""
         return np.bincount(self.label, minlength=self.num_classes)
 
+    def _check_sizes(self) -> None:
+        for piece in range(len(self.pieces)):
+            self._files.check_rows_size(self.table(piece))
+
     def _column(self, name: str) -> np.ndarray:
         def of_piece(piece: int) -> np.ndarray:
             return self._files.all_rows(self.pieces[piece], self.table(piece), self.num_classes)[name]
@@ -201,6 +206,7 @@ class SplitIndex:
         return _frozen(self._whole(ROW[name], of_piece))
 
     def _whole(self, kind: np.dtype[Any], of_piece: Callable[[int], np.ndarray]) -> np.ndarray:
+        self._check_sizes()
         found = np.empty(self.num_samples, kind)
         for piece in range(len(self.pieces)):
             found[self.first_samples[piece] : self.first_samples[piece + 1]] = of_piece(piece)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import documents
 from pipeline.data.format.index import SplitIndex
-from pipeline.data.format.pieces import Piece, Shard, StoredFile
+from pipeline.data.format.pieces import MIN_SAMPLE_BYTES, Piece, Shard, StoredFile
 from pipeline.documents import Count, FileName, Sha256, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -23,6 +23,8 @@ __all__ = ["Manifest", "Piece", "Shard", "Skipped", "Split", "SplitIndex", "Stor
 
 NAME = "manifest.json"
 SKIPPED_NAME = "skipped.jsonl"
+UNFINISHED_NAME = "PREPARING.json"
+"""In a place without manifest: a preparation is under way there, or was interrupted."""
 FORMAT, FORMAT_VERSION = "normfree-dataset", 3
 MAX_BYTES = 512 << 20
 _REMEDY = "restore it, or prepare the dataset again elsewhere"
@@ -83,6 +85,7 @@ class Manifest:
         try:
             return _parse(objects.read_bytes(objects.join(url, NAME), max_bytes=MAX_BYTES + 1), url)
         except (FileNotFoundError, NotADirectoryError):
+            refuse_unfinished(url)
             raise UserError(
                 f"there is no dataset at {url} (no {NAME}): run 'normfree data prepare CARD --out {url}' (again, if it "
                 f"was interrupted), or 'normfree data index {url}' if it holds WebDataset tars"
@@ -163,6 +166,15 @@ def checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def refuse_unfinished(url: str) -> None:
+    """UserError where a preparation has not ended: its shards are a part of the dataset and look like a whole one."""
+    if objects.exists(objects.join(url, UNFINISHED_NAME)):
+        raise UserError(
+            f"the preparation at {url} is not finished ({UNFINISHED_NAME} is there): run its 'normfree data prepare' command "
+            "again, or its missing parts and --merge"
+        )
+
+
 def _parse(data: bytes, url: str) -> Manifest:
     where = objects.join(url, NAME)
     content = documents.parse_json(data, where, max_bytes=MAX_BYTES, remedy=_REMEDY)
@@ -181,7 +193,8 @@ def _parse(data: bytes, url: str) -> Manifest:
         raise UserError(damaged)
     manifest = documents.convert({**content, "url": url}, Manifest, where, remedy=_REMEDY)
     for split in manifest.splits.values():
-        if sum(piece.num_samples for piece in split.pieces) != split.num_samples:
+        too_many = any(piece.num_samples * MIN_SAMPLE_BYTES > piece.num_bytes for piece in split.pieces)
+        if too_many or sum(piece.num_samples for piece in split.pieces) != split.num_samples:
             raise UserError(damaged)
     if manifest.digest != dataset_digest(manifest.classes, manifest.splits):
         raise UserError(damaged)

@@ -27,6 +27,8 @@ from pipeline.storage.block_cache import BlockCache
 ROW = np.dtype([("offset", "<i8"), ("size", "<i4"), ("label", "<i4"), ("crc32", "<u4")])
 """Byte at which the image starts in its tar, its bytes, number of its class, checksum of its bytes."""
 PIECE_SHARDS = 256
+MIN_SAMPLE_BYTES = 1024
+"""A header and a block of content: no tar holds a sample in less."""
 CACHE_BYTES = 16 << 30
 """Of indices from object stores, on the disk of a host."""
 _REMEDY = "restore it, or prepare the dataset again elsewhere"
@@ -107,7 +109,17 @@ class PieceFiles:
             getattr(piece, k) != v for k, v in asdict(table.summary()).items()
         ):
             raise self.damaged(name)
+        if any(shard.num_samples * MIN_SAMPLE_BYTES > shard.size_bytes for shard in table.shards):
+            raise self.damaged(name, "a shard too small for its samples")
         return table
+
+    def check_rows_size(self, table: PieceTable) -> None:
+        """Before memory is taken for as many rows as the table speaks of."""
+        try:
+            if objects.size_bytes(objects.join(self.url, table.rows.name)) != table.rows.size_bytes:
+                raise self.damaged(table.rows.name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(table.rows.name) from None
 
     def shard_rows(self, piece: Piece, table: PieceTable, place: int, before: int, num_classes: int) -> np.ndarray:
         """Rows of the shard at `place` of a piece, `before` samples from its start; (num_samples,) `ROW`, read-only."""

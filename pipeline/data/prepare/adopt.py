@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data import parts
 from pipeline.data.format import manifest as manifests
-from pipeline.data.format.manifest import Manifest, Skipped
+from pipeline.data.format.manifest import Manifest, Skipped, refuse_unfinished
 from pipeline.data.format.pieces import Shard
 from pipeline.data.format.tars import BadTar
 from pipeline.data.parts import Part
@@ -145,6 +145,7 @@ def adopt(
     if (existing := _existing(base, tars, asked)) is not None:
         journal.remove_records(base)  # of a run that was killed after the manifest was there
         return existing
+    refuse_unfinished(base)
     run_each = run_each or partial(each, num_workers=workers)
     if part is not None:
         _scan_part(scanner, tars, part, run_each, progress)

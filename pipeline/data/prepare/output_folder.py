@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import documents, places
-from pipeline.data.format.manifest import NAME, Manifest
+from pipeline.data.format.manifest import NAME, UNFINISHED_NAME, Manifest
 from pipeline.data.prepare import journal
 from pipeline.data.sources.cards import Card
 from pipeline.errors import UserError
 from pipeline.storage import objects, ownership
 
-MARK = f"{journal.FOLDER}.json"
-"""In a place without manifest: a preparation is under way there, or was interrupted."""
 STAGING = ".staging"
 _MARK_REMEDY = "remove it and what lies next to it, or choose another --out"
 _OURS = re.compile(r"(train|val|test)-(\d{6}\.tar|\d{5}\.(index\.json|rows\.npy|keys\.parquet))|skipped\.jsonl")
@@ -59,10 +57,14 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
                 f"{out} holds '{card.name}' prepared otherwise ({', '.join(differing)}): "
                 "choose another --out, or remove it first"
             )
-        if objects.exists(objects.join(out, MARK)):  # killed after the manifest was there
+        if objects.exists(objects.join(out, UNFINISHED_NAME)):  # killed after the manifest was there
+            owner = ownership.look(out)
+            if owner is not None and not ownership.is_alive(out, owner):
+                with ownership.hold(out, "dataset", remedy="choose another folder"):
+                    pass  # taken over, and given back: its file is gone
             release(out)
         return found
-    mark = objects.join(out, MARK)
+    mark = objects.join(out, UNFINISHED_NAME)
     if objects.exists(mark):
         found_mark = documents.read(mark, _Mark, remedy=_MARK_REMEDY)
         if found_mark.card != card.name:
@@ -106,7 +108,7 @@ def claim(out: str, card: Card, recipe: dict[str, Any], *, is_shared: bool = Fal
     Args:
         is_shared: by parts, which must be of one preparation; UserError where they are not.
     """
-    mark = objects.join(out, MARK)
+    mark = objects.join(out, UNFINISHED_NAME)
     if is_shared and objects.exists(mark):
         found = documents.read(mark, _Mark, remedy=_MARK_REMEDY).recipe
         differing = [
@@ -128,12 +130,12 @@ def release(out: str) -> None:
         for left in objects.local_path(out).glob(f"{objects.TEMP_PREFIX}*"):
             if not _is_alive(left.name.removeprefix(objects.TEMP_PREFIX).partition("-")[0]):
                 left.unlink(missing_ok=True)
-    objects.remove(objects.join(out, MARK))
+    objects.remove(objects.join(out, UNFINISHED_NAME))
 
 
 def remove_written(out: str, *, keep: Collection[str]) -> None:
     """Remove what preparations with other options wrote: all but the names in `keep`; only before there is a manifest."""
-    if not objects.exists(objects.join(out, MARK)) or objects.exists(objects.join(out, NAME)):
+    if not objects.exists(objects.join(out, UNFINISHED_NAME)) or objects.exists(objects.join(out, NAME)):
         return
     root = str(objects.local_path(out)) if objects.is_local(out) else out
     for url in objects.list_urls(out):

@@ -44,6 +44,8 @@ COMMANDS = [
     "track import",
     "track status",
     "pull",
+    "push",
+    "average",
     "register",
     "unregister",
     "classify",
@@ -125,7 +127,7 @@ def test_a_full_or_read_only_place_is_no_fault_of_ours(
     def refused(_: Any) -> int:
         raise OSError(number, os.strerror(number), "/there/scorecard.html")
 
-    monkeypatch.setattr("orchestration.commands.transfer.report", refused)
+    monkeypatch.setattr("orchestration.commands.report.report", refused)
     code, _, err = run("report sweep", capsys)
     assert code == 2 and err == (
         f"normfree: /there/scorecard.html: {os.strerror(number)}; mend that, or give another place "

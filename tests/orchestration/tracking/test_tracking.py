@@ -435,7 +435,7 @@ def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir:
         error = None if value is not None else "out of memory"
         names = {"task": "digits", "method": "ridge", "init": init, "shots": 5, "seed": seed, "kind": kind}
         names |= {"model": "nfnet_tiny", "backbone": "nfnet_tiny"}
-        return {**names, "value": value, "error": error}
+        return {**names, "digest": "d" * 64, "value": value, "error": error}
 
     entries = [entry(0, 0.9), entry(1, 0.8), entry(2, None), entry(0, 0.5, "scratch"), entry(0, 0.99, kind="search")]
     rows = [
@@ -461,9 +461,9 @@ def test_the_parent_of_a_sweep_shows_best_spread_failures_and_scorecard(run_dir:
     spread = {k: parent.data.metrics[f"digits/ridge/5/pretrained_{k}"] for k in ("min", "max", "std", "n")}
     assert spread == {"min": 0.8, "max": 0.9, "std": pytest.approx(0.0707, abs=1e-4), "n": 2}
     assert (
-        parent.data.tags["best.digits"] == "0.9000 digits-ridge-pretrained-5-final-0"
+        parent.data.tags["best.digits"] == "0.9000 final 0 digits ridge 5 pretrained"
     )  # the search's 0.99 is no result
-    assert parent.data.tags["failures"] == "digits-ridge-pretrained-5-final-2: out of memory"
+    assert parent.data.tags["failures"] == "final 2 digits ridge 5 pretrained: out of memory"
     assert (
         "| Digits | top-1, % | ridge | 5 | 85.0 [75.0, 92.0] | 50.0 | +35.0 | 1 | - | wins, 1 failed |"
         in parent.data.tags["mlflow.note.content"].replace(sweep_summary.GAP, "").replace("\u00a0", " ")

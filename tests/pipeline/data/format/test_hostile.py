@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import documents
 from pipeline.data.format import manifest as manifests
 from pipeline.data.format.index import SplitIndex
 from pipeline.data.format.keys import Keys
 from pipeline.data.format.manifest import Manifest, Split
-from pipeline.data.format.pieces import ROW, Shard, write_piece
+from pipeline.data.format.pieces import ROW, Piece, PieceTable, Shard, StoredFile, write_piece
 from pipeline.errors import UserError
 from tests.fuzzing import fuzz, mutants
 
 ROWS = np.empty(4, ROW)
 for column in ROW.names or ():
     ROWS[column] = np.arange(4)
-SHARD = Shard("x/train-0.tar", 100, "0" * 64, 4)
+SHARD = Shard("x/train-0.tar", 4096, "0" * 64, 4)
 FILES = ("train-00000.index.json", "train-00000.rows.npy", "train-00000.keys.parquet")
 
 
@@ -118,7 +120,9 @@ def test_a_sealed_manifest_is_held_against_its_types(edit: str, content: dict[st
         Manifest.open(str(tmp_path))
 
 
-@pytest.mark.parametrize(("column", "value"), [("label", -1), ("label", 4), ("offset", -5), ("size", -1), ("size", 98)])
+@pytest.mark.parametrize(
+    ("column", "value"), [("label", -1), ("label", 4), ("offset", -5), ("size", -1), ("size", 4094)]
+)
 def test_an_index_points_to_what_there_is(tmp_path: Path, column: str, value: int) -> None:
     rows = ROWS.copy()
     rows[column][3] = value
@@ -127,6 +131,23 @@ def test_an_index_points_to_what_there_is(tmp_path: Path, column: str, value: in
         index.rows([0])
     with pytest.raises(UserError, match=r"does not verify \((images|labels) outside"):
         _ = index.label
+
+
+@pytest.mark.parametrize("num_bytes", [100_000, 10**15])
+def test_counts_that_the_files_do_not_have_take_no_memory(tmp_path: Path, num_bytes: int) -> None:
+    """A shard of a trillion samples: too small for them, or as large as that would be, in a lie with all its digests."""
+    written(tmp_path)
+    num, path = 10**12, tmp_path / FILES[0]
+    table = json.loads(path.read_text())
+    table["shards"][0] |= {"num_samples": num, "size_bytes": num_bytes}
+    table["rows"]["size_bytes"] += (num - 4) * ROW.itemsize
+    path.write_text(json.dumps(table))
+    stored = StoredFile(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    summary = documents.convert(table, PieceTable, "here").summary()
+    index = SplitIndex(str(tmp_path), "train", 4, [Piece(**asdict(summary), table=stored)])
+    for use_it in (lambda: index.label, lambda: index.shard, lambda: index.rows([num - 1])):
+        with pytest.raises(UserError, match="does not verify"):
+            use_it()
 
 
 def test_keys_of_other_columns_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import parts
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.parts import Part
 from pipeline.data.prepare.adopt import adopt
 from pipeline.data.prepare.prepare import Preparation
@@ -53,7 +54,13 @@ def test_a_missing_part_is_refused_and_nothing_looks_whole(whole, tmp_path):
         made.run_part(part)
     with pytest.raises(UserError, match=r"part 2/4 \(and 1 more\) is not done: run it with --part 2/4"):
         made.run(merge=True)
+    for use in (adopt, Manifest.open):  # the shards that are there look like a dataset
+        with pytest.raises(UserError, match="is not finished"):
+            use(made.out)
     assert not (tmp_path / "out/manifest.json").exists()
+    for part in ALL[2:]:
+        made.run_part(part)
+    assert made.run(merge=True).digest == Manifest.open(whole.out).digest
 
 
 def test_parts_of_another_preparation_are_refused(whole, tmp_path):
@@ -104,3 +111,5 @@ def test_shares_are_all_of_it_once(tmp_path):
     parts.record(str(tmp_path), Part(1, 3), "w", {})
     with pytest.raises(UserError, match="parts of 2 and of 3"):
         parts.results(str(tmp_path), "w")
+    parts.record(str(tmp_path), Part(2, 2), "w", {"second": 1})
+    assert parts.results(str(tmp_path), "w") == [{}, {"second": 1}]  # of the division that is whole

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.format.manifest import Manifest
+from pipeline.data.format.manifest import UNFINISHED_NAME, Manifest
 from pipeline.data.images.decode import decode_image
 from pipeline.data.prepare import assemble, output_folder, shard_writer
 from pipeline.data.prepare.prepare import prepare
@@ -97,7 +97,7 @@ def test_a_hard_tree(source, tmp_path):
     assert all(len(key) <= 90 and "." not in key and "/" not in key and key.isascii() for key in keys)
     assert sorted(index.label.tolist()) != index.label.tolist()  # shuffled
     assert {p.name for p in (tmp_path / "out").iterdir()} == set(files_of(str(tmp_path / "out")))  # no staging, no mark
-    assert output_folder.MARK not in files_of(str(tmp_path / "out"))
+    assert UNFINISHED_NAME not in files_of(str(tmp_path / "out"))
 
 
 def test_equal_bytes_from_folder_tar_and_store(source, tmp_path):
@@ -160,7 +160,7 @@ def test_killed_before_the_manifest_is_no_dataset_and_runs_again(source, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             # Smaller shards than below: the run that finishes must also clear away what it does not need.
             prepare(CARD, out, source=source, shard_bytes=12288)
-    with pytest.raises(UserError, match="no dataset at"):
+    with pytest.raises(UserError, match="is not finished"):
         Manifest.open(out)
     with pytest.raises(UserError, match="unfinished 'images'"):
         prepare(load_card("digits"), out)

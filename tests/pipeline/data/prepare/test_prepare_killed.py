@@ -133,7 +133,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(source, unbroken
             prepare(CARD, str(out), source=source, shard_samples=SHARD_SAMPLES)
     kept = finished(out)
     assert len(kept) == 5
-    with pytest.raises(UserError, match="no dataset at"):
+    with pytest.raises(UserError, match="is not finished"):
         Manifest.open(str(out))
     prepare(CARD, str(out), source=source, shard_samples=SHARD_SAMPLES)
     assert contents(out) == unbroken and {name: (out / name).stat().st_ino for name in kept} == kept
