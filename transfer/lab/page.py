@@ -44,7 +44,7 @@ HEAD = ("method", "batch", "rate", "seeds", "diverged")
 NUMBERS = (
     *("accuracy", "train_accuracy", "mode_gap", "eval_sample", "reestimated", "images_per_s", "clipped_share"),
     *("gradient_norm", "train_loss", "squared_mean", "variance", "dead_share", "unit_correlation", "effective_beta"),
-    *("loss_range", "weight_norm", "multiply_adds"),
+    *("loss_range", "weights_size", "multiply_adds"),
 )
 """Statistics of the CSV, in shares."""
 WIDTH = 220

@@ -4,7 +4,7 @@
     unit_correlation    by depth: mean absolute correlation of two of the others
     effective_beta      max over eta of |g(w - eta g) - g| / (eta |g|)     (Santurkar et al. 2018, section 3, measured at the end
     loss_range          max - min of the loss at these w - eta g           of training, on one batch)
-    weight_norm         of all parameters: with weights whose scale does not matter, beta falls as 1 / |w|^2
+    weights_size        norm of all parameters: with weights whose scale does not matter, beta falls as 1 / |w|^2
 
 eta is the peak rate times 1/2, 1, 2 and 4: the source's own range was not seen. Dropout is off, the batch is the same for all.
 """
@@ -86,7 +86,7 @@ def smoothness(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, r
         loss, other = _loss_and_gradient(moved, parameters, images, labels)
         losses.append(loss)
         betas.append(_norm([a - b for a, b in zip(other, gradient, strict=True)]) / max(eta * length, 1e-12))
-    return {"effective_beta": max(betas), "loss_range": max(losses) - min(losses), "weight_norm": _norm(start)}
+    return {"effective_beta": max(betas), "loss_range": max(losses) - min(losses), "weights_size": _norm(start)}
 
 
 def _loss_and_gradient(

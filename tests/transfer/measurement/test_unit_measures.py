@@ -42,7 +42,7 @@ def test_beta_of_logistic_regression_with_small_steps_is_the_curvature_along_the
     expected = ((hessian @ gradient).norm() / gradient.norm()).item()  # type: ignore[operator]
     found = smoothness(network, images, labels, rate=1e-3)
     assert found["effective_beta"] == pytest.approx(expected, rel=1e-2)
-    assert found["weight_norm"] == pytest.approx(weight.norm().item())
+    assert found["weights_size"] == pytest.approx(weight.norm().item())
     assert torch.equal(network[1].weight, weight)  # type: ignore[arg-type]
 
 
