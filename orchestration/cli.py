@@ -28,8 +28,10 @@ def build_parser() -> Parser:
     from orchestration.commands.inspect import inspect_commands
     from orchestration.commands.launch import launch_commands
     from orchestration.commands.models import model_commands
+    from orchestration.commands.operations.average import average_command
     from orchestration.commands.operations.doctor import doctor_command
     from orchestration.commands.operations.drill import drill_command
+    from orchestration.commands.operations.evaluate import evaluate_command
     from orchestration.commands.operations.lab import lab_command
     from orchestration.commands.operations.plan import plan_command
     from orchestration.commands.operations.suites import suites_command
@@ -53,6 +55,7 @@ def build_parser() -> Parser:
         data_commands,
         inspect_commands,
         train_commands,
+        evaluate_command,
         launch_commands,
         watch_commands,
         transfer_commands,
@@ -62,6 +65,7 @@ def build_parser() -> Parser:
         records_commands,
         model_commands,
         sharing_commands,
+        average_command,
         plan_command,
         drill_command,
         doctor_command,

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             known = list(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {did_you_mean(value, known)}")
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {did_you_mean(str(value), known)}")
 
     def options(self) -> list[str]:
         """The long options, as they are typed."""

@@ -1,4 +1,4 @@
-"""`normfree pretrain` and `normfree evaluate`."""
+"""`normfree pretrain`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 def train_commands(commands: Any) -> None:
     _pretrain(commands)
-    _evaluate(commands)
 
 
 def _pretrain(commands: Any) -> None:
@@ -134,70 +133,3 @@ def checked(run: Run, num_processes: int) -> str:
     if has_data or not run.data.url:
         return ""
     return f"# There is no {manifest.NAME} at {run.data.url}: nothing is compared with the data.\n"
-
-
-def _evaluate(commands: Any) -> None:
-    p = add(
-        commands,
-        "evaluate",
-        evaluate,
-        "accuracy of a checkpoint on a prepared dataset with the same classes",
-        [
-            "normfree evaluate runs/c100 data/cifar100",
-            "normfree evaluate runs/f0 data/imagenet --real-labels real.json",
-            "normfree evaluate nfnet_f0@F0_haiku.npz data/imagenet_v2",
-        ],
-    )
-    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run folder (its newest one)")
-    p.add_argument("data", metavar="URL", help="a prepared dataset")
-    p.add_argument("--split", help="default val, or test where there is none")
-    p.add_argument("--weights", choices=["evaluated", "ema", "raw"], default="evaluated")
-    p.add_argument("--real-labels", metavar="FILE", help="ReaL's real.json, for ImageNet's validation images")
-
-
-@doing("evaluating")
-def evaluate(args: argparse.Namespace) -> int:
-    from pipeline.data.format.manifest import Manifest
-    from pipeline.data.loading.datasets import DataConfig, EvalData
-    from pipeline.distributed import join
-    from pipeline.models.backbone import load_backbone
-    from pipeline.training.evaluate import Scores
-    from pipeline.training.evaluate import evaluate as measure
-    from transfer.protocol import imagenet_labels
-
-    loaded = load_backbone(args.checkpoint, args.weights)
-    split = args.split or ("val" if "val" in Manifest.open(args.data).splits else "test")
-    data = EvalData(DataConfig(url=args.data, eval_split=split), loaded.augment)
-    if not imagenet_labels.is_same(data.manifest.classes, loaded.classes):
-        raise UserError(
-            f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
-        )
-    real_labels = args.real_labels or ""
-    extra_tests = imagenet_labels.find_extra_test_sets(
-        data.manifest, split, real_labels=real_labels, v2="", data_root="."
-    )
-    world, kept = join(), list[Scores]()
-    if real_labels and world.size > 1:
-        raise UserError("--real-labels needs all scores in one process; run normfree evaluate without torchrun")
-    result = measure(
-        loaded.model.to(world.device),
-        data,
-        loaded.augment,
-        world=world,
-        batch_size=256,
-        step=0,
-        weights=args.weights,
-        on_scores=kept.append if real_labels else None,
-    )
-    assert result is not None  # nobody can give it up
-    real = ""
-    if real_labels:
-        found = imagenet_labels.real_top1(extra_tests.real_url, args.data, split, kept[0].samples, kept[0].logits)
-        real = f"ReaL {found:.2%}, "
-    if not world.is_main:
-        return 0
-    say(
-        f"{loaded.url} on {split} of {args.data}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, "
-        f"{real}loss {result.loss:.4f}, {result.num_samples} images"
-    )
-    return 0

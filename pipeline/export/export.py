@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,12 +83,29 @@ def export(
     if not tolerance >= 0:
         raise UserError(f"--tolerance is {tolerance}; set a share of the largest logit, such as {TOLERANCE:g}")
     tolerance = 0.0 if format == "safetensors" else tolerance
-    _refuse_taken(out)
-    source = open_source(checkpoint_url, weights)
+    refuse_taken(out)
+    return export_source(open_source(checkpoint_url, weights), format, out, tolerance, facts=facts, writers=writers)
+
+
+def export_source(
+    source: ExportSource,
+    format: str,
+    out: str,
+    tolerance: float,
+    *,
+    facts: CardFacts = NO_FACTS,
+    writers: Mapping[str, Writer] = WRITERS,
+    more: Mapping[str, Any] | None = None,
+) -> Exported:
+    """`export`, of what is open already.
+
+    Args:
+        more: fields for `export.json`; `average` is shown on the model card too.
+    """
     with _staged(out) as folder:
         difference = _compare(source, writers[format](source, folder), format, tolerance)
         check = {"images": PROBE_IMAGES, "difference": difference, "tolerance": tolerance}
-        description = {"kind": format, "license": facts.license, **source.description(), "check": check}
+        description = {"kind": format, "license": facts.license, **source.description(), "check": check, **(more or {})}
         card = model_card(source.model, source.commit, description, facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         files = _listed(folder)
@@ -140,7 +158,7 @@ def _why(source: ExportSource, format: str) -> str:
     return "".join(f" ({reason})" for reason in timm_form(source.model).approximations)
 
 
-def _refuse_taken(out: str) -> None:
+def refuse_taken(out: str) -> None:
     if objects.is_local(out):
         path = objects.local_path(out)
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))

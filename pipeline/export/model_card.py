@@ -68,6 +68,7 @@ def model_card(model: nn.Module, commit: Commit, description: dict[str, Any], fa
         _head(model, commit, description, facts),
         _title(model, commit, description),
         f"## Use\n\n{_USE[description['kind']]}",
+        _average(description.get("average")),
         _preprocessing(description["preprocessing"]),
         _data(commit, run),
         _recipe(commit, run),
@@ -113,14 +114,49 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
         else f"logits on a fixed batch differ from the checkpoint's by {check['difference']:.1e} of the largest "
         f"(allowed: {check['tolerance']:g})"
     )
+    origin = f"a checkpoint whose commit file has SHA-256 {code(commit.digest)}: {agrees}"
+    if "average" in description:
+        origin = f"an average of checkpoints (below): {agrees.replace('the checkpoint', 'the average')}"
     return (
         f"# {markdown(commit.config['name'])}\n\n"
         f"{code(commit.config['model']['name'])}, {what}, for {len(commit.classes):,} classes: "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {which}, after {commit.step:,} steps "
         f"({commit.samples:,} images seen, repetitions counted).\n\n"
-        f"Exported to {description['kind']} from a checkpoint whose commit file has SHA-256 {code(commit.digest)}: {agrees}. "
+        f"Exported to {description['kind']} from {origin}. "
         "`export.json` lists every file with its SHA-256."
     )
+
+
+def _average(found: dict[str, Any] | None) -> str:
+    """Of what it is the average, with what each was measured at; "" of a checkpoint."""
+    if found is None:
+        return ""
+    rows = [
+        f"| {code(one['url'])} | {code(one['digest'][:12])} | {one['share']:.4g} | {_share(one['top1'])} |"
+        for one in found["members"]
+    ]
+    lines = [
+        f"Method: {markdown(found['method'])}.",
+        "",
+        "| checkpoint | digest | share | top-1 |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+    if found["curve"]:
+        lines += ["", "| share of the second | top-1 | cross-entropy |", "|---|---|---|"]
+        lines += [f"| {one['alpha']:.2f} | {one['top1']:.2%} | {one['loss']:.4f} |" for one in found["curve"]]
+    if data := found["data"]:
+        of_it = "" if found["top1"] is None else f" The average has {found['top1']:.2%} there."
+        lines += [
+            "",
+            f"Measured, and where there was a choice chosen, on the split {code(data['split'])} of {code(data['name'])} "
+            f"(digest {code(data['digest'][:12])}), never on a test split.{of_it}",
+        ]
+    return "## Average\n\n" + "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def _preprocessing(found: dict[str, Any]) -> str:

@@ -45,6 +45,7 @@ COMMANDS = [
     "track status",
     "pull",
     "push",
+    "average",
     "register",
     "unregister",
     "classify",

@@ -72,6 +72,7 @@ def test_the_card_is_one_that_the_hub_reads(
     assert header["__metadata__"]["format"] == "pt"
 
 
+@pytest.mark.slow
 def test_a_pushed_timm_folder_loads_in_timm_and_gives_our_logits(
     hub: Hub, make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
