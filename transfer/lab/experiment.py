@@ -22,7 +22,18 @@ SIZES = ("tiny", "full")
 RECIPE = ("clip", "clipping", "clip_norm", "unclipped", "clip_head")
 """Settings that are the recipe's and not the network's: fields of `FinetuneSettings`."""
 Statistic = Literal[
-    "accuracy", "images_per_s", "mode_gap", "train_accuracy", "finishes", "clipped_share", "squared_mean", "variance"
+    "accuracy",
+    "images_per_s",
+    "mode_gap",
+    "train_accuracy",
+    "finishes",
+    "clipped_share",
+    "squared_mean",
+    "variance",
+    "dead_share",
+    "unit_correlation",
+    "effective_beta",
+    "loss_range",
 ]
 
 
@@ -35,7 +46,8 @@ class Comparison:
     low: dict[str, Any]
     statistic: Statistic = "accuracy"
     """finishes: the share of seeds whose training stays finite; mode_gap: evaluation mode minus training mode, in share;
-    squared_mean and variance: of the channels after a block, mean over blocks."""
+    squared_mean and variance: of the channels after a block, mean over blocks; the others:
+    `transfer.measurement.unit_measures`, mean over depth."""
     least: float = 0.0
     """By how much at least, besides the noise."""
 

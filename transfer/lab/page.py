@@ -33,23 +33,28 @@ TITLES = (
     "averages anew",
     "images/s",
     "clipped %",
+    "dead %",
+    "correlation",
+    "beta",
+    "M mult-adds",
     "memory MiB",
     "s a trial",
 )
 HEAD = ("method", "batch", "rate", "seeds", "diverged")
 NUMBERS = (
     *("accuracy", "train_accuracy", "mode_gap", "eval_sample", "reestimated", "images_per_s", "clipped_share"),
-    *("gradient_norm", "train_loss", "squared_mean", "variance"),
+    *("gradient_norm", "train_loss", "squared_mean", "variance", "dead_share", "unit_correlation", "effective_beta"),
+    *("loss_range", "weights_size", "multiply_adds"),
 )
 """Statistics of the CSV, in shares."""
-WIDTH = 170
+WIDTH = 220
 
 
 def cells_of(row: LabRow) -> list[str]:
     """The row as the table shows it."""
     memory = [e.max_memory_bytes / 2**20 for e in row.good]
     seconds = [e.seconds_s for e in row.good]
-    again, held = row.mean("reestimated"), row.mean("eval_sample")
+    adds, again, held = row.mean("multiply_adds"), row.mean("reestimated"), row.mean("eval_sample")
     return [
         row.line.shown,
         f"{row.line.batch}",
@@ -62,6 +67,10 @@ def cells_of(row: LabRow) -> list[str]:
         "–" if again is None or held is None else f"{100 * (again.value - held.value):+.1f}",
         _number(row.mean("images_per_s")),
         _percent(row.mean("clipped_share")),
+        _percent(row.mean("dead_share")),
+        _number(row.mean("unit_correlation"), ".2f"),
+        _number(row.mean("effective_beta"), ".3g"),
+        "–" if adds is None else f"{adds.value / 1e6:.1f}",
         f"{max(memory):.0f}" if memory else "–",
         f"{sum(seconds) / len(seconds):.0f}" if seconds else "–",
     ]
@@ -74,8 +83,8 @@ def _percent(mean: Mean | None, *, sign: bool = False) -> str:
     return f"{value} ± {100 * mean.error:.1f}" if mean.n > 1 else value
 
 
-def _number(mean: Mean | None) -> str:
-    return "–" if mean is None else f"{mean.value:.0f}"
+def _number(mean: Mean | None, form: str = ".0f") -> str:
+    return "–" if mean is None else format(mean.value, form)
 
 
 def print_lab(
@@ -168,6 +177,8 @@ def _figures(rows: Sequence[LabRow]) -> list[tuple[str, str, Any]]:
         ("squared_mean", "average channel squared mean after each block"),
         ("gradient_norm_by_part", "gradient norm by part of the network, last update"),
         ("clipped_share_by_part", "share of units clipped by part of the network"),
+        ("dead_share", "share of channels that never change, by depth: what each convolution reads"),
+        ("unit_correlation", "mean absolute correlation of two channels, by depth"),
     ):
         series = []
         for i, e in first:
@@ -176,7 +187,7 @@ def _figures(rows: Sequence[LabRow]) -> list[tuple[str, str, Any]]:
                 series.append((i, [float(k) for k in range(len(values))], values))
         if series:
             figures.append(
-                (name.replace("_", " "), text, plots.lab_lines(series, "block or part", name.replace("_", " ")))
+                (name.replace("_", " "), text, plots.lab_lines(series, "block, part or layer", name.replace("_", " ")))
             )
     return figures
 
