@@ -13,7 +13,7 @@ from torch import nn
 
 from nfnet.functional import scaled_add
 from nfnet.layers import ScaledActivation, SqueezeExcite, Standardisation, StochasticDepth, WSConv2d, avg_pool_same
-from nfnet.variants import Variant
+from nfnet.variants import Position, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +47,16 @@ class Block(nn.Module):
     def __init__(
         self,
         variant: Variant,
-        in_channels: int,
-        out_channels: int,
+        position: Position,
+        conventions: Conventions,
         *,
-        stride: int,
         expected_std: float,
         activation: str,
         drop_path: float,
-        conventions: Conventions,
-        first: bool = False,
     ) -> None:
         super().__init__()
-        inner, groups = variant.inner_width(in_channels, out_channels, first=first)
+        in_channels, out_channels, stride = position.in_channels, position.out_channels, position.stride
+        inner, groups = variant.inner_width(in_channels, out_channels, first=position.index == 0)
         form = Standardisation(conventions.ws_eps, conventions.padding)
         self.alpha, self.stride, self.se_place = conventions.alpha, stride, variant.squeeze_excite
         self.expected_std = expected_std

@@ -5,8 +5,21 @@ released code (`base.py`, `nf_resnet.py`, `nf_regnet.py`) decides.
 """
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a residual block stands."""
+
+    in_channels: int
+    out_channels: int
+    stride: int
+    index: int
+    """In the whole network, from 0."""
+    starts_stage: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +70,16 @@ class Variant:
     @property
     def num_features(self) -> int:
         return self.final_width or self.widths[-1]
+
+    def positions(self) -> Iterator[Position]:
+        """Of all blocks, in order."""
+        width, index = self.stem_widths[-1], 0
+        for depth, to, stride in zip(self.depths, self.widths, self.strides, strict=True):
+            for i in range(depth):
+                yield Position(
+                    in_channels=width, out_channels=to, stride=1 if i else stride, index=index, starts_stage=i == 0
+                )
+                width, index = to, index + 1
 
     def inner_width(self, in_width: int, out_width: int, *, first: bool = False) -> tuple[int, int]:
         """(channels, groups) of the inner convolutions of a block; `first` of the whole network.

@@ -70,15 +70,16 @@ def settings(
     scales: Mapping[str, float] | None = None,
     undecayed: Collection[str] = (),
     unclipped: Collection[str] = (),
+    clip_head: bool = False,
 ) -> dict[str, Setting]:
     """What the rules say of each parameter, and where a run says otherwise: names whose rate is scaled, that are not decayed or
-    not clipped."""
+    not clipped. `clip_head`: the classifier is clipped whole."""
     return {
         name: Setting(
             rule,
             (head_lr_scale if rule.is_head else 1.0) * (scales or {}).get(name, 1.0),
             rule.decay and name not in undecayed,
-            rule.clip and name not in unclipped,
+            (rule.clip or (clip_head and rule.is_head)) and name not in unclipped,
         )
         for name, rule in assign(named_parameters).items()
     }

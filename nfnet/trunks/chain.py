@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nfnet.normalizers.method import ConvSite, Method, NormSite
-from nfnet.trunks.trunk import Trunk
+from nfnet.trunks.trunk import Trunk, TrunkOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,48 +22,24 @@ class ChainShape:
 class ChainTrunk(Trunk):
     """conv-norm-act chains. With `hidden` layers features are their output, for images of `train_px` only."""
 
-    def __init__(
-        self,
-        shape: ChainShape,
-        num_classes: int,
-        method: Method,
-        *,
-        in_chans: int = 3,
-        activation: str | None = None,
-        drop_rate: float = 0.0,
-        stochastic_depth: float = 0.0,
-        head_init: str = "normal",
-    ) -> None:
-        if method.needs_branches:
-            raise ValueError(f"{method.name} changes residual branches, and this trunk has none; choose a residual one")
-        if stochastic_depth:
-            raise ValueError("this trunk has no residual branches to drop; set stochastic_depth to 0")
+    def __init__(self, shape: ChainShape, num_classes: int, method: Method, options: TrunkOptions) -> None:
         widths = [*(w for stage in shape.stages for w in stage)]
-        super().__init__(
-            shape.hidden[-1] if shape.hidden else widths[-1],
-            num_classes,
-            method,
-            in_chans=in_chans,
-            px=shape.train_px,
-            drop_rate=drop_rate,
-            head_init=head_init,
-        )
-        activation = activation or shape.activation
+        super().__init__(shape, (shape.hidden or widths)[-1], num_classes, method, options)
         self.stem = nn.Identity()
         stages: list[nn.Module] = []
-        channels = in_chans
+        channels = options.in_chans
         for stage in shape.stages:
             layers: list[nn.Module] = []
             for width in stage:
                 conv = method.conv(
                     ConvSite(in_channels=channels, out_channels=width, kernel=3, reads=layers[-1] if layers else None)
                 )
-                layers += [conv, method.norm_act(NormSite(channels=width, activation=activation, after=(conv,)))]
+                layers += [conv, method.norm_act(NormSite(channels=width, activation=self.activation, after=(conv,)))]
                 channels = width
             stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
         self.blocks = nn.ModuleList(stages)
         side = shape.train_px >> len(shape.stages)
-        self.final = _hidden(channels * side**2, shape.hidden, drop_rate) if shape.hidden else nn.Identity()
+        self.final = _hidden(channels * side**2, shape.hidden, options.drop_rate) if shape.hidden else nn.Identity()
         method.prepare(self)
 
 

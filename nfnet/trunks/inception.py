@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nfnet.normalizers.method import ConvSite, Method, NormSite
-from nfnet.trunks.trunk import Trunk
+from nfnet.trunks.trunk import Trunk, TrunkOptions
 
 # (1x1), (1x1, 3x3), (1x1, 3x3, 3x3), (pooled 1x1): outputs of a mixed block; 0 = that branch is not there.
 V2 = (
@@ -90,35 +90,12 @@ class Mixed(nn.Module):
 
 
 class InceptionTrunk(Trunk):
-    def __init__(
-        self,
-        shape: InceptionShape,
-        num_classes: int,
-        method: Method,
-        *,
-        in_chans: int = 3,
-        activation: str | None = None,
-        drop_rate: float = 0.0,
-        stochastic_depth: float = 0.0,
-        head_init: str = "normal",
-    ) -> None:
-        if method.needs_branches:
-            raise ValueError(f"{method.name} changes residual branches, and this trunk has none; choose a residual one")
-        if stochastic_depth:
-            raise ValueError("this trunk has no residual branches to drop; set stochastic_depth to 0")
-        activation = activation or shape.activation
+    def __init__(self, shape: InceptionShape, num_classes: int, method: Method, options: TrunkOptions) -> None:
+        activation = options.activation or shape.activation
         with torch.device("meta"):
             features = _blocks(shape, method, activation)[-1].out_channels
-        super().__init__(
-            features,
-            num_classes,
-            method,
-            in_chans=in_chans,
-            px=shape.train_px,
-            drop_rate=drop_rate,
-            head_init=head_init,
-        )
-        self.stem = _stem(shape, method, in_chans, activation)
+        super().__init__(shape, features, num_classes, method, options)
+        self.stem = _stem(shape, method, options.in_chans, activation)
         self.blocks = nn.ModuleList(_blocks(shape, method, activation))
         self.final = nn.Identity()
         method.prepare(self)

@@ -9,7 +9,7 @@ from nfnet.normalizers.registry import make_method
 from nfnet.trunks.chain import ChainShape, ChainTrunk
 from nfnet.trunks.inception import InceptionShape, InceptionTrunk
 from nfnet.trunks.residual import ResidualTrunk, Shape
-from nfnet.trunks.trunk import Trunk
+from nfnet.trunks.trunk import Trunk, TrunkOptions
 from nfnet.variants import VARIANTS, Variant
 
 AnyShape = Shape | ChainShape | InceptionShape
@@ -54,7 +54,7 @@ SHAPES: dict[str, AnyShape] = {
     "vgg_a": ChainShape(stages=((64,), (128,), (256, 256), (512, 512), (512, 512)), hidden=(4096, 4096)),
     "vgg_tiny": ChainShape(stages=((32, 32), (64, 64), (128, 128)), train_px=32),
 }
-TRUNK_OPTIONS = ("in_chans", "activation", "drop_rate", "stochastic_depth", "head_init")
+TRUNK_OPTIONS = tuple(f.name for f in fields(TrunkOptions))
 SHAPE_OPTIONS = ("depths", "widths", "second_3x3", "basic", "shortcut")
 """Of residual trunks: the path from SE-ResNeXt-D to NFNet, and the depth of small ones."""
 
@@ -83,16 +83,16 @@ def create(name: str, num_classes: int = 1000, *, method: str | Method = "batch_
         ValueError: an unknown name or option, or a method that the trunk cannot take.
     """
     shape = get_shape(name)
-    own = {k: options.pop(k) for k in TRUNK_OPTIONS if k in options}
+    own = TrunkOptions(**{k: options.pop(k) for k in TRUNK_OPTIONS if k in options})
     changes = {k: options.pop(k) for k in SHAPE_OPTIONS if k in options}
     made = make_method(method, **options) if isinstance(method, str) else method
     if changes and not isinstance(shape, Shape):
         raise ValueError(f"{name} is no residual trunk and has no option {sorted(changes)[0]}")
     if isinstance(shape, Shape):
-        return ResidualTrunk(_changed(shape, changes), num_classes, made, **own)
+        return ResidualTrunk(_changed(shape, changes), num_classes, made, own)
     if isinstance(shape, ChainShape):
-        return ChainTrunk(shape, num_classes, made, **own)
-    return InceptionTrunk(shape, num_classes, made, **own)
+        return ChainTrunk(shape, num_classes, made, own)
+    return InceptionTrunk(shape, num_classes, made, own)
 
 
 def _changed(shape: Shape, changes: dict[str, Any]) -> Shape:

@@ -5,14 +5,15 @@ The shapes are those of `nfnet.variants`; with the method `normalizer_free` an N
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from nfnet.layers import MaxPoolSame, SqueezeExcite, StochasticDepth, avg_pool_same
 from nfnet.normalizers.method import ConvSite, Method, NormSite
-from nfnet.trunks.trunk import Trunk
-from nfnet.variants import Variant
+from nfnet.trunks.trunk import Trunk, TrunkOptions
+from nfnet.variants import Position, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +30,16 @@ class ResidualBlock(nn.Module):
     def __init__(
         self,
         shape: Shape,
+        position: Position,
         method: Method,
-        in_channels: int,
-        out_channels: int,
         *,
-        stride: int,
         expected_std: float,
         activation: str,
         drop_path: float,
-        first: bool,
         after: Sequence[nn.Module],
     ) -> None:
         super().__init__()
+        in_channels, out_channels, stride = position.in_channels, position.out_channels, position.stride
         self.norm_act0 = method.norm_act(
             NormSite(channels=in_channels, activation=activation, after=after, expected_std=expected_std)
         )
@@ -61,7 +60,7 @@ class ResidualBlock(nn.Module):
         layers: list[nn.Module] = []
         self.convs: list[nn.Module] = []
         channels, reads = in_channels, self.norm_act0
-        for i, (width, kernel, groups, step) in enumerate(_layers(shape, in_channels, out_channels, stride, first)):
+        for i, (width, kernel, groups, step) in enumerate(_layers(shape, position)):
             if i:
                 reads = method.norm_act(NormSite(channels=channels, activation=activation, after=self.convs[-1:]))
                 layers.append(reads)
@@ -108,67 +107,45 @@ class ResidualBlock(nn.Module):
         return shortcut + out
 
 
-def _layers(
-    shape: Shape, in_channels: int, out_channels: int, stride: int, first: bool
-) -> list[tuple[int, int, int, int]]:
+def _layers(shape: Shape, position: Position) -> list[tuple[int, int, int, int]]:
     """(width, kernel, groups, stride) of a branch's convolutions."""
+    out_channels, stride = position.out_channels, position.stride
     if shape.basic:
         return [(out_channels, 3, 1, stride), (out_channels, 3, 1, 1)]
-    inner, groups = shape.inner_width(in_channels, out_channels, first=first)
+    inner, groups = shape.inner_width(position.in_channels, out_channels, first=position.index == 0)
     second = [(inner, 3, groups, 1)] if shape.second_3x3 else []
     return [(inner, 1, 1, 1), (inner, 3, groups, stride), *second, (out_channels, 1, 1, 1)]
 
 
 class ResidualTrunk(Trunk):
-    def __init__(
-        self,
-        shape: Shape,
-        num_classes: int,
-        method: Method,
-        *,
-        in_chans: int = 3,
-        activation: str | None = None,
-        drop_rate: float = 0.0,
-        stochastic_depth: float = 0.0,
-        head_init: str = "normal",
-    ) -> None:
-        super().__init__(
-            shape.num_features,
-            num_classes,
-            method,
-            in_chans=in_chans,
-            px=shape.train_px,
-            drop_rate=drop_rate,
-            head_init=head_init,
-        )
-        activation = activation or shape.activation
-        self.stem, sources = _stem(shape, method, in_chans, activation)
+    has_branches = True
+
+    def __init__(self, shape: Shape, num_classes: int, method: Method, options: TrunkOptions) -> None:
+        super().__init__(shape, shape.num_features, num_classes, method, options)
+        activation, self.depths = self.activation, shape.depths
+        self.stem, sources = _stem(shape, method, options.in_chans, activation)
         blocks: list[ResidualBlock] = []
-        width, expected_std, total = shape.stem_widths[-1], 1.0, sum(shape.depths)
-        for depth, stage_width, stage_stride in zip(shape.depths, shape.widths, shape.strides, strict=True):
-            for i in range(depth):
-                block = ResidualBlock(
-                    shape,
-                    method,
-                    width,
-                    stage_width,
-                    stride=stage_stride if i == 0 else 1,
-                    expected_std=expected_std,
-                    activation=activation,
-                    drop_path=stochastic_depth * len(blocks) / total,
-                    first=not blocks,
-                    after=sources,
-                )
-                starts_stage = block.conv_shortcut is not None
-                expected_std = ((1.0 if starts_stage else expected_std**2) + method.branch_variance) ** 0.5
-                sources, width = block.sources, stage_width
-                blocks.append(block)
+        expected_std, total = 1.0, sum(shape.depths)
+        for at in shape.positions():
+            block = ResidualBlock(
+                shape,
+                at,
+                method,
+                expected_std=expected_std,
+                activation=activation,
+                drop_path=options.stochastic_depth * at.index / total,
+                after=sources,
+            )
+            starts_anew = block.conv_shortcut is not None
+            expected_std = ((1.0 if starts_anew else expected_std**2) + method.branch_variance) ** 0.5
+            sources = block.sources
+            blocks.append(block)
         self.blocks = nn.ModuleList(blocks)
         self.final = _final(shape, method, activation, sources)
         method.prepare(self)
 
     @property
-    def branches(self) -> list[Sequence[nn.Module]]:
+    def branches(self) -> list[Sequence[Any]]:
         return [block.convs for block in self.blocks]  # type: ignore[misc]
 
 

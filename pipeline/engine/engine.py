@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import nfnet.optim.agc as agc
 from nfnet.optim.losses import MixedLabels
 from nfnet.optim.sgd import SGD, average_keep
 from pipeline.distributed import World
@@ -128,7 +127,7 @@ class Engine(NamedState):
         gradients = self._units.split(self._layout.gradients(self._places))
         units, stats, moves = self._agree(gradients, (float(stop_requested), num_lost), measure)
         loss_sum, correct, seen, stops, lost = stats.unbind()
-        factors = self._factors(units)
+        factors = self._sums.factors(units, self.optim)
         parts = self._sums.of_parts(units, factors, rate)
         # The one host synchronisation of a step.
         head = torch.stack([loss_sum / seen, correct / seen, stops, units[1].sum(), seen, lost, moves.sum()])
@@ -162,16 +161,6 @@ class Engine(NamedState):
             num_lost=lost_seen,
             parts=by_part,
         )
-
-    def _factors(self, units: torch.Tensor) -> torch.Tensor:
-        """(units,) what the gradient of each is multiplied with."""
-        ones = torch.ones_like(units[1])
-        if self.optim.clip == "norm":  # as torch.nn.utils.clip_grad_norm_ has it
-            return ones * (self.optim.clip_norm / (units[1].sum().sqrt() + 1e-6)).clamp(max=1.0)
-        if not self.optim.uses_agc:
-            return ones
-        clipped = agc.coefficients(units[0], units[1], self.optim.clipping, self.optim.clipping_eps)
-        return torch.where(self._sums.clip, clipped, ones)
 
     def _clip(self, gradients: list[torch.Tensor], factors: torch.Tensor) -> None:
         """ZeRO's flat partitions have no units, so their gradients are scaled here; without ZeRO our update does it in its

@@ -14,6 +14,9 @@ RateScale = Annotated[
 ]
 
 
+Clip = Literal["agc", "agc_layer", "norm", "none"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """SGD with Nesterov momentum, AGC, linear warm-up and cosine decay, EMA (Brock et al. 2021, section 4 and A.1); or others."""
@@ -49,12 +52,15 @@ class OptimConfig:
     """Times the learning rate, by part of the network (stem=0.1, stage 0=0.5, head=10) or pattern of names (*.bias=2)."""
     frozen: tuple[Text, ...] = ()
     """Parts of the network, or patterns of names, that are not trained; engine.zero_stage 0 to 2."""
-    clip: Literal["agc", "norm", "none"] = "agc"
-    """How gradients are clipped: unit by unit (AGC), all by their common norm, or not."""
+    clip: Clip = "agc"
+    """How gradients are clipped: unit by unit (AGC), by AGC with each tensor as one unit (agc_layer), all by their common norm,
+    or not."""
     clip_norm: Positive = 1.0
     """Largest common norm of the gradients, for norm."""
     unclipped: tuple[Text, ...] = ()
     """Parts of the network, or patterns of names, that AGC leaves alone, besides the classifier's weight."""
+    clip_head: bool = False
+    """AGC clips the classifier's weight as well; Brock et al. 2021b leave it alone."""
     clipping: NonNegative = 0.01
     """AGC's lambda; 0 switches AGC off."""
     clipping_eps: Positive = 1e-3
@@ -91,6 +97,11 @@ class OptimConfig:
                 f"optim.final_learning_rate is {self.final_learning_rate:g}, which is where cosine and stable end, and "
                 "optim.schedule is steps; set it to 0"
             )
+        if self.clip_head and not self.uses_agc:
+            raise UserError(
+                "optim.clip_head has AGC clip the classifier's weight, and AGC is off; set optim.clip to agc with optim.clipping "
+                "above 0, or clip_head to false"
+            )
         if self.unclipped and not self.uses_agc:
             raise UserError(
                 f"optim.unclipped names {self.unclipped[0]!r}, which AGC is to leave alone, and AGC is off; set optim.clip to "
@@ -99,7 +110,7 @@ class OptimConfig:
 
     @property
     def uses_agc(self) -> bool:
-        return self.clip == "agc" and self.clipping > 0
+        return self.clip in ("agc", "agc_layer") and self.clipping > 0
 
     @property
     def moments(self) -> tuple[str, ...]:

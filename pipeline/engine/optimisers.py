@@ -56,6 +56,7 @@ def settings(network: nn.Module, optim: OptimConfig) -> dict[str, Setting]:
         scales=scales,
         undecayed=undecayed,
         unclipped=_named(network, names, optim.unclipped, "optim.unclipped"),
+        clip_head=optim.clip_head,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
+import nfnet.optim.agc as agc
 from nfnet.optim.param_groups import Setting
 from pipeline.engine.fragments import Units
 from pipeline.engine.optim_config import OptimConfig
@@ -63,7 +64,7 @@ def over_updates(updates: list[dict[str, PartStats]]) -> dict[str, dict[str, flo
 
 def part_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Parameter -> "stem", "stage 0", ..., "final" or "head"; a network of another make has its outermost modules."""
-    depths = getattr(getattr(network, "variant", None), "depths", None)
+    depths = getattr(network, "depths", None) or getattr(getattr(network, "variant", None), "depths", None)
     found = {}
     for name in names:
         first, _, rest = name.removeprefix("trunk.").partition(".")
@@ -93,6 +94,8 @@ class Sums:
     """(units,) int64: the part of each unit."""
     clip: torch.Tensor
     """(units,) bool: units that clipping looks at."""
+    tensor: torch.Tensor
+    """(units,) int64: the parameter of each unit."""
     decay: torch.Tensor
     """(units,) weight decay."""
     rate: torch.Tensor
@@ -103,16 +106,33 @@ class Sums:
     def of_network(cls, network: nn.Module, chosen: dict[str, Setting], units: Units, optim: OptimConfig) -> "Sums":
         """`chosen`: how each parameter is updated (`pipeline.engine.optimisers.settings`)."""
         parts = part_names(network, list(chosen))
-        is_clipped = {n: s.clip if optim.clip == "agc" else optim.clip == "norm" for n, s in chosen.items()}
-        names = list(dict.fromkeys(parts.values()))
+        is_clipped = {n: s.clip if optim.clip.startswith("agc") else optim.clip == "norm" for n, s in chosen.items()}
+        names, order = list(dict.fromkeys(parts.values())), {n: float(i) for i, n in enumerate(chosen)}
         return cls(
             names=names,
             part=units.of_each({n: float(names.index(p)) for n, p in parts.items()}).long(),
             clip=units.of_each({n: float(is_clipped[n]) for n in chosen}) > 0,
+            tensor=units.of_each(order).long(),
             decay=units.of_each({n: optim.weight_decay * s.decay for n, s in chosen.items()}),
             rate=units.of_each({n: s.scale for n, s in chosen.items()}),
             momentum=optim.momentum,
         )
+
+    def _by_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """(units,) -> (units,): of each unit its parameter's sum."""
+        return torch.zeros_like(values).index_add_(0, self.tensor, values)[self.tensor]
+
+    def factors(self, units: torch.Tensor, optim: OptimConfig) -> torch.Tensor:
+        """(units,) what the gradient of each is multiplied with."""
+        weights, gradients = units[0], units[1]
+        ones = torch.ones_like(gradients)
+        if optim.clip == "norm":  # as torch.nn.utils.clip_grad_norm_ has it
+            return ones * (optim.clip_norm / (gradients.sum().sqrt() + 1e-6)).clamp(max=1.0)
+        if not optim.uses_agc:
+            return ones
+        if optim.clip == "agc_layer":
+            weights, gradients = self._by_tensor(weights), self._by_tensor(gradients)
+        return torch.where(self.clip, agc.coefficients(weights, gradients, optim.clipping, optim.clipping_eps), ones)
 
     def of_parts(self, units: torch.Tensor, factors: torch.Tensor, rate: float) -> torch.Tensor:
         """(5, parts): units clipped, units looked at, squares of gradients after clipping, of weights, of the update."""

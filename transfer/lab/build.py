@@ -6,6 +6,7 @@ held-out part, final trials on the test split, seed by seed.
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +38,15 @@ class Line:
     """None: the method has no groups."""
     rate: float | None
     """None: chosen among the experiment's rates."""
-    clipping: float
+    settings: dict[str, Any]
+    """Of the recipe: how gradients are clipped."""
 
     @property
     def recipe(self) -> str:
         """Name of the sweep's method."""
-        rate = "" if self.rate is None else f"_rate_{self.rate:g}"
-        return f"batch_{self.batch}_clipping_{self.clipping:g}{rate}".replace(".", "p").replace("-", "m")
+        rate = [] if self.rate is None else [f"rate {self.rate:g}"]
+        words = "_".join([f"batch {self.batch}", *_words(self.settings), *rate])
+        return re.sub(r"\W+", "_", words.replace(".", "p").replace("-", "m"))
 
     @property
     def network(self) -> str:
@@ -51,6 +54,11 @@ class Line:
         name, own, _ = parse_method(self.word)
         group = "" if self.stat_group is None else f" g={self.stat_group or self.batch}"
         return ":".join([name, *(f"{k}={v}" for k, v in own.items())]) + group
+
+    @property
+    def shown(self) -> str:
+        """Network and recipe, for people."""
+        return " ".join([self.network, *(w for w in _words(self.settings) if w != "clipping 0")])
 
     def matches(self, wanted: dict[str, Any]) -> bool:
         own = {"method": self.word, "batch": self.batch, "stat_group": self.stat_group, "rate": self.rate}
@@ -63,15 +71,24 @@ def lines_of(experiment: Experiment) -> list[Line]:
     rates = experiment.rates if experiment.each_rate else (None,)
     for word in experiment.methods:
         name, own, recipe = parse_method(word)
+        clipping = (
+            recipe if recipe.get("clip") in ("norm", "none") else {"clipping": get_method(name).clipping, **recipe}
+        )
         has_groups = SETTING in _fields(name) and SETTING not in own
         for batch in experiment.batches:
             groups = [g for g in experiment.stat_groups if g <= batch] if has_groups else [None]
             for group in groups:
                 _check(experiment, word, name, _settings(name, own, group), batch)
                 for rate in rates:
-                    clipping = recipe.get("clipping", get_method(name).clipping)
-                    found.append(Line(word=word, batch=batch, stat_group=group, rate=rate, clipping=clipping))
+                    found.append(Line(word=word, batch=batch, stat_group=group, rate=rate, settings=clipping))
     return found
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    shown = {
+        k: " ".join(v) if isinstance(v, tuple) else f"{v:g}" if type(v) is float else v for k, v in settings.items()
+    }
+    return [f"{key} {value}" for key, value in shown.items()]
 
 
 def _fields(name: str) -> list[str]:
@@ -147,7 +164,7 @@ def _recipe(experiment: Experiment, line: Line) -> Method:
         learning_rates=experiment.rates if line.rate is None else (line.rate,),
         epochs=(experiment.epochs,),
         batch=line.batch,
-        clipping=line.clipping,
+        **line.settings,
         weight_decay=experiment.weight_decay,
         warmup_share=experiment.warmup_share,
     )

@@ -1,7 +1,8 @@
 """An experiment: which methods are trained on what, and what would count as a claim's success. YAML, or the command's options.
 
 Everything that is not a method is the same for all: trunk, data, budget, recipe, seeds. A method is written as in
-`normalizer_free:clipping=0.02:alpha=0.2`: its name, and settings of its own or of its recipe after colons.
+`normalizer_free:clipping=0.02:alpha=0.2`: its name, and settings of its own or of its recipe after colons; several parts of a
+network as `normalizer_free:unclipped=stage 0+stage 1`.
 """
 
 from dataclasses import dataclass, field, fields
@@ -10,15 +11,30 @@ from typing import Annotated, Any, Literal
 
 from nfnet.normalizers.registry import get_method, list_methods
 from nfnet.trunks.networks import list_trunks
-from pipeline.configuration import check_fields, from_dict, located, nearest
+from pipeline.configuration import check_fields, convert, from_dict, hints, located, nearest, to_dict
 from pipeline.documents import MAX_YAML_BYTES, parse_yaml
 from pipeline.errors import UserError
 from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, ShareBelowOne, Text
 from pipeline.storage import objects
+from transfer.protocol.method_settings import FinetuneSettings
 
-RECIPE = ("clipping",)
-"""Settings that are the recipe's and not the network's."""
-Statistic = Literal["accuracy", "images_per_s", "mode_gap", "train_accuracy", "finishes"]
+SIZES = ("tiny", "full")
+RECIPE = ("clip", "clipping", "clip_norm", "unclipped", "clip_head")
+"""Settings that are the recipe's and not the network's: fields of `FinetuneSettings`."""
+Statistic = Literal[
+    "accuracy",
+    "images_per_s",
+    "mode_gap",
+    "train_accuracy",
+    "finishes",
+    "clipped_share",
+    "squared_mean",
+    "variance",
+    "dead_share",
+    "unit_correlation",
+    "effective_beta",
+    "loss_range",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +45,9 @@ class Comparison:
     """Which line: method (as in `methods`), batch, stat_group, rate; what is not named must be the same for all."""
     low: dict[str, Any]
     statistic: Statistic = "accuracy"
-    """finishes: the share of seeds whose training stays finite; mode_gap: evaluation mode minus training mode, in share."""
+    """finishes: the share of seeds whose training stays finite; mode_gap: evaluation mode minus training mode, in share;
+    squared_mean and variance: of the channels after a block, mean over blocks; the others:
+    `transfer.measurement.unit_measures`, mean over depth."""
     least: float = 0.0
     """By how much at least, besides the noise."""
 
@@ -64,8 +82,15 @@ class Experiment:
     seeds: Count = 3
     compare: tuple[Comparison, ...] = ()
     """All of them must hold for the claim to pass."""
+    tiny: dict[str, Any] = field(default_factory=dict)
+    """Fields that are others at the size tiny, which runs on two cores."""
     settles: str = ""
     """What would settle the claim, where this size does not."""
+
+    def at_size(self, size: str) -> "Experiment":
+        """The experiment with the fields of that size. UserError for a field that there is not."""
+        changes = self.tiny if size == "tiny" else {}
+        return from_dict(Experiment, {**to_dict(self), **changes, "tiny": {}}, f"experiment {self.name}, tiny")
 
     def __post_init__(self) -> None:
         check_fields(self, f"experiment {self.name}")
@@ -75,14 +100,15 @@ class Experiment:
             parse_method(word)
 
 
-def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, float]]:
+def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, Any]]:
     """(name, settings of the network, settings of the recipe) of `name:key=value:...`. UserError for what there is not."""
     name, *parts = word.split(":")
     if name not in list_methods():
         raise UserError(f"no method {name!r}; {nearest(name, list_methods())}")
     known = [f.name for f in fields(get_method(name))]
     own: dict[str, str] = {}
-    recipe: dict[str, float] = {}
+    recipe: dict[str, Any] = {}
+    types = hints(FinetuneSettings)
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or key not in (*known, *RECIPE):
@@ -92,10 +118,7 @@ def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, float]]:
         if key not in RECIPE:
             own[key] = value
             continue
-        try:
-            recipe[key] = float(value)
-        except ValueError:
-            raise UserError(f"{word}: {key} is {value!r}; write a number") from None
+        recipe[key] = convert(types[key], value.split("+") if key == "unclipped" else value, f"{word}: {key}")
     return name, own, recipe
 
 

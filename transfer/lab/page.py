@@ -3,24 +3,22 @@
 import csv
 import io
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.configuration import to_dict
-from pipeline.display import terminal
+from pipeline.display import csv_cell, terminal
 from pipeline.storage import objects
-from transfer.lab.experiment import Experiment
+from transfer.lab.experiment import Comparison, Experiment
 from transfer.lab.table import LabRow, Mean
 from transfer.lab.verdict import Verdict
 from transfer.report import plots
-from transfer.report.html_page import check_links, policy
+from transfer.report.html_page import whole_page
 from transfer.report.html_template import fill, hours, plural, record
 from transfer.report.plot_style import SOURCES
+from transfer.report.write_report import text_console, text_table
 from transfer.sweep.ledger import Ledger
 
 TITLES = (
@@ -35,19 +33,30 @@ TITLES = (
     "averages anew",
     "images/s",
     "clipped %",
+    "dead %",
+    "correlation",
+    "beta",
+    "M mult-adds",
     "memory MiB",
     "s a trial",
 )
-WIDTH = 170
+HEAD = ("method", "batch", "rate", "seeds", "diverged")
+NUMBERS = (
+    *("accuracy", "train_accuracy", "mode_gap", "eval_sample", "reestimated", "images_per_s", "clipped_share"),
+    *("gradient_norm", "train_loss", "squared_mean", "variance", "dead_share", "unit_correlation", "effective_beta"),
+    *("loss_range", "weights_size", "multiply_adds"),
+)
+"""Statistics of the CSV, in shares."""
+WIDTH = 220
 
 
 def cells_of(row: LabRow) -> list[str]:
     """The row as the table shows it."""
     memory = [e.max_memory_bytes / 2**20 for e in row.good]
     seconds = [e.seconds_s for e in row.good]
-    again, held = row.mean("reestimated"), row.mean("eval_sample")
+    adds, again, held = row.mean("multiply_adds"), row.mean("reestimated"), row.mean("eval_sample")
     return [
-        row.line.network + (f" clip {row.line.clipping:g}" if row.line.clipping else ""),
+        row.line.shown,
         f"{row.line.batch}",
         "–" if row.rate is None else f"{row.rate:g}",
         f"{len(row.good)}",
@@ -58,6 +67,10 @@ def cells_of(row: LabRow) -> list[str]:
         "–" if again is None or held is None else f"{100 * (again.value - held.value):+.1f}",
         _number(row.mean("images_per_s")),
         _percent(row.mean("clipped_share")),
+        _percent(row.mean("dead_share")),
+        _number(row.mean("unit_correlation"), ".2f"),
+        _number(row.mean("effective_beta"), ".3g"),
+        "–" if adds is None else f"{adds.value / 1e6:.1f}",
         f"{max(memory):.0f}" if memory else "–",
         f"{sum(seconds) / len(seconds):.0f}" if seconds else "–",
     ]
@@ -70,28 +83,27 @@ def _percent(mean: Mean | None, *, sign: bool = False) -> str:
     return f"{value} ± {100 * mean.error:.1f}" if mean.n > 1 else value
 
 
-def _number(mean: Mean | None) -> str:
-    return "–" if mean is None else f"{mean.value:.0f}"
+def _number(mean: Mean | None, form: str = ".0f") -> str:
+    return "–" if mean is None else format(mean.value, form)
 
 
 def print_lab(
     experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None, stream: TextIO | None = None
 ) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, title in enumerate(TITLES):
-        table.add_column(title, justify="right" if index else "left", no_wrap=True)
+    table = text_table([(title, index > 0) for index, title in enumerate(TITLES)])
     for row in rows:
         table.add_row(*(Text(terminal(cell)) for cell in cells_of(row)))
-    console = Console(file=stream or sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = text_console(stream, WIDTH)
     console.print(table)
     if found is None:
         return
     for one in found.judged:
-        sides = f"{_short(one.comparison.high)} above {_short(one.comparison.low)} by {one.comparison.statistic}"
-        console.print(Text(terminal(f"{sides}: {one.word}, {one.reason}")))
+        console.print(Text(terminal(f"{sides_of(one.comparison)}: {one.word}, {one.reason}")))
     console.print(Text(terminal(f"claim {experiment.name}: {found.word}")))
+
+
+def sides_of(comparison: Comparison) -> str:
+    return f"{_short(comparison.high)} above {_short(comparison.low)} by {comparison.statistic}"
 
 
 def _short(side: dict[str, Any]) -> str:
@@ -99,10 +111,15 @@ def _short(side: dict[str, Any]) -> str:
 
 
 def to_csv(rows: Sequence[LabRow]) -> str:
+    """A line each, as stored: means over seeds and their standard errors."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(TITLES)
-    writer.writerows(cells_of(row) for row in rows)
+    writer.writerow([*HEAD, *(name for s in NUMBERS for name in (s, f"{s}_error"))])
+    for row in rows:
+        means = [row.mean(statistic) for statistic in NUMBERS]
+        numbers = [n for m in means for n in (("", "") if m is None else (m.value, m.error))]
+        head = (row.line.shown, row.line.batch, row.rate, len(row.good), row.num_diverged)
+        writer.writerow(csv_cell(cell) for cell in (*head, *numbers))
     return out.getvalue()
 
 
@@ -130,11 +147,7 @@ def render(experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None
         command=info.command,
         settings=record(to_dict(experiment)),
     )
-    page = (
-        str(fill("page.html.j2", title=experiment.title or experiment.name, policy=policy(), sections=[section])) + "\n"
-    )
-    check_links(page)
-    return page
+    return whole_page(experiment.title or experiment.name, [section])
 
 
 def _judged(found: Verdict | None) -> list[dict[str, Any]]:
@@ -164,6 +177,8 @@ def _figures(rows: Sequence[LabRow]) -> list[tuple[str, str, Any]]:
         ("squared_mean", "average channel squared mean after each block"),
         ("gradient_norm_by_part", "gradient norm by part of the network, last update"),
         ("clipped_share_by_part", "share of units clipped by part of the network"),
+        ("dead_share", "share of channels that never change, by depth: what each convolution reads"),
+        ("unit_correlation", "mean absolute correlation of two channels, by depth"),
     ):
         series = []
         for i, e in first:
@@ -172,7 +187,7 @@ def _figures(rows: Sequence[LabRow]) -> list[tuple[str, str, Any]]:
                 series.append((i, [float(k) for k in range(len(values))], values))
         if series:
             figures.append(
-                (name.replace("_", " "), text, plots.lab_lines(series, "block or part", name.replace("_", " ")))
+                (name.replace("_", " "), text, plots.lab_lines(series, "block, part or layer", name.replace("_", " ")))
             )
     return figures
 

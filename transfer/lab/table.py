@@ -58,6 +58,8 @@ def _value(entry: LedgerEntry, statistic: str) -> float | None:
         one, other = entry.measures.get("eval_mode"), entry.measures.get("train_mode")
         return one - other if isinstance(one, float) and isinstance(other, float) else None
     value = entry.measures.get(statistic)
+    if isinstance(value, list):  # by block
+        return statistics.fmean(value) if value else None
     return float(value) if isinstance(value, float | int) else None
 
 

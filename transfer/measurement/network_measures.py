@@ -4,15 +4,19 @@ other running averages would give, and how signals travel through it.
     train_mode, eval_mode     top-1 on the same training images, not augmented; their difference is the gap of the two modes
     reestimated               top-1 on the same test images as `eval_sample`, with the running averages taken anew
     variance, squared_mean    by block, at the end of training (`nfnet.analysis.signal_propagation`)
+    multiply_adds             of one image
+and what `transfer.measurement.unit_measures` has. A number that is not finite is left out.
 """
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
+from nfnet.analysis.flops import multiply_adds
 from nfnet.analysis.signal_propagation import residual_blocks, signal_propagation
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.data_config import DataConfig
@@ -20,10 +24,12 @@ from pipeline.data.loading.datasets import EvalData
 from pipeline.models.backbone import load_backbone
 from pipeline.records import Step
 from pipeline.training.run import Run
+from transfer.measurement.unit_measures import smoothness, units
 from transfer.protocol.sealed_splits import TestSplit
 
 NUM_IMAGES = 1024
 """That are looked at, at most."""
+NUM_IMAGES_OF_UNITS = 128
 Measures = dict[str, float | list[float]]
 Images = list[tuple[torch.Tensor, torch.Tensor]]
 """Normalised batches (N, 3, H, W), with labels."""
@@ -63,6 +69,11 @@ def of_network(checkpoint_url: str, run: Run, test: TestSplit) -> Measures:
     again = reestimated(network, [images for images, _ in train])
     if again is not None:
         found["reestimated"] = accuracy(again, held)
+    images, labels = train[0]
+    found |= units(network, images[:NUM_IMAGES_OF_UNITS])
+    found |= smoothness(network, images, labels, run.optim.learning_rate)
+    found["multiply_adds"] = float(multiply_adds(network, images.shape[-1]))
+    found = {k: v for k, v in found.items() if all(map(math.isfinite, v if isinstance(v, list) else [v]))}
     try:
         residual_blocks(network)
     except ValueError:  # a chain of layers

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pipeline.configuration import check_fields
+from pipeline.engine.optim_config import Clip
 from pipeline.errors import UserError
-from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Share, ShareBelowOne
+from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Share, ShareBelowOne, Text
 from transfer.protocol.search_space import Search
 
 Rule = Literal["few_shot", "vtab1k", "full"]
 Metric = Literal["", "top1", "top5", "mean_per_class", "balanced_accuracy", "auroc"]
 Counts = Annotated[tuple[Count, ...], Items(distinct=True)]
 Numbers = Annotated[tuple[Positive, ...], Items(distinct=True)]
+Texts = Annotated[tuple[Text, ...], Items(distinct=True)]
 Scheduler = Literal["halving", "hyperband", "asha", "none"]
 ALL_IMAGES, VTAB_IMAGES = 0, -1000
 """In the place of shots, for the split rules full and vtab1k."""
@@ -116,6 +118,11 @@ class FinetuneSettings(Settings):
     """Smallest share of a training image that the random crop keeps; 0 = the whole image, squeezed and not mirrored."""
     clipping: NonNegative = 0.02
     """AGC's lambda; 0 = no clipping."""
+    clip: Clip = "agc"
+    """As `optim.clip`, and the next three as `optim` has them."""
+    clip_norm: Positive = 1.0
+    unclipped: Texts = ()
+    clip_head: bool = False
     weight_decay: NonNegative = 0.0
     warmup_share: Share = 0.1
     """Of the schedule."""

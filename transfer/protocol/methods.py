@@ -10,6 +10,7 @@ A protocol is everything that decides a number besides the backbone (its weights
 shots and the seed. Numbers with different protocol digests do not belong into one table.
 """
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from transfer.protocol.method_settings import (
     Settings,
 )
 from transfer.protocol.search_space import Search
+
+LATER = ("search", "clip", "clip_norm", "unclipped", "clip_head")
+"""Settings that earlier protocols did not have."""
 
 # These texts enter protocol digests, so the rules keep the names that they had in version 1, wherever their code lies.
 SPLIT_RULES = {
@@ -111,12 +115,14 @@ class Method:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    """Settings in plain containers. A search that is not configured is not there: it came later, and must change no digest."""
+    """Settings in plain containers. Fields that came later are not there with their usual values: they must change no digest."""
     found: dict[str, Any] = to_dict(settings)
-    search = getattr(settings, "search", None)
-    if search is not None:
-        return {**found, "search": search.plain()}
-    return {name: value for name, value in found.items() if name != "search"}
+    for field in dataclasses.fields(settings):
+        if field.name in LATER and getattr(settings, field.name) == field.default:
+            del found[field.name]
+    if "search" in found:
+        found["search"] = settings.search.plain()  # type: ignore[attr-defined]
+    return found
 
 
 def protocol(

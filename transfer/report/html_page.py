@@ -54,6 +54,11 @@ def render(
         cells_section(findings),
         provenance(findings, rows),
     ]
+    return whole_page(title, sections)
+
+
+def whole_page(title: str, sections: Sequence[str]) -> str:
+    """One HTML file, whose links have been looked at."""
     page = str(fill("page.html.j2", title=title, policy=policy(), sections=sections)) + "\n"
     check_links(page)
     return page

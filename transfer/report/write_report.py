@@ -50,7 +50,7 @@ OVER_TASKS = (
 def print_table(rows: Sequence[Row], stream: TextIO | None = None, *, width: int = LOG_WIDTH) -> None:
     """The scorecard in the terminal, or `width` characters wide where that is none."""
     columns = columns_of(rows)
-    table = _table([(c.title, c.is_number) for c in columns], wraps_first=True)
+    table = text_table([(c.title, c.is_number) for c in columns], wraps_first=True)
     styles = {"wins": "green", "loses": "red"}
     for line in lines_of(rows):
         cells = [Text(shortened(line.text(column), MAX_CELL_CHARACTERS)) for column in columns]
@@ -58,7 +58,7 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None, *, width: int
             cells[0].pad_left(2)
         cells[-1].stylize(styles.get(line.row.verdict, "dim"))
         table.add_row(*cells)
-    console = _console(stream, width)
+    console = text_console(stream, width)
     console.print(table)
     for note in notes(rows):
         console.print(Text(terminal(note), style="dim"))
@@ -92,7 +92,7 @@ def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> 
         "verdict",
     )
     numbers = ("shots", "difference", "n tasks", "p", "p (Holm)")
-    table = _table([(title, title in numbers) for title in titles])
+    table = text_table([(title, title in numbers) for title in titles])
     several = len({v.a for v in found}) > 1
     for v in found:
         r = v.result
@@ -103,12 +103,12 @@ def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> 
             *(r.difference.n, f"{r.p_value:.3g}", p_text(r.p_holm), r.verdict),
         )
         table.add_row(*(Text(shortened(cell, MAX_CELL_CHARACTERS)) for cell in cells))
-    console = _console(stream)
+    console = text_console(stream)
     console.print(table)
     console.print(Text(terminal(OVER_TASKS), style="dim"))
 
 
-def _table(columns: Iterable[tuple[str, bool]], *, wraps_first: bool = False) -> Table:
+def text_table(columns: Iterable[tuple[str, bool]], *, wraps_first: bool = False) -> Table:
     """A table of columns (title, whether of numbers)."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, (title, is_number) in enumerate(columns):
@@ -116,7 +116,7 @@ def _table(columns: Iterable[tuple[str, bool]], *, wraps_first: bool = False) ->
     return table
 
 
-def _console(stream: TextIO | None, width: int = LOG_WIDTH) -> Console:
+def text_console(stream: TextIO | None, width: int = LOG_WIDTH) -> Console:
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = width

@@ -8,7 +8,7 @@ Formula: dw = (g_w - mean * g_b) / var, db = g_b - sum_j mean_j * dw_j; mean and
 Training and evaluation: averages of mean and var (share of the old value 0.99, without the bias of their start) are
     all that is kept; evaluation is the plain network. Works with a batch of one.
 When: online, or batches of a few samples, on networks that train without a normaliser but slowly.
-Source: Lange, Helfrich, Ye 2022 (arXiv 2108.00884). Formula derived from its stated principle.
+Source: Lange, Helfrich, Ye 2022 (arXiv 2108.01110). Formula derived from its stated principle.
 Uncertainty: average, floor of the variance (`floor` times the largest, and `eps`) and the paper's division by a
     constant could not be checked; the last is not done. Weight decay that is added to the gradient afterwards is not
     preconditioned; clipping and padding of edges break the equality. Grouped convolutions take the statistics of

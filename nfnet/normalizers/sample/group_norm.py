@@ -12,22 +12,11 @@ Uncertainty: 32 groups are the paper's; narrow networks here have fewer, so that
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from nfnet.normalizers.method import Method, NormSite, act, method
-from nfnet.normalizers.sample.grouping import num_groups
+from nfnet.normalizers.method import method
+from nfnet.normalizers.sample.grouping import InGroups
 
 
 @method("group_norm")
 @dataclass(frozen=True, kw_only=True)
-class GroupNorm(Method):
-    biases = False
-
-    groups: int = 0
-    """0 = 32, or as many as leave 4 channels to each."""
-    eps: float = 1e-5
-
-    def norm_act(self, site: NormSite) -> nn.Module:
-        return nn.Sequential(
-            nn.GroupNorm(num_groups(site.channels, self.groups), site.channels, eps=self.eps), act(site.activation)
-        )
+class GroupNorm(InGroups):
+    pass

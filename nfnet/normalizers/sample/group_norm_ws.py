@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nfnet.normalizers.method import Conv2d, ConvSite, Method, NormSite, act, method
-from nfnet.normalizers.sample.grouping import num_groups
+from nfnet.normalizers.method import Conv2d, ConvSite, method
+from nfnet.normalizers.sample.grouping import InGroups
 
 
 class StandardisedConv2d(Conv2d):
@@ -30,17 +30,6 @@ class StandardisedConv2d(Conv2d):
 
 @method("group_norm_ws")
 @dataclass(frozen=True, kw_only=True)
-class GroupNormWS(Method):
-    biases = False
-
-    groups: int = 0
-    """0 = 32, or as many as leave 4 channels to each."""
-    eps: float = 1e-5
-
+class GroupNormWS(InGroups):
     def conv(self, site: ConvSite) -> nn.Module:
         return StandardisedConv2d(site, bias=False)
-
-    def norm_act(self, site: NormSite) -> nn.Module:
-        return nn.Sequential(
-            nn.GroupNorm(num_groups(site.channels, self.groups), site.channels, eps=self.eps), act(site.activation)
-        )

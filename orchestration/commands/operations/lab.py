@@ -5,17 +5,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import say
-from orchestration.commands.parser import add
+from orchestration.commands.parser import add, number
 from orchestration.commands.transfer import parse_budget, parse_time_s
 from pipeline.display import shell
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from transfer.lab.claims import Told
     from transfer.lab.experiment import Experiment
 
 ALL = "claims"
-SIZES = ("tiny",)
-"""Of the committed experiments."""
 
 
 def lab_command(commands: Any) -> None:
@@ -42,7 +41,11 @@ def lab_command(commands: Any) -> None:
     p.add_argument("--list", action="store_true", help="methods, trunks and experiments")
     p.add_argument("--data", metavar="URL", help="a prepared dataset, ROOT/<card>")
     p.add_argument("--out", metavar="URL", help="folder of the trials; the same command again goes on")
-    p.add_argument("--size", choices=SIZES, default="tiny", help="of the committed experiments (default %(default)s)")
+    p.add_argument(
+        "--size",
+        choices=("tiny", "full"),
+        help="of an experiment: full as its file says, tiny for two cores (default full)",
+    )
     p.add_argument(
         "--methods", metavar="A,B", help="methods, or all; with settings as normalizer_free:clipping=0.02:alpha=0.2"
     )
@@ -57,23 +60,15 @@ def lab_command(commands: Any) -> None:
     p.add_argument("--seeds", metavar="N", help="of weights, order, augmentation and drawn images")
     p.add_argument("--budget", metavar="TEXT", help="for this call: '100 trials', '1e6 images', '2 hours'")
     p.add_argument("--trial-limit", metavar="TIME", help="a trial that takes longer is a failed one, as '30 minutes'")
-    p.add_argument("--max-concurrent", type=int, metavar="N", help="trials at a time (default: as many as cores allow)")
+    p.add_argument(
+        "--max-concurrent", type=number(int, 1), metavar="N", help="trials at a time (default: as many as cores allow)"
+    )
     p.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster, host:port; default: a Ray of its own")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in --out")
 
 
-FIELDS = {
-    "methods": "methods",
-    "trunk": "trunk",
-    "batches": "batches",
-    "stat_groups": "stat_groups",
-    "rates": "rates",
-    "epochs": "epochs",
-    "shots": "shots",
-    "image_px": "image_px",
-    "seeds": "seeds",
-}
-"""Options -> fields of an experiment."""
+FIELDS = ("methods", "trunk", "batches", "stat_groups", "rates", "epochs", "shots", "image_px", "seeds")
+"""Options that are fields of an experiment."""
 LISTS = ("methods", "batches", "stat_groups", "rates")
 
 
@@ -84,19 +79,22 @@ def lab(args: argparse.Namespace) -> int:
     for name in ("data", "out"):
         if not getattr(args, name):
             raise UserError(f"--{name} is missing; see 'normfree lab --help'")
+    from transfer.lab.claims import print_claims, write_claims
+
     experiments = experiments_of(args)
-    worst = 0
-    verdicts = []
+    worst, told, several = 0, [], args.experiment == ALL
     for experiment in experiments:
-        several = len(experiments) > 1
         out = f"{args.out.rstrip('/')}/{experiment.name}" if several else args.out
         if several:
             say(f"experiment {experiment.name}: {experiment.claim}")
-        code, word = _run(experiment, args, out)
+        code, one = _run(experiment, args, out)
         worst = max(worst, code)
-        verdicts.append((experiment.name, word))
-    if len(experiments) > 1:
-        say(*(f"{name}: {word}" for name, word in verdicts))
+        told.append(one)
+        if several:  # what is known so far, should this end early
+            paths = write_claims(told, args.out)
+    if several:
+        print_claims(told)
+        say(*(f"{kind}: {path}" for kind, path in paths.items()))
     return worst
 
 
@@ -104,16 +102,21 @@ def experiments_of(args: argparse.Namespace) -> list["Experiment"]:
     """What the words ask for. UserError where they say nothing to do, or twice."""
     from transfer.lab.experiment import list_experiments, load_experiment
 
-    given = {field: value for option, field in FIELDS.items() if (value := getattr(args, option)) is not None}
+    given = {field: value for field in FIELDS if (value := getattr(args, field)) is not None}
+    if args.each_rate:
+        given["each_rate"] = True
+    size = args.size or "full"
     if args.experiment == ALL:
-        if set(given) - {"seeds"}:
-            raise UserError(f"--{sorted(given)[0].replace('_', '-')} does not go with all claims; name one experiment")
-        return [_changed(load_experiment(name), given) for name in list_experiments()]
+        for option in (*sorted(set(given) - {"seeds"}), *(["budget"] if args.budget else [])):
+            raise UserError(f"--{option.replace('_', '-')} does not go with all claims; name one experiment")
+        return [_changed(load_experiment(name).at_size(size), given) for name in list_experiments()]
     if args.experiment is not None:
-        return [_changed(load_experiment(args.experiment), given)]
+        return [_changed(load_experiment(args.experiment).at_size(size), given)]
+    if args.size:
+        raise UserError("--size is an experiment's; name one, or claims, or leave it out")
     if "methods" not in given:
         raise UserError("name an experiment, or the methods with --methods A,B; 'normfree lab --list' shows both")
-    return [_changed(None, {**given, "name": "lab", "each_rate": args.each_rate})]
+    return [_changed(None, {**given, "name": "lab"})]
 
 
 def _changed(experiment: "Experiment | None", given: dict[str, Any]) -> "Experiment":
@@ -128,16 +131,18 @@ def _changed(experiment: "Experiment | None", given: dict[str, Any]) -> "Experim
     return from_dict(Experiment, {**before, **words})
 
 
-def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[int, str]:
+def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[int, "Told"]:
     """(exit code, verdict) of one experiment."""
     from orchestration.tune.ray_cluster import Resources
     from orchestration.tune.ray_tune import run_sweep
     from orchestration.tune.sweep_listener import SweepListener
     from pipeline.storage import objects
     from transfer.lab.build import sweep_of_experiment
+    from transfer.lab.claims import Told
     from transfer.lab.page import print_lab, write_lab_report
     from transfer.lab.table import lab_rows
     from transfer.lab.verdict import verdict
+    from transfer.sweep.ledger import Ledger
 
     sweep, lines = sweep_of_experiment(experiment, data=args.data, out=out)
     listener = SweepListener(argparse.Namespace(**{**vars(args), "out": sweep.out}))
@@ -146,8 +151,6 @@ def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[
         trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
     )
     if args.max_concurrent is not None:
-        if args.max_concurrent < 1:
-            raise UserError(f"--max-concurrent is {args.max_concurrent}; set it to 1 or more")
         resources = replace(resources, max_concurrent=args.max_concurrent)
     result = run_sweep(sweep, budget=parse_budget(args.budget), resources=resources, tell=listener.hear)
     for row in result.not_run:
@@ -163,7 +166,7 @@ def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[
     say(*(f"{kind}: {path}" for kind, path in paths.items()))
     say(f"next: open {paths['html']}, or: normfree ui {shell([sweep.out])}")
     lacking = [e for row in rows for e in row.entries if e.lacks_result]
-    return int(bool(lacking)), found.word if found else "no claim"
+    return int(bool(lacking)), Told(experiment=experiment, found=found, info=Ledger(sweep.out).info(), data=args.data)
 
 
 def _list() -> int:

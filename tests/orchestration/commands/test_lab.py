@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.cli import main
+from orchestration.cli import build_parser, main
+from orchestration.commands.operations.lab import experiments_of
+from transfer.lab.experiment import list_experiments
 
 
 @pytest.mark.parametrize(
@@ -15,6 +17,9 @@ from orchestration.cli import main
         ("lab --data {tmp}/digits --out {tmp}/x", "name an experiment, or the methods"),
         ("lab agc --data {tmp}/digits --out {tmp}/x", "no experiment 'agc'"),
         ("lab claims --epochs 3 --data {tmp}/digits --out {tmp}/x", "--epochs does not go with all claims"),
+        ("lab claims --each-rate --data {tmp}/digits --out {tmp}/x", "--each-rate does not go with all claims"),
+        ("lab claims --budget 3 --data {tmp}/digits --out {tmp}/x", "--budget does not go with all claims"),
+        ("lab --methods none --size tiny --data {tmp}/digits --out {tmp}/x", "--size is an experiment's"),
         ("lab --methods nothing --data {tmp}/digits --out {tmp}/x", "no method 'nothing'"),
         (
             "lab --methods batch_norm --batches 1 --data {tmp}/digits --out {tmp}/x",
@@ -36,6 +41,26 @@ def test_the_list_has_methods_trunks_and_experiments(capsys: pytest.CaptureFixtu
     assert main(["lab", "--list"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("normalizer_free", "resnet50_v2", "agc_high_rate"))
+
+
+def test_options_change_an_experiments_fields_at_its_size() -> None:
+    words = [
+        "lab",
+        "bounded_function",
+        "--size",
+        "tiny",
+        "--rates",
+        "0.1,0.2",
+        "--each-rate",
+        "--data",
+        "d",
+        "--out",
+        "o",
+    ]
+    (found,) = experiments_of(build_parser().parse_args(words))
+    assert (found.epochs, found.rates, found.each_rate) == (6.0, (0.1, 0.2), True)
+    every = experiments_of(build_parser().parse_args(["lab", "claims", "--size", "tiny", "--data", "d", "--out", "o"]))
+    assert [e.name for e in every] == list_experiments()
 
 
 @pytest.mark.slow

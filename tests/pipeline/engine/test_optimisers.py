@@ -86,6 +86,12 @@ def test_parts_and_patterns_are_frozen_scaled_and_left_unclipped() -> None:
     assert sum(len(g["params"]) for g in groups) == len(chosen)
 
 
+def test_the_classifier_is_clipped_on_demand(tiny: nn.Module) -> None:
+    usual, whole = optimisers.settings(tiny, optim()), optimisers.settings(tiny, optim(clip_head=True))
+    assert {n for n in usual if usual[n] != whole[n]} == {"head.weight"}
+    assert whole["head.weight"].clip and not usual["head.weight"].clip
+
+
 @pytest.mark.parametrize("field", ["frozen", "unclipped"])
 def test_a_pattern_that_fits_nothing_is_refused_with_the_parts(tiny: nn.Module, field: str) -> None:
     fields = optim(**{field: ("stage 9",)})
@@ -110,6 +116,8 @@ def test_agc_in_front_of_adam_is_advised_against() -> None:
     )
     with pytest.raises(UserError, match=r"optim\.unclipped"):
         optim(clip="norm", unclipped=("stem",))
+    with pytest.raises(UserError, match=r"optim\.clip_head"):
+        optim(clipping=0, clip_head=True)
 
 
 def test_binary_cross_entropy_is_timms_and_takes_mixed_labels() -> None:

@@ -74,6 +74,7 @@ def test_norms_of_the_coming_update_are_those_of_the_update_itself(momentum: flo
         names=["stem", "head"],
         part=torch.tensor([0, 0, 1, 1]),
         clip=torch.tensor([True, True, True, False]),
+        tensor=torch.tensor([0, 0, 1, 1]),
         decay=decay,
         rate=share,
         momentum=momentum,
@@ -99,9 +100,30 @@ def test_norms_of_the_coming_update_are_those_of_the_update_itself(momentum: flo
     assert sums.read(rows.flatten().tolist(), measured=False)[0].update_ratio is None
 
 
+def test_layer_by_layer_a_tensor_has_one_factor_and_its_gradient_ends_at_lambda_times_its_weights() -> None:
+    sizes, clipping = [4, 1, 3], 0.02
+    tensor = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    w = torch.rand(8, 5) + 0.5
+    g = torch.randn(8, 5) * torch.tensor([9.0, 9.0, 1e-4])[tensor][:, None]
+    clip = tensor != 1  # as the classifier's weight
+    sums = Sums(names=["a"], part=torch.zeros(8).long(), clip=clip, tensor=tensor, decay=torch.zeros(8), rate=torch.ones(8),
+                momentum=0.0)  # fmt: skip
+    units = torch.stack([w.square().sum(1), g.square().sum(1)])
+    factors = sums.factors(units, OptimConfig(learning_rate=1.0, clip="agc_layer", clipping=clipping))
+    assert all(len(set(f.tolist())) == 1 for f in factors.split(sizes))
+    assert (g[:4] * factors[:4, None]).norm().item() == pytest.approx(clipping * w[:4].norm().item(), rel=1e-5)
+    assert (factors[4:] == 1).all()
+    one_by_one = sums.factors(units, OptimConfig(learning_rate=1.0, clipping=clipping))
+    torch.testing.assert_close((g * one_by_one[:, None]).norm(dim=1)[:4], clipping * w.norm(dim=1)[:4])
+    norm = sums.factors(units, OptimConfig(learning_rate=1.0, clip="norm", clip_norm=0.5))
+    assert (g * norm[:, None]).norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
 def test_a_part_without_clipped_units_or_weights_is_no_division_by_nothing() -> None:
-    sums = Sums(names=["a"], part=torch.zeros(1, dtype=torch.int64), clip=torch.tensor([False]), decay=torch.zeros(1),
-                rate=torch.ones(1), momentum=0.9)  # fmt: skip
+    whole_numbers, zero = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    sums = Sums(
+        names=["a"], part=whole_numbers, clip=zero > 0, tensor=whole_numbers, decay=zero, rate=zero + 1, momentum=0.9
+    )
     whole, parts = sums.read(
         sums.of_parts(torch.zeros(6, 1), torch.ones(1), rate=0.1).flatten().tolist(), measured=True
     )

@@ -9,11 +9,13 @@ import pytest
 from nfnet.normalizers.registry import list_methods
 from pipeline.errors import UserError
 from transfer.lab.build import lines_of, sweep_of_experiment
-from transfer.lab.experiment import Comparison, Experiment, list_experiments, load_experiment, parse_method
+from transfer.lab.claims import Told, claim_cells, write_claims
+from transfer.lab.experiment import SIZES, Comparison, Experiment, list_experiments, load_experiment, parse_method
 from transfer.lab.page import cells_of, to_csv
 from transfer.lab.table import LabRow, mean_of
 from transfer.lab.verdict import judge, verdict
 from transfer.sweep.entry import LedgerEntry
+from transfer.sweep.ledger import SweepInfo
 
 
 def experiment(**fields: Any) -> Experiment:
@@ -53,13 +55,17 @@ def row(method: str, values: list[float | None], **fields: Any) -> LabRow:
     return LabRow(line=line, entries=[entry(i, v, eval_mode=0.5, train_mode=0.4) for i, v in enumerate(values)])
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", list_experiments())
-def test_every_committed_experiment_makes_a_sweep_and_finds_its_lines(name: str, tmp_path: Path) -> None:
-    found = load_experiment(name)
+def test_every_committed_experiment_makes_a_sweep_and_finds_its_lines(
+    name: str, size: str, digits: str, tmp_path: Path
+) -> None:
+    found = load_experiment(name).at_size(size)
+    assert found.name == name
     assert found.claim
     assert found.source
     assert found.settles
-    sweep, lines = sweep_of_experiment(found, data=f"{tmp_path}/digits", out=f"{tmp_path}/out")
+    sweep, lines = sweep_of_experiment(found, data=digits, out=f"{tmp_path}/out")
     rows = [LabRow(line=line) for line in lines]
     judged = verdict(found, rows)
     assert judged is not None
@@ -104,7 +110,7 @@ def test_a_network_is_measured_by_its_own_recipes_only(tmp_path: Path) -> None:
     [
         ({"methods": ("bach_norm",)}, "no method 'bach_norm'"),
         ({"methods": ("batch_norm:stat_groups=2",)}, "no setting 'stat_groups'"),
-        ({"methods": ("none:clipping=much",)}, "clipping is 'much'; write a number"),
+        ({"methods": ("none:clipping=much",)}, "clipping is .much."),
         ({"trunk": "vgg"}, "trunk is 'vgg'"),
     ],
 )
@@ -202,3 +208,48 @@ def test_the_documented_method_of_ones_own_is_short_and_works() -> None:
         assert network(torch.randn(2, 3, 16, 16)).shape == (2, 4)
     finally:
         METHODS.pop("root_mean_square", None)
+
+
+def test_how_gradients_are_clipped_is_a_line_of_its_own_on_one_network() -> None:
+    words = ("clip=norm:clip_norm=0.5", "clip=agc_layer", "unclipped=stage 0+stage 1", "clip_head=true")
+    lines = lines_of(experiment(methods=tuple(f"normalizer_free:{w}" for w in words)))
+    assert len({line.network for line in lines}) == 1
+    assert len({line.recipe for line in lines}) == len({line.shown for line in lines}) == 4
+    assert [line.settings for line in lines] == [
+        {"clip": "norm", "clip_norm": 0.5},
+        {"clipping": 0.02, "clip": "agc_layer"},
+        {"clipping": 0.02, "unclipped": ("stage 0", "stage 1")},
+        {"clipping": 0.02, "clip_head": True},
+    ]
+
+
+def test_a_size_changes_the_fields_that_it_names_and_refuses_others() -> None:
+    found = experiment(epochs=8.0, tiny={"epochs": 2})
+    assert found.at_size("full").epochs == 8
+    assert found.at_size("tiny") == replace(found, epochs=2.0, tiny={})
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        experiment(tiny={"epoch": 2}).at_size("tiny")
+
+
+def test_claims_are_one_table_a_line_for_each_comparison(tmp_path: Path) -> None:
+    found = load_experiment("agc_pieces")
+    _, lines = sweep_of_experiment(found, data=f"{tmp_path}/digits", out=f"{tmp_path}/out")
+    told = Told(
+        experiment=found,
+        found=verdict(found, [LabRow(line=line) for line in lines]),
+        info=SweepInfo(
+            **dict.fromkeys(("suite", "suite_digest", "checkpoint_url", "checkpoint_digest", "model"), ""),
+            started_s=0.0,
+            command="normfree lab claims",
+            hardware="2 cores",
+            num_seeds=3,
+            not_run=[],
+        ),
+        data=f"{tmp_path}/digits",
+    )
+    cells = claim_cells(told)
+    assert [c[0] for c in cells] == ["agc_pieces"] * len(found.compare)
+    assert {c[5] for c in cells} == {"unclear"}
+    paths = write_claims([told], str(tmp_path))
+    assert len(Path(paths["csv"]).read_text().splitlines()) == 1 + len(cells)
+    assert found.claim in Path(paths["html"]).read_text()

@@ -124,7 +124,7 @@ def other_value(value: Any) -> Any:
         return (*value, 7)
     if isinstance(value, float):
         return value / 2 or 0.5
-    return {"paper": "code"}.get(value, "top5") if isinstance(value, str) else value + 1
+    return {"paper": "code", "agc": "norm"}.get(value, "top5") if isinstance(value, str) else value + 1
 
 
 def digest_of(task: Task, method: Method, search: dict[str, Any] | None = None) -> str:
@@ -149,7 +149,8 @@ def test_every_deciding_field_of_every_method_changes_the_protocol(kind: str) ->
     for field in dataclasses.fields(settings):
         if field.name in skipped or (field.name in ("epochs", "num_steps") and not getattr(few, field.name)):
             continue
-        changed = dataclasses.replace(few, **{field.name: other_value(getattr(few, field.name))})
+        value = ("stem",) if field.name == "unclipped" else other_value(getattr(few, field.name))
+        changed = dataclasses.replace(few, **{field.name: value})
         digests.append(digest_of(make_task(), dataclasses.replace(base, settings=changed)))
     for split in ("full", "vtab1k"):
         whole: Any = settings(**{**preset, "split": split})
