@@ -57,6 +57,11 @@ class Started(Record):
     dataset_digest: str
     data_plan: tuple[str, ...] = ()
     """What will become of the samples, in sentences: what is repeated, dropped or skipped, and why."""
+    image_flops: float = 0.0
+    """Floating-point operations of a forward and a backward pass of one image, without what is computed again: six for each
+    multiply-add of the forward pass. 0 = they cannot be counted."""
+    device_flops: float = 0.0
+    """Operations a second of this rank's device in products of matrices, measured just now (`nfnet.analysis.matrix_rate`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,8 @@ class Step(Record):
     """Of each part of the network (stem, stage 0, ..., final, head): clipped_share as above; gradient_norm, weight_norm and
     update_ratio (norm of the weights' change over their norm) of the last update, None where that was skipped."""
     images_per_s: float
+    flops_share: float | None = None
+    """Of `Started.device_flops`, what the network's own arithmetic takes on each rank's device: MFU."""
     data_wait_s: float
     """Seconds per update, as the next five, which add up to `wall_s`: waiting for a batch;"""
     transfer_s: float = 0.0

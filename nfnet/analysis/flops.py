@@ -33,3 +33,20 @@ def multiply_adds(model: nn.Module, px: int, *, in_chans: int | None = None) -> 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         meta(torch.empty(1, in_chans, px, px, device="meta"))
     return int(counter.get_total_flops()) // 2
+
+
+def training_flops(model: nn.Module, px: int) -> tuple[float, str]:
+    """Floating-point operations of a forward and a backward pass of one image, and why they cannot be counted ("" if they can).
+
+    Six for each multiply-add: a backward pass has two products for each of the forward pass. What is computed again is not in it.
+    """
+    try:
+        return 6.0 * multiply_adds(model, px), ""
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:  # not every network runs on the meta device
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        return 0.0, f"this network's arithmetic cannot be counted ({why}): its share of the device's rate is not shown"

@@ -30,10 +30,19 @@ def plan_lines(started: Started) -> list[tuple[str, str]]:
             f"{started.global_batch} = {started.num_ranks} {'process' if started.num_ranks == 1 else 'processes'}"
             f" x {started.micro_batch} images x {started.accumulation} accumulated",
         ),
-        ("machine", f"{started.device}, ZeRO stage {started.zero_stage}"),
+        ("machine", f"{started.device}, ZeRO stage {started.zero_stage}{_rate(started)}"),
         ("digests", f"configuration {started.config_digest[:12]}, data {started.dataset_digest[:12]}"),
     ]
     return rows
+
+
+def _rate(started: Started) -> str:
+    if not started.device_flops:
+        return ""
+    rate, unit = (
+        (started.device_flops / 1e12, "T") if started.device_flops >= 1e12 else (started.device_flops / 1e9, "G")
+    )
+    return f"; {rate:.3g} {unit}FLOP/s in products of matrices ({started.precision}, each process)"
 
 
 def step_line(step: Step, started: Started | None, left_s: float) -> str:
@@ -42,9 +51,13 @@ def step_line(step: Step, started: Started | None, left_s: float) -> str:
     waits = step.data_wait_s / step.step_s if step.step_s > 0 else 0.0
     return (
         f"step {step.step}{total}  left {duration(left_s)}  loss {step.loss:.4f}  acc {step.accuracy:.1%}  "
-        f"{step.images_per_s:,.0f} img/s  clipped {step.clipped_share:.0%}{_most(step)}  data wait {waits:.0%}"
+        f"{step.images_per_s:,.0f} img/s{_share(step)}  clipped {step.clipped_share:.0%}{_most(step)}  data wait {waits:.0%}"
         f"{_breakdown(step)}"
     )
+
+
+def _share(step: Step) -> str:
+    return "" if step.flops_share is None else f" ({step.flops_share:.0%} of the matrix rate)"
 
 
 def _most(step: Step) -> str:

@@ -19,7 +19,7 @@ from orchestration import child_process
 from orchestration.serve import addresses, mlflow_server
 from orchestration.serve.import_records import records_of
 from orchestration.tracking.heartbeat import keep_sweeping
-from orchestration.tracking.mlflow_client import connect
+from orchestration.tracking.mlflow_client import connect, first_page
 from orchestration.tracking.tracking_uri import make_sqlite, resolve_uri, sqlite_file
 from pipeline import places
 from pipeline.display import terminal
@@ -110,6 +110,11 @@ def run_server(
             threading.Thread(target=_keep_refreshing, args=(refresh, end), daemon=True).start()
         address = f"{scheme}://{addresses.reachable(host)}:{port}{query}"
         print(terminal(f"MLflow shows {public(shown)} at {address} (Ctrl-C ends it)"), flush=True)
+        with contextlib.suppress(Exception):  # the pages are there all the same
+            print(
+                terminal(f"runs and sweeps: {address if query else address + '/'}{first_page(connect(shown))}"),
+                flush=True,
+            )
         return process.wait()
     except KeyboardInterrupt:
         return 0

@@ -26,6 +26,8 @@ from orchestration.tracking.upload import DatasetUsed, Point, Upload
 from pipeline import places
 from pipeline.errors import UserError
 
+DEFAULT_EXPERIMENT = "0"
+"""That MLflow makes of itself, and nobody here uses."""
 DATASET_DIGITS = 36  # of a digest, as MLflow stores it
 DRAIN_S = 30.0
 """How long an uploader goes on trying after its run has ended."""
@@ -72,6 +74,17 @@ def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
     file = sqlite_file(tracking_uri)  # MLflow's own choice would be ./mlruns of whatever folder we run in
     location = (file.parent / "mlflow-artifacts" / re.sub(r"[^\w.-]", "_", name)).as_uri() if file else None
     return str(client.create_experiment(name, artifact_location=location, tags=KIND))
+
+
+def first_page(client: Any) -> str:
+    """Where MLflow's pages show training: the one experiment, or the list of them, as what comes after the server's address.
+
+    MLflow 3.17 takes the kind of its pages from the address, or from what the browser chose before (language models where it
+    chose nothing), and the experiment's own tag only where that way of moving about is switched off.
+    """
+    found = [one for one in client.search_experiments(max_results=100) if one.experiment_id != DEFAULT_EXPERIMENT]
+    place = f"/{found[0].experiment_id}/runs" if len(found) == 1 else ""
+    return f"#/experiments{place}?workflowType=machine_learning"
 
 
 def find_run(client: Any, experiment: str, tag: str, value: str, also: str = "") -> Any:

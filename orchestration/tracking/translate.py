@@ -21,6 +21,7 @@ STEP_KEYS = {
     "epoch": "train/epoch",
     "samples": "train/samples",
     "images_per_s": "speed/images_per_s",
+    "flops_share": "speed/share_of_matrix_rate",
     "data_wait_s": "speed/data_wait_s",
     "step_s": "speed/step_s",
     "transfer_s": "speed/transfer_s",

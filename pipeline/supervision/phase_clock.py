@@ -68,6 +68,12 @@ class Clock:
         self._mark_s, self._sums_s = self._since_s, dict.fromkeys(PHASES, 0.0)
         return wall_s, sums_s
 
+    def means(self, num: int) -> dict[str, float]:
+        """Seconds for each of `num` updates since the last call, as `pipeline.records.Step` names them."""
+        wall_s, spent_s = self.take()
+        found = {f"{'data_wait' if phase == 'wait' else phase}_s": spent / num for phase, spent in spent_s.items()}
+        return found | {"wall_s": wall_s / num, "step_s": (wall_s - spent_s["save"] - spent_s["evaluate"]) / num}
+
     @property
     def elapsed_s(self) -> float:
         """Since the clock was made."""

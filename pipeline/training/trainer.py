@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
+from nfnet.analysis.flops import training_flops
+from nfnet.analysis.matrix_rate import matrix_rate
 from pipeline import distributed
 from pipeline.checkpoint import load, retention
 from pipeline.checkpoint.commit import Commit
@@ -99,6 +101,10 @@ class Job:
         )
         if commit is not None:
             self.restore(commit)
+        self.device_flops = matrix_rate(self.world.device, bf16=self.run.engine.precision == "bf16")
+        self.image_flops, why_not = training_flops(model, self.run.augment.image_px)
+        if why_not:
+            yield Notice(step=0, text=why_not)
         self._start_saver(commit)
         self.first_step = self.step
         yield from self.account.restore(self.step)
@@ -170,6 +176,8 @@ class Job:
             config=to_dict(run),
             config_digest=run.digest(),
             dataset_digest=self.data.digest,
+            image_flops=self.image_flops,
+            device_flops=self.device_flops,
             data_plan=plan(self.data, global_batch=run.global_batch, total_steps=self.total_steps),
         )
 
@@ -201,8 +209,8 @@ class Job:
     def report(self, rate: float) -> Step:
         updates = self.updates
         num = len(updates)
-        wall_s, spent_s = self.clock.take()
-        step_s = (wall_s - spent_s["save"] - spent_s["evaluate"]) / num
+        times = self.clock.means(num)
+        flops_s = self.image_flops * self.run.global_batch / self.world.size / times["step_s"]
         applied = [u for u in updates if u.applied] or updates  # a skipped one's loss would hide the others'
         n = len(applied)
         record = Step(
@@ -216,17 +224,10 @@ class Job:
             clipped_share=sum(u.clipped_share for u in applied) / n,
             gradient_norm=applied[-1].gradient_norm,
             parts=over_updates([u.parts for u in applied]),
-            images_per_s=self.run.global_batch / step_s,
-            data_wait_s=spent_s["wait"] / num,
-            transfer_s=spent_s["transfer"] / num,
-            compute_s=spent_s["compute"] / num,
-            save_s=spent_s["save"] / num,
-            log_s=spent_s["log"] / num,
-            evaluate_s=spent_s["evaluate"] / num,
-            other_s=spent_s["other"] / num,
-            wall_s=wall_s / num,
-            step_s=step_s,
-            remaining_s=(self.total_steps - self.step) * step_s,
+            images_per_s=self.run.global_batch / times["step_s"],
+            flops_share=flops_s / self.device_flops if flops_s else None,
+            remaining_s=(self.total_steps - self.step) * times["step_s"],
+            **times,
         )
         self.updates = []
         return record

@@ -52,6 +52,7 @@ def main(out: str, uri: str, first: int, last: int, pause_s: float) -> None:
                 clipped_share=0.2,
                 gradient_norm=1.5,
                 images_per_s=100.0,
+                flops_share=0.4,
                 data_wait_s=0.0,
                 step_s=0.6,
                 remaining_s=1.0,

@@ -223,7 +223,7 @@ def test_ui_shows_a_sweep_that_lies_in_the_store(store: str, tmp_path: Path, emp
             {"Content-Type": "application/json"},
         )
         runs = json.load(urllib.request.urlopen(asked, timeout=60))["runs"]
-        assert sum(run["info"]["run_name"].startswith("digits-ridge-") for run in runs) == 4 and len(runs) == 5
+        assert sum(run["info"]["run_name"].startswith("final ") for run in runs) == 4 and len(runs) == 5
     finally:
         server.terminate()  # where tests run in the background SIGINT is ignored
         server.wait(120)

@@ -49,6 +49,7 @@ def step(number: int, loss: float = 2.0, *, time_s: float | None = None) -> Step
         clipped_share=0.2,
         gradient_norm=1.5,
         images_per_s=100.0,
+        flops_share=0.4,
         data_wait_s=0.01,
         step_s=0.64,
         remaining_s=5.0,
@@ -528,3 +529,12 @@ def test_what_a_start_does_otherwise_is_a_tag_of_that_attempt() -> None:
     translator.translate({"kind": "Attempt", "attempt": 2, "time_s": T0_S})
     changed = {"kind": "Changed", "step": 4, "time_s": T0_S, "what": "length", "text": "8 steps long now, and was 4"}
     assert translator.translate(changed).tags == {"attempt.2.length": "8 steps long now, and was 4"}
+
+
+def test_the_address_that_is_printed_leads_to_the_one_experiment_or_to_their_list(tmp_path: Path) -> None:
+    client = connect(resolve_uri(None, tmp_path))
+    assert mlflow_client.first_page(client) == "#/experiments?workflowType=machine_learning"
+    made = client.create_experiment("pretrain")
+    assert mlflow_client.first_page(client) == f"#/experiments/{made}/runs?workflowType=machine_learning"
+    client.create_experiment("transfer")
+    assert mlflow_client.first_page(client) == "#/experiments?workflowType=machine_learning"

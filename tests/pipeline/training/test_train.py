@@ -145,7 +145,11 @@ def test_the_plan_and_the_end_agree(unbroken: tuple[Path, list[dict[str, Any]]])
     done = records[-1]
     assert done["kind"] == "Finished" and done["samples"] == started["total_samples"] == 320
     assert (started["samples_per_epoch"] - started["dropped_samples"]) == 320
-    assert [r["step"] for r in records if r["kind"] == "Step"] == list(range(1, 21))
+    steps = [r for r in records if r["kind"] == "Step"]
+    assert [r["step"] for r in steps] == list(range(1, 21))
+    for r in steps:
+        a_rank = started["image_flops"] * r["images_per_s"] / started["num_ranks"]
+        assert r["flops_share"] == pytest.approx(a_rank / started["device_flops"], rel=1e-9) and r["flops_share"] > 0
     evaluation = next(r for r in records if r["kind"] == "Evaluation")
     assert evaluation["num_samples"] == 697 and evaluation["weights"] == "ema"
 
