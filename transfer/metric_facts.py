@@ -55,6 +55,31 @@ METRIC_FACTS: dict[str, MetricFacts] = {
     "auroc": MetricFacts(title="area under the ROC curve", short="AUROC", family=AREA, unit="", scale=1.0, decimals=3),
     "map11": MetricFacts(title="11-point mean average precision", short="mAP-11", family=PRECISION),
     "real": MetricFacts(title="ReaL accuracy", short="ReaL", family=ACCURACY, counts_images=True),
+    "ece15": MetricFacts(
+        title="expected calibration error, 15 bins", short="ECE, 15 bins", family="calibration", larger_is_better=False
+    ),
+    "accuracy_at_80": MetricFacts(
+        title="top-1 accuracy of the surest 80 %", short="top-1 at 80 % coverage", family="selective"
+    ),
+    "kappa2": MetricFacts(
+        title="Cohen's kappa, quadratic weights",
+        short="kappa",
+        family="kappa",
+        unit="",
+        scale=1.0,
+        decimals=3,
+        within=(-1.0, 1.0),
+    ),
+    "mae": MetricFacts(
+        title="mean absolute error",
+        short="MAE",
+        family="error in classes",
+        unit="classes",
+        scale=1.0,
+        decimals=3,
+        within=None,
+        larger_is_better=False,
+    ),
     REAL: MetricFacts(title="ReaL accuracy", short="ReaL", family=ACCURACY, counts_images=True),
     V2: MetricFacts(title="accuracy on ImageNet-V2", short="V2", family=ACCURACY, counts_images=True),
 }

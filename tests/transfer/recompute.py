@@ -5,7 +5,7 @@ Nothing of the probes' own code is used; what a cell was fitted on comes in as a
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, mean_absolute_error, roc_auc_score
 
 
 def ridge(x: np.ndarray, y: np.ndarray, test: np.ndarray, num_classes: int, l2: float) -> np.ndarray:
@@ -49,3 +49,33 @@ def balanced(scores: np.ndarray, labels: np.ndarray) -> float:
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Unweighted mean over classes of one against the rest."""
     return float(np.mean([roc_auc_score(labels == c, scores[:, c]) for c in range(scores.shape[1])]))
+
+
+def shares(scores: np.ndarray) -> np.ndarray:
+    """Softmax of (M, C)."""
+    powers = np.exp(scores - scores.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Guo et al. (2017), equation 3: a bin at a time."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    total = 0.0
+    for m in range(bins):
+        inside = (confidence > m / bins) & (confidence <= (m + 1) / bins)
+        if inside.any():
+            total += inside.sum() / len(labels) * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
+def selective(probabilities: np.ndarray, labels: np.ndarray, coverage: float = 0.8) -> float:
+    order = np.argsort(-probabilities.max(1))[: int(np.ceil(coverage * len(labels)))]
+    return float((probabilities[order].argmax(1) == labels[order]).mean())
+
+
+def quadratic_kappa(scores: np.ndarray, labels: np.ndarray) -> float:
+    return float(cohen_kappa_score(labels, scores.argmax(1), weights="quadratic"))
+
+
+def absolute_error(scores: np.ndarray, labels: np.ndarray) -> float:
+    return float(mean_absolute_error(labels, scores.argmax(1)))

@@ -1,14 +1,24 @@
-"""The report's page on test images: the worst mistakes as pictures, and scores without images that were upstream."""
+"""The report's page on test images: measures besides the metric, the worst mistakes as pictures, and scores without
+images that were upstream."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from transfer.measurement.prediction_measures import CALIBRATION, ORDINAL
+from transfer.metric_facts import facts_of
 from transfer.report.html_template import fill
 from transfer.results.contamination import Cleaned, Upstream
-from transfer.results.error_analysis import cell_of_mistakes, thumbnail, worst_mistakes
+from transfer.results.error_analysis import CellMeasures, cell_of_mistakes, thumbnail, worst_mistakes
 from transfer.results.scorecard import cell_name
 from transfer.results.sweep_results import Findings
 
 NUM_PICTURES = 12
+
+
+def measures(rows: Sequence[CellMeasures]) -> str:
+    """Calibration, selective accuracy and, where classes are ordered, their measures: a line a cell."""
+    shown = [m for m in (*CALIBRATION, *ORDINAL) if any(m in row.estimates for row in rows)]
+    facts = {m: facts_of(m) for m in shown}
+    return fill("measures.html.j2", rows=rows, facts=facts) if rows else ""
 
 
 def mistakes(findings: Findings) -> str:

@@ -14,12 +14,13 @@ from markupsafe import Markup
 from transfer.report import plots
 from transfer.report.html_cells import cells_section, provenance
 from transfer.report.html_curves import colors_of, curves, learning
-from transfer.report.html_errors import mistakes, overlaps
+from transfer.report.html_errors import measures, mistakes, overlaps
 from transfer.report.html_search import search_table
 from transfer.report.html_tables import costs, failures, scorecard_table, side_by_side
 from transfer.report.html_template import fill, hours, plural
 from transfer.results.comparison import Versus
 from transfer.results.contamination import Cleaned, Upstream
+from transfer.results.error_analysis import CellMeasures
 from transfer.results.scorecard import Row, shots_order, shots_phrase
 from transfer.results.scorecard_table import has_several_sources
 from transfer.results.statistics import smallest_p
@@ -28,7 +29,13 @@ from transfer.results.sweep_results import Findings
 Clean = Mapping[str, tuple[Upstream, list[Cleaned]]]
 
 
-def render(findings: Findings, rows: Sequence[Row], versus: Sequence[Versus] = (), clean: Clean | None = None) -> str:
+def render(
+    findings: Findings,
+    rows: Sequence[Row],
+    versus: Sequence[Versus] = (),
+    clean: Clean | None = None,
+    measured: Sequence[CellMeasures] = (),
+) -> str:
     """The whole page. RuntimeError if a link in it leads nowhere."""
     title, sources = _headline(rows), list(dict.fromkeys(row.backbone for row in rows))
     sections = [
@@ -38,6 +45,7 @@ def render(findings: Findings, rows: Sequence[Row], versus: Sequence[Versus] = (
         scorecard_table(rows),
         curves(rows, sources),
         overlaps(findings, clean or {}),
+        measures(measured),
         mistakes(findings),
         search_table(findings, sources),
         learning(findings, sources),

@@ -1,4 +1,4 @@
-"""The scorecard as CSV, and back: what programs read, with every number as it is stored."""
+"""The scorecard as CSV, and back, and the measures besides its metric: what programs read, with every number as it is stored."""
 
 import csv
 import io
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.display import csv_cell
-from transfer.results.scorecard import Row, with_extra_metrics
+from transfer.results.error_analysis import CellMeasures
+from transfer.results.scorecard import Row, start_of, with_extra_metrics
 from transfer.results.scorecard_table import BASELINES
 from transfer.results.statistics import Estimate
 
@@ -34,6 +35,20 @@ def to_csv(rows: Sequence[Row]) -> str:
             else:
                 cells += [value.get(b, "") for b in BASELINES] if name == "baselines" else [value]
         writer.writerow(csv_cell("" if cell is None else cell) for cell in cells)
+    return out.getvalue()
+
+
+def measures_to_csv(rows: Sequence[CellMeasures]) -> str:
+    """A line for each cell and measure (`transfer.measurement.prediction_measures`), as stored."""
+    out, ends = io.StringIO(), ENDS[:-1]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["cell", "task", "method", "start", "shots", "protocol_digest", "measure", *ends])
+    for row in rows:
+        first = row.entry
+        head = [row.cell, first.task, first.method, start_of(first), first.shots, first.protocol_digest]
+        for name, value in row.estimates.items():
+            cells = [*head, name, *(getattr(value, end) for end in ends)]
+            writer.writerow(csv_cell("" if cell is None else cell) for cell in cells)
     return out.getvalue()
 
 

@@ -16,9 +16,10 @@ from rich.text import Text
 from pipeline.display import shortened, terminal
 from pipeline.storage import objects
 from transfer.metric_facts import METRIC_FACTS
-from transfer.report.scorecard_csv import to_csv
+from transfer.report.scorecard_csv import measures_to_csv, to_csv
 from transfer.results.comparison import Versus, comparisons
 from transfer.results.contamination import cleaned, read_overlaps
+from transfer.results.error_analysis import measures_of_cells
 from transfer.results.scorecard import Row, difference_text, scorecard, shots_text, value_text
 from transfer.results.scorecard_table import columns_of, lines_of, notes, p_text
 from transfer.results.sweep_results import load_entries, load_findings
@@ -130,7 +131,7 @@ def write_report(
     data_root: str = "",
     show: bool = True,
 ) -> dict[str, str]:
-    """Prints the scorecard (`show`) and writes scorecard.csv, .html and .png under `out_dir`; {kind: path or URL}.
+    """Prints the scorecard (`show`), writes scorecard.csv, .html, .png and measures.csv under `out_dir`; {kind: path or URL}.
 
     Args:
         sweep_urls: one folder, or several to stand side by side.
@@ -149,6 +150,7 @@ def write_report(
     versus = comparisons(rows)
     upstream = read_overlaps(overlaps, findings)
     clean = {task: (found, cleaned(findings, found)) for task, found in upstream.items()}
+    measured = measures_of_cells(findings)
     if show:
         print_table(rows)
         print_comparisons(versus)
@@ -156,10 +158,12 @@ def write_report(
             print(terminal(line))
     files: dict[str, Callable[[], bytes]] = {
         "csv": lambda: to_csv(rows).encode(),
-        "html": lambda: render(findings, rows, versus, clean).encode(),
+        "html": lambda: render(findings, rows, versus, clean, measured).encode(),
         "png": lambda: picture(rows),
+        "measures": lambda: measures_to_csv(measured).encode(),
     }
-    paths = {kind: objects.join(out_dir, f"scorecard.{kind}") for kind in files}
+    names = {"measures": "measures.csv"}
+    paths = {kind: objects.join(out_dir, names.get(kind, f"scorecard.{kind}")) for kind in files}
     made = {
         kind: make() for kind, make in files.items()
     }  # all or nothing: a page that does not build leaves none behind

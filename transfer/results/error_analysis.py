@@ -1,4 +1,5 @@
-"""What a cell gets wrong: its confusion over seeds, and the test images that it is surest and wrongest about."""
+"""What a cell gets wrong: its confusion over seeds, measures besides the metric, and the test images that it is surest and
+wrongest about."""
 
 import base64
 import io
@@ -10,6 +11,9 @@ import numpy as np
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.images.decode import DecodeError, decode_image
 from pipeline.storage import objects
+from transfer.measurement.prediction_measures import CALIBRATION, ORDINAL, prediction_measures
+from transfer.metric_facts import facts_of
+from transfer.results.statistics import Estimate, estimate
 from transfer.results.sweep_results import Findings, name_of_test_split
 from transfer.sweep.entry import LedgerEntry
 
@@ -73,6 +77,35 @@ def worst_mistakes(predicted: Sequence[dict[str, np.ndarray]], num: int) -> list
         Mistake(int(samples[i]), int(labels[i]), int(predicted[surest[i]]["predicted"][i]), float(mean[i]))
         for i in order
     ]
+
+
+@dataclass(frozen=True)
+class CellMeasures:
+    """What `prediction_measures` gives of a cell, over its seeds."""
+
+    cell: str
+    entry: LedgerEntry
+    """Its first."""
+    estimates: dict[str, Estimate]
+    """By measure; of one final trial without an interval."""
+
+
+def measures_of_cells(findings: Findings) -> list[CellMeasures]:
+    """Of each cell whose final trials kept predictions."""
+    rows = []
+    for name, entries in findings.by_cell().items():
+        values: dict[str, list[float]] = {}
+        for entry in entries:
+            if (found := findings.predictions(entry)) is not None:
+                kind = entry.method_kind or entry.method
+                for measure, value in prediction_measures(
+                    found, method_kind=kind, ordered=entry.classes_ordered
+                ).items():
+                    values.setdefault(measure, []).append(value)
+        known = {m: estimate(values[m], within=facts_of(m).within) for m in (*CALIBRATION, *ORDINAL) if m in values}
+        if known:
+            rows.append(CellMeasures(name, entries[0], {m: found for m, found in known.items() if found}))
+    return rows
 
 
 def cell_of_mistakes(findings: Findings, task: str) -> list[LedgerEntry]:

@@ -99,6 +99,7 @@ class Sweep:
         return entry(
             trial,
             task_title=task.card.title,
+            classes_ordered=task.card.ordered,
             checkpoint_url=source.checkpoint_url,
             value=value,
             backbone=source.name if trial.init == "pretrained" or source.is_fresh else source.model,

@@ -88,6 +88,8 @@ class LedgerEntry:
     """What its metric gives without a look at the images (`transfer.measurement.reference_values`)."""
     test_interval: Interval | None = None
     """Of a final trial where a seed draws nothing: how far other test images would move its value."""
+    classes_ordered: bool = False
+    """The card says so; of earlier versions not known."""
     backbone: Text = ""
     """For people: the checkpoint, or the architecture of a from-scratch trial."""
     model: Text = ""

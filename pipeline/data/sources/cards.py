@@ -50,6 +50,8 @@ class Card:
     """Which images the splits are, where the source leaves a choice; for people and for whoever makes the list."""
     indexed: bool = False
     """Whether labels are the class indices 0 to `num_classes` - 1, of which train, being a small draw, may lack some."""
+    ordered: bool = False
+    """Whether the classes are steps of one quantity, in the order of their labels: kappa and absolute error are then reported."""
     label_rule: Text | None = None
     """How labels follow from what the source says, where they are not its own."""
     faults: tuple[str, ...] = ()
@@ -64,6 +66,10 @@ class Card:
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise UserError(
                 f"classes has {len(self.classes)} names and num_classes is {self.num_classes}; give one for each"
+            )
+        if self.ordered and self.classes is None:
+            raise UserError(
+                "ordered is true, which needs classes in their order (or indexed): sorted names have no order"
             )
         if (self.kind in ("embedded", "torchvision")) != (self.member is not None):
             raise UserError("member is needed for, and only for, the kinds embedded and torchvision")

@@ -40,7 +40,7 @@ FIELDS = {
     *("digest", "kind", "task", "task_title", "method", "init", "shots", "seed", "metric", "value", "num_train"),
     *("num_test", "hyperparameters", "history", "seconds_s", "images_seen", "protocol_digest", "checkpoint_url"),
     *("checkpoint_digest", "data_digest", "status", "error", "backbone_digest", "metrics", "backbone", "model"),
-    *("baselines", "test_interval", "measures"),
+    *("baselines", "test_interval", "measures", "classes_ordered"),
     *("method_kind", "method_title", "selection", "stopped_at", "grid", "config", "config_digest", "max_memory_bytes"),
     *("watts", "num_processes", "code_revision", "cause", "num_tries", "seal"),
 }
