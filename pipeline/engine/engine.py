@@ -20,7 +20,7 @@ from nfnet.optim.sgd import SGD, average_keep
 from pipeline.distributed import World
 from pipeline.engine import optimisers
 from pipeline.engine.buffers import Buffers
-from pipeline.engine.deepspeed_engine import EngineConfig, Objective, start
+from pipeline.engine.deepspeed_engine import EngineConfig, Objective, set_arithmetic, start
 from pipeline.engine.fragments import Units, products
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.engine.sam_step import sam_losses
@@ -58,6 +58,7 @@ class Engine(NamedState):
             network.set_grad_checkpointing(True)  # type: ignore[operator]
         self.network, self.world, self.optim, self.accumulation = network, world, optim, accumulation
         optim.check_engine(config.zero_stage)
+        set_arithmetic(config)
         optimisers.freeze(network, optim)
         trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self._shapes = {n: tuple(p.shape) for n, p in trained}  # stage 3 empties parameters
@@ -200,10 +201,6 @@ class Engine(NamedState):
         return units, stats, moves
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
-
-    @property
-    def has_ema(self) -> bool:
-        return self.optim.ema_decay is not None and self.num_updates > 0
 
     @contextmanager
     def evaluation_network(self) -> Iterator[tuple[nn.Module, str]]:

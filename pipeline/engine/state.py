@@ -44,7 +44,7 @@ class NamedState:
 
     @property
     def has_ema(self) -> bool:
-        raise NotImplementedError
+        return self.optim.ema_decay is not None and self.num_updates > 0
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.configuration import nearest
+from pipeline.engine.deepspeed_engine import EngineConfig
 from pipeline.errors import UserError
 
 GB = 1e9
@@ -21,7 +22,9 @@ class Device:
     tensor_flops: float
     """Dense bf16 operations a second, two for each multiply-add."""
     fp32_flops: float
-    """The same of fp32 convolutions as torch runs them by default: TF32 where the device has it."""
+    """The same of fp32 convolutions."""
+    tf32_flops: float
+    """The same with engine.tf32: in TF32 where the device has it."""
     memory_gb: float
     memory_gb_per_s: float
     link_gb_per_s: float
@@ -33,14 +36,21 @@ class Device:
     url: str
     is_cpu: bool = False
 
+    def flops(self, engine: EngineConfig) -> float:
+        """Of convolutions as the engine runs them."""
+        if engine.precision == "bf16":
+            return self.tensor_flops
+        return self.tf32_flops if engine.tf32 else self.fp32_flops
+
 
 def _gpu(
-    name: str, bf16: float, tf32: float, memory: float, rate: float, link: float, watts: float, page: str
+    name: str, bf16: float, tf32: float, fp32: float, memory: float, rate: float, link: float, watts: float, page: str
 ) -> Device:
     return Device(
         name=name,
         tensor_flops=bf16 * 1e12,
-        fp32_flops=tf32 * 1e12,
+        fp32_flops=fp32 * 1e12,
+        tf32_flops=tf32 * 1e12,
         memory_gb=memory,
         memory_gb_per_s=rate,
         link_gb_per_s=link,
@@ -58,6 +68,7 @@ def _tpu(
         name=name,
         tensor_flops=bf16 * 1e12,
         fp32_flops=bf16 * 1e12 / 3,
+        tf32_flops=bf16 * 1e12 / 3,
         memory_gb=memory,
         memory_gb_per_s=rate,
         link_gb_per_s=link,
@@ -71,19 +82,20 @@ def _tpu(
 DEVICES = {
     d.name: d
     for d in (
-        _gpu("v100", 125, 15.7, 32, 900, 150, 300, "v100"),
-        _gpu("a100", 312, 156, 80, 2039, 300, 400, "a100"),
-        _gpu("l40s", 362, 183, 48, 864, 32, 350, "l40s"),
-        _gpu("h100", 989, 494, 80, 3350, 450, 700, "h100"),
-        _gpu("h200", 989, 494, 141, 4800, 450, 700, "h200"),
-        _gpu("b200", 2250, 1125, 180, 7700, 900, 1000, "dgx-b200"),
+        _gpu("v100", 125, 15.7, 15.7, 32, 900, 150, 300, "v100"),
+        _gpu("a100", 312, 156, 19.5, 80, 2039, 300, 400, "a100"),
+        _gpu("l40s", 362, 183, 91.6, 48, 864, 32, 350, "l40s"),
+        _gpu("h100", 989, 494, 67, 80, 3350, 450, 700, "h100"),
+        _gpu("h200", 989, 494, 67, 141, 4800, 450, 700, "h200"),
+        _gpu("b200", 2250, 1125, 75, 180, 7700, 900, 1000, "dgx-b200"),
         _tpu("tpu-v3-core", 61.5, 16, 450, 70, 110, 0.265,
              f"830 ms for 32 images of NFNet-F4+ on a core, {_TABLE_3}"),
         _tpu("tpu-v4-core", 137.5, 16, 600, 100, 85, 0.39,
              "110k core hours for NFNet-F7+, 8 epochs of 4B images (Smith et al. 2023, arXiv 2310.16764)"),
         Device(
-            name="cpu", tensor_flops=250e9, fp32_flops=110e9, memory_gb=0, memory_gb_per_s=20, link_gb_per_s=5, watts=10,
-            share=0.8, share_source="direct convolutions of oneDNN on AVX-512, docs/LOG.md; --measure replaces it",
+            name="cpu", tensor_flops=250e9, fp32_flops=110e9, tf32_flops=110e9, memory_gb=0, memory_gb_per_s=20,
+            link_gb_per_s=5, watts=10, share=0.8,
+            share_source="direct convolutions of oneDNN on AVX-512, docs/LOG.md; --measure replaces it",
             url="docs/LOG.md", is_cpu=True,
         ),
     )

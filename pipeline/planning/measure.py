@@ -51,9 +51,7 @@ def measured(plan: Plan, *, num_classes: int) -> Plan:
         name = device_name(world.device)
     finally:
         leave()
-    bf16 = plan.run.engine.precision == "bf16"
-    rate = plan.device.tensor_flops if bf16 else plan.device.fp32_flops
-    share = 2 * plan.multiply_adds * micro / pass_s / rate
+    share = 2 * plan.multiply_adds * micro / pass_s / plan.device.flops(plan.run.engine)
     assumption = dataclasses.replace(
         plan.assumed["compute_share"],
         value=share,

@@ -148,8 +148,7 @@ class Plan:
         """Of a step, forward and backward passes of a rank's share and its update."""
         if self.step_s is not None:
             return self.step_s
-        bf16 = self.run.engine.precision == "bf16"
-        rate = (self.device.tensor_flops if bf16 else self.device.fp32_flops) * self.value("compute_share")
+        rate = self.device.flops(self.run.engine) * self.value("compute_share")
         share = self.run.global_batch / self.world
         held = self.network.parameters.share(self.run.engine.zero_stage, self.world)
         update_s = 8 * held / (1e9 * self.value("memory_gb_per_s"))  # four states read, three written, sums of squares

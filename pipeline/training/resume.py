@@ -5,7 +5,7 @@ identity.json    what the run was made of (`pipeline.training.identity`)
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -147,6 +147,24 @@ def newest(out: str, cache_dir: str, world: World) -> tuple[Commit | None, list[
             "restore one, or start over in another folder with --out"
         )
     return commit, from_main(world, lambda: [retention.mark_damaged(bad) for bad in passed])
+
+
+def refuse_other_network(commit: Commit, shapes: Mapping[str, Sequence[int]], types: Mapping[str, str]) -> None:
+    """UserError with the first difference, unless a checkpoint's parameters and buffers are those of the network here: another
+    release of a library may build another one under the same name.
+
+    Args:
+        shapes: of the network's parameters and buffers.
+        types: of its buffers, as safetensors calls them.
+    """
+    had = {name: f"{commit.buffers.get(name, 'F32')} {list(shape)}" for name, shape in commit.shapes.items()}
+    has = {name: f"{types.get(name, 'F32')} {list(shape)}" for name, shape in shapes.items()}
+    for name in [*had, *has]:
+        if had.get(name) != has.get(name):
+            raise UserError(
+                f"checkpoint {commit.url} has {name} as {had.get(name, 'nothing')}, and the network here as "
+                f"{has.get(name, 'nothing')}; resume with the code and libraries of before, or give another folder with --out"
+            )
 
 
 def _refuse_other_fields(out: str, earlier: Run, run: Run) -> None:

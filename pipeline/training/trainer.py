@@ -112,6 +112,7 @@ class Job:
         yield from self.check.judge()
 
     def restore(self, commit: Commit) -> None:
+        resume.refuse_other_network(commit, self.engine.shapes, self.engine.buffer_types)
         self.engine.restore(
             commit.kinds, lambda pieces: load.fill(commit, self.cache_dir, pieces, self.world), commit.num_updates
         )

@@ -11,6 +11,7 @@ import pipeline.engine.sam_step as sam_step
 from nfnet.optim.agc import adaptive_clip_grad_
 from nfnet.optim.losses import label_smoothing_cross_entropy
 from nfnet.optim.param_groups import param_groups
+from pipeline.checkpoint.load import Piece
 from pipeline.data.augment.transforms import normalise
 from pipeline.distributed import join
 from pipeline.engine.deepspeed_engine import EngineConfig, deepspeed_config
@@ -305,6 +306,39 @@ def alone(
         micro_batch=4,
         accumulation=1,
     )
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_frozen_parameters_stay_and_are_saved_and_restored(stage: Any) -> None:
+    fields, config = OptimConfig(learning_rate=0.1, ema_decay=0.9, frozen=("stem",)), EngineConfig(zero_stage=stage)
+    engine, images, labels = alone(program.network(), fields, config), torch.randn(4, 3, 32, 32), torch.arange(4)
+    before = {n: p.detach().clone() for n, p in engine.network.named_parameters()}
+    engine.forward_backward(images, labels, is_last=True)
+    engine.update(0.1)
+    saved = {key: t.clone() for key, t in engine.local_fragments().items()}
+    sums = engine.state_sums()
+    frozen = [n for n in before if n.startswith("stem")]
+    assert frozen and engine.shapes.keys() == before.keys()
+    assert all(torch.equal(saved[f"{k}/{n}@0"], before[n].view(-1)) for k in ("weights", "ema") for n in frozen)
+    assert not any(f"momentum/{n}@0" in saved for n in frozen)
+    engine.close()
+
+    other = program.network()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1)
+    engine = alone(other, fields, config)
+
+    def fill(pieces: list[Piece]) -> None:
+        for piece in pieces:
+            piece.values.copy_(saved[f"{piece.kind}/{piece.name}@{piece.start}"])
+
+    engine.restore(("weights", "momentum", "ema"), fill, 1)
+    assert engine.state_sums() == sums
+    with engine.evaluation_network() as (_, weights):
+        stem = dict(engine.network.named_parameters())
+        assert weights == "ema" and all(torch.equal(stem[n], before[n]) for n in frozen)
+    engine.close()
 
 
 def test_an_ascent_that_is_not_finite_leaves_the_step_out(monkeypatch: pytest.MonkeyPatch) -> None:

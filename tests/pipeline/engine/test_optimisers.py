@@ -92,9 +92,9 @@ def test_the_classifier_is_clipped_on_demand(tiny: nn.Module) -> None:
     assert whole["head.weight"].clip and not usual["head.weight"].clip
 
 
-@pytest.mark.parametrize("field", ["frozen", "unclipped"])
-def test_a_pattern_that_fits_nothing_is_refused_with_the_parts(tiny: nn.Module, field: str) -> None:
-    fields = optim(**{field: ("stage 9",)})
+@pytest.mark.parametrize(("field", "end"), [("frozen", ""), ("unclipped", ""), ("rate_scales", "=0.5")])
+def test_a_pattern_that_fits_nothing_is_refused_with_the_parts(tiny: nn.Module, field: str, end: str) -> None:
+    fields = optim(**{field: (f"stage 9{end}",)})
     with pytest.raises(UserError, match=f"optim.{field} has 'stage 9'.*stage 0"):
         optimisers.freeze(tiny, fields)
         optimisers.settings(tiny, fields)

@@ -86,6 +86,18 @@ def test_weights_gradients_momentum_averages_and_evaluated_logits_are_fp32(
     engine.close()
 
 
+@pytest.mark.parametrize("tf32", [True, False])  # flags of the process: it ends with fp32
+def test_fp32_is_rounded_to_tf32_on_demand_only(tf32: bool) -> None:
+    flags = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")]
+    for owner, name in flags:
+        setattr(owner, name, not tf32)
+    torch.backends.cudnn.benchmark = False
+    optim, config = OptimConfig(learning_rate=0.1), EngineConfig(tf32=tf32)
+    engine = Engine(program.network(), optim=optim, config=config, world=join(), micro_batch=4, accumulation=1)
+    engine.close()
+    assert [getattr(owner, name) for owner, name in flags] == [tf32, tf32] and torch.backends.cudnn.benchmark
+
+
 def test_weights_are_standardised_in_fp32_and_rounded_once() -> None:
     conv = WSConv2d(8, 16, 3)
     with torch.no_grad():

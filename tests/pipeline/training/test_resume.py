@@ -13,11 +13,12 @@ from pipeline import provenance
 from pipeline.data.format import manifest as manifests
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import DataConfig
+from pipeline.distributed import ALONE
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.records import Changed, Finished, Record, Started, Step
 from pipeline.storage import objects
-from pipeline.training import check_run, identity
+from pipeline.training import check_run, identity, resume
 from pipeline.training.run import Run, load_yaml
 from pipeline.training.train import train
 from tests.pipeline.data.format.forged import forge
@@ -125,6 +126,27 @@ def test_a_config_field_that_decides_numbers_is_refused(copy: tuple[str, Path]) 
     out, data = copy
     run = small_run(str(data), data=DataConfig(url=str(data), mix_blocks=4, block_mb=0.02))
     assert "data.block_mb = 0.01, this one has 0.02" in refused(run, out)
+
+
+def test_another_optimiser_is_refused_naming_both(copy: tuple[str, Path]) -> None:
+    out, data = copy
+    run = small_run(str(data))
+    refusal = refused(dataclasses.replace(run, optim=dataclasses.replace(run.optim, name="adamw", clip="norm")), out)
+    assert "optim.name = 'sgd', this one has 'adamw'" in refusal
+
+
+def test_another_network_than_the_checkpoints_is_refused_naming_both(copy: tuple[str, Path]) -> None:
+    commit, _ = resume.newest(copy[0], copy[0], ALONE)
+    assert commit is not None
+    resume.refuse_other_network(commit, commit.shapes, commit.buffers)
+    name = next(iter(commit.shapes))
+    others = {n: s for n, s in commit.shapes.items() if n != name}
+    with pytest.raises(UserError, match=rf"has {name} as F32 \[.*the network here as nothing"):
+        resume.refuse_other_network(commit, others, {})
+    with pytest.raises(UserError, match=r"has count as nothing, and the network here as I64 \[\]"):
+        resume.refuse_other_network(commit, {**commit.shapes, "count": ()}, {"count": "I64"})
+    with pytest.raises(UserError, match=rf"has {name} as F32 .*the network here as BF16"):
+        resume.refuse_other_network(commit, commit.shapes, {name: "BF16"})
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused(
