@@ -157,7 +157,13 @@ def _ranked(places: Sequence[Place]) -> list[Place]:
         better = sum(other > value.mean if larger else other < value.mean for _, other in others)
         return replace(place, rank=better + 1, num_ranked=len(others))
 
-    return sorted(map(ranked, places), key=lambda p: (p.group, p.rank, p.model))
+    return sorted(map(ranked, places), key=_order)
+
+
+def _order(place: Place) -> tuple[object, ...]:
+    """Shots by number: a group holds them as text."""
+    row = place.row
+    return row.task_title, row.metric, row.method, row.shots, place.group, place.rank, place.model
 
 
 def render(found: Board) -> str:
