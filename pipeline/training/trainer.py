@@ -91,6 +91,11 @@ class Job:
         model, start = build_model(config, len(self.data.classes), seed=self.run.seed)
         if commit is None:
             distributed.from_main(self.world, lambda: identity.claim_start(self.out, start))
+        num_parameters = sum(p.numel() for p in model.parameters())  # before stage 3 empties them
+        px = self.run.augment.image_px
+        self.image_flops, why_not = distributed.from_main(self.world, lambda: training_flops(model, px))
+        if why_not:
+            yield Notice(step=0, text=why_not)
         self.engine = Engine(
             model,
             optim=self.run.optim,
@@ -102,13 +107,10 @@ class Job:
         if commit is not None:
             self.restore(commit)
         self.device_flops = matrix_rate(self.world.device, bf16=self.run.engine.precision == "bf16")
-        self.image_flops, why_not = training_flops(model, self.run.augment.image_px)
-        if why_not:
-            yield Notice(step=0, text=why_not)
         self._start_saver(commit)
         self.first_step = self.step
         yield from self.account.restore(self.step)
-        yield self._plan(commit, sum(p.numel() for p in model.parameters()))
+        yield self._plan(commit, num_parameters)
         yield from self.check.judge()
 
     def restore(self, commit: Commit) -> None:
@@ -208,8 +210,7 @@ class Job:
         return self.step * self.run.global_batch
 
     def report(self, rate: float) -> Step:
-        updates = self.updates
-        num = len(updates)
+        updates, num = self.updates, len(self.updates)
         times = self.clock.means(num)
         flops_s = self.image_flops * self.run.global_batch / self.world.size / times["step_s"]
         applied = [u for u in updates if u.applied] or updates  # a skipped one's loss would hide the others'

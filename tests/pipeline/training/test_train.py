@@ -154,6 +154,20 @@ def test_the_plan_and_the_end_agree(unbroken: tuple[Path, list[dict[str, Any]]])
     assert evaluation["num_samples"] == 697 and evaluation["weights"] == "ema"
 
 
+def test_a_run_at_stage_3_begins_and_ends_and_counts_the_same_network(
+    unbroken: tuple[Path, list[dict[str, Any]]], digits: str, tmp_path: Path
+) -> None:
+    """It empties the parameters: what is counted of a network is counted before."""
+    plain = next(r for r in unbroken[1] if r["kind"] == "Started")
+    config = EngineConfig(zero_stage=3, parity_check=False)
+    run = make_run(digits, engine=config, duration=Duration(4, "steps"), save_every=None, eval_every=None)
+    records = start(run, tmp_path)
+    started, last = next(r for r in records if r["kind"] == "Started"), records[-1]
+    for name in ("num_parameters", "image_flops"):
+        assert started[name] == plain[name] > 0
+    assert last["kind"] == "Finished" and all(r["flops_share"] > 0 for r in records if r["kind"] == "Step")
+
+
 def test_a_finished_run_started_again_does_nothing(unbroken: tuple[Path, list[dict[str, Any]]], digits: str) -> None:
     folder, _ = unbroken
     before = sorted(p.name for p in (folder / "run" / "checkpoints").iterdir())
