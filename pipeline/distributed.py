@@ -43,6 +43,12 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 """Of a process that asks no other."""
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether this process's GPU rounds the factors of fp32 products. torch's default does in convolutions alone."""
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def join() -> World:
     """This process's place in the process group that the launcher's variables describe (`place`), joining it.
 
@@ -50,6 +56,7 @@ def join() -> World:
     single-process runs (trials of a sweep) live on one machine. gloo without a GPU, NCCL with one.
     """
     has_gpu = torch.cuda.is_available()
+    allow_tf32(False)  # fp32 is fp32, for whoever evaluates; an engine says otherwise where its run does
     if not dist.is_initialized():
         for folder in {tempfile.gettempdir(), places.socket_folder()}:
             places.remove_leftovers(folder)

@@ -50,8 +50,6 @@ def pull(args: argparse.Namespace) -> int:
     from pipeline.checkpoint.pull import pull as fetch
     from pipeline.storage import objects
 
-    if args.connections < 1:
-        raise UserError(f"--connections is {args.connections}; set it to 1 or more")
     if hub.is_place(args.url):
         return _pull_export(args)
     url, digest = args.url, None

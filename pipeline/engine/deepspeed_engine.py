@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from nfnet.optim.losses import MixedLabels, binary_cross_entropy, label_smoothing_cross_entropy
+from pipeline import distributed
 from pipeline.configuration import check_fields
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
@@ -29,7 +30,7 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0
     """1: momentum, averaged and master weights are spread over the ranks; 2: gradients too; 3: the network's weights too."""
     tf32: bool = False
-    """Round the factors of fp32 convolutions and matrix products on a GPU to TF32's 10 bits: faster, and no longer fp32."""
+    """Round the factors of fp32 convolutions and matrix products on a GPU to TF32's 10 bits, which is no longer fp32."""
     activation_checkpointing: bool = False
     """Keep each block's input only and compute the rest again in the backward pass: less memory, a third more work."""
     parity_check: bool = True
@@ -48,8 +49,7 @@ class EngineConfig:
 
 def set_arithmetic(config: EngineConfig) -> None:
     """How this process's GPU computes; on a CPU it changes nothing. Of the process, as torch has it: the last engine decides."""
-    torch.backends.cudnn.allow_tf32 = config.tf32  # torch's default rounds convolutions
-    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    distributed.allow_tf32(config.tf32)
     # A run has one shape of micro-batch, so each convolution is timed once. What wins may differ from start to start: on a
     # GPU a resumed run is equal but for rounding, as it is without this, since its sums have no fixed order.
     torch.backends.cudnn.benchmark = True

@@ -7,6 +7,7 @@
 What the members have in common is compared before anything is computed. Sums are taken in float64.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,8 @@ class Score:
 
 
 Measure = Callable[[nn.Module], Score]
+Shares = tuple[float, ...]
+"""Of the members, in their order; together 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +64,21 @@ def average(
     """
     _check(members, method)
     states = [member.model.state_dict() for member in members]
-    scores = [measure(member.model) if measure else None for member in members]
-    shares = [1 / len(states)] * len(states)
-    curve: list[dict[str, float]] = []
+
+    @functools.cache  # a member, the best of a curve and the average are asked for again
+    def score_of(shares: Shares) -> Score:
+        assert measure is not None
+        return measure(with_state(members[0], mean(states, shares)).model)
+
+    num = len(states)
+    shares, curve = (1 / num,) * num, list[dict[str, float]]()
     if method == "wise":
-        chosen, curve = (alpha, []) if alpha is not None else _chosen_alpha(members[0], states, measure)
-        shares = [1 - chosen, chosen]
+        chosen, curve = (alpha, []) if alpha is not None else _chosen_alpha(score_of)
+        shares = _between(chosen)
     elif method == "greedy":
-        shares = _greedy(members[0], states, scores, measure)
-    made = with_state(members[0], mean(states, shares))
-    score = measure(made.model) if measure else None
+        shares = _greedy(num, score_of)
+    score = score_of(shares) if measure else None
+    scores = [score_of(_only([i], num)) if measure else None for i in range(num)]
     rows = [
         {
             "url": member.commit.url,
@@ -85,7 +93,7 @@ def average(
     ]
     facts: dict[str, Any] = {"method": method, "members": rows, "curve": curve, "data": None}
     facts |= {"top1": score.top1 if score else None, "loss": score.loss if score else None}
-    return Average(source=made, facts=facts, score=score)
+    return Average(source=with_state(members[0], mean(states, shares)), facts=facts, score=score)
 
 
 def mean(states: Sequence[dict[str, torch.Tensor]], shares: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -114,33 +122,29 @@ def with_state(like: ExportSource, state: dict[str, torch.Tensor]) -> ExportSour
     return replace(like, model=model.eval(), commit=replace(like.commit, evaluation={}))
 
 
-def _chosen_alpha(
-    like: ExportSource, states: Sequence[dict[str, torch.Tensor]], measure: Measure | None
-) -> tuple[float, list[dict[str, float]]]:
+def _between(alpha: float) -> Shares:
+    return 1 - alpha, alpha
+
+
+def _only(kept: Sequence[int], num: int) -> Shares:
+    """Equal shares of those that are kept among `num`, 0 of the others."""
+    return tuple(1 / len(kept) if i in kept else 0.0 for i in range(num))
+
+
+def _chosen_alpha(score_of: Callable[[Shares], Score]) -> tuple[float, list[dict[str, float]]]:
     """The best alpha and the curve; of equals the one nearest the fine-tuned end."""
-    assert measure is not None
-    scores = {a: measure(with_state(like, mean(states, [1 - a, a])).model) for a in ALPHAS}
+    scores = {a: score_of(_between(a)) for a in ALPHAS}
     best = max(ALPHAS, key=lambda a: (scores[a].order, a))
     return best, [{"alpha": a, **asdict(score)} for a, score in scores.items()]
 
 
-def _greedy(
-    like: ExportSource,
-    states: Sequence[dict[str, torch.Tensor]],
-    scores: Sequence[Score | None],
-    measure: Measure | None,
-) -> list[float]:
-    """Shares of the members: equal ones of those that stay, 0 of the others."""
-    assert measure is not None
-    known = [score for score in scores if score is not None]
-    order = sorted(range(len(states)), key=lambda i: known[i].order, reverse=True)
-    kept, best = order[:1], known[order[0]]
+def _greedy(num: int, score_of: Callable[[Shares], Score]) -> Shares:
+    order = sorted(range(num), key=lambda i: score_of(_only([i], num)).order, reverse=True)
+    kept = order[:1]
     for i in order[1:]:
-        tried = [*kept, i]
-        score = measure(with_state(like, mean([states[k] for k in tried], [1 / len(tried)] * len(tried))).model)
-        if score.top1 >= best.top1:
-            kept, best = tried, score
-    return [1 / len(kept) if i in kept else 0.0 for i in range(len(states))]
+        if score_of(_only([*kept, i], num)).top1 >= score_of(_only(kept, num)).top1:
+            kept = [*kept, i]
+    return _only(kept, num)
 
 
 def _check(members: Sequence[ExportSource], method: Method) -> None:

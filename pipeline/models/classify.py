@@ -17,6 +17,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise
 from pipeline.data.images import formats
 from pipeline.data.images.decode import DecodeError, open_picture
+from pipeline.distributed import allow_tf32
 from pipeline.errors import UserError
 from pipeline.models.backbone import LoadedBackbone, load_backbone
 from pipeline.storage import objects
@@ -73,6 +74,7 @@ def predictions(
     found = find_images([images] if isinstance(images, str | Path | bytes | np.ndarray) else images)
     loaded = checkpoint if isinstance(checkpoint, LoadedBackbone) else load_backbone(checkpoint)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    allow_tf32(False)
     model = loaded.model.to(where)
     for first in range(0, len(found), BATCH_IMAGES):
         yield from _batch(model, loaded.classes, loaded.augment, found[first : first + BATCH_IMAGES], top, where)

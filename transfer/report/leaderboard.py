@@ -184,12 +184,13 @@ def to_csv(places: Sequence[Place]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n", restval="")
     writer.writeheader()
+    facts = {(p.sweep, p.model): _facts(p.source) for p in {(q.sweep, q.model): q for q in places}.values()}
     top5 = {(p.sweep, p.model, *p.group[:1], *p.group[2:]): p.row for p in places if p.row.metric == "top5"}
     for place in places:
         value = place.row.pretrained
         if value is None:
             continue
-        line = {"model": place.model, **_facts(place.source)}
+        line = {"model": place.model, **facts[place.sweep, place.model]}
         five = top5.get((place.sweep, place.model, *place.group[:1], *place.group[2:]))
         for name, row in (("top1", place.row if place.row.metric == "top1" else None), ("top5", five)):
             if row is not None and row.pretrained is not None:

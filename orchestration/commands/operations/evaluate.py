@@ -60,7 +60,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from pipeline.data.format.manifest import Manifest
     from pipeline.distributed import join
     from pipeline.models.backbone import load_backbone, spelled
-    from pipeline.models.test_time import with_views
+    from pipeline.models.evaluation_options import with_views
     from transfer.protocol import imagenet_labels
 
     loaded = load_backbone(args.checkpoint, args.weights)
@@ -132,7 +132,7 @@ def _say_temperature(
 ) -> None:
     import torch
 
-    from pipeline.models.test_time import fit_temperature
+    from pipeline.models.evaluation_options import fit_temperature
 
     temperature, origin = args.temperature, "given"
     if args.fit_temperature:

@@ -7,7 +7,7 @@ store once a host.
 
 import functools
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,8 +162,7 @@ class SplitIndex:
     @functools.cached_property
     def shard(self) -> np.ndarray:
         """int32, number of the shard in `shards`; never falls."""
-        self._check_sizes()
-        counts = [shard.num_samples for shard in self.shards]
+        counts = [shard.num_samples for piece in self._checked_pieces for shard in self.table(piece).shards]
         return _frozen(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
 
     @functools.cached_property
@@ -195,9 +194,17 @@ class SplitIndex:
         """Samples of each class, (num_classes,) int64."""
         return np.bincount(self.label, minlength=self.num_classes)
 
-    def _check_sizes(self) -> None:
-        for piece in range(len(self.pieces)):
+    @functools.cached_property
+    def _checked_pieces(self) -> range:
+        """Numbers of all pieces, whose rows are as many as their tables say: looked at once, before anything as long as the
+        index is allocated."""
+
+        def check(piece: int) -> None:
             self._files.check_rows_size(self.table(piece))
+
+        pieces = range(len(self.pieces))
+        deque(map(check, pieces) if objects.is_local(self.url) else _fetchers().map(check, pieces), maxlen=0)
+        return pieces
 
     def _column(self, name: str) -> np.ndarray:
         def of_piece(piece: int) -> np.ndarray:
@@ -206,9 +213,8 @@ class SplitIndex:
         return _frozen(self._whole(ROW[name], of_piece))
 
     def _whole(self, kind: np.dtype[Any], of_piece: Callable[[int], np.ndarray]) -> np.ndarray:
-        self._check_sizes()
-        found = np.empty(self.num_samples, kind)
-        for piece in range(len(self.pieces)):
+        pieces, found = self._checked_pieces, np.empty(self.num_samples, kind)
+        for piece in pieces:
             found[self.first_samples[piece] : self.first_samples[piece + 1]] = of_piece(piece)
         return found
 

@@ -86,6 +86,12 @@ def test_weights_gradients_momentum_averages_and_evaluated_logits_are_fp32(
     engine.close()
 
 
+def test_whoever_evaluates_computes_in_fp32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    join()
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("tf32", [True, False])  # flags of the process: it ends with fp32
 def test_fp32_is_rounded_to_tf32_on_demand_only(tf32: bool) -> None:
     flags = [(torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,19 @@ def test_greedy_is_recipe_1_of_model_soups(members: list[ExportSource], chosen: 
     found = average(members, "greedy", measure)
     assert tuple(i for i, one in enumerate(found.facts["members"]) if one["share"]) == soup
     assert found.score is not None and found.score.top1 >= max(one["top1"] for one in found.facts["members"]) - 1e-9
+
+
+@pytest.mark.parametrize(("method", "num", "looks"), [("wise", 2, 11), ("greedy", 4, 7), ("uniform", 3, 4)])
+def test_no_weights_are_measured_twice(members: list[ExportSource], method: Any, num: int, looks: int) -> None:
+    """The ends of a curve are the members, and what is chosen has been measured."""
+    seen = list[bytes]()
+
+    def measure(model: nn.Module) -> Score:
+        seen.append(bias(model).tobytes())
+        return Score(top1=0.5, loss=1.0)
+
+    average(members[:num], method, measure)
+    assert len(seen) == len(set(seen)) == looks
 
 
 def test_what_does_not_average_is_one_sentence(

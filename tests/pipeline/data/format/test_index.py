@@ -90,6 +90,15 @@ def test_a_few_samples_cost_their_shards_and_not_the_index(written, monkeypatch)
     assert len([name for name, _ in read if name.endswith("index.json")]) == 2
 
 
+def test_the_sizes_of_all_pieces_are_asked_for_once_whatever_is_read(written, monkeypatch):
+    index, asked = written[0], []
+    index = SplitIndex(index.url, index.name, index.num_classes, index.pieces)
+    size_bytes = pieces.objects.size_bytes
+    monkeypatch.setattr(pieces.objects, "size_bytes", lambda url: asked.append(url) or size_bytes(url))
+    assert len(index.label) == len(index.offset) == len(index.shard) == index.num_samples
+    assert len(asked) == len(set(asked)) == len(index.pieces)
+
+
 def test_a_sample_costs_less_than_fifty_bytes(written):
     folder = Path(written[0].url)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 50 * 20_011

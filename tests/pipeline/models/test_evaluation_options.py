@@ -16,7 +16,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image
 from pipeline.data.format.manifest import Manifest
 from pipeline.errors import UserError
-from pipeline.models.test_time import Views, fit_temperature, with_views
+from pipeline.models.evaluation_options import Views, fit_temperature, with_views
 
 Make = Callable[..., str]
 
