@@ -1,8 +1,9 @@
-"""On a GPU, ours against timm in turn: python -m benchmarks.gpu [f0 f4 update].
+"""On a GPU, ours against timm in turn: python -m benchmarks.gpu [f0 f4 update compiled].
 
 f0: forward + backward of F0 at 192 px, fp32 and bf16, eager and compiled, and the bare convolutions as the limit. f4: F4+ at
 224 and 384 px with and without activation checkpointing, as a share of the matrix rate that this card reaches in the same
-run. update: `Engine.update` on F0's parameters. Without a GPU: one sentence.
+run. update: `Engine.update` on F0's parameters. compiled: whole steps of F0 through the engine, eager, compiled and recorded
+as CUDA graphs. Without a GPU: one sentence.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 import nfnet
-from benchmarks import update
+from benchmarks import step_compiled, update
 from benchmarks.step import bare_convolutions
 from benchmarks.turns import race
 from nfnet.analysis.flops import multiply_adds
@@ -120,7 +121,16 @@ def fitting(model: torch.nn.Module, px: int, most: int) -> tuple[int, float, flo
     return 0, 0.0, 0.0
 
 
-PARTS: dict[str, Callable[[], None]] = {"f0": f0, "f4": f4, "update": lambda: update.main(target=5.0)}
+def compiled() -> None:
+    step_compiled.main(target=1.5, px=PX, batch=BATCH, precision="bf16")
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "f0": f0,
+    "f4": f4,
+    "update": lambda: update.main(target=5.0),
+    "compiled": compiled,
+}
 
 
 def main(names: list[str] | None = None) -> None:

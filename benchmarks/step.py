@@ -1,7 +1,6 @@
 """Forward + backward of NFNet-F0 on the CPU: ours against timm's dm_nfnet_f0 in either layout, and the bare convolutions.
 
-python -m benchmarks step             fp32 and bf16, 128 and 192 px
-python -m benchmarks step_compiled    the same through torch.compile (minutes of compilation)
+python -m benchmarks step             fp32 and bf16, 128 and 192 px; compiled: `benchmarks.step_compiled`
 """
 
 import contextlib
@@ -20,11 +19,9 @@ from nfnet.layers import WSConv2d
 BATCH, TARGET = 8, 1.25
 
 
-def main(*, compiled: bool = False) -> None:
+def main() -> None:
     for px in (128, 192):
         for dtype in (torch.float32, torch.bfloat16):
-            if compiled and (px, dtype) != (128, torch.float32):
-                continue
             images = torch.randn(BATCH, 3, px, px)
             last = images.to(memory_format=torch.channels_last)
             ours = nfnet.create_model("nfnet_f0").to(memory_format=torch.channels_last).train()
@@ -35,9 +32,6 @@ def main(*, compiled: bool = False) -> None:
                 "timm, contiguous": _step(theirs, images, dtype),
                 "timm, channels-last": _step(theirs_last, last, dtype),
             }
-            if compiled:
-                runs["ours, compiled"] = _step(torch.compile(ours), last, dtype)
-                runs["timm, compiled"] = _step(torch.compile(theirs), images, dtype)
             runs["the convolutions alone"] = bare_convolutions(ours, last, dtype)
             title = f"forward + backward, F0 at {px} px, batch {BATCH}, {str(dtype).removeprefix('torch.')}"
             race(title, runs, ours="ours, channels-last", target=TARGET, limit="the convolutions alone", rounds=5)

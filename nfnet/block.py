@@ -84,6 +84,9 @@ class Block(nn.Module):
         self.skip_init = conventions.skip_init
         # One element and not a scalar: DeepSpeed broadcasts parameters as bytes and cannot view zero dimensions.
         self.skip_gain = nn.Parameter(torch.empty(1)) if conventions.skip_init is not None else None
+        self.own_numbers = ((self.act0, "factor"), (self.act0, "before"), (self.stochastic_depth, "keep"))
+        """Attributes in which blocks of one kind differ: floats, or scalar tensors in their place
+        (`pipeline.compilation.compile_engine`)."""
         self.watch: Callable[[torch.Tensor], object] | None = None
         """Sees the end of the branch, squeeze-excite included: what signal propagation is about."""
         self.reset_parameters()

@@ -37,7 +37,7 @@ def standardised(
     weight: torch.Tensor, gain: torch.Tensor, floor: float = 1e-4, added_eps: float | None = None
 ) -> torch.Tensor:
     """gain * (W - mean) * rsqrt(max(var * N, floor)) by output unit, or with (var + added_eps) * N; plain torch."""
-    fan_in = weight[0].numel()
+    fan_in = weight.numel() // weight.shape[0]
     var, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
     scaled = torch.clamp(var * fan_in, min=floor) if added_eps is None else (var + added_eps) * fan_in
     return (weight - mean) * (torch.rsqrt(scaled) * gain.view(-1, 1, 1, 1))
@@ -160,13 +160,15 @@ def _image(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return pixels.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
-def scaled_activation(x: torch.Tensor, name: str, function: Any, factor: float, before: float = 1.0) -> torch.Tensor:
-    """function(x * before) * factor; `name` says which function that is."""
+def scaled_activation(
+    x: torch.Tensor, name: str, function: Any, factor: float | torch.Tensor, before: float | torch.Tensor = 1.0
+) -> torch.Tensor:
+    """function(x * before) * factor; `name` says which function that is. Of the two, scalar tensors are for compiled graphs."""
     fused = dispatch.for_activation(x, name)
     if fused is not None:
-        out: torch.Tensor = _ScaledActivation.apply(x, name, factor, before, fused)
+        out: torch.Tensor = _ScaledActivation.apply(x, name, float(factor), float(before), fused)
         return out
-    y: torch.Tensor = function(x if before == 1.0 else x * before)
+    y: torch.Tensor = function(x if isinstance(before, float) and before == 1.0 else x * before)
     return y.mul(factor)
 
 

@@ -54,14 +54,14 @@ class ScaledActivation(nn.Module):
         if name not in GAMMA:
             raise ValueError(f"no activation {name!r}; choose one of {', '.join(sorted(GAMMA))}")
         self.name, self.function = name, FUNCTIONS[name]
-        self.before = scale if scale_first else 1.0
-        self.factor = GAMMA[name] * (1.0 if scale_first else scale)
+        self.before: float | torch.Tensor = scale if scale_first else 1.0
+        self.factor: float | torch.Tensor = GAMMA[name] * (1.0 if scale_first else scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return scaled_activation(x, self.name, self.function, self.factor, self.before)
 
     def extra_repr(self) -> str:
-        return f"{self.name}, factor={self.factor:.6g}"
+        return f"{self.name}, factor={float(self.factor):.6g}"
 
 
 class Standardisation(NamedTuple):
@@ -101,7 +101,7 @@ class WSConv2d(nn.Module):
 
     @property
     def fan_in(self) -> int:
-        return self.weight[0].numel()
+        return self.weight.numel() // self.weight.shape[0]
 
     def reset_parameters(self) -> None:
         if self.weight.is_meta:  # there is nothing to draw, and torch takes long to find that out
@@ -185,11 +185,12 @@ class StochasticDepth(nn.Module):
         if not 0 <= rate < 1:
             raise ValueError(f"stochastic depth rate is {rate}; set a number from 0 to below 1")
         self.rate, self.rescale = rate, rescale
+        self.drops = rate > 0
+        self.keep: float | torch.Tensor = 1 - rate
 
     def forward(self, coefficient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What the branch x (N, C, H, W) is multiplied with -> the same, 0 for the samples that are dropped."""
-        if not self.training or self.rate == 0:
+        if not self.training or not self.drops:
             return coefficient
-        keep = 1 - self.rate
-        mask = (torch.rand(x.shape[0], 1, 1, 1, device=x.device) < keep).to(x.dtype)
-        return coefficient * (mask / keep if self.rescale else mask)
+        mask = (torch.rand(x.shape[0], 1, 1, 1, device=x.device) < self.keep).to(x.dtype)
+        return coefficient * (mask / self.keep if self.rescale else mask)

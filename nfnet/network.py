@@ -1,5 +1,6 @@
 """What every network has, ours and the trunks: a stem, blocks, an end, pooling and a head."""
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class Network(nn.Module):
     blocks: nn.ModuleList
     num_features: int
     num_classes: int
-    grad_checkpointing: bool = False
+    num_checkpointed: int = 0
+    """Blocks, from the first on, that are computed again in the backward pass."""
 
     def add_head(self, drop_rate: float, head_init: str) -> None:
         """Dropout and classifier; needs `num_features` and `num_classes`. ValueError for an unknown `head_init`."""
@@ -49,9 +51,13 @@ class Network(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, share: float = 1.0) -> None:
+        """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work.
+
+        Args:
+            share: of the blocks, at least one: the first ones, whose maps are the largest.
+        """
+        self.num_checkpointed = math.ceil(round(share * len(self.blocks), 6)) if enable else 0
 
     def end(self, x: torch.Tensor) -> torch.Tensor:
         """After the last block, its activation included."""
@@ -60,8 +66,9 @@ class Network(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_chans, H, W) -> (N, num_features, h, w)."""
         x = self.stem(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+        num_again = self.num_checkpointed if self.training and torch.is_grad_enabled() else 0
+        for number, block in enumerate(self.blocks):
+            if number < num_again:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,20 +123,23 @@ def use_safe_path() -> None:
 def rank_variables(num_processes: int) -> Iterator[dict[str, str]]:
     """The variables by which `num_processes` ranks on this machine find each other, but for RANK and LOCAL_RANK.
 
-    The store through which they find and watch each other is this process's and outlives each of them. It has no password,
-    so it listens on the loopback alone, as do the ranks' own connections (gloo).
+    The store through which they find and watch each other is this process's and outlives each of them: in a folder that no other
+    user enters. The ranks' own connections (gloo) are on the loopback.
     """
-    store = listening_store("127.0.0.1")
-    yield {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        # The name is that of torch's own launcher, and means that nobody need host another store.
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    del store
+    from pipeline import places
+    from pipeline.exchange import unix_store
+
+    with places.temporary_folder("store", within=places.socket_folder()) as folder, closing(unix_store.Server(folder)):
+        yield {
+            unix_store.FOLDER: str(folder),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "1",  # nobody listens there: all launchers set it, and no library of ours asks it for anything
+            # The name is that of torch's own launcher, and means that nobody need host another store.
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "WORLD_SIZE": str(num_processes),
+            "LOCAL_WORLD_SIZE": str(num_processes),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
 
 
 def listening_store(address: str, port: int = 0) -> Any:

@@ -9,7 +9,6 @@ mappings, nested dataclasses, `Duration`), its range and its unit (`Annotated`),
 """
 
 import collections.abc
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -18,12 +17,13 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.field_types import Form, Items, Range, Unit
+from pipeline.yaml_files.refusals import blamed
 
 Config = TypeVar("Config")
 
@@ -46,7 +46,10 @@ def convert(hint: Any, value: Any, path: str) -> Any:
         advice = f" (did you mean {near[0]!r}?)" if near else ""
         if not advice and _base(hint)[0] is str and not isinstance(value, str):
             advice = " (put it in quotes)"
-        raise UserError(f"{path} is {_shown(value)}; set {expected(hint)}{advice}") from None
+        raise UserError.at(path, f"{path} is {_shown(value)}; set {expected(hint)}{advice}") from None
+    except UserError as error:
+        error.place = path if error.place is None else error.place
+        raise
 
 
 def from_dict(kind: type[Config], data: Any, path: str = "") -> Config:
@@ -54,16 +57,21 @@ def from_dict(kind: type[Config], data: Any, path: str = "") -> Config:
     if isinstance(data, kind):
         return data
     if not isinstance(data, Mapping):
-        raise UserError(f"{path or 'the configuration'} is {_shown(data)}; set a mapping of field to value")
+        raise UserError.at(path, f"{path or 'the configuration'} is {_shown(data)}; set a mapping of field to value")
     declared: dict[str, Any] = hints(typing.cast(Any, kind))
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise UserError(unknown_field(join(path, key), str(key), fields))
+            raise UserError.at(join(path, key), unknown_field(join(path, key), str(key), fields))
     missing = [f.name for f in fields.values() if is_required(f) and f.name not in data]
     if missing:
-        raise UserError(f"{path or 'the configuration'} lacks {', '.join(missing)}; set it")
-    return kind(**{key: convert(declared[key], value, join(path, key)) for key, value in data.items()})
+        raise UserError.at(path, f"{path or 'the configuration'} lacks {', '.join(missing)}; set it")
+    values = {k: convert(declared[k], _listed(declared[k], v, join(path, k)), join(path, k)) for k, v in data.items()}
+    try:
+        return kind(**values)
+    except UserError as error:  # of `__post_init__`, about fields that do not fit together
+        error.place = blamed(str(error), path, data) if error.place is None else error.place
+        raise
 
 
 def check_fields(config: Any, path: str = "") -> None:
@@ -125,16 +133,6 @@ def unknown_field(path: str, key: str, known: Iterable[str]) -> str:
     return f"no field {path!r}; {nearest(key, known)}"
 
 
-@contextlib.contextmanager
-def located(where: str) -> Iterator[None]:
-    """Puts the document before whatever is wrong in it."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
-        raise UserError(text if text.startswith(where) else f"{where}: {text}") from None
-
-
 def dataclass_of(hint: Any) -> type | None:
     """The configuration that a field holds, where it has fields of its own (None is allowed besides)."""
     options = (hint, *typing.get_args(hint))
@@ -185,7 +183,7 @@ def _read_base(base: Any, value: Any, path: str, unit: Unit | None) -> Any:
     if origin is Literal:
         return _read_literal(arguments, value)
     if origin in (tuple, list):
-        return origin(_read(arguments[0], item, path) for item in _items(value))
+        return origin(_read(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(_items(value)))
     if origin in (dict, collections.abc.Mapping):
         if not isinstance(value, Mapping):
             raise _Mismatch
@@ -223,6 +221,16 @@ def _read_literal(choices: tuple[Any, ...], value: Any) -> Any:
         except _Mismatch:
             continue
     raise _Mismatch
+
+
+def _listed(hint: Any, value: Any, path: str) -> Any:
+    """The value, unless it is text for a list. That is the command line's way; in a document a comma in a name would cut it."""
+    base = _base(hint)[0]
+    options = typing.get_args(base) if typing.get_origin(base) in (typing.Union, types.UnionType) else (base,)
+    lists = [typing.get_origin(_base(o)[0]) in (tuple, list) for o in options if o is not type(None)]
+    if isinstance(value, str) and all(lists) and value.lower() not in ("none", "null"):
+        raise UserError.at(path, f"{path} is {_shown(value)}; set {expected(hint)}, in brackets: [{value}]")
+    return value
 
 
 def _items(value: Any) -> list[Any]:

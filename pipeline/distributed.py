@@ -17,6 +17,7 @@ from nfnet.kernels import cpu
 from pipeline import places
 from pipeline.display import terminal
 from pipeline.errors import UserError
+from pipeline.exchange import local_connections, objects, unix_store
 from pipeline.supervision.rank_environment import place
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ def join() -> World:
     single-process runs (trials of a sweep) live on one machine. gloo without a GPU, NCCL with one.
     """
     has_gpu = torch.cuda.is_available()
+    objects.admit_data_alone()
     allow_tf32(False)  # fp32 is fp32, for whoever evaluates; an engine says otherwise where its run does
     if not dist.is_initialized():
         for folder in {tempfile.gettempdir(), places.socket_folder()}:
@@ -66,8 +68,9 @@ def join() -> World:
         # DeepSpeed reads these itself, and refuses to start without the last.
         os.environ.update(RANK=str(here.rank), WORLD_SIZE=str(here.size), LOCAL_RANK=str(here.local_rank))
         backend = "gloo" if uses_gloo() else "nccl"
-        store = dist.PrefixStore("default_pg", meeting_point())
+        store = dist.PrefixStore("default_pg", _group_store(here.size))
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=COLLECTIVE_TIMEOUT)
+        local_connections.refuse_strangers(here.size)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
@@ -81,16 +84,24 @@ def meeting_point() -> dist.Store:
     That of the launcher, else of rank 0's process, which must not end before the others have read what they need.
     """
     global _store
-    if dist.is_initialized():
+    here = place()
+    if _store is None and here.size > 1 and (folder := os.environ.get(unix_store.FOLDER)):
+        _store = unix_store.UnixStore(folder, wait_s=COLLECTIVE_TIMEOUT.total_seconds())
+    if _store is None and dist.is_initialized():
         return dist.distributed_c10d._get_default_store()
     if _store is None:
-        here = place()
         if here.size == 1:
             _store = dist.HashStore()
         else:
             _store, *_ = next(dist.rendezvous("env://", here.rank, here.size, timeout=COLLECTIVE_TIMEOUT))
             _store.set_timeout(COLLECTIVE_TIMEOUT)
     return _store
+
+
+def _group_store(size: int) -> dist.Store:
+    """In which process groups are made, by threads of torch too: one of torch's own."""
+    folder = os.environ.get(unix_store.FOLDER) if size > 1 else None
+    return dist.FileStore(os.path.join(folder, unix_store.GROUPS), size) if folder else meeting_point()
 
 
 def uses_gloo() -> bool:

@@ -1,9 +1,8 @@
-r"""The one door for documents that somebody else may have written: JSON, JSONL and YAML in, typed values out.
+r"""The one door for JSON and JSONL that somebody else may have written, typed values out. YAML has `pipeline.yaml_files`.
 
     commit = documents.read(url, Commit)                     a file, bounded, parsed, as a dataclass
     value = documents.parse_json(data, where)                bytes -> plain containers
     for line, value in documents.parse_jsonl(data, where):   one a line
-    value = documents.parse_yaml(data, where)                YAML files of users
     entry = documents.convert(value, Entry, where)           plain containers -> a dataclass, types and ranges checked
 
 A dataclass says what is allowed by its annotations: `digest: Sha256`, `name: FileName`, `num_samples: Count`. Whatever is
@@ -11,7 +10,6 @@ wrong is a UserError: the file, the place in it, what is wrong, what to do. Time
 file, which is bounded first. Fields that a dataclass does not have are passed over, as later versions may write some.
 """
 
-import functools
 import json
 import math
 import re
@@ -26,9 +24,6 @@ from pipeline.storage import objects
 
 MAX_BYTES = 16 << 20
 """Of a document, unless its reader says otherwise. Parsed, JSON takes up to 30 times its size."""
-MAX_YAML_BYTES = 4 << 20
-MAX_YAML_VALUES = 200_000
-"""With every alias written out."""
 MAX_DEPTH = 64
 MAX_DIGITS = 20
 REMEDY = "restore it, or write it again"
@@ -66,7 +61,7 @@ def read_json(url: str, *, max_bytes: int = MAX_BYTES, remedy: str = REMEDY) -> 
 def parse_json(data: bytes | str, where: str, *, max_bytes: int = MAX_BYTES, remedy: str = REMEDY) -> Any:
     """Plain containers. Raises UserError for what is no UTF-8 or no JSON, for a key that stands twice, NaN, infinities, whole
     numbers of more than 20 digits, more than 64 levels, and files that are empty or too large."""
-    text = _text(data, where, max_bytes, remedy)
+    text = text_of(data, where, max_bytes, remedy)
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_no_constant
@@ -90,7 +85,7 @@ def parse_jsonl(
 
     Only line feeds end a line: JSON may hold U+2028 and U+0085 as they are.
     """
-    text = _text(data, where, max_bytes, remedy) if data else ""
+    text = text_of(data, where, max_bytes, remedy) if data else ""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, f"{where}, line {number},", max_bytes=max_bytes, remedy=remedy)
@@ -105,7 +100,8 @@ def convert(value: Any, kind: type[T], where: str, *, remedy: str = REMEDY) -> T
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise UserError(f"{where} is not usable: {_sentence(str(error))}; {remedy}") from None
+        place, sentence = _sentence(str(error))
+        raise UserError.at(place, f"{where} is not usable: {sentence}; {remedy}") from None
     except UnicodeEncodeError:  # half of a surrogate pair in a key
         raise UserError(f"{where} is not usable: it has a name that is no Unicode text; {remedy}") from None
 
@@ -123,7 +119,8 @@ def excerpt(value: object, length: int = 60) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in clipped)
 
 
-def _text(data: bytes | str, where: str, max_bytes: int, remedy: str) -> str:
+def text_of(data: bytes | str, where: str, max_bytes: int, remedy: str) -> str:
+    """What is in a document. UserError if that is too large, no UTF-8, or nothing."""
     if len(data) > max_bytes:
         raise UserError(f"{where} is larger than {max_bytes >> 20} MiB, which no such file is; {remedy}")
     try:
@@ -174,8 +171,8 @@ _WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "
 _WORDS |= {"array": "a list", "object": "a mapping"}
 
 
-def _sentence(message: str) -> str:
-    """What msgspec says ("Expected `int`, got `str` - at `$.files[0].size`"), in our words."""
+def _sentence(message: str) -> tuple[str, str]:
+    """The place and what msgspec says of it ("Expected `int`, got `str` - at `$.files[0].size`"), in our words."""
     what, _, place = message.partition(" - at `")
     place = place.rstrip("`").removeprefix("$").removeprefix(".")
     for meta in (kind.__metadata__[0] for kind in (Sha256, FileName, RelativePath)):  # type: ignore[attr-defined]
@@ -183,114 +180,4 @@ def _sentence(message: str) -> str:
     what = re.sub(r"`(\w+)`", lambda match: _WORDS.get(match[1], f"'{match[1]}'"), what)
     what = what.replace("Expected ", "it needs ", 1).replace(", got ", " and has ", 1)
     what = re.sub(r"^Object missing required field", "it lacks", what)
-    return f"{f'at {excerpt(place, 120)}: ' if place else ''}{excerpt(what, 200)}"
-
-
-def parse_yaml(data: bytes | str, where: str, *, max_bytes: int = MAX_YAML_BYTES, remedy: str = "mend the file") -> Any:
-    """Plain containers of a YAML file of one document, which may be a configuration that a person wrote.
-
-    Anchors and merge keys are understood as long as what they stand for is bounded. What YAML 1.1 would silently make of a
-    text is refused with its line: a key that stands twice, 010 (octal), 1:30 (base 60), NaN and infinities. Dates stay text.
-    Of tags, only those of plain values are known.
-
-    Raises:
-        UserError: not UTF-8, not YAML, or one of the above.
-    """
-    import yaml
-
-    try:
-        text = _text(data, where, max_bytes, "save it as UTF-8, or mend it")
-        loader = _yaml_loader()
-        _bound_yaml(yaml.parse(text, Loader=loader))
-        return yaml.load(text, Loader=loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f" (line {mark.line + 1} column {mark.column + 1})" if mark else ""
-        what = excerpt(" ".join(filter(None, [error.context, error.problem])), 200)
-        raise UserError(f"{where} is not usable as YAML{at}: {what}; {remedy}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where} is not usable as YAML: {excerpt(str(error), 200)}; {remedy}") from None
-
-
-def _bound_yaml(events: Iterator[Any]) -> None:
-    """Depth, and the number of values with aliases written out, before anything is made of them."""
-    from yaml import events as kinds
-    from yaml.error import MarkedYAMLError
-
-    sizes: dict[str, int] = {}  # of what an anchor stands for
-    stack: list[tuple[str | None, int]] = []  # (anchor, values before it)
-    total, problem = 0, None
-    for event in events:
-        if isinstance(event, kinds.CollectionStartEvent):
-            stack.append((event.anchor, total))
-            total += 1
-        elif isinstance(event, kinds.CollectionEndEvent):
-            anchor, before = stack.pop()
-            if anchor is not None:
-                sizes[anchor] = total - before
-        elif isinstance(event, kinds.ScalarEvent):
-            total += 1
-            if event.anchor is not None:
-                sizes[event.anchor] = 1
-        elif isinstance(event, kinds.AliasEvent):
-            if event.anchor not in sizes:
-                problem = "an alias of nothing, or of what it is in"
-            total += sizes.get(str(event.anchor), 0)
-        if len(stack) > MAX_DEPTH:
-            problem = f"more than {MAX_DEPTH} levels"
-        if total > MAX_YAML_VALUES:
-            problem = f"more than {MAX_YAML_VALUES} values"
-        if problem:
-            raise MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-
-
-@functools.cache
-def _yaml_loader() -> Any:
-    import yaml
-
-    prefix = "tag:yaml.org,2002:"
-
-    def mistake(problem: str, node: Any) -> Exception:
-        return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        """The safe loader, without what it guesses."""
-
-        def flatten_mapping(self, node: Any) -> None:
-            keys: set[Any] = set()
-            for key_node, _ in node.value if id(node) not in flat(self) else []:
-                if not isinstance(key_node, yaml.ScalarNode):
-                    raise mistake("a key that is no plain value", key_node)
-                key = key_node.tag if key_node.tag == f"{prefix}merge" else self.construct_object(key_node)
-                if key in keys:
-                    raise mistake(f"the key '{excerpt(key)}' stands twice", key_node)
-                keys.add(key)
-            flat(self).add(id(node))  # merging adds keys to a node, which may be merged into several
-            super().flatten_mapping(node)
-
-    def flat(loader: Any) -> set[int]:
-        return loader.__dict__.setdefault("_flat", set())
-
-    def number(loader: Any, node: Any) -> Any:
-        text = node.value.replace("_", "")
-        if re.fullmatch("[-+]?0[0-9]+", text):
-            raise mistake(f"{excerpt(text)} would be octal: write it without the 0 in front, or in quotes", node)
-        if ":" in text:
-            raise mistake(f"{excerpt(text)} would be a number of base 60: write it in quotes", node)
-        if len(text) > MAX_DIGITS and node.tag.endswith(":int"):
-            raise mistake(f"a whole number of {len(text)} digits", node)
-        value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
-        if not math.isfinite(value):
-            raise mistake(f"{excerpt(text)} is no finite number", node)
-        return value
-
-    kept = {f"{prefix}{tag}" for tag in ("null", "bool", "str", "seq", "map")} | {None}
-    Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in kept}
-    Loader.yaml_constructors |= {f"{prefix}int": number, f"{prefix}float": number}
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith((":timestamp", ":value"))]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    return Loader
+    return place, f"{f'at {excerpt(place, 120)}: ' if place else ''}{excerpt(what, 200)}"

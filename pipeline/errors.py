@@ -12,6 +12,14 @@ class UserError(ValueError):
 
     table: Sequence[str] = ()
     """Lines under the sentence, where there is more than it can hold."""
+    place: str | None = None
+    """Of what is wrong in its document, as `methods.ridge.l2` or `tasks[1]`; empty = all of it, None = not known."""
+
+    @classmethod
+    def at(cls, place: str, sentence: str) -> "UserError":
+        error = cls(sentence)
+        error.place = place
+        return error
 
 
 class Diverged(UserError):

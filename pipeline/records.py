@@ -50,6 +50,8 @@ class Started(Record):
     device: str
     zero_stage: int
     precision: str
+    passes: str = "eager"
+    """How forward and backward passes run, in words: eagerly, or compiled, with numbers of graphs and seconds."""
     resumed_from: str | None
     """URL of the checkpoint that was loaded, None when the run starts from its initial weights."""
     config: dict[str, Any]
@@ -126,7 +128,7 @@ class Step(Record):
     transfer_s: float = 0.0
     """handing it to the device;"""
     compute_s: float = 0.0
-    """forward, backward, agreement over the ranks, update (see `pipeline.supervision.phase_clock` for what a GPU moves here);"""
+    """forward, backward, agreement over the ranks, update (`pipeline.supervision.phase_clock` says how a GPU's time is taken);"""
     save_s: float = 0.0
     log_s: float = 0.0
     """whoever reads these records;"""
@@ -200,6 +202,36 @@ class Evaluation(Record):
     top5: float
     num_samples: int
     seconds_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRow:
+    """Of a phase or an operation: milliseconds a step, and the share of all; of a device nothing where there is none."""
+
+    name: str
+    host_ms: float
+    host_share: float
+    device_ms: float = 0.0
+    device_share: float = 0.0
+    calls: float = 0.0
+    """A step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiled(Record):
+    """Steps `first` to `last` of this attempt were looked at closely, on the main rank, which alone yields this."""
+
+    first: int
+    last: int
+    url: str
+    """Of the trace; "" where it was too large to keep."""
+    size_bytes: int
+    step_ms: float
+    """Of a profiled step, which takes longer than others."""
+    phases: tuple[ProfileRow, ...]
+    """Where a step's time goes, from its begin to its end."""
+    operations: tuple[ProfileRow, ...]
+    """The ten that take most time by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

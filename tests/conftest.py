@@ -77,7 +77,7 @@ def make_checkpoint() -> Callable[..., str]:
         url = folder / "run" / "checkpoints" / "step_00000007"
         url.mkdir(parents=True)
         resize = options.pop("eval_resize", "plain")
-        classes = options.pop("classes", CLASSES)
+        classes, loss = options.pop("classes", CLASSES), options.pop("loss", "softmax")
         evaluation = options.pop("evaluation", {"loss": 1.25, "top1": 0.5, "top5": 1.0})
         fragments, kinds = {}, ["weights", "ema"] if ema else ["weights"]
         with torch.random.fork_rng(devices=[]):
@@ -96,7 +96,7 @@ def make_checkpoint() -> Callable[..., str]:
             model=ModelConfig(name=name, options=options),
             data=DataConfig(url="data/animals"),
             augment=AugmentConfig(image_px=px, eval_resize=resize),
-            optim=OptimConfig(learning_rate=0.1, ema_decay=0.9 if ema else None),
+            optim=OptimConfig(learning_rate=0.1, ema_decay=0.9 if ema else None, loss=loss),
             global_batch=4,
             duration=Duration(7, "steps"),
         )

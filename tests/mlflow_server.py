@@ -29,6 +29,7 @@ class MlflowServer:
         environment = os.environ | {
             "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.database}",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes more, on two cores
             "PYTHONWARNINGS": "ignore",
         }
         with (self.database.parent / "server.log").open("ab") as log:

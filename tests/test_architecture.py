@@ -49,9 +49,15 @@ HOMES = {
 FILES = sorted(p for floor in FLOORS for p in (ROOT / floor).rglob("*.py"))
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """All nodes of a file: each file is parsed once, and read by many laws."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else ast.walk(tree)
+    nodes = ast.parse(path.read_text()).body if top_level_only else nodes_of(path)
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -122,7 +128,7 @@ def test_no_folder_has_more_than_12_files_and_no_file_more_than_300_lines() -> N
 def test_no_function_has_more_than_60_lines() -> None:
     found = set()
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > 60:
                 found.add(f"{path.relative_to(ROOT)}: {node.name}")
     assert found == set()
@@ -132,7 +138,7 @@ def test_no_function_has_more_than_60_lines() -> None:
 def test_benchmarks_measure_what_a_run_executes(path: Path) -> None:
     """Every function and class that a benchmark imports from a module of ours is used by another module of ours."""
     names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in FILES}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.ImportFrom) and node.module in names:
             for name in (a.name for a in node.names if f"{node.module}.{a.name}" not in names and not a.name.isupper()):
                 assert name in used_outside(node.module), f"{node.module}.{name} is used by benchmarks only"
@@ -146,14 +152,13 @@ def used_outside(module: str) -> set[str]:
     for path in FILES:
         if ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") == module:
             continue
-        tree = ast.parse(path.read_text())
         aliases = set()
-        for node in ast.walk(tree):
+        for node in nodes_of(path):
             if isinstance(node, ast.ImportFrom) and node.module == module:
                 found |= {a.name for a in node.names}
             elif isinstance(node, ast.ImportFrom) and f"{node.module}.{last}" == module:
                 aliases |= {a.asname or a.name for a in node.names if a.name == last}
-        for node in ast.walk(tree):
+        for node in nodes_of(path):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
                 found.add(node.attr)
     return found

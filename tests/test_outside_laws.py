@@ -9,6 +9,7 @@ FILES = sorted(p for floor in ("nfnet", "pipeline", "transfer", "orchestration")
 
 PARSERS = {
     "pipeline/documents.py": "the door",
+    "pipeline/yaml_files/parse.py": "the door of YAML",
     "nfnet/weights/files.py": "nfnet stands below the door; a safetensors header is bounded by its library",
     "orchestration/registry/served_model.py": "runs where normfree is not installed",
     "orchestration/spool/spool.py": "records may hold NaN; lines are bounded, and what cannot be read is counted",
@@ -16,10 +17,7 @@ PARSERS = {
     "orchestration/tune/trial_rank.py": "a pipe of this process's own child",
     "orchestration/tune/trial_group.py": "the same, the other end",
     "pipeline/storage/ownership.py": "a beat that is no record is none of ours",
-    "pipeline/checkpoint/part_writer.py": "ranks of one run trust each other",
-    "pipeline/supervision/watchdog.py": "the same",
-    "pipeline/supervision/hang_detection.py": "the same",
-    "orchestration/launch/job_store.py": "agents of one launch trust each other",
+    "pipeline/exchange/unix_store.py": "a socket that no other user reaches",
     "orchestration/run/rank_end.py": "what a rank of this process wrote",
     "orchestration/run/folded.py": "ranks of one host trust each other",
     "orchestration/operations/run_folder.py": "as the spool: lines are bounded, and what is no record is passed over",
@@ -28,8 +26,6 @@ PARSERS = {
 STARTERS = {
     "orchestration/child_process.py": "the door",
     "orchestration/cli.py": "this very program, anew in UTF-8",
-    "orchestration/spool/system_metrics.py": "nvidia-smi",
-    "transfer/measurement/resource_usage.py": "nvidia-smi",
     "pipeline/provenance.py": "git, on the own checkout alone",
     "orchestration/clusters/slurm.py": "sbatch and sinfo",
     "orchestration/clusters/ssh.py": "ssh",

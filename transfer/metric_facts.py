@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from transfer.protocol.imagenet_labels import REAL, V2
+from transfer.protocol.imagenet_labels import CORRUPTED, ON, REAL, V2
 
 CONFIDENCE, LEVEL = 0.95, 0.05
 """Of every interval; of every test."""
@@ -54,6 +54,16 @@ METRIC_FACTS: dict[str, MetricFacts] = {
     "balanced_accuracy": MetricFacts(title="balanced accuracy", short="balanced", family=ACCURACY),
     "auroc": MetricFacts(title="area under the ROC curve", short="AUROC", family=AREA, unit="", scale=1.0, decimals=3),
     "map11": MetricFacts(title="11-point mean average precision", short="mAP-11", family=PRECISION),
+    "map_area": MetricFacts(title="mean average precision (area)", short="mAP-area", family=PRECISION),
+    "map": MetricFacts(title="mean average precision", short="mAP", family=PRECISION),
+    "miou": MetricFacts(title="mean intersection over union", short="mIoU", family="mIoU"),
+    "pixel_accuracy": MetricFacts(title="pixel accuracy", short="pixels right", family="pixel accuracy"),
+    "box_map": MetricFacts(
+        title="mean average precision of boxes, IoU 0.5 to 0.95", short="mAP 50:95", family="box precision"
+    ),
+    "box_map50": MetricFacts(
+        title="mean average precision of boxes, IoU 0.5", short="mAP 50", family="box precision at 0.5"
+    ),
     "real": MetricFacts(title="ReaL accuracy", short="ReaL", family=ACCURACY, counts_images=True),
     "ece15": MetricFacts(
         title="expected calibration error, 15 bins", short="ECE, 15 bins", family="calibration", larger_is_better=False
@@ -82,6 +92,7 @@ METRIC_FACTS: dict[str, MetricFacts] = {
     ),
     REAL: MetricFacts(title="ReaL accuracy", short="ReaL", family=ACCURACY, counts_images=True),
     V2: MetricFacts(title="accuracy on ImageNet-V2", short="V2", family=ACCURACY, counts_images=True),
+    CORRUPTED: MetricFacts(title="mean top-1 over corruptions", short="top-1, corrupted", family=ACCURACY),
 }
 
 
@@ -91,4 +102,7 @@ def facts_of(metric: str) -> MetricFacts:
     if of_k and k.isdigit() and plain in METRIC_FACTS:  # of a number of neighbours
         facts = METRIC_FACTS[plain]
         return replace(facts, title=f"{facts.title}, k = {k}", short=f"{facts.short}, k = {k}")
+    if metric.startswith(ON):
+        other = metric.removeprefix(ON)
+        return replace(METRIC_FACTS["top1"], title=f"top-1 accuracy on {other}", short=f"top-1 on {other}")
     return METRIC_FACTS.get(metric) or MetricFacts(title=metric.replace("_", " "), short=metric, family=metric)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import Diverged, UserError
+from transfer import box_precision
 
 Labels = np.ndarray | Sequence[Sequence[int]]
 
@@ -24,24 +25,33 @@ def compute(name: str, scores: np.ndarray, labels: Labels) -> float:
         balanced_accuracy       the same number under the name that medicine and scikit-learn use for it
         auroc                   two classes: the area under the ROC curve of score 1 minus score 0; more classes: the
                                 unweighted mean over classes of one against the rest, by the class's own score, so
-                                give probabilities where other work ranks probabilities
-        map11                   mean over classes of the 11-point interpolated precision (VOC2007)
+                                give probabilities where other work ranks probabilities; of several labels an image the
+                                unweighted mean over labels (CheXpert)
+        map11                   mean over labels of the 11-point interpolated precision (VOC2007)
+        map_area                mean over labels of the area under precision that never rises with recall (VOC2010's devkit)
+        miou                    pixels: mean over classes of intersection over union, over all images together
+        pixel_accuracy          pixels: the share that is right
+        box_map, box_map50      boxes: COCO's average precision over IoU 0.5 to 0.95, and at 0.5 (`transfer.box_precision`)
+        map                     mean over labels of average precision, not interpolated (scikit-learn's)
         real                    top-1 against a set of right labels for each image (ImageNet ReaL)
 
     Args:
         labels: (N,) integers below C; for `real` N sequences of class indices, images with an empty one are skipped;
-            for `map11` (N, C) of 1 (shows the class), 0 (does not) and -1 (skipped for this class).
+            of several labels an image (N, C) of 1 (shows it), 0 (does not) and -1 (skipped for this label). Of pixels scores
+            are (N, C, C), how many of each class (rows) got which, and labels (N, C) how many there are; of boxes
+            they are detections (`box_precision.matched`), and labels (N, C) how many boxes of each class there are.
     Raises:
         UserError: no such metric, shapes that do not fit, scores that are not a number, or nothing to measure.
     """
     if name not in METRICS:
         raise UserError(f"no metric is called {name!r}; choose one of {', '.join(METRICS)}")
     scores = np.asarray(scores)
-    if scores.ndim != 2 or len(scores) != len(labels) or scores.shape[1] < 2 or not len(scores):
+    fits = scores.ndim == (3 if name in OF_PIXELS else 2) and box_precision.is_found(scores) == (name in OF_BOXES)
+    if not fits or len(scores) != len(labels) or not len(scores) or (scores.shape[1] < 2 and name not in OF_BOXES):
         raise UserError(
             f"{name} needs scores (images, classes) and as many labels; got {scores.shape} and {len(labels)} labels"
         )
-    if np.isnan(scores).any():
+    if name not in OF_BOXES and np.isnan(scores).any():
         raise Diverged(f"{name}: {int(np.isnan(scores).any(1).sum())} images have scores that are not a number")
     return float(METRICS[name](scores, labels))
 
@@ -70,6 +80,8 @@ def _mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    if np.ndim(labels) == 2:
+        return _over_labels("auroc", _area)(scores, labels)
     labels = _checked(scores, labels)
     if scores.shape[1] == 2:
         # Scores of float32 that differ in their last bits only would become ties.
@@ -93,31 +105,70 @@ def _area(values: np.ndarray, positive: np.ndarray) -> float | None:
     return float((ranks[positive].sum() - num * (num + 1) / 2) / (num * (len(positive) - num)))
 
 
-def _map11(scores: np.ndarray, labels: np.ndarray) -> float:
-    labels = np.asarray(labels)
-    if labels.shape != scores.shape or not np.isin(labels, (-1, 0, 1)).all():
-        raise UserError(f"map11 needs labels of 1, 0 and -1 in the shape of the scores {scores.shape}")
-    found = [_precision11(scores[:, c], labels[:, c]) for c in range(scores.shape[1])]
-    present = [p for p in found if p is not None]
-    if not present:
-        raise UserError("map11 needs an image of one class at least; the split shows none")
-    return float(np.mean(present))
+def _over_labels(
+    name: str, of_one: Callable[[np.ndarray, np.ndarray], float | None]
+) -> Callable[[np.ndarray, Any], float]:
+    """Mean over labels of a measure (values, positive) of the images that say something of the label; None is left out."""
+
+    def measure(scores: np.ndarray, labels: np.ndarray) -> float:
+        labels = np.asarray(labels)
+        if labels.shape != scores.shape or not np.isin(labels, (-1, 0, 1)).all():
+            raise UserError(f"{name} needs labels of 1, 0 and -1 in the shape of the scores {scores.shape}")
+        said = labels >= 0
+        found = [of_one(scores[said[:, c], c], labels[said[:, c], c] == 1) for c in range(scores.shape[1])]
+        present = [value for value in found if value is not None]
+        if not present:
+            raise UserError(f"{name} needs images with and without one of the labels; the split has none")
+        return float(np.mean(present))
+
+    return measure
 
 
-def _precision11(values: np.ndarray, labels: np.ndarray) -> float | None:
-    """Mean over the recalls 0, 0.1, ..., 1 of the best precision at that recall or a higher one (VOC2007 devkit).
-
-    Images with equal scores enter the list together, since nothing orders them.
-    """
-    values, positive = values[labels >= 0], labels[labels >= 0] == 1
+def _curve(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(recall, precision), rising in recall; images with equal scores enter together, since nothing orders them."""
     if not positive.any():
         return None
     order = np.argsort(-values, kind="stable")
     last = np.append(np.diff(values[order]) != 0, True)  # the end of each run of equals
     right, seen = np.cumsum(positive[order])[last], np.arange(1, len(values) + 1)[last]
-    recall, precision = right / positive.sum(), right / seen
+    return right / positive.sum(), right / seen
+
+
+def _precision11(values: np.ndarray, positive: np.ndarray) -> float | None:
+    """Mean over the recalls 0, 0.1, ..., 1 of the best precision at that recall or a higher one (VOC2007 devkit)."""
+    if (curve := _curve(values, positive)) is None:
+        return None
+    recall, precision = curve
     # Recalls such as 3/10 are compared with tenths: rounding must not lose the point.
     return float(np.mean([precision[recall >= tenth / 10 - 1e-12].max() for tenth in range(11)]))
+
+
+def _precision_area(values: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the best precision at each recall or a higher one (VOC2010 devkit)."""
+    if (curve := _curve(values, positive)) is None:
+        return None
+    recall, precision = curve
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.diff(recall, prepend=0.0) @ best)
+
+
+def _average_precision(values: np.ndarray, positive: np.ndarray) -> float | None:
+    """Sum over the list of precision times the gain in recall, as it is."""
+    if (curve := _curve(values, positive)) is None:
+        return None
+    recall, precision = curve
+    return float(np.diff(recall, prepend=0.0) @ precision)
+
+
+def _miou(scores: np.ndarray, _: np.ndarray) -> float:
+    counts = scores.sum(0)
+    right = counts.diagonal()
+    union = counts.sum(0) + counts.sum(1) - right
+    return float((right[union > 0] / union[union > 0]).mean())
+
+
+def _pixel_accuracy(scores: np.ndarray, _: np.ndarray) -> float:
+    return float(scores.diagonal(axis1=1, axis2=2).sum() / scores.sum())
 
 
 def _real(scores: np.ndarray, labels: Sequence[Sequence[int]]) -> float:
@@ -142,12 +193,26 @@ def _checked(scores: np.ndarray, labels: Labels) -> np.ndarray:
     return found
 
 
+def _boxes(ious: slice) -> Callable[[np.ndarray, Any], float]:
+    return lambda found, num_boxes: box_precision.precision(found, np.asarray(num_boxes), ious)
+
+
+AT_IOUS = {"box_map": slice(None), "box_map50": slice(1)}
+"""Of `box_precision.IOUS`."""
+OF_BOXES = tuple(AT_IOUS)
+OF_PIXELS = ("miou", "pixel_accuracy")
+OF_SEVERAL_LABELS = ("map11", "map_area", "map", "auroc")
 METRICS: dict[str, Callable[[np.ndarray, Any], float]] = {
     "top1": _top(1),
     "top5": _top(5),
     "mean_per_class": _mean_per_class,
     "balanced_accuracy": _mean_per_class,
     "auroc": _auroc,
-    "map11": _map11,
+    "map11": _over_labels("map11", _precision11),
+    "map_area": _over_labels("map_area", _precision_area),
+    "map": _over_labels("map", _average_precision),
     "real": _real,
+    "miou": _miou,
+    "pixel_accuracy": _pixel_accuracy,
+    **{name: _boxes(ious) for name, ious in AT_IOUS.items()},
 }

@@ -132,24 +132,25 @@ def _in_kernel() -> bool:
 
 
 def step_profile(
-    model: nn.Module, px: int, *, precision: str = "fp32", checkpointing: bool = False, in_chans: int = 3
+    model: nn.Module, px: int, *, precision: str = "fp32", checkpointing: float = 0.0, in_chans: int = 3
 ) -> StepProfile:
     """Of a training pass over images (N, in_chans, px, px), with softmax cross-entropy.
 
     Args:
         model: on any device, the meta device included; it is not touched.
         precision: fp32, or bf16 for autocast over fp32 weights.
-        checkpointing: blocks are computed again in the backward pass.
+        checkpointing: share of the blocks, the first ones, that are computed again in the backward pass.
     Raises:
-        ValueError: the network cannot recompute its blocks.
+        ValueError: the network cannot recompute its blocks, or not a part of them.
     """
     with FakeTensorMode():
         network: Any = fake_copy(model).train()
         if checkpointing:
             try:
-                network.set_grad_checkpointing(True)
-            except (AttributeError, AssertionError):
-                raise ValueError("this network cannot recompute its blocks") from None
+                network.set_grad_checkpointing(True, *([checkpointing] if checkpointing < 1 else []))
+            except (AttributeError, AssertionError, TypeError):
+                part = " a part of" if checkpointing < 1 else ""
+                raise ValueError(f"this network cannot recompute{part} its blocks") from None
         repeated = _without_repeats(network)
         alive = _Alive({t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())})
         marks = [_mark(alive, block) for block, _ in repeated]
@@ -203,7 +204,8 @@ def _without_repeats(network: nn.Module) -> list[tuple[nn.Module, int]]:
     found: list[tuple[nn.Module, int]] = []
     for i, block in enumerate(blocks):
         after = blocks[i + 1] if i + 1 < len(blocks) else None
-        if after is not None and _form(block) == _form(after):
+        # The last block that is computed again is not as the first that is not.
+        if after is not None and _form(block) == _form(after) and i + 1 != network.num_checkpointed:
             blocks[i] = nn.Identity()
         elif i and isinstance(blocks[i - 1], nn.Identity):
             first = i - 1

@@ -1,7 +1,8 @@
 """The interface between a method and the trunks: a trunk asks a method for its parts, in the order of the forward pass.
 
 A method is one file with one class: `@method("its_name") class Its(Method)`. Fields of the class are its settings, and become
-options of the network. Its module's docstring is its page in docs/normalizers. No other file names it; see docs/laboratory.md.
+options of the network. Its module's docstring is its page in docs/normalizers. No other file names it: see
+docs/methods-and-trunks.md.
 """
 
 from collections.abc import Callable, Sequence

@@ -51,10 +51,13 @@ def binary_cross_entropy(
 
     Args:
         logits: (N, C).
-        labels: (N,) int64 classes, or two classes a sample with their weight.
-        smoothing: targets are 1 - smoothing + smoothing / C and smoothing / C.
+        labels: (N,) int64 classes, or two classes a sample with their weight; or (N, C) targets of several labels a sample,
+            below 0 where nothing is said, which the mean leaves out.
+        smoothing: targets are 1 - smoothing + smoothing / C and smoothing / C; given ones t (1 - smoothing) + smoothing / 2.
     """
     classes = logits.shape[1]
+    if isinstance(labels, torch.Tensor) and labels.dim() == 2:
+        return multi_label_losses(logits, labels, smoothing).sum() / (labels >= 0).sum().clamp(min=1)
     pairs = (
         [(labels, None)] if isinstance(labels, torch.Tensor) else [(labels[0], labels[2]), (labels[1], 1 - labels[2])]
     )
@@ -63,3 +66,10 @@ def binary_cross_entropy(
         amount = torch.ones_like(index, dtype=torch.float32) if weight is None else weight.float()
         targets.scatter_add_(1, index[:, None], (1 - smoothing) * amount[:, None])
     return F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
+def multi_label_losses(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """(N, C) fp32: binary cross-entropy of each label of each sample, 0 where `targets` (N, C) are below 0."""
+    aims = targets.float().clamp(min=0) * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(logits.float(), aims, reduction="none")
+    return torch.where(targets < 0, torch.zeros_like(losses), losses)

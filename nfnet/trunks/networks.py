@@ -6,13 +6,14 @@ from typing import Any
 
 from nfnet.normalizers.method import Method
 from nfnet.normalizers.registry import make_method
+from nfnet.trunks.binary import BinaryShape, BinaryTrunk
 from nfnet.trunks.chain import ChainShape, ChainTrunk
 from nfnet.trunks.inception import InceptionShape, InceptionTrunk
 from nfnet.trunks.residual import ResidualTrunk, Shape
 from nfnet.trunks.trunk import Trunk, TrunkOptions
 from nfnet.variants import VARIANTS, Variant
 
-AnyShape = Shape | ChainShape | InceptionShape
+AnyShape = Shape | ChainShape | InceptionShape | BinaryShape
 
 
 def _shape(name: str, variant: Variant, **changes: Any) -> Shape:
@@ -53,10 +54,17 @@ SHAPES: dict[str, AnyShape] = {
     "inception_tiny": InceptionShape(multiplier=0.25, small_stem=True, blocks=(0, 2, 3, 7, 8), train_px=32),
     "vgg_a": ChainShape(stages=((64,), (128,), (256, 256), (512, 512), (512, 512)), hidden=(4096, 4096)),
     "vgg_tiny": ChainShape(stages=((32, 32), (64, 64), (128, 128)), train_px=32),
+    "reactnet_a": BinaryShape(
+        widths=(64, *[128] * 2, *[256] * 2, *[512] * 6, *[1024] * 2), strides=(1, 2, 1, 2, 1, 2, *[1] * 5, 2, 1)
+    ),
+    "reactnet_tiny": BinaryShape(widths=(64, 64, 128, 128), strides=(2, 1, 2, 1), train_px=32),
 }
 TRUNK_OPTIONS = tuple(f.name for f in fields(TrunkOptions))
 SHAPE_OPTIONS = ("depths", "widths", "second_3x3", "basic", "shortcut")
 """Of residual trunks: the path from SE-ResNeXt-D to NFNet, and the depth of small ones."""
+
+
+BINARY_OPTIONS = ("binary_weights", "binary_gain")
 
 
 def list_trunks() -> list[str]:
@@ -78,16 +86,22 @@ def create(name: str, num_classes: int = 1000, *, method: str | Method = "batch_
         num_classes: 0 for pooled features instead of logits.
         method: name of one of `nfnet.normalizers.registry.list_methods()`, or one that is made.
         options: `in_chans`, `activation`, `drop_rate`, `stochastic_depth`, `head_init`; of residual trunks also `depths`,
-            `widths`, `second_3x3`, `basic`, `shortcut`; and the settings of the method.
+            `widths`, `second_3x3`, `basic`, `shortcut`; of binary ones `binary_weights`, `binary_gain`; and the settings of
+            the method.
     Raises:
         ValueError: an unknown name or option, or a method that the trunk cannot take.
     """
     shape = get_shape(name)
     own = TrunkOptions(**{k: options.pop(k) for k in TRUNK_OPTIONS if k in options})
     changes = {k: options.pop(k) for k in SHAPE_OPTIONS if k in options}
+    binary = {k: options.pop(k) for k in BINARY_OPTIONS if k in options}
     made = make_method(method, **options) if isinstance(method, str) else method
     if changes and not isinstance(shape, Shape):
         raise ValueError(f"{name} is no residual trunk and has no option {sorted(changes)[0]}")
+    if isinstance(shape, BinaryShape):
+        return BinaryTrunk(shape, num_classes, made, own, **binary)
+    if binary:
+        raise ValueError(f"{name} is no binary trunk and has no option {sorted(binary)[0]}")
     if isinstance(shape, Shape):
         return ResidualTrunk(_changed(shape, changes), num_classes, made, own)
     if isinstance(shape, ChainShape):

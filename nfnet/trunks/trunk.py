@@ -57,16 +57,26 @@ class Trunk(Network):
         """The convolutions of each residual branch, in order; [] in a chain of layers."""
         return []
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass. Running averages then move twice a step, so it is refused with
-        those."""
+    def set_grad_checkpointing(self, enable: bool = True, share: float = 1.0) -> None:
+        """Keep only the input of each block, or of a share of them, for the backward pass. Running averages then
+        move twice a step, so it is refused with those."""
         if enable and not self.method.batch_free:
             raise ValueError(f"{self.method.name} takes statistics in the forward pass, which checkpointing repeats")
-        super().set_grad_checkpointing(enable)
+        super().set_grad_checkpointing(enable, share)
 
     def end(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.final(x)
         return out
+
+    def forward_intermediates(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(N, in_chans, H, W) -> at each resolution the last map before it falls, as its reader sees it; finest first."""
+        found, x = [], self.stem(x)
+        for block in self.blocks:
+            out = block(x)
+            if out.shape[-2:] != x.shape[-2:]:
+                found.append(block.norm_act0(x) if hasattr(block, "norm_act0") else x)  # type: ignore[operator]
+            x = out
+        return [*found, self.end(x)]
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.before_head(super().pooled(x))

@@ -1,14 +1,20 @@
 """The machines that a run is launched on: a list, or a hostfile as OpenMPI and DeepSpeed read it ("host slots=N")."""
 
+import math
 import re
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestration.clusters.remote import Ready
 from pipeline.errors import UserError
+from pipeline.supervision.stop_signals import say
 
 MAX_HOSTS = 4096
 MAX_SLOTS = 1024
+CLOCK_S = 10.0
+"""torch's rendezvous stamps signs of life by each host's own clock, and forgets a host after 15 s without one."""
 _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?|[0-9a-fA-F:]+")
 """[user@]name, or an address; nothing that a shell or ssh would take for something else."""
 _SLOTS = re.compile(r"slots=(\d{1,6})")
@@ -112,3 +118,54 @@ def _unique(hosts: list[Host], where: str) -> list[Host]:
             )
         seen.add(host.label.lower())
     return hosts
+
+
+def compare(found: Mapping[str, Ready], ahead_s: Mapping[str, float], processes: int) -> None:
+    """What can be seen before anything starts.
+
+    Args:
+        found: by label, what each host says of itself.
+        ahead_s: by label, of this machine's clock.
+        processes: ranks a host.
+    Raises:
+        UserError: two names of one machine; clocks too far apart; another revision of normfree, or other versions of its
+            libraries.
+    """
+    _compare_clocks(ahead_s)
+    names: dict[str, str] = {}
+    for label, ready in found.items():
+        if (other := names.setdefault(ready.machine, label)) != label:
+            raise UserError(
+                f"{other} and {label} are the same machine ({ready.host}); name it once, and set slots=N or "
+                "--processes-per-host for several ranks"
+            )
+    first, *others = found.values()
+    for other_host in others:
+        for what in ("revision", "versions"):
+            a, b = getattr(first, what), getattr(other_host, what)
+            if a != b:
+                raise UserError(
+                    f"the hosts differ: {first.host} has {_unlike(a, b)} and {other_host.host} {_unlike(b, a)}; "
+                    "install the same on all"
+                )
+    short = [r for r in found.values() if r.num_gpus > processes]
+    if short:
+        say(f"{short[0].host} has {short[0].num_gpus} GPUs and runs {processes} ranks: --processes-per-host uses more")
+
+
+def _compare_clocks(ahead_s: Mapping[str, float]) -> None:
+    middle = statistics.median(ahead_s.values())
+    worst = max(ahead_s, key=lambda label: (round(abs(ahead_s[label] - middle)), abs(ahead_s[label])))
+    near = min(ahead_s, key=lambda label: abs(ahead_s[label] - middle) if label != worst else math.inf)
+    by_s = ahead_s[worst] - ahead_s[near]
+    if abs(by_s) > CLOCK_S:
+        raise UserError(
+            f"the clock of {worst} is {abs(by_s):.0f} s {'ahead of' if by_s > 0 else 'behind'} that of {near}; set the clocks "
+            "(chrony, ntpd): where they differ hosts take each other for dead"
+        )
+
+
+def _unlike(a: str, b: str) -> str:
+    """The parts of a comma-separated text that another does not have."""
+    others = set(b.split(", "))
+    return ", ".join(part for part in a.split(", ") if part not in others) or a or "nothing"

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from orchestration.clusters import ssh
-from orchestration.clusters.hosts import Host
+from orchestration.clusters.hosts import Host, compare
 from orchestration.clusters.job import Job, new_run_id
 from orchestration.clusters.remote import BEAT_S, Ready, Start
 from orchestration.clusters.ssh import Connection, Options
@@ -67,14 +67,17 @@ class _Launch:
         store = None
         try:
             first = await self._connect_all()
-            self._compare([c.ready for c in first if c.ready])
-            address = self.options.store_address or address_for([c.ready for c in first if c.ready])
+            found = {c.host.label: c.ready for c in first if c.ready}
+            compare(found, {c.host.label: c.ahead_s for c in first if c.ready}, self.job.processes)
+            address = self.options.store_address or address_for(list(found.values()))
             store, self.store = await asyncio.to_thread(start_store, address, self.options.store_port)
             keepers = [asyncio.create_task(self._keep(host, c)) for host, c in zip(self.hosts, first, strict=True)]
             await self._watch(keepers, store)
             for keeper in keepers:
                 keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            for problem in await asyncio.gather(*keepers, return_exceptions=True):
+                if isinstance(problem, Exception):
+                    raise problem
             if self.mistakes and not self.codes:
                 raise UserError("; ".join(self.mistakes[:3]))
             return self._code()
@@ -121,27 +124,14 @@ class _Launch:
             if time.monotonic() > deadline_s or self.asked:
                 connection.errors.append(f"nothing came within {READY_S:.0f} s")
                 connection.kill()
-            await asyncio.sleep(0.05)
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                connection.kill()
+                raise
         if connection.ready and not connection.reading.done():
             self.open[host.label] = connection
         return connection
-
-    def _compare(self, found: Sequence[Ready]) -> None:
-        first = found[0]
-        for other in found[1:]:
-            for what in ("revision", "versions"):
-                a, b = getattr(first, what), getattr(other, what)
-                if a != b:
-                    raise UserError(
-                        f"the hosts differ: {first.host} has {_unlike(a, b)} and {other.host} {_unlike(b, a)}; "
-                        "install the same on all"
-                    )
-        short = [r for r in found if r.num_gpus > self.job.processes]
-        if short:
-            say(
-                f"{short[0].host} has {short[0].num_gpus} GPUs and runs {self.job.processes} ranks: "
-                "--processes-per-host uses more"
-            )
 
     async def _keep(self, host: Host, connection: Connection) -> None:
         """This host's agent, again and again until the run is over or the host is left out."""
@@ -150,7 +140,7 @@ class _Launch:
             if connection.ready and not connection.reading.done():
                 connection.send({"start": asdict(self._start(host, connection.ready))})
                 began_s = time.monotonic()
-                await connection.reading
+                await asyncio.shield(connection.reading)  # read on where this is cancelled: `_close` waits for it
                 self.open.pop(host.label, None)
                 if await self._is_verdict(connection, attempt) or self.asked or self.over.is_set():
                     self.news.set()
@@ -288,9 +278,3 @@ def _lost(connection: Connection) -> str:
     if connection.ended == EXIT_CUT_OFF:
         return f"{connection.host.label} lost the other hosts"
     return f"{connection.host.label} is lost ({ssh.why_lost(connection)})"
-
-
-def _unlike(a: str, b: str) -> str:
-    """The parts of a comma-separated text that another does not have."""
-    others = set(b.split(", "))
-    return ", ".join(part for part in a.split(", ") if part not in others) or a or "nothing"

@@ -1,6 +1,9 @@
-"""What `normfree launch` takes: (name, type, what its value is called, help), by the heading of its help."""
+"""What `normfree launch` takes: (name, type, what its value is called, help), by the heading of its help; and where it counts."""
 
 import sys
+from collections.abc import Mapping
+
+from pipeline.errors import UserError
 
 OPTIONS: dict[str, list[tuple[str, type, str, str]]] = {
     "how many": [
@@ -39,3 +42,49 @@ DEFAULTS: dict[str, str | int] = {
     "--store-port": 0,
     "--secret": "normfree",
 }
+_RUN = ("--hosts", "--slurm", "--kubernetes", "--torchrun")
+_USED_BY: dict[str, tuple[str, ...]] = {
+    "--nodes": ("--slurm", "--kubernetes"),
+    "--processes-per-host": _RUN,
+    "--min-hosts": _RUN,
+    "--max-restarts": _RUN,
+    "--profile": _RUN,
+    "--tracking-uri": _RUN,
+    "--python": ("--hosts", "--slurm"),
+    "--ssh-option": ("--hosts",),
+    "--interface": ("--hosts",),
+    "--store-address": ("--hosts",),
+    "--store-port": ("--hosts", "--torchrun"),
+    "--job-name": ("--slurm", "--kubernetes"),
+    "--partition": ("--slurm",),
+    "--account": ("--slurm",),
+    "--time": ("--slurm",),
+    "--slurm-option": ("--slurm",),
+    "--cpus-per-host": ("--slurm", "--kubernetes"),
+    "--image": ("--kubernetes",),
+    "--memory": ("--kubernetes",),
+    "--secret": ("--kubernetes",),
+    "--claim": ("--kubernetes",),
+    "--spot": ("--kubernetes",),
+    "--env": ("--hosts", "--slurm", "--kubernetes"),
+    "--gpus-per-host": _RUN,
+}
+"""Where an option counts: elsewhere it would be taken and do nothing."""
+
+
+def check_used(given: Mapping[str, object], where: str, *, is_sweep: bool) -> None:
+    """UserError for an option that nothing reads there.
+
+    Args:
+        given: values of the options of `launch`, by name.
+        where: --hosts (a hostfile too), --slurm, --kubernetes, --torchrun or --ray.
+    """
+    for name, users in _USED_BY.items():
+        if given[name] in (DEFAULTS.get(name), None, [], False):
+            continue
+        if is_sweep and users == _RUN and name != "--gpus-per-host":
+            raise UserError(
+                f"{name} says nothing to a sweep; leave it out, or give it after -- if 'normfree transfer' has it"
+            )
+        if where not in users:
+            raise UserError(f"{name} is for {' and '.join(users)}, and does nothing with {where}; leave it out")

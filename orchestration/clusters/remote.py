@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,8 +26,9 @@ from typing import IO, Any
 from orchestration import child_process
 from orchestration.spool.process_lock import only_one
 from pipeline import documents, places
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place_trouble
 from pipeline.secrets import public
+from pipeline.supervision import process_exit
 
 MARK = "normfree"
 BEAT_S = 5.0
@@ -54,6 +56,10 @@ class Ready:
     launcher: str = ""
     """Address of the launcher as this host sees it."""
     num_gpus: int = 0
+    machine: str = ""
+    """One, however many names it has."""
+    clock_s: float = 0.0
+    """Unix time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,11 @@ def main() -> int:
         return _run(start, lines) if start else 0
     except UserError as error:
         _say({"refused": str(error)})
-        return EXIT_USER
+    except OSError as error:  # its disk is full, or not to be written
+        if (trouble := place_trouble(error)) is None:
+            raise
+        _say({"refused": trouble})
+    return EXIT_USER
 
 
 def _read(lines: "queue.Queue[bytes | None]") -> None:
@@ -93,6 +103,7 @@ def _say(what: dict[str, Any]) -> None:
 
 def _ready() -> Ready:
     from pipeline import provenance
+    from pipeline.storage.process_identity import this_process
 
     facts = provenance.facts()
     ends = [*os.environ.get("SSH_CONNECTION", "").split(), "", "", ""]
@@ -105,6 +116,8 @@ def _ready() -> Ready:
         interface=_interface(ends[2]),
         launcher=ends[0],
         num_gpus=len(list(gpus.iterdir())) if gpus.is_dir() else 0,
+        machine=this_process().machine,
+        clock_s=time.time(),
     )
 
 
@@ -145,12 +158,16 @@ def _run(start: Start, lines: "queue.Queue[bytes | None]") -> int:
             raise UserError(f"{name} names {path}, which it does not have; put the file there, or unset the variable")
     _reach(start.store)
     with contextlib.ExitStack() as stack:
-        lock = places.private_folder("launch") / f"{_name(start)}.lock"
+        lock, out = places.private_folder("launch") / f"{_name(start)}.lock", public(start.document["out"])
         wait_s = SILENT_S + start.grace_s + 2 * MARGIN_S
-        if not stack.enter_context(only_one(lock, lambda: False, wait_s=wait_s)):
-            raise UserError(
-                f"another launch of {public(start.document['out'])} runs on it; end that one, or give another --out"
+        if not stack.enter_context(only_one(lock, lambda: False, wait_s=MARGIN_S)):
+            _say(
+                {
+                    "line": f"normfree: another launch of {out} is on this host; waiting for its end, {wait_s:.0f} s at most"
+                }
             )
+            if not stack.enter_context(only_one(lock, lambda: False, wait_s=wait_s - MARGIN_S)):
+                raise UserError(f"another launch of {out} runs on it; end that one, or give another --out")
         folder = stack.enter_context(places.temporary_folder("launch"))
         (folder / "job.json").write_text(json.dumps(start.document))
         code = _supervise(str(folder / "job.json"), start, lines)
@@ -233,4 +250,9 @@ def _pump(stream: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        ended = main()
+    except Exception:
+        traceback.print_exc()
+        ended = 1
+    process_exit.end(ended)  # a thread still reads, with which Python's own end aborts

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ CONNECT_S = 10
 MAX_LINE_BYTES = 1 << 20
 
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9]*[= ][^\x00-\x1f\x7f]+")
+_REFUSED = re.compile(r"Permission denied \(|Too many authentication failures")
+"""ssh's own words, and not those of a file over there."""
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 
 
@@ -73,6 +76,8 @@ class Connection:
     host: Host
     process: asyncio.subprocess.Process
     ready: Ready | None = None
+    ahead_s: float = 0.0
+    """Of this machine's clock; what came late over the network makes it less."""
     refused: str = ""
     ended: int | None = None
     """Code of the agent; negative: it was killed."""
@@ -152,7 +157,11 @@ async def _listen(connection: Connection, show: Callable[[Host, str], None]) -> 
         elif "line" in said:
             show(connection.host, said["line"])
         elif "ready" in said:
-            connection.ready = documents.convert(said["ready"], Ready, f"what {connection.host.label} says")
+            try:
+                connection.ready = documents.convert(said["ready"], Ready, f"what {connection.host.label} says")
+                connection.ahead_s = connection.ready.clock_s - time.time()
+            except UserError:
+                connection.refused = "it answers as another version of normfree does; install the same on all hosts"
         elif "refused" in said:
             connection.refused = str(said["refused"])
         elif "ended" in said:
@@ -195,7 +204,9 @@ def why_ended(host: str, code: int | None, errors: Sequence[str]) -> str:
     text, said = " ".join(errors), next((line for line in reversed(errors) if line.strip()), "")
     if "Could not resolve hostname" in text:
         return f"{host}: no such host ({said}); correct the name, or add it to /etc/hosts or ~/.ssh/config"
-    if "Permission denied" in text or "Too many authentication failures" in text:
+    if code == 126 or "SyntaxError" in text:
+        return f"{host}: its Python cannot run normfree ({said}); give --python the path of one that can, the same on all hosts"
+    if _REFUSED.search(text):
         return f"{host} refuses this user's key ({said}); try 'ssh {host} true', and add the key to its authorized_keys"
     if "Host key verification failed" in text or "REMOTE HOST IDENTIFICATION" in text:
         return f"{host}: its host key is not known or has changed; check it, then 'ssh {host} true' once by hand"
@@ -203,6 +214,8 @@ def why_ended(host: str, code: int | None, errors: Sequence[str]) -> str:
         return f"{host}: no Python where this machine has it ({said}); install normfree at the same path there, or give --python"
     if "No module named" in text or "ModuleNotFoundError" in text:
         return f"{host}: {said}; install the same normfree there, or give the --python that has it"
+    if "command-line" in text:
+        return f"{host}: ssh does not take an --ssh-option ({said}); write it as 'man ssh_config' spells it"
     if code == 255 or code is None:
         return f"{host} cannot be reached by ssh ({said or 'it does not answer'}); try 'ssh {host} true'"
     return f"{host}: the process there ended with code {code}{f' ({said})' if said else ''}"
@@ -214,10 +227,16 @@ def is_passing(connection: Connection) -> bool:
     wrong = (
         "Could not resolve",
         "Permission denied",
+        "SyntaxError",
         "Host key verification",
         "No such file",
         "No module",
         "IDENTIFICATION",
         "Too many auth",
+        "command-line",
     )
-    return not connection.refused and connection.process.returncode != 127 and not any(part in text for part in wrong)
+    return (
+        not connection.refused
+        and connection.process.returncode not in (126, 127)
+        and not any(part in text for part in wrong)
+    )

@@ -8,9 +8,10 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from orchestration.clusters.options import DEFAULTS, OPTIONS
+from orchestration.clusters.options import DEFAULTS, OPTIONS, check_used
 from orchestration.commands.output import doing, say
 from orchestration.commands.parser import add, number
+from orchestration.commands.train import add_profile, asked_profile
 from pipeline.display import terminal
 from pipeline.errors import UserError
 
@@ -65,6 +66,7 @@ def launch_commands(commands: Any) -> None:
     p.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
     )
+    add_profile(p)
     p.add_argument(
         "--env", action="append", default=[], metavar="NAME", help="a variable more that hosts get, with its value here"
     )
@@ -88,6 +90,8 @@ def launch(args: argparse.Namespace) -> int:
             f"{' and '.join(f'--{name}' for name in asked) or 'nothing'} says where to run; give one of --hosts, "
             "--hostfile, --slurm, --kubernetes, --torchrun"
         )
+    _check_used(args, "--hosts" if asked[0] == "hostfile" else f"--{asked[0]}")
+    asked_profile(args)
     with doing("loading PyTorch"):
         from orchestration.clusters.job import Job
         from orchestration.commands.train import asked_run, checked
@@ -122,6 +126,11 @@ def launch(args: argparse.Namespace) -> int:
     return _ssh(args, job, hosts)
 
 
+def _check_used(args: argparse.Namespace, where: str) -> None:
+    given = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items()}
+    check_used(given, where, is_sweep=args.recipe == SWEEP)
+
+
 def _named_hosts(args: argparse.Namespace) -> list[Host]:
     """Those of --hosts or the hostfile; of a cluster as many as --nodes, without names."""
     from orchestration.clusters import hosts
@@ -150,9 +159,12 @@ def _processes(args: argparse.Namespace, named: list[Host]) -> int:
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:
     from orchestration.clusters import environment
+    from orchestration.run.worker import PROFILE
     from orchestration.tracking.tracking_uri import chosen_uri
 
-    return environment.launched(args.env, tracking_uri=chosen_uri(args.tracking_uri), python=args.python)
+    found = environment.launched(args.env, tracking_uri=chosen_uri(args.tracking_uri), python=args.python)
+    profile = asked_profile(args)
+    return {**found, PROFILE: profile} if profile else found
 
 
 def _ssh(args: argparse.Namespace, job: Job, hosts: list[Host]) -> int:
@@ -229,8 +241,9 @@ def _torchrun(args: argparse.Namespace, job: Job, hosts: list[Host]) -> int:
     from orchestration.clusters import plain
     from orchestration.clusters.job import new_run_id
 
-    fields = [word for name, value in args.fields.items() for word in (f"--{name}", value)]
-    words = ["normfree", "pretrain", args.recipe, "--out", job.out, *fields]
+    named = {"out": job.out, "tracking-uri": args.tracking_uri, "profile": args.profile, **args.fields}
+    words = [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]
+    words = ["normfree", "pretrain", args.recipe, *words, *["--debug"] * args.debug]
     say(*plain.torchrun(job, hosts, words, run_id=new_run_id(), port=args.store_port))
     return 0
 
@@ -245,10 +258,11 @@ def _sweep(args: argparse.Namespace) -> int:
         raise UserError(
             "the words of the sweep stand after --: normfree launch transfer --ray HOST:PORT -- CHECKPOINT ..."
         )
-    if bool(args.kubernetes) == bool(args.ray):
+    if bool(args.kubernetes) == bool(args.ray) or args.hosts or args.hostfile or args.slurm or args.torchrun:
         raise UserError(
             "a sweep runs on Ray: give --ray HOST:PORT of a cluster that runs, or --kubernetes for one of its own"
         )
+    _check_used(args, "--ray" if args.ray else "--kubernetes")
     parser = Parser(prog="normfree")
     transfer_commands(parser.add_subparsers())
     asked, rest = parser.parse_known_args([SWEEP, *args.sweep_words])

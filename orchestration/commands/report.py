@@ -64,6 +64,7 @@ def report(args: argparse.Namespace) -> int:
 def _leaderboard(args: argparse.Namespace) -> int:
     from pipeline.storage import objects
     from transfer.report import leaderboard
+    from transfer.report.html_template import plural
 
     if given := [name for name in ("--rerun", "--overlap", "--data-root") if getattr(args, name[2:].replace("-", "_"))]:
         raise UserError(f"{given[0]} is of one sweep; leave out --all, and give the sweep's folder")
@@ -76,7 +77,7 @@ def _leaderboard(args: argparse.Namespace) -> int:
     made = {"html": leaderboard.render(found), "csv": leaderboard.to_csv(found.places)}
     for kind, text in made.items():
         objects.write_bytes(objects.join(out, f"leaderboard.{kind}"), text.encode())
-    say(f"{len(found.places)} results of {found.num_sweeps - len(found.passed_over)} sweeps")
+    say(f"{plural(len(found.places), 'result')} of {plural(found.num_shown, 'sweep')}")
     say(*(f"{kind}: {objects.join(out, f'leaderboard.{kind}')}" for kind in made))
     return 0
 

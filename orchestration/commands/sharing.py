@@ -97,6 +97,8 @@ def _pull_export(args: argparse.Namespace) -> int:
     num_bytes = sum(file["size_bytes"] for file in made.files)
     say(f"made {out}: {made.kind}, {len(made.files) + 1} files, {num_bytes:,} bytes, verified; digest {made.digest}")
     say(f"licence: {made.license or 'none was given'}")
+    if made.kind == "mlflow":
+        say("MLflow runs code that stands in such a folder: load it only if you trust who pushed it")
     say("next: " + NEXT[made.kind].format(out=shell([out])))
     return 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.near_names import check_names
 from orchestration.commands.output import doing, say
 from orchestration.commands.parser import add, number
 from pipeline.errors import UserError
+from pipeline.profiling import asked
 
 if TYPE_CHECKING:
     from pipeline.training.run import Run
@@ -27,6 +29,7 @@ def _pretrain(commands: Any) -> None:
         [
             "normfree pretrain nfnet_tiny_glyphs --data.url data/glyphs --out runs/glyphs",
             "normfree pretrain nfnet_tiny_cifar100 --data.url data/cifar100 --out runs/c100 --num-processes 2",
+            "normfree pretrain nfnet_tiny_glyphs --data.url data/glyphs --out runs/glyphs --profile 10:13",
             "normfree pretrain run.yaml --out runs/mine --optim.learning_rate 0.2 --duration '30 epochs'",
             "normfree pretrain nfnet_f0_imagenet --show",
             "normfree pretrain --list",
@@ -47,6 +50,7 @@ def _pretrain(commands: Any) -> None:
     p.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in the run folder"
     )
+    add_profile(p)
     p.add_argument("--show", action="store_true", help="print the recipe's header and resolved configuration, and stop")
     p.add_argument(
         "--help-fields",
@@ -75,6 +79,7 @@ def pretrain(args: argparse.Namespace) -> int:
         say(*"\n".join(terminal_lines(run)).splitlines())
         return 0
     assert run is not None
+    profile = asked_profile(args)
     if args.num_processes < 1:
         raise UserError(f"--num-processes is {args.num_processes}; set it to 1 or more")
     if args.show:
@@ -97,23 +102,41 @@ def pretrain(args: argparse.Namespace) -> int:
         tracking_uri=uri,
         debug=args.debug,
         max_restarts=args.max_restarts,
+        profile=profile,
     )
+
+
+def add_profile(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--profile",
+        metavar="STEPS",
+        help="look at steps FIRST:LAST closely, or at a number of steps after the warm-up: a trace in the run folder, and tables",
+    )
+
+
+def asked_profile(args: argparse.Namespace) -> str:
+    """The steps of --profile, else those of the variable; "" = none. UserError: nothing that can be steps."""
+    if args.profile == "":
+        raise UserError("--profile has no steps; write FIRST:LAST, such as 10:13, or a number of steps")
+    profile: str = os.environ.get(asked.VARIABLE, "") if args.profile is None else args.profile
+    asked.parse(profile)
+    return profile
 
 
 def asked_run(args: argparse.Namespace) -> tuple[Run, str]:
     """The Run that the command names, fields replaced, and a header for --show."""
     from orchestration.commands.field_help import describe
     from pipeline import recipes
-    from pipeline.documents import MAX_YAML_BYTES
     from pipeline.storage import objects
     from pipeline.training.run import Run, load_yaml, override
+    from pipeline.yaml_files.parse import read_yaml
 
     check_names(list(args.fields), [field.path for field in describe(Run)], args.parser.options())
     header = ""
     if args.recipe.endswith((".yaml", ".yml")):
         if not objects.exists(args.recipe):
             raise UserError(f"no file {args.recipe}; give the path of a Run in YAML, or a recipe's name")
-        run = load_yaml(objects.read_bytes(args.recipe, max_bytes=MAX_YAML_BYTES + 1), args.recipe)
+        run = load_yaml(read_yaml(args.recipe), args.recipe)
     else:
         recipe = recipes.find(args.recipe)
         run, header = recipe.make(), "".join(f"# {line}".rstrip() + "\n" for line in recipe.header.splitlines())

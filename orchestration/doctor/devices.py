@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestration.doctor import machine
 from orchestration.doctor.messages import Examined, Finding
+from pipeline import gpus
 
 DRIVER = Path("/proc/driver/nvidia/version")
 IN_USE_BYTES = 1 << 30
@@ -49,23 +50,17 @@ def examine() -> Examined:
 
 
 def _nvml() -> Examined:
-    """What the management library tells; nothing where it or the driver is missing."""
+    """What the management library tells; nothing where there is no driver."""
+    import pynvml
+
     try:
-        import pynvml
-    except ImportError:
-        return Examined()
-    try:
-        pynvml.nvmlInit()
+        with gpus.management_library() as nvml:
+            return _all_gpus(nvml)
     except pynvml.NVMLError as error:
         if not DRIVER.exists():
             return Examined()
-        return Examined(
-            findings=[Finding(what="GPUs", value=f"the driver does not answer ({error})", remedy="restart the host")]
-        )
-    try:
-        return _all_gpus(pynvml)
-    finally:
-        pynvml.nvmlShutdown()
+        value = f"the driver does not answer ({error})"
+        return Examined(findings=[Finding(what="GPUs", value=value, remedy="restart the host")])
 
 
 def _all_gpus(nvml: Any) -> Examined:

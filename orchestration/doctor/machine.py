@@ -11,10 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from orchestration.doctor.messages import Examined, Finding
 from pipeline import provenance
+from pipeline.fitting.host_memory import cgroup_limit_bytes
 
 FILES, FILES_A_RANK = 512, 4
 """Open files of a rank that reads shards, and for each other rank: gloo and NCCL keep connections to it."""
@@ -76,7 +76,7 @@ def memory() -> Examined:
     facts = {"memory": f"{found.total / 2**30:.1f} GiB, {found.available / 2**30:.1f} GiB available"}
     findings = []
     usable_bytes = found.available
-    limit = cgroup_memory_bytes()
+    limit = cgroup_limit_bytes()
     if limit is not None and limit < found.total:
         facts["memory limit"] = f"{limit / 2**30:.1f} GiB (of this container or job)"
         usable_bytes = min(usable_bytes, limit)
@@ -99,32 +99,6 @@ def memory() -> Examined:
             remedy = f"containers: --shm-size 8g, or an emptyDir of medium Memory at /dev/shm; {SHM_BYTES >> 20} MiB at least"
             findings.append(Finding(what="/dev/shm", value=facts["/dev/shm"], remedy=remedy))
     return Examined(facts=facts, findings=findings)
-
-
-def cgroup_memory_bytes() -> int | None:
-    """The least limit of the groups that this process is in; None where there is none, or no such files."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, kinds, group = line.split(":", 2)
-            root, name = (
-                ("/sys/fs/cgroup", "memory.max") if not kinds else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            )
-            if kinds and "memory" not in kinds.split(","):
-                continue
-            folder = Path(root + group)
-            for each in (folder, *folder.parents):
-                text = _read(each / name)
-                if text.isdigit() and int(text) < 1 << 60:
-                    found.append(int(text))
-    return min(found, default=None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def names(num_hosts: int) -> Examined:

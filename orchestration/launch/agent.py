@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from orchestration.run.rank_end import EXIT_USER
 from pipeline import documents
 from pipeline.documents import Positive, Text
-from pipeline.errors import UserError
+from pipeline.errors import UserError, place_trouble
 from pipeline.supervision.process_exit import run as run_process
 from pipeline.supervision.stop_signals import say
 
@@ -63,6 +63,11 @@ def main() -> int:
         return supervise(host)
     except UserError as error:
         say(str(error))
+        return EXIT_USER
+    except OSError as error:
+        if (trouble := place_trouble(error)) is None:
+            raise
+        say(trouble)
         return EXIT_USER
 
 
@@ -120,6 +125,8 @@ def planned(run: "Run", num_ranks: int) -> "Run":
     if not run.data.url:
         raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     check_run(run, num_ranks=num_ranks, read_data=objects.exists(objects.join(run.data.url, manifest.NAME)))
+    if run.micro_batch == "auto":  # found again on as many ranks as are left
+        return run
     return dataclasses.replace(run, micro_batch=run.batch_plan(num_ranks)[0])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import DistError
+from torch.distributed import DistError, HashStore, PrefixStore, Store
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
@@ -27,6 +27,7 @@ from orchestration.launch.rank_processes import RankProcesses, Ranks, Stopped
 from orchestration.launch.restart_policy import HostReport, RestartLimits, Verdict, death, judge, limited, outcome
 from orchestration.run import rank_end
 from orchestration.run.rank_end import EXIT_OURS
+from pipeline.errors import UserError
 from pipeline.storage.ownership import JOB
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, say
 
@@ -54,6 +55,7 @@ class Hosts:
     address: str
     """By which others reach this host."""
     store: tuple[str, int]
+    """Where the agents meet; port 0: this one is alone, and the store is in its memory."""
     min_hosts: int = 1
     max_hosts: int = 1
     join_s: float = 600.0
@@ -73,6 +75,7 @@ class Attempts:
         self.is_over = threading.Event()
         """Another host has ended the job."""
         self._record: AttemptRecord | None = None
+        self._own = HashStore() if hosts.store[1] == 0 else None
 
     @property
     def _is_stopped(self) -> bool:
@@ -105,21 +108,25 @@ class Attempts:
 
     def _connect(self) -> tuple[JobRecord, RendezvousHandler]:
         hosts = self._hosts
-        record, heard = (JobRecord(job_store.connect(*hosts.store, hosts.run_id, wait_s=CONNECT_S)) for _ in range(2))
-        threading.Thread(target=self._listen, args=(heard,), name="job", daemon=True).start()
+        record, heard, meeting = (self._own_or_connected() for _ in range(3))
+        job, theirs = (JobRecord(PrefixStore(f"normfree/{hosts.run_id}", store)) for store in (record, heard))
+        threading.Thread(target=self._listen, args=(theirs,), name="job", daemon=True).start()
         handler = elastic.rendezvous(
-            *hosts.store,
+            meeting,
             run_id=hosts.run_id,
             min_hosts=hosts.min_hosts,
             max_hosts=hosts.max_hosts,
             own_address=hosts.address,
             join_s=hosts.join_s,
         )
-        return record, handler
+        return job, handler
+
+    def _own_or_connected(self) -> Store:
+        return job_store.connect(*self._hosts.store, wait_s=CONNECT_S) if self._own is None else self._own
 
     def _listen(self, job: JobRecord) -> None:
         """Ranks that still start cannot hear it from the ranks of other hosts."""
-        with contextlib.suppress(DistError):
+        with contextlib.suppress(DistError, UserError):
             while job.ended is None:
                 time.sleep(LISTEN_S)
             self.is_over.set()
@@ -196,7 +203,9 @@ class Attempts:
         pids = self._processes.start(start)
         self.is_waiting = False
         if group.group_rank == 0 and self._hosts.max_hosts > 1:
-            say(f"{group.workers[0].world_size} processes on {', '.join(self._record.hosts())}")
+            hosts, most, size = self._record.hosts(), self._hosts.max_hosts, group.workers[0].world_size
+            few = f"; {most - len(hosts)} of {most} hosts are not there" if len(hosts) < most else ""
+            say(f"{size} process{'es' * (size > 1)} on {', '.join(hosts)}{few}")
         return pids
 
     def _judge(self, job: JobRecord, handler: RendezvousHandler, group: WorkerGroup, result: RunResult) -> Verdict:

@@ -11,44 +11,60 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.distributed import Store
 from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters, RendezvousStateError
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _NodeDesc, _RendezvousState, create_handler
+
+from pipeline.errors import UserError
+from pipeline.exchange import objects
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 POLL_S = 0.1
-READ_S = 30
-"""For any answer of the store to torch's agent."""
 LAST_CALL_S = 10
 """When there are enough hosts but not all, so long they wait for the others."""
-BARRIER_S = 1.0
-"""torch's wait for the other hosts' ends; ours is the verdict's."""
 
 
 def rendezvous(
-    address: str, port: int, *, run_id: str, min_hosts: int, max_hosts: int, own_address: str, join_s: float
+    store: Store, *, run_id: str, min_hosts: int, max_hosts: int, own_address: str, join_s: float
 ) -> RendezvousHandler:
-    """Of the agents of one job, through the store at `address`.
+    """Of the agents of one job, through `store`.
 
     Raises:
-        RendezvousConnectionError: nothing answers there.
+        RendezvousConnectionError: it does not answer.
     """
     os.environ[OWN_STORE] = "1"  # one for each attempt, and it is rank 0's: torch reads the variable at each rendezvous
     parameters = RendezvousParameters(
         backend="c10d",
-        endpoint=f"{address}:{port}",
+        endpoint="",
         run_id=run_id,
         min_nodes=min_hosts,
         max_nodes=max_hosts,
         local_addr=own_address,
-        is_host=False,
-        read_timeout=READ_S,
         join_timeout=max(1, int(join_s)),
         last_call_timeout=LAST_CALL_S,
     )
-    return get_rendezvous_handler(parameters)
+    return create_handler(store, _Backend(store, run_id), parameters)
+
+
+class _Backend(C10dRendezvousBackend):
+    """torch unpickles the state that stands in the store, which has no password: no other state comes through here."""
+
+    def _decode_state(self, base64_state: bytes) -> tuple[bytes, Any] | None:
+        found = super()._decode_state(base64_state)
+        if found is not None:
+            try:
+                state = objects.loads(found[0], {(c.__module__, c.__name__): c for c in (_RendezvousState, _NodeDesc)})
+            except UserError as error:
+                raise RendezvousStateError(str(error)) from None
+            if type(state) is not _RendezvousState:
+                raise RendezvousStateError(
+                    f"what stands in the job's store is no state of its agents; {objects.REMEDY}"
+                )
+        return found
 
 
 class Agent(LocalElasticAgent):
@@ -80,13 +96,14 @@ class Agent(LocalElasticAgent):
             max_restarts=0,
             monitor_interval=POLL_S,
         )
-        super().__init__(
-            spec, _Surroundings(environment), exit_barrier_timeout=BARRIER_S, shutdown_timeout=max(1, int(grace_s))
-        )
+        super().__init__(spec, _Surroundings(environment), shutdown_timeout=max(1, int(grace_s)))
         self._start_ranks = start
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         return self._start_ranks(worker_group, lambda: super(Agent, self)._start_workers(worker_group))
+
+    def _exit_barrier(self) -> None:
+        """The wait for the ends of other hosts is the verdict's; torch's own warns of each second of it."""
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         # When hosts change, torch calls this without the time that it was given.

@@ -11,22 +11,24 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from orchestration.launch.restart_policy import Failure, HostReport, Verdict
+from orchestration.launch.restart_policy import LONGEST_PAUSE_S, Failure, HostReport, Verdict
+from pipeline.documents import Text
+from pipeline.exchange import objects
 
 WAIT_S = 30.0
 """For any single answer of the store."""
 POLL_S = 0.2
+STORE = "the job's store"
 
 
-def connect(address: str, port: int, run_id: str, *, wait_s: float) -> Store:
+def connect(address: str, port: int, *, wait_s: float) -> Store:
     """A connection of its own. Raises RuntimeError where nothing answers within `wait_s`."""
     store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=wait_s))
     store.set_timeout(timedelta(seconds=WAIT_S))
-    return PrefixStore(f"normfree/{run_id}", store)
+    return store
 
 
 class JobRecord:
@@ -37,11 +39,11 @@ class JobRecord:
 
     @property
     def ended(self) -> int | None:
-        return int(self._store.get("ended")) if self._store.check(["ended"]) else None
+        return objects.document(self._store.get("ended"), int, STORE) if self._store.check(["ended"]) else None
 
     def end(self, code: int) -> int:
         """The job is over; the code that it was over with first."""
-        return int(self._store.compare_set("ended", "", str(code)))
+        return objects.document(self._store.compare_set("ended", "", str(code)), int, STORE)
 
     def is_left_out(self, host: str) -> bool:
         return self._store.check([f"left out/{host}"])
@@ -53,8 +55,7 @@ class JobRecord:
     def failures(self) -> list[Failure]:
         if not self._store.check(["failures"]):
             return []
-        rows = json.loads(self._store.get("failures"))
-        return [Failure(time_s=r["time_s"], hosts=tuple(r["hosts"]), code=r["code"]) for r in rows]
+        return objects.document(self._store.get("failures"), list[Failure], STORE)
 
     @failures.setter
     def failures(self, failures: Sequence[Failure]) -> None:
@@ -68,11 +69,11 @@ class AttemptRecord:
         self._store, self._rank, self._size = PrefixStore("normfree", store), group_rank, num_hosts
 
     def join(self, host: str) -> None:
-        self._store.set(f"host/{self._rank}", host)
+        self._store.set(f"host/{self._rank}", json.dumps(host))
 
     def hosts(self) -> list[str]:
         """By their ranks among the hosts; each has joined before it starts its processes."""
-        return [self._store.get(f"host/{rank}").decode() for rank in range(self._size)]
+        return [objects.document(self._store.get(f"host/{rank}"), Text, STORE) for rank in range(self._size)]
 
     def report(self, report: HostReport) -> None:
         self._store.set(f"report/{self._rank}", json.dumps(dataclasses.asdict(report)))
@@ -88,16 +89,20 @@ class AttemptRecord:
                 or is_enough()
                 or time.monotonic() > deadline_s
             ):
-                return [_report(json.loads(self._store.get(key))) for key in there]
+                return [objects.document(self._store.get(key), HostReport, STORE) for key in there]
             time.sleep(POLL_S)
 
     def agree(self, verdict: Verdict) -> tuple[Verdict, bool]:
         """The verdict of the host that was first, and whether that is this one."""
-        mine = {**dataclasses.asdict(verdict), "by": self._rank}
-        fields = json.loads(self._store.compare_set("verdict", "", json.dumps(mine)))
-        is_mine = fields.pop("by") == self._rank
-        return Verdict(**{**fields, "blamed": tuple(fields["blamed"])}), is_mine
+        mine = _Agreed(verdict=verdict, by=self._rank)
+        found = objects.document(
+            self._store.compare_set("verdict", "", json.dumps(dataclasses.asdict(mine))), _Agreed, STORE
+        )
+        pause_s = max(0.0, min(found.verdict.pause_s, LONGEST_PAUSE_S))
+        return dataclasses.replace(found.verdict, pause_s=pause_s), found.by == self._rank
 
 
-def _report(fields: dict[str, Any]) -> HostReport:
-    return HostReport(**{**fields, "codes": tuple(fields["codes"])})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Agreed:
+    verdict: Verdict
+    by: int

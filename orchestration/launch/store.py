@@ -2,8 +2,8 @@
 
     python -P -m orchestration.launch.store ADDRESS PORT       PORT 0: a free one; the first line says which
 
-It listens on that address alone. It has no password: whoever reaches it can end the job, so the address is one of a network
-that is the user's. It holds nothing that is needed once the agents have left.
+It listens on that address alone. It has no password: whoever reaches it can end the job, and runs no code (`pipeline.exchange`),
+so the address is one of a network that is the user's. It holds nothing that is needed once the agents have left.
 """
 
 import argparse

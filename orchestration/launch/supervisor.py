@@ -13,10 +13,13 @@ import time
 from types import FrameType
 from typing import Any
 
+from torch.distributed.elastic.rendezvous import RendezvousStateError
+
 from orchestration.launch.attempts import REPORT_S, Attempts, Hosts
 from orchestration.launch.rank_processes import RankProcesses, Ranks
-from orchestration.run.rank_end import EXIT_OURS
+from orchestration.run.rank_end import EXIT_OURS, EXIT_USER
 from pipeline import places
+from pipeline.errors import UserError
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, heeded, say
 
 POLL_S = 0.1
@@ -56,6 +59,9 @@ def _watch(attempts: Attempts, processes: RankProcesses, asked: list[int], grace
     def work() -> None:
         try:
             codes.append(attempts.run())
+        except (UserError, RendezvousStateError) as error:  # the store holds what no agent of this job writes
+            say(" ".join(str(error).split()))
+            codes.append(EXIT_USER)
         except Exception as error:  # torch's, of anything it does
             say(f"the agent failed: {type(error).__name__}: {error}")
             codes.append(EXIT_OURS)

@@ -22,6 +22,7 @@ def _whole(plan: Plan) -> Iterator[str]:
         f"batch {plan.run.global_batch:,} = {plan.world} devices x {micro} x {accumulation}"
     )
     yield from _other_micro_batch(plan)
+    yield f"  passes: {_passes(plan)}"
     yield f"  bottleneck: {plan.bottleneck}"
     yield ""
     yield from _memory(plan)
@@ -33,6 +34,17 @@ def _whole(plan: Plan) -> Iterator[str]:
     yield from _cost(plan)
 
 
+def _passes(plan: Plan) -> str:
+    """As the run asks for them."""
+    engine = plan.run.engine
+    how = {
+        "none": "eager",
+        "blocks": "each kind of block compiled",
+        "network": "network and loss compiled as one graph",
+    }
+    return f"{how[engine.compile]}{', recorded as CUDA graphs' if engine.cuda_graphs else ''}, {engine.precision}"
+
+
 def _memory(plan: Plan) -> Iterator[str]:
     held = plan.memory()
     assert held is not None
@@ -42,6 +54,12 @@ def _memory(plan: Plan) -> Iterator[str]:
         f"ZeRO stage {plan.run.engine.zero_stage}"
     )
     yield "  " + ", ".join(f"{name} {size(n)}" for name, n in held.parts.items())
+    if (num := plan.least_checkpointed) is not None:
+        share = math.floor(1000 * num / plan.network.num_blocks) / 1000  # of which the blocks are the next whole number
+        yield (
+            f"  it fits where {num} of {plan.network.num_blocks} blocks are computed again: "
+            f"--engine.activation_checkpointing true --engine.checkpointed_share {share:g}"
+        )
     yield f"  and {plan.value('context_gb') + plan.value('workspace_gb'):.2g} GB for the process, its context and workspaces"
     yield "  stage      memory  largest micro-batch   checkpointing  largest micro-batch   sent a step"
     for stage in STAGES:
@@ -127,7 +145,7 @@ def _table(found: list[Plan]) -> Iterator[str]:
 
 def _other_micro_batch(plan: Plan) -> Iterator[str]:
     micro, share = plan.batches[0], plan.run.global_batch // plan.world
-    if plan.run.micro_batch not in (0, micro):
+    if plan.run.micro_batch not in (0, "auto", micro):
         yield (
             f"  {plan.nodes} nodes: planned with --micro_batch {micro}, which such a run needs: the run's "
             f"{plan.run.micro_batch} does not divide a device's {share} image{'s' if share > 1 else ''}"

@@ -75,7 +75,7 @@ class RunStatus:
     last_trouble: str = ""
     first_error: str = ""
     mlflow: str = ""
-    go_on: str = ""
+    resume_command: str = ""
     """The command; "" while it runs, and when it has finished."""
     notes: list[str] = field(default_factory=list)
 
@@ -124,7 +124,7 @@ def run_status(url: str, *, verify: bool = False, brief: bool = False) -> RunSta
         last_trouble=str(troubles[-1].get("reason") or troubles[-1].get("text") or "") if troubles else "",
         first_error=error.text if error else "",
         mlflow=mlflow_link(url),
-        go_on="" if alive or state == "finished" else go_on(url, records.events),
+        resume_command="" if alive or state == "finished" else resume_command(url, records.events),
         notes=[] if records.is_whole else ["its records are long, and their middle was not read: starts may be more"],
     )
 
@@ -215,7 +215,7 @@ def _check_sizes(commit: Commit, there: dict[str, listing.Item]) -> None:
             raise UserError(f"checkpoint {commit.url} does not verify: {info['name']} {what}")
 
 
-def go_on(url: str, events: list[dict[str, Any]]) -> str:
+def resume_command(url: str, events: list[dict[str, Any]]) -> str:
     """The command that was typed, in its folder; of a run that does not know it one that does the same."""
     attempt = _last(events, "Attempt") or {}
     command, folder = attempt.get("environment.command"), attempt.get("environment.folder")

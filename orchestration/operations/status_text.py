@@ -29,7 +29,7 @@ MAX_RUNNING = 4
 
 def block(status: RunStatus | SweepStatus) -> list[str]:
     rows = _run(status) if isinstance(status, RunStatus) else _sweep(status)
-    rows += [("MLflow", status.mlflow), *(("note", note) for note in status.notes), ("go on", status.go_on)]
+    rows += [("MLflow", status.mlflow), *(("note", note) for note in status.notes), ("go on", status.resume_command)]
     return [f"{name:>10}  {text}" for name, text in rows if text]
 
 

@@ -39,7 +39,7 @@ class SweepStatus:
     """Task -> its best final trial."""
     left_s: float | None
     mlflow: str = ""
-    go_on: str = ""
+    resume_command: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -68,7 +68,9 @@ def sweep_status(url: str, *, brief: bool = False) -> SweepStatus:
         best=_best(entries),
         left_s=_left_s(trials, planned) if alive else None,
         mlflow=mlflow_link(url),
-        go_on="" if alive or (is_done and not failed) else _go_on(info.folder, info.command),
+        resume_command=""
+        if alive or (is_done and not any(e.lacks_result for e in failed))
+        else _resume_command(info.folder, info.command),
         notes=notes,
     )
 
@@ -103,5 +105,5 @@ def _left_s(trials: list[listing.Item], planned: int | None) -> float | None:
     return max(0, planned - len(trials)) * pace_s
 
 
-def _go_on(folder: str, command: str) -> str:
+def _resume_command(folder: str, command: str) -> str:
     return f"cd {shlex.quote(folder)} && {command}" if folder else command

@@ -60,6 +60,7 @@ SAYS: dict[str, tuple[Callable[[dict[str, Any]], str], bool]] = {
     "Deviation": (lambda r: f"wrong resume: {r['text']}" if r["is_certain"] else f"odd resume: {r['text']}", True),
     "PassedOver": (lambda r: f"passed over {r['url']}: {r['reason']}", True),
     "Saved": (lambda r: f"saved step {r['step']}: {r['url']}", False),
+    "Profiled": (lambda r: f"steps {r['first']} to {r['last']} were profiled: {r['url']}", False),
     "SaveFailed": (lambda r: f"step {r['step']} not saved: {r['reason']}", True),
     "SaveSkipped": (lambda r: f"step {r['step']} not saved: {r['reason']}", True),
     "Skipped": (lambda r: f"update after step {r['step']} skipped: {r['reason']}", True),

@@ -6,16 +6,18 @@ HF_TOKEN alone, and stands in no message.
 """
 
 import contextlib
-import glob
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import documents, places
 from pipeline.checkpoint import exported
+from pipeline.checkpoint.pull import target_of
 from pipeline.errors import UserError
 from pipeline.secrets import Hidden
 
@@ -71,40 +73,88 @@ def pull(url: str, to: str, *, connections: int = 8) -> exported.Verified:
     """Fetch an exported folder into the new local folder `to`; what has arrived of a broken pull waits in `to`.partial.
 
     Raises:
-        UserError: no such repository or revision, no exported folder in it, damage, something else at `to`, a server that
-            cannot be reached.
+        UserError: no such repository or revision, no exported folder in it, files of another size or content than it says,
+            something else at `to`, another pull that works there, a server that cannot be reached.
     """
-    place, target = parse(url), Path(to)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target} is not empty; give another folder with --to")
-    work = target.with_name(f"{target.name}.partial")
+    place, target = parse(url), target_of(to)
+    _refuse_taken(target)
     with _asking(url) as hub:
-        from huggingface_hub.errors import EntryNotFoundError
-
         commit = hub.model_info(place.repository, revision=place.revision).sha
-        try:
-            hub.hf_hub_download(place.repository, exported.NAME, revision=commit, local_dir=work)
-        except EntryNotFoundError:
-            shutil.rmtree(work, ignore_errors=True)
+        with _work_folder(target) as work:
+            found = _fetch(hub, url, commit, work, connections)
+            try:
+                os.replace(work, target)
+            except OSError as error:
+                raise UserError(f"cannot make {target} ({error.strerror}); give another folder with --to") from None
+    return found
+
+
+def _fetch(hub: Any, url: str, commit: str, work: Path, connections: int) -> exported.Verified:
+    """The exported folder of one commit, and nothing beside it, in `work`."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    repository = parse(url).repository
+
+    def fetch(name: str, size_bytes: int | None) -> None:
+        asked = hf_hub_url(repository, name, revision=commit, endpoint=hub.endpoint)
+        there = hub.get_hf_file_metadata(url=asked).size
+        if there is not None and (there > documents.MAX_BYTES if size_bytes is None else there != size_bytes):
             raise UserError(
-                f"{url} has no {exported.NAME}, so it was not pushed by normfree; give one that was"
-            ) from None
-        names = [file["name"] for file in exported.listed(work).files]
-        hub.snapshot_download(
-            place.repository,
-            revision=commit,
-            allow_patterns=[glob.escape(name) for name in names],
-            local_dir=work,
-            max_workers=connections,
-        )
+                f"{url} is damaged: its {name} has {there:,} bytes; nothing of that was fetched, ask who pushed it"
+            )
+        hub.hf_hub_download(repository, name, revision=commit, local_dir=work)
+
+    try:
+        fetch(exported.NAME, None)
+    except RemoteEntryNotFoundError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise UserError(f"{url} has no {exported.NAME}, so it was not pushed by normfree; give one that was") from None
+    files = exported.listed(work).files
+    try:
+        with ThreadPoolExecutor(connections) as pool:
+            for _ in pool.map(lambda file: fetch(file["name"], file["size_bytes"]), files):
+                pass
+    except RemoteEntryNotFoundError:
+        raise UserError(f"{url} lacks a file that its {exported.NAME} names; ask who pushed it") from None
     try:
         found = exported.verify(work)
     except UserError:
         shutil.rmtree(work)
         raise
-    shutil.rmtree(work / ".cache", ignore_errors=True)  # the library's own account of what has arrived
-    os.replace(work, target)
+    keep = {exported.NAME, *(file["name"] for file in files)}
+    for path in sorted(
+        work.rglob("*"), reverse=True
+    ):  # of the library, and of a pull of something else that broke off here
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+        elif path.relative_to(work).as_posix() not in keep:
+            path.unlink()
     return found
+
+
+def _refuse_taken(target: Path) -> None:
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target} is not empty; give another folder with --to")
+
+
+@contextlib.contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """`target`.partial, locked."""
+    work = target.with_name(f"{target.name}.partial")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"cannot write to {work} ({error.strerror}); give another folder with --to") from None
+    try:
+        if places.lock(folder, wait=False) is False:
+            raise UserError(f"another pull works on {work}; wait for it, or give another folder with --to")
+        _refuse_taken(target)  # by a pull that has just ended
+        yield work
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -112,7 +162,12 @@ def _asking(url: str) -> Iterator[Any]:
     """An HfApi; whatever it finds wrong becomes one sentence."""
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
         from huggingface_hub.utils import disable_progress_bars
     except ImportError:
         raise UserError(
@@ -121,6 +176,8 @@ def _asking(url: str) -> Iterator[Any]:
     disable_progress_bars()
     try:
         yield HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
+    except HFValidationError as error:
+        raise UserError(f"{url}: {' '.join(str(error).split())[:300]}; write hf://ORG/NAME as the Hub has it") from None
     except RevisionNotFoundError:
         raise UserError(f"{url}: there is no such branch, tag or commit; give another after the @") from None
     except RepositoryNotFoundError:

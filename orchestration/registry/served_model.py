@@ -28,6 +28,7 @@ class Classifier(PythonModel):
         facts = self.session.get_modelmeta().custom_metadata_map
         self.classes: list[str] = json.loads(facts["classes"])
         self.preprocessing: dict[str, Any] = json.loads(facts["preprocessing"])
+        self.activation = facts["activation"]
 
     def predict(
         self,
@@ -39,8 +40,11 @@ class Classifier(PythonModel):
         top = max(1, min(int((params or {}).get("top", 5)), len(self.classes)))
         rows = []
         for logits in self.logits(list(model_input["image"])).astype(np.float64):
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
+            if self.activation == "sigmoid":
+                shares = 0.5 + 0.5 * np.tanh(logits / 2)
+            else:
+                shares = np.exp(logits - logits.max())
+                shares /= shares.sum()
             best = np.argsort(-shares, kind="stable")[:top]
             names, values = [self.classes[i] for i in best], [float(shares[i]) for i in best]
             rows.append({"class": names[0], "probability": values[0], "classes": names, "probabilities": values})

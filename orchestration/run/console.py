@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from orchestration.run.lines import duration, plan_lines, size, step_line
 from orchestration.run.time_left import TimeLeft
 from pipeline.display import terminal
+from pipeline.profiling.table import lines
 from pipeline.records import (
     Accounted,
     Changed,
@@ -24,6 +25,7 @@ from pipeline.records import (
     Notice,
     PassedOver,
     Phase,
+    Profiled,
     Record,
     RolledBack,
     Saved,
@@ -78,6 +80,7 @@ class Console:
             RolledBack: self._read_rolled_back,
             Evaluation: self._read_evaluation,
             Saved: self._read_saved,
+            Profiled: self._read_profiled,
             Lost: self._read_lost,
             Accounted: self._read_accounted,
             Notice: self._read_notice,
@@ -175,6 +178,14 @@ class Console:
             f"({missed.num_missed} missed since the last checkpoint)",
             style="red",
         )
+
+    def _read_profiled(self, found: Profiled) -> None:
+        where = (
+            f"{found.url} ({size(found.size_bytes)}; open it at https://ui.perfetto.dev)" if found.url else "no trace"
+        )
+        self._say(f"profiled  steps {found.first} to {found.last}, {found.step_ms:.4g} ms each: {where}", style="green")
+        for line in (*lines("phase", found.phases), *lines("operation, by itself", found.operations)):
+            self._say(f"  {line}")
 
     def _read_lost(self, lost: Lost) -> None:
         first = lost.samples[0]

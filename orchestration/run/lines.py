@@ -22,6 +22,7 @@ def plan_lines(started: Started) -> list[tuple[str, str]]:
         ("run", f"{started.run_name} in {started.run_dir}"),
         ("from", f"step {started.step:,}, {started.resumed_from or 'its initial weights'}"),
         ("model", f"{started.num_parameters:,} parameters in {started.precision}"),
+        ("passes", started.passes),
         ("data", f"{started.samples_per_epoch:,} images an epoch, {started.steps_per_epoch:,.2f} steps; {dropped}"),
         *(("", line) for line in started.data_plan),
         ("length", f"{started.total_steps:,} steps, {started.total_samples:,} images"),
@@ -57,7 +58,11 @@ def step_line(step: Step, started: Started | None, left_s: float) -> str:
 
 
 def _share(step: Step) -> str:
-    return "" if step.flops_share is None else f" ({step.flops_share:.0%} of the matrix rate)"
+    if step.flops_share is None:
+        return ""
+    if step.flops_share > 1:  # no share at all: other programs had the device when its rate was measured
+        return " (above the matrix rate at the start)"
+    return f" ({step.flops_share:.0%} of the matrix rate)"
 
 
 def _most(step: Step) -> str:

@@ -13,11 +13,11 @@ from orchestration.tracking import heartbeat
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.tracking_uri import resolve_uri, sqlite_file
 from orchestration.tracking.upload import EXIT_NOT_UPLOADED, cause
-from pipeline import documents
 from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage import objects
+from pipeline.yaml_files.parse import read_yaml
 
 STATUS_MARK = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 LOCK, CONFIG = "tracking.lock", "run.yaml"
@@ -79,9 +79,7 @@ def fetch(url: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mirror.pull(url, folder)
         with contextlib.suppress(FileNotFoundError):
-            objects.write_bytes(
-                folder / CONFIG, objects.read_bytes(objects.join(url, CONFIG), max_bytes=documents.MAX_YAML_BYTES)
-            )
+            objects.write_bytes(folder / CONFIG, read_yaml(objects.join(url, CONFIG)))
     if not (folder / MAIN).exists():
         raise UserError(
             f"no records of a run or sweep at {url} (no {MAIN}, no sweep.json); give the folder of one that has started"

@@ -9,12 +9,11 @@ any other                                  answered with the token: `?token=` on
 
 import hmac
 import http.cookies
-import ipaddress
 import os
-import sys
 import urllib.parse
-from pathlib import Path
 from typing import Any
+
+from pipeline.exchange import local_connections
 
 COOKIE = "normfree"
 REFUSAL = (
@@ -25,7 +24,7 @@ REFUSAL = (
 class Guard:
     """The ASGI application `app` for those whom the table above names; 403 for others."""
 
-    def __init__(self, app: Any, token: str, *, tables: tuple[str, ...] = ("/proc/net/tcp", "/proc/net/tcp6")) -> None:
+    def __init__(self, app: Any, token: str, *, tables: tuple[str, ...] = local_connections.TABLES) -> None:
         self._app, self._token, self._tables = app, token, tables
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -42,7 +41,11 @@ class Guard:
 
     def _is_ours(self, scope: dict[str, Any]) -> bool:
         client, server = scope.get("client"), scope.get("server")
-        return client is not None and server is not None and owner(client, server, self._tables) == os.getuid()
+        return (
+            client is not None
+            and server is not None
+            and local_connections.owner(client, server, self._tables) == os.getuid()
+        )
 
     def _has_token(self, scope: dict[str, Any]) -> bool:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -56,35 +59,6 @@ class Guard:
 
     def _matches(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())
-
-
-def owner(client: tuple[str, int], server: tuple[str, int], tables: tuple[str, ...]) -> int | None:
-    """The user whose process on this machine holds the client's end of a connection; None for any other connection.
-
-    A connection that its process has closed belongs to nobody, and is listed by the kernel as the superuser's without an inode.
-    """
-    ends = _end(*client), _end(*server)
-    for table in tables:
-        try:
-            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
-        except OSError:  # not Linux
-            continue
-        for row in rows:
-            if row[9] != "0" and (_listed(row[1]), _listed(row[2])) == ends:
-                return int(row[7])
-    return None
-
-
-def _end(host: str, port: int) -> tuple[Any, int]:
-    address = ipaddress.ip_address(host.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address, port
-
-
-def _listed(text: str) -> tuple[Any, int]:
-    """ "0100007F:1388" -> 127.0.0.1, 5000: words of 32 bits in the machine's order of bytes."""
-    host, port = text.split(":")
-    words = (int(host[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(host), 8))
-    return _end(str(ipaddress.ip_address(b"".join(words))), int(port, 16))
 
 
 def _query(scope: dict[str, Any]) -> dict[str, str]:

@@ -6,9 +6,11 @@ What the server has acknowledged (`tracking.json`) is copied before the lines ar
 costs asking the server, and never run ahead of them, which would lose lines.
 """
 
+import contextlib
 import re
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,17 @@ class Mirror:
                 last = first + len(whole)
                 objects.write_bytes(objects.join(self.url, FOLDER, path.name, f"{first:015}-{last:015}"), whole)
                 sent[path.name] = last
+
+
+def traces(run_dir: Path, mirror: Mirror | None, names: Sequence[str]) -> list[Path]:
+    """Traces of profiles in the run's local folder, where those that lie in a store are brought to."""
+    for name in names:
+        file = run_dir / "profiles" / name
+        if mirror is not None and not file.exists():
+            with contextlib.suppress(Exception):  # whoever sends it says that it is not there
+                file.parent.mkdir(exist_ok=True)
+                objects.download(objects.join(mirror.url, "profiles", name), file)
+    return [run_dir / "profiles" / name for name in names]
 
 
 def _last(url: str) -> str:

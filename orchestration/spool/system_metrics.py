@@ -8,7 +8,6 @@ mirrored there (`orchestration.spool.mirror`), and the first node's uploader bri
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import re
@@ -24,18 +23,10 @@ from orchestration import child_process
 from orchestration.spool.mirror import Mirror
 from orchestration.spool.process_lock import only_one
 from orchestration.spool.spool import is_torn
-from pipeline import places
+from pipeline import gpus, places
 from pipeline.storage.process_identity import started_at
 
 SAMPLE_EVERY_S = 15.0
-GPU_FIELDS = {
-    "utilization.gpu": "utilisation_percent",
-    "memory.used": "memory_used_mib",
-    "memory.total": "memory_total_mib",
-    "power.draw": "power_w",
-    "temperature.gpu": "temperature_c",
-}
-GPU_S = 10.0
 
 
 class Sampler:
@@ -56,7 +47,7 @@ class Sampler:
             "disk_used_percent": disk.percent,
             "disk_free_gib": disk.free / 2**30,
         }
-        return values | self._rates(psutil) | gpus()
+        return values | self._rates(psutil) | gpus.readings()
 
     def _rates(self, psutil: Any) -> dict[str, float]:
         network, disk, now = psutil.net_io_counters(), psutil.disk_io_counters(), time.monotonic()
@@ -66,45 +57,6 @@ class Sampler:
         if before is None or now <= before[0]:
             return {}
         return {f"{k}_mb_per_s": (v - before[1].get(k, v)) / 1e6 / (now - before[0]) for k, v in total.items()}
-
-
-def visible_gpus() -> str | None:
-    """What to ask nvidia-smi about: the devices of this job; None for all of them, "" for none.
-
-    CUDA_VISIBLE_DEVICES holds indices or UUIDs (also beginnings of them), and ends at the first that is neither.
-    """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return None
-    mine: list[str] = []
-    for word in (word.strip() for word in given.split(",")):
-        if not re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", word):
-            break
-        mine.append(word)
-    return ",".join(mine)
-
-
-def gpus() -> dict[str, float]:
-    """`gpu<i>_<reading>`, i counted among the job's devices; {} where there is no NVIDIA driver or it does not answer."""
-    asked = visible_gpus()
-    if asked == "":
-        return {}
-    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    command += [f"--id={asked}"] if asked else []
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GPU_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    if done.returncode != 0:
-        return {}
-    found = {}
-    for number, row in enumerate(csv.reader(done.stdout.splitlines(), skipinitialspace=True)):
-        for name, text in zip(GPU_FIELDS.values(), row, strict=False):
-            try:
-                found[f"gpu{number}_{name}"] = float(text)
-            except ValueError:  # "[N/A]": this device does not tell
-                continue
-    return found
 
 
 def node_name() -> str:

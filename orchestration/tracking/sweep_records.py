@@ -18,7 +18,7 @@ from orchestration.tracking.sweep_tracking import SweepTracker
 from orchestration.tracking.upload import DatasetUsed, source_tags
 from pipeline.provenance import facts
 from pipeline.storage import objects
-from transfer.protocol.imagenet_labels import EXTRA_METRICS
+from transfer.protocol.imagenet_labels import is_extra
 from transfer.results.scorecard import scorecard, with_extra_metrics
 from transfer.results.sweep_results import load_entries
 from transfer.sweep.ledger import Ledger, SweepInfo
@@ -86,7 +86,7 @@ class SweepRecords:
         rows = scorecard(found)
         metrics = sweep_summary.spread(entries)
         for row in with_extra_metrics(rows):
-            name = f"{row.task}/{row.method}/{row.shots}" + (f"/{row.metric}" if row.metric in EXTRA_METRICS else "")
+            name = f"{row.task}/{row.method}/{row.shots}" + (f"/{row.metric}" if is_extra(row.metric) else "")
             for label, value in (("pretrained", row.pretrained), ("scratch", row.scratch), ("gain", row.gain)):
                 if value is not None:
                     metrics[f"{name}/{label}"] = value.mean

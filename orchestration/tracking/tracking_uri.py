@@ -9,7 +9,9 @@ import shutil
 import sqlite3
 import sys
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from orchestration.spool.process_lock import only_one
 from pipeline.display import terminal
@@ -122,7 +124,10 @@ def make_sqlite(tracking_uri: str) -> None:
                 file=sys.stderr,
             )
         making = _aside(file)
-        _open(making)
+        with _without_waiting_for_the_disk():
+            _open(making)
+        with making.open("rb") as made:
+            os.fsync(made.fileno())
         os.replace(making, file)
 
 
@@ -157,6 +162,23 @@ def _is_unfinished(file: Path) -> bool:
     finally:
         copy.unlink()
     return False
+
+
+@contextlib.contextmanager
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """MLflow's migrations wait for the disk after each of hundreds of changes to a file that counts only once it is renamed."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def relax(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", relax)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", relax)
 
 
 def _open(file: Path) -> None:

@@ -50,9 +50,20 @@ STARTED_PARAMS = (
 )
 FACTS = ("code.", "environment.")
 """What an attempt's first line says about where it runs (`pipeline.provenance`); the newest attempt's stand."""
+TRACE = re.compile(r"steps-[0-9]+-[0-9]+\.json\.gz")
+"""A name that a record may give: what it says of a folder is not followed."""
 CHECKPOINT_DIGITS = 16
 """Of a checkpoint's digest in the tag `checkpoint.digests`: enough to find a run by what came of it."""
-CONFIG_PARAMS = ("seed", "duration", "model.name", "optim.learning_rate", "optim.weight_decay", "data.url")
+CONFIG_PARAMS = (
+    "seed",
+    "duration",
+    "model.name",
+    "optim.learning_rate",
+    "optim.weight_decay",
+    "data.url",
+    "engine.compile",
+    "engine.cuda_graphs",
+)
 
 
 class Translator:
@@ -92,6 +103,7 @@ class Translator:
             "Deviation": self._deviation,
             "Notice": self._notice,
             "Saved": self._saved,
+            "Profiled": self._profiled,
             "SaveFailed": self._save_missed,
             "SaveSkipped": self._save_missed,
             "Finished": self._finished,
@@ -146,7 +158,8 @@ class Translator:
             f"attempt.{self.attempt}.start": f"step {record['step']} from {source}",
             f"attempt.{self.attempt}.layout": (
                 f"{record.get('num_ranks')} x {record.get('device')}, micro-batch {record.get('micro_batch')}, "
-                f"accumulation {record.get('accumulation')}, ZeRO stage {record.get('zero_stage')}"
+                f"accumulation {record.get('accumulation')}, ZeRO stage {record.get('zero_stage')}, "
+                f"passes {record.get('passes', 'eager')}"
             ),
         }
         if changed:
@@ -212,6 +225,12 @@ class Translator:
 
     def _notice(self, record: dict[str, Any]) -> Upload:
         return Upload(tags={"notice.last": str(record["text"])})
+
+    def _profiled(self, record: dict[str, Any]) -> Upload:
+        name = str(record["url"]).rpartition("/")[2]
+        shares = ", ".join(f"{row['name']} {row['host_share']:.1%}" for row in record["phases"])
+        text = f"steps {record['first']} to {record['last']}, {record['step_ms']:.4g} ms each: {shares}"
+        return Upload(tags={"profile.last": text}, traces=[name] if TRACE.fullmatch(name) else [])
 
     def _saved(self, record: dict[str, Any]) -> Upload:
         names = ("seconds_s", "size_bytes", "stalled_s", "waited_s")

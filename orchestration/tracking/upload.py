@@ -49,6 +49,8 @@ class Upload:
     config: dict[str, Any] | None = None
     """The resolved configuration, when these lines bring one that is new."""
     datasets: list[DatasetUsed] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
+    """Names of files in the run's folder `profiles`."""
 
     def merge(self, other: "Upload") -> None:
         self.points += other.points
@@ -56,6 +58,7 @@ class Upload:
         self.tags |= other.tags
         self.config = other.config or self.config
         self.datasets += other.datasets
+        self.traces += other.traces
 
 
 def source_tags(facts: Mapping[str, str]) -> dict[str, str]:

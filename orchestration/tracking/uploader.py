@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.figures.run_figures import Pictures
-from orchestration.spool.mirror import Mirror
+from orchestration.spool.mirror import Mirror, traces
 from orchestration.spool.process_lock import only_one
 from orchestration.spool.state_file import write_state
 from orchestration.spool.system_metrics import node_name, spool_name
@@ -182,6 +182,7 @@ class Uploader:
         if whole.config is not None:
             self._send_config(whole.config)
             self._pictures.begin()
+        self._send_artifacts(traces(self.run_dir, self._mirror, whole.traces), "profiles")
         self._send_artifacts(self._pictures.take(), "pictures")
 
     def _is_new(self, point: Point) -> bool:

@@ -40,7 +40,7 @@ from transfer.sweep.cells import Cell, Sweep, plan, sweep_of
 from transfer.sweep.entry import Trial
 from transfer.sweep.ledger import Ledger, SweepInfo
 from transfer.sweep.scheduler import Budget, Conductor, Job, OnEvent
-from transfer.sweep.sources import distinct, open_source
+from transfer.sweep.sources import distinct, open_source, recipes_told
 from transfer.sweep.trials import Report
 
 ENVIRONMENT = {
@@ -106,7 +106,7 @@ def transfer(
     resources = replace(
         resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
     )
-    refuse_tasks(found, _absolute(data_root))  # before weights are fetched
+    refuse_tasks(found, _absolute(data_root), suite if isinstance(suite, str) else "")  # before weights are fetched
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
     sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
@@ -146,8 +146,9 @@ def _planned(sweep: Sweep, tell: OnEvent) -> tuple[list[Cell], list[dict[str, An
         raise UserError(
             f"the suite {sweep.suite.name} has nothing that these datasets can give: {not_run[0]['reason']}"
         )
-    for row in not_run:
-        tell({"event": "not_run", **row})
+    told = recipes_told(sweep.sources, sweep.suite.methods)
+    for event in (*({"event": "not_run", **row} for row in not_run), *({"event": "phase", "name": t} for t in told)):
+        tell(event)
     return cells, not_run
 
 
@@ -219,6 +220,7 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]], g
                 }
                 for s in sweep.sources
             ],
+            recipes=recipes_told(sweep.sources, sweep.suite.methods),
             data={cell.task: cell.any_trial.data_digest for cell in cells},
             scheduler=sweep.scheduler,
             code_revision=code_revision(),

@@ -244,6 +244,8 @@ def resolve(url: str, cache_dir: str) -> Commit:
     from pipeline.checkpoint import exported  # it reads commits, so it comes after this module
 
     refuse_pickle(url)
+    if url.startswith("hf://"):  # its library has a file system of that name, which verifies nothing
+        raise UserError(f"{url} is on the Hub; fetch it with 'normfree pull {url} --to DIR', and give DIR")
     if objects.exists(objects.join(url, COMMIT)):
         return read_commit(url)
     if exported.is_exported(url):

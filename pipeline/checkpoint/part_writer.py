@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import places
+from pipeline import documents, places
 from pipeline.checkpoint import direct_io
 from pipeline.checkpoint.snapshot import Image
 from pipeline.errors import UserError
@@ -63,7 +63,7 @@ def wait_for_parts(
         wait_s = 0.02
         while part is None:
             try:
-                part = json.loads(objects.read_bytes(place))
+                part = documents.convert(documents.read_json(place), dict[str, Any], place)
             except FileNotFoundError:
                 if give_up.wait(wait_s):
                     raise Cancelled("given up") from None

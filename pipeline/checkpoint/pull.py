@@ -53,9 +53,7 @@ def pull(
             answering. `to` is then as it was; what has arrived waits in `to`.partial for the next call.
     """
     refuse_pickle(url)
-    if not objects.is_local(to):
-        raise UserError(f"--to is {os.fspath(to)}, and a pull ends in a folder of this machine; give a local path")
-    target = objects.local_path(to)
+    target = target_of(to)
     if objects.exists(objects.join(url, COMMIT)):
         return _fetch(url, target, digest, connections, progress, [])
     passed: list[PassedOver] = []
@@ -69,6 +67,13 @@ def pull(
             return _fetch(candidates[0], target, digest, connections, progress, passed)
         except Damaged as error:
             passed.append(PassedOver(step=0, url=candidates[0], reason=str(error)))
+
+
+def target_of(to: str | os.PathLike[str]) -> Path:
+    """The absolute path of the folder that a pull makes. UserError for what is not on this machine."""
+    if not objects.is_local(to):
+        raise UserError(f"--to is {os.fspath(to)}, and a pull ends in a folder of this machine; give a local path")
+    return Path(os.path.abspath(objects.local_path(to)))  # "." has no name that another could be made of
 
 
 def _fetch(

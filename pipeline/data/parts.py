@@ -38,6 +38,10 @@ class Part:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         return items[self.number - 1 :: self.of]
 
+    def span(self, count: int) -> tuple[int, int]:
+        """(begin, end) of a share of `count` items that are neighbours."""
+        return (self.number - 1) * count // self.of, self.number * count // self.of
+
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
 

@@ -7,17 +7,20 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from nfnet.network import Network
 from nfnet.optim.losses import MixedLabels, binary_cross_entropy, label_smoothing_cross_entropy
 from pipeline import distributed
 from pipeline.configuration import check_fields
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
+from pipeline.exchange import local_connections
+from pipeline.field_types import Range
 
 BUCKET_ELEMENTS = 500_000_000
 """Gradients that are reduced together, and weights that are gathered together, at most."""
@@ -33,6 +36,13 @@ class EngineConfig:
     """Round the factors of fp32 convolutions and matrix products on a GPU to TF32's 10 bits, which is no longer fp32."""
     activation_checkpointing: bool = False
     """Keep each block's input only and compute the rest again in the backward pass: less memory, a third more work."""
+    checkpointed_share: Annotated[float, Range(0, 1, without="low")] = 1.0
+    """Of the blocks, the first ones, to which activation_checkpointing is confined: `normfree plan` says how many are enough."""
+    compile: Literal["none", "blocks", "network"] = "none"
+    """Passes through torch.compile: each kind of block once (blocks), or network and loss as one graph (network); minutes at the
+    start, and other rounding (docs/compilation.md)."""
+    cuda_graphs: bool = False
+    """Record the compiled passes as CUDA graphs and launch each as a whole; on GPUs, with `compile`."""
     parity_check: bool = True
     """Compare steps of a tiny network with plain PyTorch before the run; seconds (`pipeline.engine.parity_check`)."""
     cpu_offload: bool = False
@@ -45,6 +55,52 @@ class EngineConfig:
                 "engine.cpu_offload is not supported: clipping needs the gradients where they are made; "
                 "raise engine.zero_stage, or set engine.activation_checkpointing"
             )
+        if self.compile != "none" and self.zero_stage == 3:
+            raise UserError(
+                f"engine.compile is {self.compile} and engine.zero_stage 3, whose gathering of weights before each layer no "
+                "graph holds; set engine.compile to none, or engine.zero_stage to 2"
+            )
+        if self.checkpointed_share < 1 and not self.activation_checkpointing:
+            raise UserError(
+                f"engine.checkpointed_share is {self.checkpointed_share:g} and engine.activation_checkpointing false; set "
+                "that to true, or the share to 1"
+            )
+        if self.cuda_graphs and self.compile == "none":
+            raise UserError("engine.cuda_graphs records compiled passes, and engine.compile is none; set it to network")
+        if self.cuda_graphs and self.compile == "blocks" and self.activation_checkpointing:
+            raise UserError(
+                "engine.cuda_graphs cannot record blocks that are computed again in the backward pass; set engine.compile to "
+                "network, or engine.activation_checkpointing to false"
+            )
+
+    @property
+    def recomputed_share(self) -> float:
+        """Of the blocks."""
+        return self.checkpointed_share if self.activation_checkpointing else 0.0
+
+    def check_device(self, device: torch.device) -> None:
+        """Raises UserError for what this device cannot do."""
+        if self.cuda_graphs and device.type != "cuda":
+            raise UserError("engine.cuda_graphs is on and there is no GPU here; set engine.cuda_graphs to false")
+
+
+def recompute_blocks(network: Any, config: EngineConfig) -> None:
+    """Have the network compute again in the backward pass what the configuration says. UserError where it cannot."""
+    share = config.recomputed_share
+    if not share:
+        return
+    if not hasattr(network, "set_grad_checkpointing"):
+        raise UserError("this network cannot recompute its blocks; set engine.activation_checkpointing to false")
+    if share < 1 and not isinstance(network, Network):
+        raise UserError(
+            f"engine.checkpointed_share is {share:g}, and only our own networks say what their blocks are; set it to 1"
+        )
+    try:
+        network.set_grad_checkpointing(True, *([share] if share < 1 else []))
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"this network cannot recompute its blocks ({error}); set engine.activation_checkpointing to false"
+        ) from None
 
 
 def set_arithmetic(config: EngineConfig) -> None:
@@ -56,7 +112,8 @@ def set_arithmetic(config: EngineConfig) -> None:
 
 
 class Objective(nn.Module):
-    """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part)."""
+    """images, labels -> (mean loss, number of correct top-1 predictions; of a mixed image, of its larger part; of several
+    labels an image, where the first is among them)."""
 
     def __init__(self, network: nn.Module, optim: OptimConfig, precision: str) -> None:
         super().__init__()
@@ -66,13 +123,28 @@ class Objective(nn.Module):
     def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | None = None) -> Any:
         """Without labels: logits, as the network gives them. ZeRO's hooks want every pass to begin here."""
         if labels is None:
-            return self.network(images)
+            return self.logits(images)
+        return self.losses(images, labels)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network(images)
+        return found
+
+    def losses(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(images)
         logits = logits.float()
         loss = self.loss(logits, labels, self.smoothing)
-        classes = labels.larger if isinstance(labels, MixedLabels) else labels
-        return loss, (logits.detach().argmax(1) == classes).sum()
+        best = logits.detach().argmax(1)
+        if not isinstance(labels, MixedLabels) and labels.dim() == 2:
+            return loss, (labels.gather(1, best[:, None]) >= 0.5).sum()
+        return loss, (best == (labels.larger if isinstance(labels, MixedLabels) else labels)).sum()
+
+
+OURS = ("_param_dict", "float16_config", "bfloat16_config.enabled", "timers_config.enabled", "grad_accum_dtype", "global_rank",
+        "world_size", "zero_enabled", "zero_optimization_stage", "zero_config.compute_grad_norm", "zero_config.sub_group_size",
+        )  # fmt: skip
+"""Names in the library's object of what `deepspeed_config` says, or follows from it, or is a rank's own."""
 
 
 def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: int, accumulation: int) -> dict[str, Any]:
@@ -80,10 +152,14 @@ def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: in
     # Set though they are its defaults: another release's would change speed, memory or the order of sums in silence.
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "contiguous_gradients": True,
+        # Gradients are sent from where they are made, and not from a buffer that each is copied into first: bit-equal, a fifth
+        # fewer operations, and no buffer of 2 GB. In stage 3 it would save less, and was not measured.
+        "contiguous_gradients": config.zero_stage not in (1, 2),
         "reduce_scatter": True,
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
+        # In stages 1 and 2 release 0.19.8 would wait for the whole device at the end of each backward pass, and with gradients
+        # that are not copied at each bucket: the host would wait more than once a step.
         "overlap_comm": config.zero_stage == 3,
         "round_robin_gradients": False,  # the layout of its partitions is not known here
     }
@@ -113,6 +189,27 @@ def deepspeed_config(config: EngineConfig, *, global_batch: int, micro_batch: in
         "memory_breakdown": False,
         "dump_state": False,
     }
+
+
+def library_defaults(engine: Any) -> dict[str, str]:
+    """What an initialised engine's configuration comes to besides what `deepspeed_config` says, by dotted name."""
+    found: dict[str, str] = {}
+    said = engine._config._param_dict
+    ours = {*said, *(f"zero_config.{name}" for name in said["zero_optimization"]), *OURS}
+
+    def enter(value: Any, path: str) -> None:
+        value = value.model_dump() if hasattr(value, "model_dump") else value
+        if path in ours:
+            return
+        if isinstance(value, dict):
+            for key, each in value.items():
+                enter(each, f"{path}.{key}")
+        elif value is None or isinstance(value, bool | int | float | str | list | tuple | torch.dtype):
+            found[path] = str(value)
+
+    for name, value in vars(engine._config).items():
+        enter(value, name)
+    return found
 
 
 def _import_library() -> Any:
@@ -159,6 +256,7 @@ def start(
             ),
             dist_init_required=False,
         )
+    local_connections.refuse_strangers(dist.get_world_size())  # it has made groups of its own
     if engine.gradient_clipping() != 0.0:
         raise RuntimeError(
             "DeepSpeed would clip gradients by their global norm on top of AGC; this version is not usable"

@@ -9,7 +9,8 @@ each of them computes is compared with plain PyTorch when a run starts (`pipelin
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,15 +21,23 @@ from nfnet.optim.sgd import SGD, average_keep
 from pipeline.distributed import World
 from pipeline.engine import optimisers
 from pipeline.engine.buffers import Buffers
-from pipeline.engine.deepspeed_engine import EngineConfig, Objective, set_arithmetic, start
+from pipeline.engine.deepspeed_engine import (
+    EngineConfig,
+    Objective,
+    library_defaults,
+    recompute_blocks,
+    set_arithmetic,
+    start,
+)
 from pipeline.engine.fragments import Units, products
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.engine.sam_step import sam_losses
 from pipeline.engine.state import NamedState
 from pipeline.engine.update_stats import Sums, UpdateStats
 from pipeline.engine.zero_layout import Place, layout
-from pipeline.errors import UserError
+from pipeline.profiling.ranges import span
 
+MIN_EVALUATION_BATCH = 64
 MIN_LOSS_WITH_GRADIENT = 1e-6
 """Below 2^-24 the softmax of the right class is 1 in fp32, and the gradient exactly 0."""
 
@@ -50,23 +59,21 @@ class Engine(NamedState):
         micro_batch: int,
         accumulation: int,
     ) -> None:
-        if config.activation_checkpointing:
-            if not hasattr(network, "set_grad_checkpointing"):
-                raise UserError(
-                    "this network cannot recompute its blocks; set engine.activation_checkpointing to false"
-                )
-            network.set_grad_checkpointing(True)  # type: ignore[operator]
-        self.network, self.world, self.optim, self.accumulation = network, world, optim, accumulation
+        recompute_blocks(network, config)
+        self.network, self.world, self.optim = network, world, optim
+        self.micro_batch, self.accumulation = micro_batch, accumulation
+        self.evaluation_batch = max(micro_batch, MIN_EVALUATION_BATCH)
         optim.check_engine(config.zero_stage)
+        config.check_device(world.device)
         set_arithmetic(config)
         optimisers.freeze(network, optim)
         trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self._shapes = {n: tuple(p.shape) for n, p in trained}  # stage 3 empties parameters
         chosen = optimisers.settings(network, optim)
         self._optimizer = optimisers.make(network, chosen, optim)
-        self._objective = Objective(network, optim, config.precision)
+        self.objective = Objective(network, optim, config.precision)
         self._engine = start(
-            self._objective,
+            self.objective,
             self._optimizer,
             config,
             global_batch=micro_batch * accumulation * world.size,
@@ -88,6 +95,10 @@ class Engine(NamedState):
             for group in ([] if self._is_sharded else self._optimizer.param_groups)
         ]
         self._sums = Sums.of_network(network, chosen, self._units, optim)
+        # Where no gradient arrives the library puts zeros, and weights decay without a word: the first pass tells.
+        self.unused = [n for n, _ in trained]
+        """Parameters that the first backward pass gave no gradient; all of them before it."""
+        self._watches = [p.register_post_accumulate_grad_hook(partial(self._arrived, n)) for n, p in trained]
         self._seen = torch.zeros(3, device=world.device)  # loss, correct, seen: of the current step, this rank
 
     # --- a step -------------------------------------------------------------------------------------------------------
@@ -99,13 +110,20 @@ class Engine(NamedState):
         self._engine.set_gradient_accumulation_boundary(is_last)
         if self.optim.sam_rho > 0:
             loss, correct = sam_losses(
-                self.network, self._objective, self._engine, self._layout, self._buffers, images, labels, self.optim
+                self.network, self.objective, self._engine, self._layout, self._buffers, images, labels, self.optim
             )
         else:
-            loss, correct = self._engine(images, labels)
-            with self._in_backward():
+            with span("forward"):
+                loss, correct = self._engine(images, labels)
+            with span("backward"), self._in_backward():
                 self._engine.backward(loss)
+        while self._watches:
+            self._watches.pop().remove()
         self._seen += torch.stack([loss.detach() * len(images), correct, torch.full_like(loss, len(images))])
+
+    def _arrived(self, name: str, _: torch.Tensor) -> None:
+        if name in self.unused:
+            self.unused.remove(name)
 
     @torch.no_grad()
     def update(
@@ -125,8 +143,9 @@ class Engine(NamedState):
             measure: also how far the update moves each part (`PartStats.update_ratio`); reads momentum and gradients again.
         """
         measure = measure and isinstance(self._optimizer, SGD)
-        gradients = self._units.split(self._layout.gradients(self._places))
-        units, stats, moves = self._agree(gradients, (float(stop_requested), num_lost), measure)
+        with span("clip"):
+            gradients = self._units.split(self._layout.gradients(self._places))
+            units, stats, moves = self._agree(gradients, (float(stop_requested), num_lost), measure)
         loss_sum, correct, seen, stops, lost = stats.unbind()
         factors = self._sums.factors(units, self.optim)
         parts = self._sums.of_parts(units, factors, rate)
@@ -142,11 +161,13 @@ class Engine(NamedState):
         applied = all(map(math.isfinite, (loss, gradient_total, moved))) and lost_seen <= lost_allowed
         if applied:
             if whole.clipped_share > 0:
-                self._clip(gradients, factors)
+                with span("clip"):
+                    self._clip(gradients, factors)
             del gradients
             keep = average_keep(self.optim.ema_decay, self.num_updates)
-            self._buffers.applied(moves if self.world.size > 1 else None, keep)
-            self._apply(rate)
+            with span("update"):
+                self._buffers.applied(moves if self.world.size > 1 else None, keep)
+                self._apply(rate)
         else:
             self._buffers.skipped()
             self._layout.discard()
@@ -212,13 +233,35 @@ class Engine(NamedState):
         weights: Literal["ema", "raw"] = "ema" if self.has_ema else "raw"
         if weights == "ema":
             self._exchange()
-        self._objective.eval()
+        self.objective.eval()
         try:
-            yield self._objective, weights
+            yield self.objective, weights
         finally:
             if weights == "ema":
                 self._exchange()
-            self._objective.train()
+            self.objective.train()
+
+    @contextmanager
+    def without_trace(self) -> Iterator[None]:
+        """Passes inside change no buffer and no random number after them. No collective."""
+        devices = [self.world.device] if self.world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), self._buffers.unchanged():
+            yield
+
+    @property
+    def library_defaults(self) -> dict[str, str]:
+        """What the library is set to and we do not say, by name."""
+        return library_defaults(self._engine)
+
+    @property
+    def reductions(self) -> list[tuple[Any, str]]:
+        """(owner, name) of the library's methods that reduce gradients: all that a profile names otherwise than we do."""
+        mangled = "_DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads"
+        owned = (
+            (self._engine, "allreduce_gradients"),
+            *((self._engine.optimizer, n) for n in ("reduce_ipg_grads", mangled)),
+        )
+        return [(owner, name) for owner, name in owned if hasattr(owner, name)]
 
     def _exchange(self) -> None:
         self._layout.exchange("ema")

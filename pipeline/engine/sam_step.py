@@ -11,6 +11,7 @@ from pipeline.engine.buffers import Buffers
 from pipeline.engine.deepspeed_engine import Objective
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.engine.zero_layout import FragmentLayout
+from pipeline.profiling.ranges import span
 
 
 def sam_losses(
@@ -35,12 +36,13 @@ def sam_losses(
     def loss_of(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
         buffers.put(before)
-        loss, correct = next(passes)(images, chosen)
+        with span("forward"):
+            loss, correct = next(passes)(images, chosen)
         seen[:] = [loss, correct]
         return loss
 
     def backward(loss: torch.Tensor) -> None:
-        with buffers.unchanged():  # blocks may be computed again
+        with span("backward"), buffers.unchanged():  # blocks may be computed again
             engine.backward(loss)
 
     with layout.whole(network) as restored:

@@ -159,6 +159,9 @@ def _why(source: ExportSource, format: str) -> str:
 
 
 def refuse_taken(out: str) -> None:
+    """UserError where something is at `out`, and for the Hub."""
+    if out.startswith("hf://"):
+        raise UserError(f"--out is {out}; give a folder or a bucket here, and send that with 'normfree push DIR {out}'")
     if objects.is_local(out):
         path = objects.local_path(out)
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))

@@ -13,6 +13,7 @@ from pipeline.display import markdown
 from pipeline.display import markdown_code as code
 from pipeline.errors import UserError
 from pipeline.export.card_facts import CardFacts, model_index, results_table
+from pipeline.models.evaluation_options import activation_of
 from pipeline.storage import objects
 
 _LIBRARIES = {"timm": "timm", "onnx": "onnx", "mlflow": "mlflow", "safetensors": "normfree"}
@@ -69,7 +70,7 @@ def model_card(model: nn.Module, commit: Commit, description: dict[str, Any], fa
         _title(model, commit, description),
         f"## Use\n\n{_USE[description['kind']]}",
         _average(description.get("average")),
-        _preprocessing(description["preprocessing"]),
+        _preprocessing(description["preprocessing"], run),
         _data(commit, run),
         _recipe(commit, run),
         _results(commit, description),
@@ -121,10 +122,16 @@ def _title(model: nn.Module, commit: Commit, description: dict[str, Any]) -> str
         f"# {markdown(commit.config['name'])}\n\n"
         f"{code(commit.config['model']['name'])}, {what}, for {len(commit.classes):,} classes: "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {which}, after {commit.step:,} steps "
-        f"({commit.samples:,} images seen, repetitions counted).\n\n"
+        f"({commit.samples:,} images seen, repetitions counted).{_binary(commit)}\n\n"
         f"Exported to {description['kind']} from {origin}. "
         "`export.json` lists every file with its SHA-256."
     )
+
+
+def _binary(commit: Commit) -> str:
+    if activation_of(commit.config) == "softmax":
+        return ""
+    return " Each class was trained by itself: its probability is the sigmoid of its logit, and probabilities do not add up to 1."
 
 
 def _average(found: dict[str, Any] | None) -> str:
@@ -159,11 +166,13 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
-def _preprocessing(found: dict[str, Any]) -> str:
+def _preprocessing(found: dict[str, Any], run: dict[str, Any]) -> str:
     whole = found["resize"] == "square" and found["resize_px"] == found["px"]
     crop = "" if whole else f"; the centre of {found['px']} x {found['px']}"
+    profiles = "converted to it" if run["data"].get("convert_icc", True) else "ignored"
     return (
-        f"## Preprocessing\n\nUpright RGB (sRGB); resize to {_resized(found)} ({markdown(found['interpolation'])}){crop}; then "
+        f"## Preprocessing\n\nUpright RGB (sRGB; embedded ICC profiles are {profiles}); "
+        f"resize to {_resized(found)} ({markdown(found['interpolation'])}){crop}; then "
         f"(value / 255 - mean) / std with mean {_numbers(found['mean'])} and std {_numbers(found['std'])}."
     )
 

@@ -20,6 +20,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise
 from pipeline.data.images.decode import decode_image
 from pipeline.models.backbone import load_backbone, typed_options
+from pipeline.models.evaluation_options import activation_of
 from pipeline.models.timm_models import is_timm
 
 WhichWeights = Literal["evaluated", "ema", "raw"]
@@ -93,6 +94,7 @@ class ExportSource:
             },
             "classes": commit.classes,
             "preprocessing": preprocessing(self.augment),
+            "activation": activation_of(commit.config),
             "weights": self.weights,
             "source": {
                 "url": commit.url,

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.export.source import Answer, ExportSource, Probe, preprocessing
+from pipeline.models.evaluation_options import activation_of
 
 NAME = "model.onnx"
 INPUT, OUTPUT = "images", "logits"
@@ -18,8 +19,8 @@ _ONE_FILE_BYTES = 1_800_000_000
 def write_onnx(source: ExportSource, folder: Path) -> Answer:
     """`model.onnx`: images (N, 3, px, px) float32, normalised -> logits (N, classes).
 
-    Metadata: `classes` and `preprocessing` as JSON, `source_digest`, `weights`. Plain torch operations are exported: our
-    kernels step aside for compilers.
+    Metadata: `classes` and `preprocessing` as JSON, `activation` (softmax or sigmoid makes probabilities), `source_digest`,
+    `weights`. Plain torch operations are exported: our kernels step aside for compilers.
     """
     try:
         import onnx
@@ -55,6 +56,7 @@ def metadata(source: ExportSource) -> dict[str, str]:
     return {
         "classes": json.dumps(source.commit.classes),
         "preprocessing": json.dumps(preprocessing(source.augment)),
+        "activation": activation_of(source.commit.config),
         "source_digest": source.commit.digest,
         "weights": source.weights,
     }

@@ -72,7 +72,8 @@ def joined(
             _num_joins += 1
             store = dist.PrefixStore(f"normfree-join/{_num_joins}", distributed.meeting_point())
             notes = Meeting(store, here, out, facts=facts, room=room, allow=allow).agree(stack)
-        yield distributed.join(), [Changed(step=0, what=f"{what} of hosts", text=text) for what, text in notes.items()]
+        said = {f"{what} of hosts": text for what, text in notes.items()}
+        yield distributed.join(), [Changed(step=0, what=what, text=f"{what}: {text}") for what, text in said.items()]
 
 
 class Meeting:

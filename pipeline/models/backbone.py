@@ -8,12 +8,16 @@ where weights come from     a run folder or checkpoint, path or URL
                             timm:NAME[@FILE] timm's network, with timm's own weights, or those of a local file
 """
 
+import contextlib
+import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 import nfnet
 from nfnet.block import Conventions
@@ -89,6 +93,11 @@ class LoadedBackbone:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Preprocessing that the weights were trained with."""
 
+    @property
+    def convert_icc(self) -> bool:
+        """As `data.convert_icc` of the run that made it."""
+        return bool(self.config.get("data", {}).get("convert_icc", True))
+
 
 def typed_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options of a network with the types that it takes, from text too. UserError for those that it does not have."""
@@ -103,16 +112,39 @@ def typed_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
-    if timm_models.is_timm(name):
-        if "@" in name:
-            raise UserError(f"model.name is {name}; name the network alone, and set model.init_from to {name}")
-        return timm_models.make(name, num_classes, options)
-    if trunks.is_trunk(name):
-        return trunks.make(name, num_classes, options)
+    """UserError for a name or an option that there is not, and for sizes that no tensor has."""
+    if timm_models.is_timm(name) and "@" in name:
+        raise UserError(f"model.name is {name}; name the network alone, and set model.init_from to {name}")
     try:
+        if timm_models.is_timm(name):
+            return timm_models.make(name, num_classes, options)
+        if trunks.is_trunk(name):
+            return trunks.make(name, num_classes, options)
         return nfnet.create_model(name, num_classes=num_classes, **options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model {name}: {error}") from None
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise UserError(f"model {name}: {(str(error).splitlines() or [''])[0]}") from None
+
+
+@contextlib.contextmanager
+def without_memory(max_modules: int, where: str) -> Iterator[None]:
+    """Networks that are built in here have no values. UserError, with `where` the options stand, at the first module above
+    `max_modules`: options of somebody else's may ask for any number of layers."""
+    num_modules = itertools.count(1)
+
+    def count(*_: object) -> None:
+        if next(num_modules) > max_modules:
+            raise UserError(
+                f"{where} asks for a network of more than {max_modules:,} modules and holds fewer weights; use another checkpoint"
+            )
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        hook.remove()
 
 
 def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn.Module, str]:
@@ -144,7 +176,7 @@ def load_backbone(url: str, weights: Which = "evaluated", *, need_head: bool = T
     tensors, origin = load_origin(url, weights)
     num_classes = len(origin.classes) or 1000
     if spelled(url) is None:  # a commit file's word for how large the network is, before memory is taken for it
-        with torch.device("meta"):
+        with without_memory(1000 + 20 * len(tensors), origin.url):
             claimed = sum(
                 value.numel() for value in make(origin.model, num_classes, origin.options).state_dict().values()
             )

@@ -20,6 +20,7 @@ from pipeline.data.images.decode import DecodeError, open_picture
 from pipeline.distributed import allow_tf32
 from pipeline.errors import UserError
 from pipeline.models.backbone import LoadedBackbone, load_backbone
+from pipeline.models.evaluation_options import activation_of
 from pipeline.storage import objects
 
 ENDINGS = tuple(f".{ending}" for ending in formats.ENDINGS)
@@ -35,7 +36,8 @@ class Prediction:
     image: str
     """Its path or URL; "image 3" for the third of those that came without a name."""
     ranked: list[tuple[str, float]]
-    """(class, probability), most probable first; empty where the image could not be read."""
+    """(class, probability), most probable first; empty where the image could not be read. Of a network that was trained with
+    `optim.loss: binary` each probability is of that class alone."""
     error: str = ""
     """Why it could not."""
 
@@ -77,7 +79,7 @@ def predictions(
     allow_tf32(False)
     model = loaded.model.to(where)
     for first in range(0, len(found), BATCH_IMAGES):
-        yield from _batch(model, loaded.classes, loaded.augment, found[first : first + BATCH_IMAGES], top, where)
+        yield from _batch(model, loaded, found[first : first + BATCH_IMAGES], top, where)
 
 
 def find_images(words: Iterable[Image]) -> list[tuple[str, Image]]:
@@ -124,8 +126,7 @@ def _some(found: list[str], word: str) -> list[str]:
 
 def _batch(
     model: torch.nn.Module,
-    classes: list[str],
-    augment: AugmentConfig,
+    loaded: LoadedBackbone,
     named: list[tuple[str, Image]],
     top: int,
     device: torch.device,
@@ -133,12 +134,11 @@ def _batch(
     pixels, errors = [], {}
     for i, (_, image) in enumerate(named):
         try:
-            pixels.append(_pixels(image, augment))
+            pixels.append(_pixels(image, loaded.augment, loaded.convert_icc))
         except (DecodeError, UserError, OSError) as error:
             errors[i] = _reason(error)
-    ranked = iter(
-        _ranked(model, classes, normalise(torch.from_numpy(np.stack(pixels)), augment, device), top) if pixels else []
-    )
+    inputs = normalise(torch.from_numpy(np.stack(pixels)), loaded.augment, device) if pixels else None
+    ranked = iter([] if inputs is None else _ranked(model, loaded, inputs, top))
     return [
         Prediction(image=name, ranked=[], error=errors[i])
         if i in errors
@@ -149,23 +149,25 @@ def _batch(
 
 @torch.inference_mode()
 def _ranked(
-    model: torch.nn.Module, classes: list[str], images: torch.Tensor, top: int
+    model: torch.nn.Module, loaded: LoadedBackbone, images: torch.Tensor, top: int
 ) -> list[list[tuple[str, float]]]:
-    shares, numbers = model(images).float().softmax(dim=1).topk(min(top, len(classes)), dim=1)
+    classes, logits = loaded.classes, model(images).float()
+    shares = logits.sigmoid() if activation_of(loaded.config) == "sigmoid" else logits.softmax(dim=1)
+    shares, numbers = shares.topk(min(top, len(classes)), dim=1)
     return [
         [(classes[n], share) for n, share in zip(row, values, strict=True)]
         for row, values in zip(numbers.tolist(), shares.tolist(), strict=True)
     ]
 
 
-def _pixels(image: Image, augment: AugmentConfig) -> np.ndarray:
+def _pixels(image: Image, augment: AugmentConfig, convert_icc: bool) -> np.ndarray:
     """The network's input before `normalise`, as `pipeline.data.loading.batches.Pixels` makes it."""
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise DecodeError(f"pixels must be (H, W, 3) uint8, these are {image.shape} {image.dtype}")
         return eval_image(image, augment)
     data = image if isinstance(image, bytes) else objects.read_bytes(image)
-    return eval_image(open_picture(data), augment)
+    return eval_image(open_picture(data, convert_icc=convert_icc), augment)
 
 
 def _reason(error: Exception) -> str:

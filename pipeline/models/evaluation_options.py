@@ -4,11 +4,13 @@ views         the mean of the class probabilities over an image and its mirror i
               (Krizhevsky et al. 2012, section 4.1)
 temperature   one number that logits are divided by, fitted on held-out data (Guo et al. 2017, section 4.2); the ranking of
               classes, and with it accuracy, stays
+classes       of a data set with some of the network's classes (ImageNet-A and R): the choice is among these
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +22,12 @@ NUM_CROPS = (1, 5)
 MARGIN = 0.875
 """Share of a side that a crop keeps where the preprocessing itself keeps all of it."""
 _LOWEST, _HIGHEST, _ROUNDS = 1e-2, 1e2, 100
+
+
+def activation_of(config: dict[str, Any]) -> Literal["softmax", "sigmoid"]:
+    """What makes probabilities of a network's logits, by the configuration of its run: `optim.loss: binary` trains each class by
+    itself, and their probabilities do not add up to 1."""
+    return "sigmoid" if config.get("optim", {}).get("loss") == "binary" else "softmax"
 
 
 class Views(nn.Module):
@@ -41,6 +49,20 @@ class Views(nn.Module):
         px, more = self.px, images.shape[-1] - self.px
         corners = [(0, 0), (0, more), (more, 0), (more, more)] if self.crops == 5 else []
         return [images[..., y : y + px, x : x + px] for y, x in [(round(more / 2),) * 2, *corners]]
+
+
+class OfClasses(nn.Module):
+    """A network that chooses among some of its classes."""
+
+    def __init__(self, network: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> logits (N, classes chosen)."""
+        logits: torch.Tensor = self.network(images)
+        return logits[:, self.get_buffer("columns")]
 
 
 def with_views(

@@ -8,6 +8,7 @@ classes) hold for every network. timm is optional, and is imported when such a n
 import ast
 import difflib
 import hashlib
+import inspect
 import warnings
 from typing import Any
 
@@ -47,6 +48,10 @@ class PeerNetwork(nn.Module):
         """(N, 3, H, W) -> what timm's trunk gives before pooling: maps or tokens."""
         found: torch.Tensor = self.trunk.forward_features(x)  # type: ignore[operator]
         return found
+
+    def forward_intermediates(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(N, 3, H, W) -> the maps (N, C, h, w) of timm's trunk, in order. AttributeError where timm gives none."""
+        return list(self.trunk.forward_intermediates(x, intermediates_only=True))  # type: ignore[operator]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Maps or tokens -> pooled features (N, num_features), normalised where timm's head does, or fp32 logits."""
@@ -109,7 +114,23 @@ def make(name: str, num_classes: int, options: dict[str, Any]) -> PeerNetwork:
     """
     own = {k: options[k] for k in ("head_init", "drop_rate") if k in options}
     theirs = {_THEIR_OPTION.get(k, k): v for k, v in options.items() if k not in own}
+    if wrong := sorted(
+        theirs.keys() & _of_the_factory()
+    ):  # files and addresses among them; options come with checkpoints
+        raise UserError(f"{name}: {wrong[0]} is no option of a network; weights are named by model.init_from")
     return PeerNetwork(_create(name, num_classes=0, **theirs), num_classes, **own)
+
+
+def _of_the_factory() -> frozenset[str]:
+    """Names of what timm's makers of networks take for themselves: where weights come from, and how."""
+    try:
+        from timm.models import build_model_with_cfg, create_model
+    except ImportError:
+        return frozenset()
+    makers = (inspect.signature(maker).parameters.values() for maker in (create_model, build_model_with_cfg))
+    return frozenset(
+        {"num_classes"}.union(*({one.name for one in maker if one.kind is not one.VAR_KEYWORD} for maker in makers))
+    )
 
 
 def load(name: str, file: str | None) -> tuple[dict[str, torch.Tensor], int, str]:
@@ -171,6 +192,16 @@ def as_timm(name: str, network: nn.Module, options: dict[str, Any]) -> tuple[nn.
     return whole.eval(), theirs
 
 
+def imagenet_names() -> list[str]:
+    """WordNet's names of the 1,000 classes in the order of published heads, as timm lists them; [] where it is not installed."""
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        return []
+    names: list[str] = ImageNetInfo().label_names()
+    return names
+
+
 def architecture(name: str) -> str:
     """timm's name of the network, without the tag of its weights."""
     return name.removeprefix(PREFIX).partition(".")[0]
@@ -204,6 +235,7 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
         import timm
     except ImportError:
         raise UserError(f"{name} needs timm, which is not installed; pip install timm") from None
+    refuse_place(name)
     model = name.removeprefix(PREFIX)
     if not timm.is_model(architecture(name)):
         near = difflib.get_close_matches(model, timm.list_models(), n=3, cutoff=0.4)
@@ -218,6 +250,23 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
         advice = "; give a local file as timm:NAME@FILE" if what.startswith("its") else "; change model.options"
         raise UserError(f"{name}: {what} ({type(error).__name__}: {first}){advice}") from None
     return created
+
+
+def refuse_place(name: str) -> None:
+    """UserError for timm's names of places (`hf-hub:ORG/NAME`, `local-dir:DIR`): a configuration and weights of anybody, under no
+    digest, which timm would fetch and build by itself."""
+    source, is_place, place = name.removeprefix(PREFIX).partition(":")
+    if not is_place:
+        return
+    repository = place.partition("@")[0]
+    if source in ("hf-hub", "hf_hub") and repository.startswith("timm/"):
+        advice = f"write {PREFIX}{repository.removeprefix('timm/')}, by which timm knows these weights"
+    elif source in ("hf-hub", "hf_hub"):
+        fetch = f"hf download {repository} model.safetensors"
+        advice = f"fetch its file ({fetch}) and give network and file, {PREFIX}NAME@model.safetensors"
+    else:
+        advice = f"give network and file, {PREFIX}NAME@{repository or 'DIR'}/model.safetensors"
+    raise UserError(f"{name} is a place, not a network, and what lies there may change; {advice}")
 
 
 def _classes_in(name: str, file: str) -> int:

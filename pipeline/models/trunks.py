@@ -14,7 +14,7 @@ from nfnet.trunks.networks import create
 from nfnet.trunks.trunk import Trunk
 from pipeline.configuration import convert, nearest
 from pipeline.errors import UserError
-from pipeline.field_types import Count, ShareBelowOne
+from pipeline.field_types import Count, Positive, ShareBelowOne
 
 PREFIX = "trunk:"
 OPTION_TYPES: dict[str, Any] = {
@@ -29,6 +29,8 @@ OPTION_TYPES: dict[str, Any] = {
     "second_3x3": bool,
     "basic": bool,
     "shortcut": Literal["pool", "stride"],
+    "binary_weights": bool,
+    "binary_gain": Positive,
 }
 """Of every trunk, besides the settings of its method."""
 

@@ -38,6 +38,7 @@ class Origin:
 
 
 def of_timm(url: str, name: str, file: str | None) -> tuple[dict[str, torch.Tensor], Origin]:
+    timm_models.refuse_place(name)
     tensors, num_classes, digest = timm_models.load(name, None if file is None else _local(file))
     origin = Origin(
         url=url,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.engine.deepspeed_engine import BUCKET_ELEMENTS
-from pipeline.planning.parameters import ELEMENT, STAGE_3_WHOLE, Parameters
+from pipeline.fitting.parameters import ELEMENT, STAGE_3_WHOLE, Parameters
 
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
 _STATISTICS = 5

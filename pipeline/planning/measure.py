@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from pipeline.compilation.compile_engine import compiled
 from pipeline.distributed import World, device_name, join, leave
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
@@ -46,6 +47,8 @@ def measured(plan: Plan, *, num_classes: int) -> Plan:
             micro_batch=micro,
             accumulation=1,
         )
+        for _ in compiled(engine, plan.run.engine, plan.run.augment, num_classes):
+            pass
         pass_s, update_s, steps = _time(engine, micro, plan.run.augment.image_px, num_classes, world)
         engine.close()
         name = device_name(world.device)

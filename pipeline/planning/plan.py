@@ -1,46 +1,19 @@
 """A Run and machines -> what it will need, and what holds it up."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-
-from nfnet.analysis.step_profile import StepProfile, step_profile
-from pipeline.errors import UserError
-from pipeline.models.backbone import make
+from pipeline.fitting.memory import Memory, memory
 from pipeline.planning.assumptions import Assumption
 from pipeline.planning.collectives import Collective, step_collectives
 from pipeline.planning.devices import Device
-from pipeline.planning.memory import Memory, memory
-from pipeline.planning.parameters import Parameters
+from pipeline.planning.planned_network import Network
 from pipeline.planning.upkeep import Upkeep
 from pipeline.planning.wire import Wires
 from pipeline.training.run import Run
-
-
-@dataclass(frozen=True)
-class Network:
-    """What a plan knows of a run's network, whatever the machines."""
-
-    parameters: Parameters
-    profile: StepProfile
-    checkpointed: StepProfile | None
-
-    @classmethod
-    def of(cls, run: Run, num_classes: int) -> "Network":
-        """On tensors without contents; a few seconds."""
-        with torch.device("meta"):
-            network = make(run.model.name, num_classes, run.model.options)
-        px, precision = run.augment.image_px, run.engine.precision
-        try:
-            checkpointed = step_profile(network, px, precision=precision, checkpointing=True)
-        except ValueError as error:
-            if run.engine.activation_checkpointing:
-                raise UserError(f"{error}; set engine.activation_checkpointing to false") from None
-            checkpointed = None
-        return cls(Parameters.of(network), step_profile(network, px, precision=precision), checkpointed)
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,8 @@ class Plan:
             UserError: the devices do not divide the global batch.
         """
         share = self.run.global_batch // self.world
-        micro = math.gcd(self.run.micro_batch, share) if self.run.micro_batch else 0
+        asked = self.run.micro_batch
+        micro = self.largest_micro_batch() if asked == "auto" else math.gcd(asked, share) if asked else 0
         return replace(self.run, micro_batch=micro).batch_plan(self.world)
 
     @property
@@ -90,11 +64,11 @@ class Plan:
     # --- memory ------------------------------------------------------------------------------------------------------
 
     def memory(
-        self, *, stage: int | None = None, micro_batch: int | None = None, checkpointing: bool | None = None
+        self, *, stage: int | None = None, micro_batch: int | None = None, checkpointing: float | None = None
     ) -> Memory | None:
-        """As the run has it, or otherwise; None where the network cannot recompute its blocks."""
-        is_on = self.run.engine.activation_checkpointing if checkpointing is None else checkpointing
-        profile = self.network.checkpointed if is_on else self.network.profile
+        """As the run has it, or otherwise (`checkpointing`: the share of blocks that are computed again); None where the network
+        cannot recompute its blocks."""
+        profile = self.network.at(self.run.engine.recomputed_share if checkpointing is None else checkpointing)
         micro = micro_batch or self.batches[0]
         if profile is None:
             return None
@@ -123,7 +97,21 @@ class Plan:
     def fits(self, held: Memory) -> bool:
         return self.used(held) <= self.room
 
-    def largest_micro_batch(self, *, stage: int | None = None, checkpointing: bool | None = None) -> int:
+    @cached_property
+    def least_checkpointed(self) -> int | None:
+        """Of the network's blocks, how many must be computed again for the run to fit as it is otherwise; None where none need
+        be, or where all are not enough, or a part cannot be."""
+
+        def is_enough(num: int) -> bool:
+            held = self.memory(checkpointing=num / self.network.num_blocks)
+            return held is not None and self.fits(held)
+
+        num = self.network.num_blocks
+        if not num or is_enough(0) or not is_enough(num):
+            return None
+        return bisect_left(range(1, num + 1), True, key=is_enough) + 1
+
+    def largest_micro_batch(self, *, stage: int | None = None, checkpointing: float | None = None) -> int:
         """Of those that divide a rank's share of the batch; 0 if not even one image fits."""
         share = self.run.global_batch // self.world
         for micro in (n for n in range(share, 0, -1) if share % n == 0):
@@ -137,9 +125,7 @@ class Plan:
     @property
     def multiply_adds(self) -> float:
         """Of one image in a step, forward and backward; SAM's ascent included."""
-        profile = self.network.profile
-        if self.run.engine.activation_checkpointing and self.network.checkpointed is not None:
-            profile = self.network.checkpointed
+        profile = self.network.at(self.run.engine.recomputed_share) or self.network.profile
         ascent = self.run.optim.sam_share if self.run.optim.sam_rho > 0 else 0.0
         return profile.multiply_adds + ascent * self.network.profile.multiply_adds
 

@@ -23,8 +23,11 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "micro_batch": micro,
         "accumulation": accumulation,
         "zero_stage": plan.run.engine.zero_stage,
+        "compile": plan.run.engine.compile,
+        "cuda_graphs": plan.run.engine.cuda_graphs,
         "memory": None if held is None else {"moment": held.moment, "parts": dict(held.parts), "total": held.total,
                                              "used": plan.used(held), "room": plan.room, "fits": plan.fits(held)},
+        "least_checkpointed_blocks": plan.least_checkpointed,
         "memory_by_stage": [_of_stage(plan, stage) for stage in STAGES],
         "multiply_adds_per_image": plan.multiply_adds,
         "collectives": [

@@ -17,9 +17,11 @@ from pipeline import documents
 from pipeline.documents import Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
+from pipeline.yaml_files.parse import parse_yaml, read_yaml
+from pipeline.yaml_files.refusals import located
 
 AboveZero = Annotated[float, Meta(gt=0, lt=1e30)]
-FEWEST, DRAWS = 4, 400
+FEWEST, MOST, DRAWS = 4, 500, 400
 LOW, HIGH = 5.0, 95.0
 """Percentiles of an interval."""
 
@@ -44,7 +46,8 @@ class Line:
     centre: float
 
     def __call__(self, compute: float) -> float:
-        return float(10 ** (self.at + self.slope * math.log10(compute / self.centre)))
+        power = self.at + self.slope * math.log10(compute / self.centre)
+        return 10.0**power if power < 308 else math.inf  # a budget may be anything
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,27 @@ def read(place: str) -> list[FinishedRun]:
     """A YAML or JSON list of finished runs; without compute it is parameters times epochs."""
     if not objects.exists(place):
         raise UserError(f"no file {place}; give a YAML or JSON list of runs, or the URI of a tracker")
-    rows = documents.parse_yaml(objects.read_bytes(place, max_bytes=documents.MAX_YAML_BYTES + 1), place)
+    data = read_yaml(place)
+    rows = parse_yaml(data, place)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(
             f"{place} is no list of runs; write for each name, parameters, epochs, loss, and compute if you have it"
         )
     if len({"compute" in row for row in rows}) > 1:
         raise UserError(f"{place} has compute for some runs only; give it for all, or for none")
+    rows = [{key: value if key == "name" else _number(value) for key, value in row.items()} for row in rows]
     whole = [{"compute": _product(row), **row} for row in rows]
-    found: list[FinishedRun] = documents.convert(whole, list[FinishedRun], place, remedy="correct it")
+    with located(place, data):
+        found: list[FinishedRun] = documents.convert(whole, list[FinishedRun], place, remedy="correct it")
     return found
+
+
+def _number(value: object) -> object:
+    """YAML takes 1e+18, as JSON writes it, for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _product(row: dict[str, object]) -> object:
@@ -117,6 +131,10 @@ def fit(runs: Sequence[FinishedRun], *, seed: int = 0) -> Scaling:
     if len(best) < FEWEST:
         raise UserError(
             f"{len(best)} of {len(runs)} runs are beaten by no cheaper one, and a line needs {FEWEST}; add runs of other budgets"
+        )
+    if len(best) > MOST:
+        raise UserError(
+            f"{len(best)} of {len(runs)} runs are beaten by no cheaper one, and each pair has a slope: give {MOST} at most"
         )
     centre = float(np.exp(np.mean(np.log([run.compute for run in best]))))
     lines = {what: _line(best, what, centre) for what in ("loss", "parameters", "epochs")}

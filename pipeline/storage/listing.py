@@ -1,4 +1,5 @@
-"""What stands in one folder, and no deeper: a look into a bucket whose size does not depend on what lies below."""
+"""What stands in one folder, and no deeper: a look into a bucket whose size does not depend on what lies below. And the sizes of
+all objects at any depth, which a bucket tells with their names: not a request for each."""
 
 from __future__ import annotations
 
@@ -31,6 +32,27 @@ def items(url: str | os.PathLike[str]) -> list[Item]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found)
+
+
+def sizes(prefix: str, endings: tuple[str, ...]) -> dict[str, int]:
+    """Bytes of every object under the folder `prefix` whose name ends so, in any case of letters; by URL as of `list_urls`."""
+    if objects.is_local(prefix):
+        return {url: objects.size_bytes(url) for url in objects.list_urls(prefix) if url.lower().endswith(endings)}
+
+    def find(fs: Any, path: str) -> dict[str, int]:
+        fs.invalidate_cache()
+        root = path.rstrip("/") + "/"
+        found = fs.find(path, detail=True).values()
+        rows = [row for row in found if row["name"].startswith(root) and row["name"].lower().endswith(endings)]
+        # A web server's pages name files without their sizes.
+        return {
+            objects.join(prefix, row["name"].removeprefix(root)): int(
+                fs.info(row["name"])["size"] if row.get("size") is None else row["size"]
+            )
+            for row in rows
+        }
+
+    return clients.with_retries(prefix, find)
 
 
 def _ask(fs: Any, path: str) -> list[Item]:

@@ -39,6 +39,10 @@ JOB = "NORMFREE_JOB"
 """The variable that names what starts processes again after they failed: no owner of the same job is a stranger."""
 
 
+class InUse(UserError):
+    """The folder has a living owner."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """The content of `owner.json`."""
@@ -92,7 +96,8 @@ def hold(
         remedy: what else a second process could do.
         leave: ends the process when another one has taken the folder over, since this one stood still for so long.
     Raises:
-        UserError: the folder has a living owner, or cannot be written.
+        InUse: the folder has a living owner.
+        UserError: it cannot be written.
     """
     now_s = time.time()
     mine = Record(
@@ -144,7 +149,7 @@ def _claim(place: str, url: str, mine: Record, remedy: str) -> None:
         if before[0] != seen:
             beats = bool(seen) and owner is not None and not owner.main.is_here
             if owner is not None and not is_earlier and (beats or (owner.main.is_here and _lives_here(owner, begin_s))):
-                raise UserError(f"{url} is in use: {_describe(owner)}; wait for its end, stop it, or {remedy}")
+                raise InUse(f"{url} is in use: {_describe(owner)}; wait for its end, stop it, or {remedy}")
             seen, since_s = before[0], time.monotonic()
         if _is_dead(owner, time.monotonic() - since_s):
             if owner is not None and _is_mine(owner):

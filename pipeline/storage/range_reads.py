@@ -3,10 +3,14 @@
 A version is what the store said of the object when the run first looked: its size and its ETag (local files: modification
 time and inode). S3 gets the ETag with every request (If-Match), so the store itself refuses the bytes of a successor.
 Other stores are asked again after each read.
+
+How many requests a process has under way is found by measuring (`Gate`), and a store that asks for patience gets it.
 """
 
 import contextlib
+import itertools
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +22,11 @@ from pipeline.storage import clients, multipart_upload, objects, store_errors
 MAX_TRIES_WITHOUT_PROGRESS = 5
 MAX_TRIES = 20
 PIECE_BYTES = 1 << 20
+PATIENCE_S = 40.0
+"""A read is given up when a store has asked for patience for so long; the watchdog's 60 s without a step come later."""
+MAX_WAIT_S = 5.0
+ROUND_S, GAIN, HOLD_ROUNDS = 0.5, 1.1, 10
+"""Of requests before their rate says anything; what more of them must bring; rounds until that is tried again if they do not."""
 
 _clients: dict[tuple[object, ...], Any] = {}
 _making = threading.Lock()
@@ -32,6 +41,90 @@ class ObjectVersion:
     size_bytes: int
     tag: str
     """Changes when the content does; empty where a store has nothing of the kind."""
+
+
+class Gate:
+    """How many requests for ranges a process has under way: `first`, more (at most `most`) for as long as more bring more bytes
+    a second and somebody waits for them; half as many, and none for a while, when a store asks for patience or does not answer.
+    """
+
+    def __init__(self, first: int, most: int) -> None:
+        self.first, self.limit, self.most = first, first, most
+        self.num_overloads, self.notice = 0, ""  # what a run should say of it, anew for ten times as many
+        self._changed = threading.Condition()
+        self._under_way, self._open_at_s, self._wait_s, self._halved_at_s = 0, 0.0, clients.FIRST_WAIT_S, 0.0
+        self._base: tuple[int, float] | None = None  # requests and the bytes a second that they brought
+        self._hold, self._bytes, self._num, self._is_short = 0, 0, 0, False
+        self._begin_s = time.monotonic()
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[float]:
+        """A place among those under way inside the block; when that began."""
+        with self._changed:
+            while (left_s := self._open_at_s - time.monotonic()) > 0 or self._under_way >= self.limit:
+                self._is_short |= left_s <= 0
+                self._changed.wait(left_s if left_s > 0 else None)
+            self._under_way += 1
+        try:
+            yield time.monotonic()
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify()
+
+    def brought(self, num_bytes: int) -> None:
+        """A request ended well."""
+        with self._changed:
+            self._wait_s = clients.FIRST_WAIT_S
+            self._bytes, self._num = self._bytes + num_bytes, self._num + 1
+            spent_s = time.monotonic() - self._begin_s
+            if spent_s < ROUND_S or self._num < 2 * self.limit:
+                return
+            if self._is_short:  # else more requests would have nothing to bring
+                self._try_more(self._bytes / spent_s)
+                self._changed.notify_all()
+            self._begin_round()
+
+    def overloaded(self, began_s: float) -> None:
+        """A request that began then was told to come later, or had no answer in time."""
+        with self._changed:
+            self.num_overloads += 1
+            if str(self.num_overloads).strip("0") == "1":
+                self.notice = (
+                    f"the object store asks for patience; requests put off or unanswered so far: {self.num_overloads}"
+                )
+            if began_s < self._halved_at_s:  # under way together with one that told us already
+                return
+            now_s = self._halved_at_s = time.monotonic()
+            self.limit, self._base = max(1, self.limit // 2), None
+            self._open_at_s = now_s + self._wait_s * (1 + random.random()) / 2  # processes come back one by one
+            self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
+            self._begin_round()
+
+    def _try_more(self, rate: float) -> None:
+        if self._base is not None and self.limit > self._base[0] and rate < GAIN * self._base[1]:
+            self.limit, self._hold = self._base[0], HOLD_ROUNDS
+            return
+        self._base, self._hold = (self.limit, rate), self._hold - 1
+        if self._hold <= 0:
+            self.limit = min(self.most, max(self.limit + 1, self.limit * 3 // 2))
+
+    def _begin_round(self) -> None:
+        self._bytes, self._num, self._is_short = 0, 0, False
+        self._begin_s = time.monotonic()
+
+
+_gates: dict[int, Gate] = {}  # by process: a fork begins anew
+
+
+def gate(first: int | None = None) -> Gate:
+    """This process's, for all stores. With `first`: one that begins so, unless it is there."""
+    with _making:  # threads that read at the same time share one
+        found = _gates.get(os.getpid())
+        if found is None or first not in (None, found.first):
+            first = first or 8
+            found = _gates[os.getpid()] = Gate(first, max(first, min(4 * first, clients.MAX_CONNECTIONS)))
+        return found
 
 
 def version(url: str) -> ObjectVersion:
@@ -83,8 +176,16 @@ def read_into(url: str, offset: int, buffer: memoryview, expected: ObjectVersion
         nonlocal filled
         fs, path = clients.client(url)
         fill = _fill_s3 if multipart_upload.takes_parts(fs) else _fill_any
-        for num_bytes in fill(fs, path, offset + filled, buffer[filled:], expected):
-            filled += num_bytes
+        before, shared = filled, gate()
+        with shared.request() as began_s:
+            try:
+                for num_bytes in fill(fs, path, offset + filled, buffer[filled:], expected):
+                    filled += num_bytes
+            except Exception as error:
+                if store_errors.is_overload(error):
+                    shared.overloaded(began_s)
+                raise
+        shared.brought(filled - before)
 
     _until(url, len(buffer), lambda: filled, fetch_more, offset)
 
@@ -107,8 +208,8 @@ def _read_local(url: str, offset: int, buffer: memoryview, expected: ObjectVersi
 
 def _until(url: str, length: int, there: Callable[[], int], fetch_more: Callable[[], None], offset: int) -> None:
     """Calls `fetch_more` until `length` bytes are there; what came before an error stays."""
-    without_progress = 0
-    for attempt in range(MAX_TRIES):
+    without_progress, progress_s = 0, time.monotonic()
+    for attempt in itertools.count():
         before = there()
         try:
             fetch_more()
@@ -118,12 +219,16 @@ def _until(url: str, length: int, there: Callable[[], int], fetch_more: Callable
         except ObjectChanged:
             raise ObjectChanged(f"{url} was replaced during the run") from None
         except Exception as error:
-            without_progress = 0 if there() > before else without_progress + 1
-            is_last = attempt + 1 == MAX_TRIES or without_progress >= MAX_TRIES_WITHOUT_PROGRESS
+            now_s = time.monotonic()
+            without_progress, progress_s = (0, now_s) if there() > before else (without_progress + 1, progress_s)
+            is_last = attempt + 1 >= MAX_TRIES or without_progress >= MAX_TRIES_WITHOUT_PROGRESS
+            if is_throttled := store_errors.is_throttled(error):
+                is_last = now_s - progress_s > PATIENCE_S
             if is_last or clients.num_tries(error, url) == 1:
                 clients.give_up(error, url)
+            if is_throttled:
+                continue  # the gate waits, for all requests of this process
         time.sleep(clients.FIRST_WAIT_S * 2 ** max(without_progress - 1, 0))
-    raise AssertionError("unreachable")
 
 
 def _fill_s3(fs: Any, path: str, start: int, buffer: memoryview, expected: ObjectVersion) -> Iterator[int]:

@@ -80,6 +80,11 @@ def is_throttled(error: BaseException) -> bool:
     return answer.status in (429, 503) or "SlowDown" in answer.code or "Throttl" in answer.code
 
 
+def is_overload(error: BaseException) -> bool:
+    """Whether fewer requests at a time may help: a store that asks for patience, or did not answer in time."""
+    return is_throttled(error) or type(error).__name__ in ("ReadTimeoutError", "ConnectTimeoutError")
+
+
 def sentence(error: BaseException, url: str) -> str | None:
     """What the user can change, where a store's error is of that kind; None where it is not."""
     answer, kind = answer_of(error), type(error).__name__

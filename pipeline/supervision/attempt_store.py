@@ -11,9 +11,13 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from pipeline.exchange import unix_store
+
 
 def connect(wait_s: float) -> dist.Store:
     """A connection of its own: on the process group's, the main thread may be waiting. Raises RuntimeError."""
+    if folder := os.environ.get(unix_store.FOLDER):
+        return unix_store.UnixStore(folder, wait_s=wait_s)
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address or not port:
         raise RuntimeError("MASTER_ADDR and MASTER_PORT are not set")

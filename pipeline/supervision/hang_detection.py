@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.configuration import check_fields
+from pipeline.exchange import objects
 from pipeline.field_types import Seconds
 
 
@@ -68,9 +69,9 @@ class Beat:
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
-    def from_json(text: str | bytes) -> "Beat":
-        data = json.loads(text)
-        return Beat(**{**data, "stack": tuple(data["stack"])})
+    def from_json(text: bytes) -> "Beat":
+        """Raises UserError: the store may have no password (`pipeline.exchange`), so what stands there may be anything."""
+        return objects.document(text, Beat, "what a rank says of itself in the ranks' store")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def is_stuck(beat: Beat, config: WatchdogConfig) -> bool:
 
 def judge(heard: dict[int, Heard], config: WatchdogConfig) -> list[Suspect]:
     """The ranks that the others wait for in vain; none while there is reason to wait."""
-    silent = [_silent(rank, h) for rank, h in sorted(heard.items()) if _is_silent(h, config)]
+    is_running = has_begun(heard)
+    silent = [_silent(rank, h) for rank, h in sorted(heard.items()) if _is_silent(h, config, is_running)]
     if silent:
         return silent
     beats = [h.beat for _, h in sorted(heard.items()) if h.beat is not None]
@@ -125,9 +127,14 @@ def judge(heard: dict[int, Heard], config: WatchdogConfig) -> list[Suspect]:
     return [Suspect(b.rank, False, f"has not moved for {b.idle_s:.0f} s") for b in late]
 
 
-def _is_silent(heard: Heard, config: WatchdogConfig) -> bool:
+def has_begun(heard: dict[int, Heard]) -> bool:
+    """Some rank has finished a step. That takes all of them: the start is over for those too that have said nothing yet."""
+    return any(h.beat is not None and h.beat.state == "run" for h in heard.values())
+
+
+def _is_silent(heard: Heard, config: WatchdogConfig, is_running: bool) -> bool:
     if heard.beat is None:
-        return heard.age_s > JUDGED_AT * max(config.start_limit_s, config.limit_s)
+        return heard.age_s > JUDGED_AT * (config.limit_s if is_running else max(config.start_limit_s, config.limit_s))
     return heard.beat.state != "left" and heard.age_s > JUDGED_AT * config.limit_s
 
 

@@ -24,6 +24,7 @@ from pipeline.supervision.phase_clock import PHASES, WHERE
 DUMP_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 7
 """One that no library and no scheduler uses, and that ends a process by default."""
 DUMP_S = 2.0
+MEMORY = "normfree-stacks"
 MAIN = "main"
 """Name of the thread that iterates the loop."""
 
@@ -72,7 +73,7 @@ class Dump:
 
     def __enter__(self) -> "Dump":
         if hasattr(faulthandler, "register") and hasattr(signal, "SIGRTMIN") and hasattr(os, "memfd_create"):
-            number = os.memfd_create("normfree-stacks")
+            number = os.memfd_create(MEMORY)
             os.ftruncate(number, WHERE.size)
             os.lseek(number, WHERE.size, os.SEEK_SET)
             self.board = mmap.mmap(number, WHERE.size)
@@ -98,6 +99,9 @@ def examine(pid: int, dump: str) -> dict[str, Any]:
     if not dump or found["process"] == "is gone":
         return found
     try:
+        # Who says so may be no rank: a process that has no such file is not ended.
+        if os.path.dirname(dump) != f"/proc/{pid}/fd" or os.readlink(dump) != f"/memfd:{MEMORY} (deleted)":
+            return found
         file = open(dump, "rb")  # noqa: SIM115 - now: the process takes the way to it along
     except OSError:
         return found

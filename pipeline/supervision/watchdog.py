@@ -5,10 +5,9 @@
     all ranks                 put their stacks into the store; a neighbour on its machine draws the frozen one's out of it
     the claimer               writes `hang-TIME.json` into the run's folder, one sentence on stderr; all leave, EXIT_HANG
 
-The store is the one through which the processes found each other: the launcher's (`orchestration.launch`, torchrun), or that
-of rank 0's process where there is no launcher; if that one freezes, its store does, and the others judge by what they heard
-last. No collective is used, and nothing here runs on the main thread: a beat costs it nothing. Stop signals travel the same
-way (`pipeline.supervision.stop_signals`).
+The store is the one through which the processes found each other: the launcher's, or that of rank 0's process where there is
+none; if that one freezes, its store does, and the others judge by what they heard last. No collective is used, and nothing here
+runs on the main thread: a beat costs it nothing. Stop signals travel the same way (`pipeline.supervision.stop_signals`).
 """
 
 import json
@@ -23,15 +22,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.supervision import (
-    attempt_store,
-    collective_progress,
-    fault_points,
-    hang_detection,
-    hang_report,
-    stack_dumps,
-)
-from pipeline.supervision.attempt_store import AttemptStore
+from pipeline.errors import UserError
+from pipeline.exchange import objects
+from pipeline.supervision import collective_progress, fault_points, hang_detection, hang_report, stack_dumps
+from pipeline.supervision.attempt_store import AttemptStore, connect
 from pipeline.supervision.hang_detection import JUDGED_AT, Beat, Heard, Suspect, WatchdogConfig
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.rank_environment import place
@@ -73,11 +67,9 @@ class Watchdog:
         self._threads: list[threading.Thread] = []
         self._dump = stack_dumps.Dump()
         self._machine = stack_dumps.machine()
-        self._number = 0
-        self._mark: object = None
-        self._idle_s = 0.0
+        self._number, self._mark, self._idle_s = 0, (0, 0), 0.0
         self._state = "start"
-        self._heard: dict[int, Heard] = {rank: Heard(None, 0.0) for rank in range(self.size)}
+        self._heard = dict.fromkeys(range(self.size), Heard(None, 0.0))
         self._talked_s = time.monotonic()  # when the store last answered
         self._store_lost = ""
         self._deadline_s: float | None = None  # by then this process has left: somebody has named a rank
@@ -156,16 +148,17 @@ class Watchdog:
 
     def _talk(self) -> None:
         try:
-            whole = attempt_store.connect(max(self.config.start_limit_s, self.config.limit_s))
+            whole = connect(max(self.config.start_limit_s, self.config.limit_s))
             self._attempt = AttemptStore(whole, self._name, rank=self.rank)
-            read_s = 0.0
+            read_s, pause_s = 0.0, self._interval_s / 20  # the first beat must not miss a freeze right after the start
             while True:
                 is_last = self._closed.is_set()
                 if self._attempt.is_new():
                     self._heard = dict.fromkeys(range(self.size), Heard(None, 0.0))
                 if self._attempt.store is None:  # rank 0 has not come yet
-                    if is_last or self._closed.wait(self._interval_s):
+                    if is_last or self._closed.wait(pause_s):
                         return
+                    pause_s = min(2 * pause_s, self._interval_s)
                     continue
                 self._store = self._attempt.store
                 self._store.set(f"beat/{self.rank}", self._beat().to_json())
@@ -180,7 +173,7 @@ class Watchdog:
                 if is_last:
                     return
                 self._closed.wait(self._interval_s)
-        except RuntimeError as error:  # torch's errors of stores are
+        except (RuntimeError, UserError) as error:  # torch's errors of stores are; and what no rank writes
             self._store_lost = " ".join(str(error).split())[:200] or type(error).__name__
             if self._is_reporting_alone:  # the store ended with the frozen rank, which was asked for its stack
                 return
@@ -210,12 +203,15 @@ class Watchdog:
         passed_s = min(passed_s, 2 * max(self._read_every_s, self._interval_s))
         there = [rank for rank in range(self.size) if self._store.check([f"beat/{rank}"])]
         said = dict(zip(there, self._store.multi_get([f"beat/{rank}" for rank in there]), strict=True))
+        is_running = hang_detection.has_begun(self._heard)
         for rank, before in self._heard.items():
             beat = Beat.from_json(said[rank]) if rank in said else None
             is_new = beat is not None and (before.beat is None or beat.number != before.beat.number)
             self._heard[rank] = Heard(beat, 0.0 if is_new else before.age_s + passed_s)
             if rank == 0 and is_new and before.beat is not None:
                 self._attempt.is_sure = True
+        if hang_detection.has_begun(self._heard) and not is_running:  # a shorter limit counts from here
+            self._heard |= {rank: Heard(None, 0.0) for rank, heard in self._heard.items() if heard.beat is None}
         if not self._attempt.is_sure and self._heard[0].age_s < JUDGED_AT * self.config.start_limit_s:
             return
         suspects = hang_detection.judge(self._heard, self.config)
@@ -243,7 +239,7 @@ class Watchdog:
     def _follow(self) -> None:
         """Another rank has named one: say what it needs to know, and leave when it is done."""
         self._deadline_s = time.monotonic() + 2 * self._report_s
-        self._testify(json.loads(self._store.get("silent")))
+        self._testify(objects.document(self._store.get("silent"), list[int]))
         self._store.wait(["reported"], timedelta(seconds=2 * self._report_s))
         self._leave(EXIT_HANG)
 
@@ -263,7 +259,8 @@ class Watchdog:
         """What comes of these within the time for it."""
         deadline_s, found = time.monotonic() + self._report_s, dict[str, Any]()
         while len(found) < len(keys) and time.monotonic() < deadline_s:
-            found |= {k: json.loads(self._store.get(k)) for k in keys if k not in found and self._store.check([k])}
+            came = [key for key in keys if key not in found and self._store.check([key])]
+            found |= {key: objects.document(self._store.get(key), dict) for key in came}
             time.sleep(self._interval_s / 4)
         return found
 

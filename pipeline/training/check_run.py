@@ -1,12 +1,15 @@
 """Whether a run fits together, before anything of it starts: its parts, its processes, its network and its data."""
 
 import shutil
+from typing import cast
 
 import torch
 
+from pipeline.compilation.passes import blocks_of
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import samples_per_epoch
 from pipeline.engine import optimisers
+from pipeline.engine.deepspeed_engine import recompute_blocks
 from pipeline.errors import UserError
 from pipeline.models import timm_models, trunks
 from pipeline.models.backbone import make
@@ -32,7 +35,22 @@ def check_run(run: Run, *, num_ranks: int = 1, read_data: bool = True) -> None:
         raise UserError("saving.keep_best needs evaluations, and data.eval_split is none; set one of the two")
     run.optim.check_engine(run.engine.zero_stage)
     check_network(run)
+    if read_data:
+        check_loss(run)
     check_durations(run, samples_per_epoch(run.data) if read_data else None)
+
+
+def check_loss(run: Run) -> None:
+    """Several labels an image need a loss of each by itself."""
+    url = run.data.url
+    manifest = Manifest.open(url)
+    if manifest.masks or manifest.boxes:
+        what = "each pixel" if manifest.masks else "each box"
+        raise UserError(
+            f"{what} of {url} has a class, and an image has none to train on; measure it: normfree transfer"
+        )
+    if run.optim.loss != "binary" and manifest.labels:
+        raise UserError(f"optim.loss is {run.optim.loss}, and an image of {url} has several labels; set it to binary")
 
 
 def check_network(run: Run) -> None:
@@ -40,7 +58,10 @@ def check_network(run: Run) -> None:
     name, px = run.model.name, run.augment.image_px
     with torch.device("meta"):
         model = set_statistics(make(name, 1000, run.model.options), run.model.batch_norm)
-    trunks.check_batch(model, run.micro_batch or run.global_batch)
+    if run.engine.compile == "blocks":
+        blocks_of(model)
+    recompute_blocks(model, run.engine)
+    trunks.check_batch(model, run.global_batch if run.micro_batch in (0, "auto") else cast(int, run.micro_batch))
     optimisers.freeze(model, run.optim)
     optimisers.settings(model, run.optim)
     if timm_models.is_timm(name):
@@ -77,7 +98,7 @@ def check_room(run: Run, out: str) -> str:
     if not objects.is_local(out) or not (run.save_every or run.save_final):
         return ""
     with torch.device("meta"):
-        model = make(run.model.name, len(Manifest.open(run.data.url).classes), run.model.options)
+        model = make(run.model.name, len(Manifest.open(run.data.url).outputs), run.model.options)
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     needed_bytes = 4 * num_weights * run.optim.num_states
     folder = objects.local_path(out).absolute()

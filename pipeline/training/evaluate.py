@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from nfnet.optim.losses import multi_label_losses
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.batches import Batch
@@ -51,7 +52,8 @@ def evaluate(
     tick: Callable[[], None] = lambda: None,
     on_scores: OnScores | None = None,
 ) -> Evaluation | None:
-    """Mean cross-entropy (no smoothing), top-1 and top-5 over the split, equal on every rank.
+    """Mean cross-entropy (no smoothing), top-1 and top-5 over the split, equal on every rank. Of several labels an image the
+    cross-entropy is binary, a mean over labels, and a hit is any of them.
 
     `top5` of a task with fewer than five classes counts all of them. `tick` is called before each pass. `on_scores`
     is given what the numbers are computed from, once, in host memory: for metrics of other kinds, and to look at mistakes.
@@ -60,9 +62,7 @@ def evaluate(
     for nothing, and a stop ends the evaluation on all ranks before the same pass: then the result is None, on every rank.
     """
     begin = time.perf_counter()
-    sums = torch.zeros(
-        5, dtype=torch.float64, device=world.device
-    )  # loss, top-1, top-5, samples, batches that were placeholders
+    sums = torch.zeros(5, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, samples, placeholders
     mine: Iterator[Batch] = data.batches(
         batch_size, rank=world.rank, num_ranks=world.size, pin=world.device.type == "cuda"
     )
@@ -71,6 +71,7 @@ def evaluate(
         mine = BatchFetcher(mine, stop=stop, placeholder=placeholder, device=world.device)
     agreement = _Agreement(stop, world)
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    table = None if data.label_table is None else data.label_table.to(world.device)
     for _ in range(-(-_largest_share(data, world) // batch_size)):
         batch = next(mine, None)
         tick()
@@ -81,11 +82,12 @@ def evaluate(
         sums[4] += batch is placeholder
         if batch is None:
             batch = next(iter(data.batches(1, rank=0, num_ranks=data.num_samples)))
-        labels = batch.labels.to(world.device)
+        labels = batch.targets(world.device, table)
+        assert isinstance(labels, torch.Tensor)  # nothing is mixed in an evaluation
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
             logits = network(normalise(batch.images, augment, world.device))
         if counts and on_scores is not None:
-            kept.append((batch.samples.numpy(), batch.labels.numpy(), logits.float().cpu().numpy()))
+            kept.append((batch.samples.numpy(), batch.labels.cpu().numpy(), logits.float().cpu().numpy()))
         if counts:
             sums[:4] += _numbers(logits.float(), labels)
     agreement.end()
@@ -120,8 +122,15 @@ def _mean(sums: torch.Tensor, data: EvalData, world: World, *, step: int, weight
 
 def _numbers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(4,): sums of the loss and of hits, and the number of images."""
-    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    if labels.dim() == 2:
+        hits = torch.zeros_like(best, dtype=torch.bool)
+        hits[:, 0] = labels.gather(1, best[:, :1])[:, 0] == 1
+        hits[:, -1] |= (labels.gather(1, best) == 1).any(1) & ~hits[:, 0]  # the sum over a row is what top-5 counts
+        loss = (multi_label_losses(logits, labels).sum(1) / (labels >= 0).sum(1).clamp(min=1)).sum()
+    else:
+        hits = best == labels[:, None]
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
     return torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.full_like(loss, len(labels))]).double()
 
 

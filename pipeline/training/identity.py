@@ -66,6 +66,8 @@ class Identity:
     """What the network started from; "" until that is known."""
     code: Text = ""
     libraries: Text = ""
+    micro_batches: dict[str, Count] = dataclasses.field(default_factory=dict)
+    """What `micro_batch: auto` has found, by the number of processes."""
 
     @property
     def data_digest(self) -> str:
@@ -155,6 +157,16 @@ def _sources_differ(before: Sequence[SourceIdentity], now: Sequence[SourceIdenti
     return (
         f"{same} and so are the shards; labels or another split are not" if before else f"{same}, other things are not"
     )
+
+
+def keep_micro_batch(out: str, num_ranks: int, micro_batch: int) -> None:
+    """For the next start on as many processes."""
+    before = read(out)
+    if before is not None:
+        write(
+            out,
+            dataclasses.replace(before, micro_batches={**before.micro_batches, str(num_ranks): micro_batch}),
+        )
 
 
 def claim_start(out: str, initial_weights: str) -> None:

@@ -14,7 +14,6 @@ from pipeline.checkpoint.commit import Commit
 from pipeline.configuration import from_dict
 from pipeline.data.loading.datasets import TrainData
 from pipeline.distributed import World, from_main
-from pipeline.documents import MAX_YAML_BYTES
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.records import Changed, PassedOver, Record
@@ -22,6 +21,7 @@ from pipeline.storage import objects
 from pipeline.training import identity
 from pipeline.training.identity import Identity
 from pipeline.training.run import Run, dump_yaml, flat, load_yaml
+from pipeline.yaml_files.parse import read_yaml
 
 NAME = "run.yaml"
 CHANGEABLE = (
@@ -69,7 +69,9 @@ def find(
     """
     folder = from_main(world, lambda: _look(run, out, data))
     commit, passed = newest(out, cache_dir, world)
-    return from_main(world, lambda: _go_on(run, out, folder, commit, passed, cache_dir=cache_dir, num_steps=num_steps))
+    return from_main(
+        world, lambda: _continue(run, out, folder, commit, passed, cache_dir=cache_dir, num_steps=num_steps)
+    )
 
 
 class _Folder(NamedTuple):
@@ -86,9 +88,7 @@ class _Folder(NamedTuple):
 
 def _look(run: Run, out: str, data: TrainData) -> _Folder:
     place = objects.join(out, NAME)
-    earlier = (
-        load_yaml(objects.read_bytes(place, max_bytes=MAX_YAML_BYTES + 1), place) if objects.exists(place) else None
-    )
+    earlier = load_yaml(read_yaml(place), place) if objects.exists(place) else None
     if earlier is not None:
         _refuse_other_fields(out, earlier, run)
     now, before = identity.of_run(data), identity.read(out)
@@ -97,7 +97,7 @@ def _look(run: Run, out: str, data: TrainData) -> _Folder:
     return _Folder(earlier, before, now)
 
 
-def _go_on(
+def _continue(
     run: Run,
     out: str,
     folder: _Folder,
@@ -118,7 +118,8 @@ def _go_on(
     changed: dict[str, str] = {}
     if before is not None:
         changed = identity.changes(before, now)
-        now = dataclasses.replace(now, initial_weights=before.initial_weights, names=before.names)
+        carried = {name: getattr(before, name) for name in ("initial_weights", "names", "micro_batches")}
+        now = dataclasses.replace(now, **carried)
     if commit is not None:
         folder.refuse_other_data(out, commit)
     commit, handed_in = unsaved.hand_in(out, commit, cache_dir=cache_dir, refuse=refuse_kept)
@@ -130,12 +131,22 @@ def _go_on(
         )
     if earlier is not None and num_steps(earlier.duration) != num_steps(run.duration):
         changed["length"] = _other_length(run, step, num_steps(earlier.duration), num_steps(run.duration), num_steps)
-    if earlier is None or (earlier.duration, earlier.data.sources()) != (run.duration, run.data.sources()):
+    if earlier is not None and earlier.engine.compile != run.engine.compile:
+        changed["compilation"] = (
+            f"passes run with engine.compile {run.engine.compile} now, and ran with {earlier.engine.compile} before: from here "
+            "on numbers differ by rounding from those of a run that had not changed it"
+        )
+    if earlier is None or _told(earlier) != _told(run):
         objects.write_bytes(objects.join(out, NAME), dump_yaml(run).encode())
     if now != before:
         identity.write(out, now)
     records = [*passed, *handed_in, *(Changed(step=step, what=what, text=text) for what, text in changed.items())]
     return Found(commit=commit, records=records, names=now.names)
+
+
+def _told(run: Run) -> tuple[object, ...]:
+    """What a later start compares with the run's file."""
+    return run.duration, run.data.sources(), run.engine.compile
 
 
 def newest(out: str, cache_dir: str, world: World) -> tuple[Commit | None, list[PassedOver]]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pipeline.checkpoint.saving_config import SavingConfig
-from pipeline.configuration import check_fields, dataclass_of, from_dict, hints, located, to_dict, unknown_field
+from pipeline.configuration import check_fields, convert, dataclass_of, from_dict, hints, to_dict, unknown_field
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig
-from pipeline.documents import parse_yaml
 from pipeline.engine.deepspeed_engine import EngineConfig
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import UserError
@@ -17,6 +16,8 @@ from pipeline.field_types import Count, CountOrZero, Items, PositiveDuration, Te
 from pipeline.models.backbone import ModelConfig
 from pipeline.secrets import refuse_secrets
 from pipeline.supervision.hang_detection import WatchdogConfig
+from pipeline.yaml_files.parse import parse_yaml
+from pipeline.yaml_files.refusals import located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,9 @@ class Run:
     engine: EngineConfig = field(default_factory=EngineConfig)
     global_batch: Count
     """Samples per update over all ranks; micro-batch and accumulation are derived from it."""
-    micro_batch: CountOrZero = 0
-    """Samples per forward pass on one rank; 0 = the largest share, no accumulation."""
+    micro_batch: CountOrZero | Literal["auto"] = 0
+    """Samples per forward pass on one rank; 0 = the largest share, no accumulation; auto = the largest that fits, found when the
+    run starts."""
     duration: PositiveDuration
     """Of the whole run."""
     eval_every: PositiveDuration | None = None
@@ -67,6 +69,11 @@ class Run:
     def __post_init__(self) -> None:
         refuse_secrets(to_dict(self), "the configuration")
         check_fields(self)
+        if self.engine.compile != "none" and self.model.batch_norm == "synchronised":
+            raise UserError(
+                f"engine.compile is {self.engine.compile} and model.batch_norm synchronised, whose exchange between ranks no "
+                "graph holds; set engine.compile to none, or model.batch_norm to local"
+            )
 
     def batch_plan(self, num_ranks: int) -> tuple[int, int]:
         """(micro_batch, accumulation) for this many ranks; their product with `num_ranks` is `global_batch`."""
@@ -76,6 +83,9 @@ class Run:
                 f"set global_batch to a multiple of {num_ranks}, or change the number of processes"
             )
         share = self.global_batch // num_ranks
+        if self.micro_batch == "auto":
+            micro = self.micro_batches(num_ranks)[0]
+            return micro, share // micro
         micro = self.micro_batch or share
         if share % micro:
             raise UserError(
@@ -83,6 +93,22 @@ class Run:
                 f"of global_batch {self.global_batch}; set micro_batch to a divisor of {share}"
             )
         return micro, share // micro
+
+    def micro_batches(self, num_ranks: int) -> list[int]:
+        """Those that the run may have on so many ranks, largest first.
+
+        Raises:
+            UserError: there is none.
+        """
+        share, multiple = self.global_batch // num_ranks, self.augment.micro_batch_multiple
+        distinct = self.global_batch // self.data.repeats if self.data.order == "lanes" else share
+        found = [n for n in range(share, 0, -1) if not (share % n or n % multiple or distinct % n)]
+        if not found:
+            raise UserError(
+                f"micro_batch is auto, and no part of the {share} samples of each of {num_ranks} processes is a multiple of "
+                f"{multiple}, as augment.mixup_alpha and augment.cutmix_alpha need; choose another global_batch"
+            )
+        return found
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form: equal digests, equal configurations."""
@@ -120,7 +146,7 @@ def override(run: Run, dotted: dict[str, Any]) -> Run:
             if not isinstance(place, dict):
                 raise UserError(f"{'.'.join(parents[: i + 1])} has no fields of its own; set it as one value")
         _check_name(kind, last, path)
-        place[last] = value
+        place[last] = value if kind is None else convert(hints(kind)[last], value, path)
     return from_dict(Run, data)
 
 
@@ -137,6 +163,7 @@ def dump_yaml(run: Run) -> str:
 
 
 def load_yaml(data: str | bytes, where: str) -> Run:
-    """The Run in a YAML document. Raises UserError with `where` and the field."""
-    with located(where):
-        return from_dict(Run, parse_yaml(data, where))
+    """The Run in a YAML document. Raises UserError with `where`, the line and the field."""
+    content = parse_yaml(data, where)
+    with located(where, data):
+        return from_dict(Run, content)

@@ -7,6 +7,7 @@ or not, stop or go on are agreed over all ranks before an update. All random cho
 epoch, sample), so a run's whole state is weights, momentum, averages, and one integer.
 """
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -16,11 +17,18 @@ import torch
 
 from pipeline import distributed
 from pipeline.data.augment.transforms import normalise
+from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.batches import Batch
+from pipeline.distributed import World
+from pipeline.fitting.micro_batch import Asked, find
+from pipeline.join import library_settings
 from pipeline.join.agreement import joined
-from pipeline.records import Phase, Record
+from pipeline.profiling.asked import Steps
+from pipeline.profiling.profiler import Profiler
+from pipeline.profiling.ranges import span
+from pipeline.records import Changed, Notice, Phase, Record
 from pipeline.supervision.fault_points import STEP, reach
-from pipeline.supervision.phase_clock import Clock
+from pipeline.supervision.phase_clock import Clock, DeviceTimeline
 from pipeline.supervision.rank_environment import place
 from pipeline.supervision.stop_signals import StopSignal
 from pipeline.supervision.watchdog import Watchdog
@@ -43,6 +51,7 @@ def train(
     leave_at: int = 0,
     may_save: Callable[[], bool] = lambda: True,
     goes_back: bool = True,
+    profile: Steps | None = None,
 ) -> Iterator[Record]:
     """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
 
@@ -58,6 +67,7 @@ def train(
         may_save: asked on every rank where a save is due, and must say the same on all; False leaves that one out.
         goes_back: to the newest checkpoint, from updates that are not finite; False ends the run there (`Diverged`), so that
             its numbers do not depend on which saves there were.
+        profile: steps to look at closely (`pipeline.profiling`).
     """
     clock = Clock()
     with (
@@ -73,27 +83,83 @@ def train(
                 room=lambda: check_room(run, out),
                 allow=run.join.allow,
             ) as (me, differences):
-                job = distributed.together(
-                    me, lambda: Job(without_skipped(run, out, me), out, me, clock, stop, on_scores)
-                )
+                fitted, found = distributed.together(me, lambda: _fitted(run, out, me))
+                job = distributed.together(me, lambda: _job(fitted, out, me, clock, stop, on_scores, profile))
                 yield from job.start()
                 yield from differences
-                yield from _steps(job, Rollback(job, is_allowed=goes_back), leave_at, may_save)
+                yield from library_settings.compared(out, me, job.engine.library_defaults, job.step)
+                if found is not None:
+                    micro = job.micro_batch
+                    distributed.from_main(me, lambda: identity.keep_micro_batch(out, me.size, micro))
+                    yield Changed(step=job.step, what="micro_batch", text=found)
+                profiler = _profiler(job, profile)
+                yield from profiler.starts(job.step)
+                yield from _steps(job, Rollback(job, is_allowed=goes_back), profiler, leave_at, may_save)
 
         for record in records():
             with clock("log"):
                 yield record
 
 
-def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], bool]) -> Iterator[Record]:
+def _fitted(run: Run, out: str, me: World) -> tuple[Run, str | None]:
+    """The run with a micro-batch that is a number, and how it was found where it was to be."""
+    if run.micro_batch != "auto":
+        return run, None
+    run.batch_plan(me.size)
+    candidates = run.micro_batches(me.size)
+    known = distributed.from_main(me, lambda: identity.read(out))
+    kept = known.micro_batches.get(str(me.size)) if known is not None else None
+    if kept in candidates:
+        text = f"micro_batch auto: {kept} images, as at an earlier start of this run on {me.size} processes"
+        return dataclasses.replace(run, micro_batch=kept), text
+    classes = {name for url, _ in run.data.sources() for name in Manifest.open(url).outputs}
+    asked = Asked(
+        model=run.model,
+        num_classes=len(classes),
+        image_px=run.augment.image_px,
+        optim=run.optim,
+        engine=run.engine,
+        global_batch=run.global_batch,
+        candidates=candidates,
+    )
+    fit = find(asked, me)
+    return dataclasses.replace(run, micro_batch=fit.micro_batch), fit.text
+
+
+def _job(
+    run: Run,
+    out: str,
+    me: World,
+    clock: Clock,
+    stop: StopSignal,
+    on_scores: OnScores | None,
+    profile: Steps | None,
+) -> Job:
+    job = Job(without_skipped(run, out, me), out, me, clock, stop, on_scores)
+    if profile is not None:
+        profile.check(job.total_steps)
+    return job
+
+
+def _profiler(job: Job, profile: Steps | None) -> Profiler:
+    clock = job.clock
+    names = {"wait": "data", "transfer": "transfer", "log": "records", "evaluate": "evaluation", "save": "saving"}
+    clock.span = lambda phase: span(names[phase]) if phase in names else nullcontext()
+    is_main = job.world.is_main
+    return Profiler(profile, job.out, is_main=is_main, calls=lambda: job.engine.reductions, charge=lambda: clock("log"))
+
+
+def _steps(
+    job: Job, rollback: Rollback, profiler: Profiler, leave_at: int, may_save: Callable[[], bool]
+) -> Iterator[Record]:
     optim, clock, stop = job.run.optim, job.clock, job.stop
     batches = job.batches()
     yield Phase(step=job.step, name="training")
-    clock.first_step = job.step
     stop.started()
-    clock.take()
-    with job.saver:
+    _start_clock(job)
+    with job.saver, profiler:
         while job.step < job.total_steps:
+            yield from profiler.at(job.step)
             if job.step == leave_at > 0:
                 yield from leave_unfinished(job)
                 return
@@ -115,6 +181,7 @@ def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], b
             if stats.num_lost > 0:
                 yield from leave_over_budget(job)
             job.step += 1
+            yield from _no_gradient(job)
             job.updates.append(stats)
             yield from job.check.updated(job.step, stats, [b.samples.numpy() for b in seen])
             yield from job.saver.poll()
@@ -139,7 +206,24 @@ def _steps(job: Job, rollback: Rollback, leave_at: int, may_save: Callable[[], b
                     return
             if job.due(job.save_steps) and job.step < job.total_steps and job.step != leave_at and may_save():
                 yield from job.save()
+        yield from profiler.at(job.step)
     yield from finish(job)
+
+
+def _start_clock(job: Job) -> None:
+    job.clock.first_step = job.step
+    if job.world.device.type == "cuda":
+        job.clock.follow(DeviceTimeline(job.world.device))
+    job.clock.take()
+
+
+def _no_gradient(job: Job) -> Iterator[Record]:
+    """After the first step of a start."""
+    if job.step != job.first_step + 1 or not job.engine.unused:
+        return
+    unused, more = job.engine.unused, len(job.engine.unused) - 1
+    text = f"no gradient reaches the network's {unused[0]}{f' and {more} more of its parameters' if more else ''}: nothing but "
+    yield Notice(step=job.step, text=f"{text}weight decay moves them; optim.frozen leaves them as they are")
 
 
 def _forward_backward(job: Job, batches: Iterator[Batch]) -> list[Batch]:
@@ -152,7 +236,8 @@ def _forward_backward(job: Job, batches: Iterator[Batch]) -> list[Batch]:
         seen.append(batch)
         _seed_step(job.run.seed, job.step, job.data.micro_batch_number(micro, world, job.accumulation))
         with clock("transfer"):
-            images, labels = normalise(batch.images, job.run.augment, world.device), batch.targets(world.device)
+            images = normalise(batch.images, job.run.augment, world.device)
+            labels = batch.targets(world.device, job.label_table)
         with clock("compute"):
             job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
     return seen

@@ -15,6 +15,7 @@ from pipeline.checkpoint import load, retention
 from pipeline.checkpoint.commit import Commit
 from pipeline.checkpoint.retention import Policy
 from pipeline.checkpoint.saver import Saver
+from pipeline.compilation.compile_engine import compiled
 from pipeline.configuration import to_dict
 from pipeline.data.loading.batches import Batch
 from pipeline.data.loading.datasets import EvalData, TrainData
@@ -96,21 +97,19 @@ class Job:
         self.image_flops, why_not = distributed.from_main(self.world, lambda: training_flops(model, px))
         if why_not:
             yield Notice(step=0, text=why_not)
-        self.engine = Engine(
-            model,
-            optim=self.run.optim,
-            config=self.run.engine,
-            world=self.world,
-            micro_batch=self.micro_batch,
-            accumulation=self.accumulation,
-        )
+        batches = {"micro_batch": self.micro_batch, "accumulation": self.accumulation}
+        self.engine = Engine(model, optim=self.run.optim, config=self.run.engine, world=self.world, **batches)
         if commit is not None:
             self.restore(commit)
+        table = self.data.label_table
+        self.label_table = None if table is None else table.to(self.world.device)
+        num = len(self.data.classes)
+        how = yield from compiled(self.engine, self.run.engine, self.run.augment, num, table is not None)
         self.device_flops = matrix_rate(self.world.device, bf16=self.run.engine.precision == "bf16")
         self._start_saver(commit)
         self.first_step = self.step
         yield from self.account.restore(self.step)
-        yield self._plan(commit, num_parameters)
+        yield self._plan(commit, num_parameters, how)
         yield from self.check.judge()
 
     def restore(self, commit: Commit) -> None:
@@ -156,7 +155,7 @@ class Job:
             weights = sum(v.numel() for k, v in self.engine.local_fragments().items() if k.startswith("weights/"))
             self.saver.reserve(4 * weights * run.optim.num_states)
 
-    def _plan(self, commit: Commit | None, num_parameters: int) -> Started:
+    def _plan(self, commit: Commit | None, num_parameters: int, passes: str) -> Started:
         run, per_epoch = self.run, self.data.samples_per_epoch
         return Started(
             step=self.step,
@@ -175,6 +174,7 @@ class Job:
             device=distributed.device_name(self.world.device),
             zero_stage=run.engine.zero_stage,
             precision=run.engine.precision,
+            passes=passes,
             resumed_from=commit.url if commit else None,
             config=to_dict(run),
             config_digest=run.digest(),
@@ -244,7 +244,7 @@ class Job:
                 self.eval_data,
                 self.run.augment,
                 world=self.world,
-                batch_size=max(self.micro_batch, 64),
+                batch_size=self.engine.evaluation_batch,
                 step=self.step,
                 weights=weights,
                 bf16=self.run.engine.precision == "bf16",

@@ -1,6 +1,5 @@
 """A child imports nothing from the folder of its parent, shows no secret, and ends with its parent."""
 
-import json
 import os
 import signal
 import subprocess
@@ -81,12 +80,16 @@ def test_a_child_ends_with_its_parent(is_stopped: bool) -> None:
         time.sleep(0.02)
 
 
-def test_the_store_of_ranks_listens_on_the_loopback_alone() -> None:
+def test_ranks_of_one_machine_meet_without_a_port() -> None:
+    def listening() -> set[str]:
+        files = [Path(f"/proc/self/net/{name}").read_text() for name in ("tcp", "tcp6")]
+        rows = [line.split() for text in files for line in text.splitlines()]
+        own = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+        return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+
+    before = listening()
     with child_process.rank_variables(2) as variables:
-        port = f"{int(variables['MASTER_PORT']):04X}"
-        rows = [
-            line.split() for file in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{file}").read_text().splitlines()
-        ]
-        listening = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port}")]
-    assert listening == [f"0100007F:{port}"]
-    assert json.loads(json.dumps(variables))["GLOO_SOCKET_IFNAME"] == "lo"
+        assert listening() == before
+        folder = Path(variables["NORMFREE_RANKS_STORE"])
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists() and variables["GLOO_SOCKET_IFNAME"] == "lo"

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 import nfnet
 from pipeline import recipes
-from pipeline.configuration import convert, expected, from_dict, to_dict
+from pipeline.configuration import convert, dataclass_of, expected, from_dict, to_dict
+from pipeline.data.sampling.subset import Subset
 from pipeline.duration import Duration
 from pipeline.errors import UserError
 from pipeline.field_types import Count, PositiveDuration, Seconds
@@ -66,6 +67,55 @@ def test_values_from_python_meet_the_ranges_that_text_meets() -> None:
         dataclasses.replace(RUN.optim, learning_rate=-1.0)
     with pytest.raises(UserError, match="seed is"):
         dataclasses.replace(RUN, seed="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "found"),
+    [
+        (bool, "False", False),
+        (bool, "true", True),
+        (int | None, "null", None),
+        (int | None, "None", None),
+        (tuple[int, ...], "[1, 2]", (1, 2)),
+        (tuple[int, ...], "1,2", (1, 2)),
+        (tuple[int, ...], "null", ()),
+        (tuple[int, ...], "none", ()),
+        (tuple[int, ...], " ", ()),
+        (tuple[int, ...], 3, (3,)),
+        (dict[str, int], {"a": "1"}, {"a": 1}),
+    ],
+)
+def test_text_becomes_what_the_type_takes(kind: Any, value: Any, found: Any) -> None:
+    converted = convert(kind, value, "x")
+    assert converted == found and type(converted) is type(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (dict[str, int], [1], r"x is \[1\]; set a mapping of name to a whole number"),
+        (tuple[int, ...], True, "x is True; set a list of numbers, each a whole number"),
+        (tuple[str, ...], {}, "set a list of values, each text"),
+        (Literal["adamw", "lion"], "adam", "did you mean 'adamw'"),
+        (Literal["adamw", "lion"], "sgd", "set one of adamw, lion$"),
+        (str, 5, "put it in quotes"),
+    ],
+)
+def test_what_a_type_does_not_take_is_refused_in_its_words(kind: Any, value: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        convert(kind, value, "x")
+
+
+def test_what_is_no_mapping_or_lacks_a_field_is_said_with_its_place() -> None:
+    for data, path, words in (
+        ([1], "", r"^the configuration is \[1\]; set a mapping"),
+        ("x", "optim", "^optim is 'x'; set a mapping"),
+        ({}, "run", "^run lacks .*; set it"),
+    ):
+        with pytest.raises(UserError, match=words):
+            from_dict(Run, data, path)
+    assert to_dict({"kind": Run, "runs": (Duration(3, "steps"),)}) == {"kind": Run, "runs": ["3 steps"]}
+    assert dataclass_of(Subset | None) is Subset and dataclass_of(Duration) is dataclass_of(int) is None
 
 
 def test_whole_numbers_may_have_an_exponent_and_stay_whole_and_other_numbers_stay_broken() -> None:

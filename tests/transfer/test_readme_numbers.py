@@ -17,6 +17,11 @@ def test_numbers_are_current(page: str) -> None:
     assert current(text, ROOT) == text, "run: python -m transfer.readme_numbers"
 
 
+def test_no_page_is_committed_that_keeps_old_verdicts() -> None:
+    """Two said "wins 7 of 12" and "11 of 16" where the CSV beside them, corrected since, has 3 and 5: `report` makes pages."""
+    assert not [*(ROOT / "docs" / "results").rglob("scorecard.html")]
+
+
 def test_a_scorecard_that_is_not_there_is_refused_and_text_around_a_place_stays(tmp_path: Path) -> None:
     mark = "a\n<!-- numbers: s.csv at 5 -->\nold\n<!-- /numbers -->\nb"
     with pytest.raises(UserError, match=r"no scorecard s\.csv"):

@@ -13,10 +13,13 @@ from typing import Any
 from nfnet.normalizers.registry import get_method, make_method
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.format.manifest import Manifest
+from pipeline.data.loading.make_order import check_classes
 from pipeline.errors import UserError
 from pipeline.models import trunks
 from pipeline.models.backbone import typed_options
+from pipeline.storage import objects
 from transfer.lab.experiment import Experiment, parse_method
+from transfer.measurement.downstream import open_downstream
 from transfer.protocol.method_settings import FinetuneSettings
 from transfer.protocol.methods import Method
 from transfer.protocol.tasks import Suite, TaskEntry
@@ -57,8 +60,9 @@ class Line:
 
     @property
     def shown(self) -> str:
-        """Network and recipe, for people."""
-        return " ".join([self.network, *(w for w in _words(self.settings) if w != "clipping 0")])
+        """Network and recipe, for people: a bare name has the method's own clipping."""
+        own = f"clipping {get_method(parse_method(self.word)[0]).clipping:g}"
+        return " ".join([self.network, *(words for words in _words(self.settings) if words != own)])
 
     def matches(self, wanted: dict[str, Any]) -> bool:
         own = {"method": self.word, "batch": self.batch, "stat_group": self.stat_group, "rate": self.rate}
@@ -112,16 +116,26 @@ def _check(experiment: Experiment, word: str, name: str, settings: dict[str, Any
 
     try:
         with torch.device("meta"):
-            trunks.make(trunks.PREFIX + experiment.trunk, 2, {**experiment.trunk_options, **settings})
+            for more in ({}, experiment.first.options if experiment.first else {}):
+                options = trunks.typed_options({**experiment.trunk_options, **settings, **more})
+                trunks.make(trunks.PREFIX + experiment.trunk, 2, options)
         make_method(name, **{k: v for k, v in settings.items() if k != "method"}).check_batch(batch)
     except (UserError, ValueError) as error:
         raise UserError(f"{word} at batch {batch}: {error}") from None
 
 
-def sweep_of_experiment(experiment: Experiment, *, data: str, out: str) -> tuple[Sweep, list[Line]]:
-    """The sweep of an experiment on the prepared dataset at `data`, ROOT/<card>."""
-    lines = lines_of(experiment)
+def sweep_of_experiment(
+    experiment: Experiment, *, data: str, out: str, lines: list[Line] | None = None
+) -> tuple[Sweep, list[Line]]:
+    """The sweep of an experiment on the prepared dataset at `data`, ROOT/<card>; or of some lines of it."""
+    lines = lines_of(experiment) if lines is None else lines
     root, _, card = data.rstrip("/").rpartition("/")
+    if any(line.settings.get("correlated") for line in lines):
+        check_classes(data, len(Manifest.open(data).classes))
+    if experiment.first and experiment.first.card:
+        _find_first(objects.join(root, experiment.first.card), experiment)
+    for name in experiment.downstream:
+        open_downstream(name, root)
     sources: dict[str, Backbone] = {}
     for line in lines:
         name, own, _ = parse_method(line.word)
@@ -144,8 +158,19 @@ def sweep_of_experiment(experiment: Experiment, *, data: str, out: str) -> tuple
     return Sweep(out=out, data_root=root, sources=tuple(sources.values()), suite=suite, scheduler="none"), lines
 
 
+def _find_first(url: str, experiment: Experiment) -> None:
+    """UserError where the data of the first stage are not prepared."""
+    try:
+        Manifest.open(url)
+    except (UserError, OSError) as error:
+        raise UserError(f"experiment {experiment.name} trains on {url} first, which cannot be had: {error}") from None
+
+
 def _backbone(experiment: Experiment, line: Line, settings: dict[str, Any], methods: tuple[str, ...]) -> Backbone:
     model = trunks.PREFIX + experiment.trunk
+    first = experiment.first
+    if first is not None:
+        first = dataclasses.replace(first, options=_own_options(experiment, settings, first.options))
     return Backbone(
         checkpoint_url="",
         digest="",
@@ -154,7 +179,15 @@ def _backbone(experiment: Experiment, line: Line, settings: dict[str, Any], meth
         augment=AugmentConfig(image_px=experiment.image_px, crop="area", area_min=0.5),
         name=line.network,
         methods=tuple(dict.fromkeys(methods)),
+        first=first,
+        downstream=experiment.downstream,
     )
+
+
+def _own_options(experiment: Experiment, settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a first stage, with their types."""
+    typed = typed_options(trunks.PREFIX + experiment.trunk, {"method": settings["method"], **options})
+    return {key: typed[key] for key in options}
 
 
 def _recipe(experiment: Experiment, line: Line) -> Method:

@@ -11,15 +11,27 @@ from typing import Annotated, Any, Literal
 
 from nfnet.normalizers.registry import get_method, list_methods
 from nfnet.trunks.networks import list_trunks
-from pipeline.configuration import check_fields, convert, from_dict, hints, located, nearest, to_dict
-from pipeline.documents import MAX_YAML_BYTES, parse_yaml
+from pipeline.configuration import check_fields, convert, from_dict, hints, nearest, to_dict
 from pipeline.errors import UserError
 from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, ShareBelowOne, Text
 from pipeline.storage import objects
+from pipeline.yaml_files.parse import parse_yaml, read_yaml
+from pipeline.yaml_files.refusals import located, within
 from transfer.protocol.method_settings import FinetuneSettings
+from transfer.sweep.sources import FirstStage
 
 SIZES = ("tiny", "full")
-RECIPE = ("clip", "clipping", "clip_norm", "unclipped", "clip_head")
+RECIPE = (
+    "clip",
+    "clipping",
+    "clip_norm",
+    "unclipped",
+    "clip_head",
+    "correlated",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "policy_magnitude",
+)
 """Settings that are the recipe's and not the network's: fields of `FinetuneSettings`."""
 Statistic = Literal[
     "accuracy",
@@ -30,10 +42,17 @@ Statistic = Literal[
     "clipped_share",
     "squared_mean",
     "variance",
+    "constant_share",
+    "generalisation_gap",
     "dead_share",
     "unit_correlation",
     "effective_beta",
     "loss_range",
+    "mutual_information",
+    "speed_ratio",
+    "memory_ratio",
+    "largest_rate",
+    "downstream",
 ]
 
 
@@ -44,15 +63,37 @@ class Comparison:
     high: dict[str, Any]
     """Which line: method (as in `methods`), batch, stat_group, rate; what is not named must be the same for all."""
     low: dict[str, Any]
+    high_over: dict[str, Any] | None = None
+    """The first number is the gain of `high` over this line; needs `low_over`."""
+    low_over: dict[str, Any] | None = None
     statistic: Statistic = "accuracy"
     """finishes: the share of seeds whose training stays finite; mode_gap: evaluation mode minus training mode, in share;
-    squared_mean and variance: of the channels after a block, mean over blocks; the others:
-    `transfer.measurement.unit_measures`, mean over depth."""
+    generalisation_gap: accuracy on training images, not augmented, minus that on test images; squared_mean and variance: of the
+    channels after a block, mean over blocks; constant_share: squared_mean over the sum of both; largest_rate: by the brackets of
+    its bisection; downstream: mean over the cards; the others: `transfer.measurement`, `unit_measures` and `batch_norm_ratios`,
+    mean over depth."""
     least: float = 0.0
-    """By how much at least, besides the noise."""
+    """By how much at least, besides the noise; below 0: it may be lower, but not by more than that."""
 
     def __post_init__(self) -> None:
         check_fields(self, "compare")
+        if (self.high_over is None) != (self.low_over is None):
+            raise UserError("compare has one of high_over and low_over; give both, or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSearch:
+    """Bounds and price of `transfer.lab.largest_rate`: of each line and seed 2 + `halvings` short trials at most."""
+
+    low: Positive = 0.05
+    high: Positive = 25.6
+    halvings: CountOrZero = 4
+    epochs: Positive = 2.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "largest_rate")
+        if self.low >= self.high:
+            raise UserError(f"largest_rate has low {self.low:g} and high {self.high:g}; set low below high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +120,12 @@ class Experiment:
     weight_decay: NonNegative = 5e-4
     warmup_share: ShareBelowOne = 0.125
     image_px: Count = 32
+    downstream: Annotated[tuple[Text, ...], Items(distinct=True)] = ()
+    """Prepared datasets beside the experiment's, on which each trained network's frozen features are measured."""
+    largest_rate: RateSearch | None = None
+    """Find the largest stable rate of each line too."""
+    first: FirstStage | None = None
+    """What each trial trains before, and starts from: another form of the network (`options`), or other data (`card`)."""
     seeds: Count = 3
     compare: tuple[Comparison, ...] = ()
     """All of them must hold for the claim to pass."""
@@ -90,14 +137,15 @@ class Experiment:
     def at_size(self, size: str) -> "Experiment":
         """The experiment with the fields of that size. UserError for a field that there is not."""
         changes = self.tiny if size == "tiny" else {}
-        return from_dict(Experiment, {**to_dict(self), **changes, "tiny": {}}, f"experiment {self.name}, tiny")
+        return from_dict(Experiment, {**to_dict(self), **changes, "tiny": {}}, "tiny")
 
     def __post_init__(self) -> None:
         check_fields(self, f"experiment {self.name}")
         if self.trunk not in list_trunks():
             raise UserError(f"trunk is {self.trunk!r}; {nearest(self.trunk, list_trunks())}")
         for word in self.methods:
-            parse_method(word)
+            with within(f"methods[{word}]"):
+                parse_method(word)
 
 
 def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -141,6 +189,9 @@ def load_experiment(name_or_path: str) -> Experiment:
         raise UserError(
             f"no experiment {name_or_path!r}; give the path of a YAML file, or {nearest(name_or_path, known)}"
         )
-    where = f"the experiment {path}"
-    with located(where):
-        return from_dict(Experiment, parse_yaml(objects.read_bytes(path, max_bytes=MAX_YAML_BYTES + 1), where))
+    where, data = f"the experiment {path}", read_yaml(path)
+    content = parse_yaml(data, where)
+    with located(where, data):
+        found = from_dict(Experiment, content)
+        found.at_size("tiny")  # refused now, with the line
+        return found

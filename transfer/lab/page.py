@@ -14,6 +14,7 @@ from pipeline.storage import objects
 from transfer.lab.experiment import Comparison, Experiment
 from transfer.lab.table import LabRow, Mean
 from transfer.lab.verdict import Verdict
+from transfer.measurement.downstream import PREFIX
 from transfer.report import plots
 from transfer.report.html_page import whole_page
 from transfer.report.html_template import fill, hours, plural, record
@@ -31,23 +32,29 @@ TITLES = (
     "train %",
     "modes",
     "averages anew",
+    "downstream %",
     "images/s",
+    "speed / BN",
+    "memory / BN",
     "clipped %",
     "dead %",
     "correlation",
+    "information",
     "beta",
     "M mult-adds",
     "memory MiB",
     "s a trial",
+    "largest rate",
 )
 HEAD = ("method", "batch", "rate", "seeds", "diverged")
 NUMBERS = (
     *("accuracy", "train_accuracy", "mode_gap", "eval_sample", "reestimated", "images_per_s", "clipped_share"),
     *("gradient_norm", "train_loss", "squared_mean", "variance", "dead_share", "unit_correlation", "effective_beta"),
-    *("loss_range", "weights_size", "multiply_adds"),
+    *("loss_range", "weights_size", "multiply_adds", "mutual_information", "speed_ratio", "step_bytes", "memory_ratio"),
+    *("largest_rate", "unstable_rate", "downstream"),
 )
 """Statistics of the CSV, in shares."""
-WIDTH = 220
+WIDTH = 270
 
 
 def cells_of(row: LabRow) -> list[str]:
@@ -65,14 +72,19 @@ def cells_of(row: LabRow) -> list[str]:
         _percent(row.mean("train_accuracy")),
         _percent(row.mean("mode_gap"), sign=True),
         "–" if again is None or held is None else f"{100 * (again.value - held.value):+.1f}",
+        _percent(row.mean("downstream")),
         _number(row.mean("images_per_s")),
+        _number(row.mean("speed_ratio"), ".2f"),
+        _number(row.mean("memory_ratio"), ".2f"),
         _percent(row.mean("clipped_share")),
         _percent(row.mean("dead_share")),
         _number(row.mean("unit_correlation"), ".2f"),
+        _number(row.mean("mutual_information"), ".3f"),
         _number(row.mean("effective_beta"), ".3g"),
         "–" if adds is None else f"{adds.value / 1e6:.1f}",
         f"{max(memory):.0f}" if memory else "–",
         f"{sum(seconds) / len(seconds):.0f}" if seconds else "–",
+        row.largest.text if row.largest else "–",
     ]
 
 
@@ -103,7 +115,13 @@ def print_lab(
 
 
 def sides_of(comparison: Comparison) -> str:
-    return f"{_short(comparison.high)} above {_short(comparison.low)} by {comparison.statistic}"
+    high, low = _short(comparison.high), _short(comparison.low)
+    if comparison.high_over and comparison.low_over:
+        high, low = (
+            f"gain of {high} over {_short(comparison.high_over)}",
+            f"gain of {low} over {_short(comparison.low_over)}",
+        )
+    return f"{high} above {low} by {comparison.statistic}"
 
 
 def _short(side: dict[str, Any]) -> str:
@@ -114,9 +132,11 @@ def to_csv(rows: Sequence[LabRow]) -> str:
     """A line each, as stored: means over seeds and their standard errors."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*HEAD, *(name for s in NUMBERS for name in (s, f"{s}_error"))])
+    cards = sorted({name for row in rows for e in row.good for name in e.measures if name.startswith(PREFIX)})
+    statistics = (*NUMBERS, *cards)
+    writer.writerow([*HEAD, *(name for s in statistics for name in (s, f"{s}_error"))])
     for row in rows:
-        means = [row.mean(statistic) for statistic in NUMBERS]
+        means = [row.mean(statistic) for statistic in statistics]
         numbers = [n for m in means for n in (("", "") if m is None else (m.value, m.error))]
         head = (row.line.shown, row.line.batch, row.rate, len(row.good), row.num_diverged)
         writer.writerow(csv_cell(cell) for cell in (*head, *numbers))
@@ -179,6 +199,7 @@ def _figures(rows: Sequence[LabRow]) -> list[tuple[str, str, Any]]:
         ("clipped_share_by_part", "share of units clipped by part of the network"),
         ("dead_share", "share of channels that never change, by depth: what each convolution reads"),
         ("unit_correlation", "mean absolute correlation of two channels, by depth"),
+        ("mutual_information", "mean mutual information of two channels, in nats, by depth"),
     ):
         series = []
         for i, e in first:

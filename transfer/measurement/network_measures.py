@@ -5,7 +5,7 @@ other running averages would give, and how signals travel through it.
     reestimated               top-1 on the same test images as `eval_sample`, with the running averages taken anew
     variance, squared_mean    by block, at the end of training (`nfnet.analysis.signal_propagation`)
     multiply_adds             of one image
-and what `transfer.measurement.unit_measures` has. A number that is not finite is left out.
+and what `transfer.measurement.unit_measures` and `batch_norm_ratios` have. A number that is not finite is left out.
 """
 
 import copy
@@ -21,9 +21,11 @@ from nfnet.analysis.signal_propagation import residual_blocks, signal_propagatio
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.datasets import EvalData
+from pipeline.errors import Diverged
 from pipeline.models.backbone import load_backbone
 from pipeline.records import Step
 from pipeline.training.run import Run
+from transfer.measurement.batch_norm_ratios import batch_norm_ratios
 from transfer.measurement.unit_measures import smoothness, units
 from transfer.protocol.sealed_splits import TestSplit
 
@@ -36,9 +38,12 @@ Images = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def of_training(steps: Sequence[Step]) -> Measures:
-    """From the loop's own records: speed (the median), clipping, gradients."""
+    """From the loop's own records: speed (the median), clipping, gradients. Diverged where the last update is not finite, which
+    a training of a few updates ends with before the loop gives up."""
     if not steps:
         return {}
+    if not math.isfinite(steps[-1].loss) or not math.isfinite(steps[-1].gradient_norm):
+        raise Diverged(f"the update of step {steps[-1].step}, the last one that is recorded, is not finite")
     speeds = sorted(s.images_per_s for s in steps)
     found: Measures = {
         "images_per_s": speeds[len(speeds) // 2],
@@ -58,7 +63,7 @@ def of_training(steps: Sequence[Step]) -> Measures:
 def of_network(checkpoint_url: str, run: Run, test: TestSplit) -> Measures:
     """Of the network in a trial's folder, on images of its own training and of an open test split."""
     network = load_backbone(checkpoint_url).model
-    config = DataConfig(url=run.data.url)
+    config = DataConfig(url=run.data.url, convert_icc=run.data.convert_icc)
     train = _images(EvalData(config, run.augment, split=run.data.train_split, subset=run.data.subset), run)
     held = _images(EvalData(config, run.augment, split=test.name), run)
     found: Measures = {
@@ -72,8 +77,8 @@ def of_network(checkpoint_url: str, run: Run, test: TestSplit) -> Measures:
     images, labels = train[0]
     found |= units(network, images[:NUM_IMAGES_OF_UNITS])
     found |= smoothness(network, images, labels, run.optim.learning_rate)
+    found |= batch_norm_ratios(network, run.model.name, run.model.options, images, labels)
     found["multiply_adds"] = float(multiply_adds(network, images.shape[-1]))
-    found = {k: v for k, v in found.items() if all(map(math.isfinite, v if isinstance(v, list) else [v]))}
     try:
         residual_blocks(network)
     except ValueError:  # a chain of layers
@@ -85,6 +90,11 @@ def of_network(checkpoint_url: str, run: Run, test: TestSplit) -> Measures:
         "squared_mean": signal.squared_mean,
         "branch_variance": signal.residual_variance,
     }
+
+
+def finite(found: Measures) -> Measures:
+    """Without the measures of which a number is not: a ledger takes none."""
+    return {k: v for k, v in found.items() if all(map(math.isfinite, v if isinstance(v, list) else [v]))}
 
 
 def accuracy(network: nn.Module, images: Images) -> float:
@@ -105,7 +115,7 @@ def reestimated(network: nn.Module, images: Sequence[torch.Tensor]) -> nn.Module
 
 def _images(data: EvalData, run: Run) -> Images:
     """Whole batches of the size that training has, so that groups of samples are as they were."""
-    batch = run.micro_batch or run.global_batch
+    batch = run.batch_plan(1)[0]
     found: Iterator[tuple[torch.Tensor, torch.Tensor]] = (
         (normalise(b.images, run.augment, torch.device("cpu")), b.labels) for b in data.batches(batch)
     )

@@ -8,6 +8,17 @@
     top5        (N, 5) int64    the likeliest classes, first first; fewer columns where there are fewer classes
     credit      (N,) float64    chance that the answer is right, where classes with equal scores are ordered by lot
     credit5     (N,) float64    the same for the five likeliest
+
+Where the truth of an image is more than one class, all of what is said is kept, and every metric follows from it:
+    sample      (N,) int64
+    scores      (N, C) float64  of each label
+    truth       (N, C) int64    1 shown, 0 not shown, -1 not said
+and of pixels
+    scores      (N, C, C) float64  pixels of each class (rows) by what was predicted of them
+    truth       (N, C) int64    pixels of each class
+and of boxes
+    scores      (N, D) of `box_precision.FOUND`: detections, and whether they are right
+    truth       (N, C) int64    boxes of each class
 """
 
 import io
@@ -20,10 +31,13 @@ from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer import metrics
 from transfer.arrays import read_arrays
+from transfer.box_precision import FOUND, is_found
 
 ARRAYS = dict.fromkeys(("sample", "label", "predicted", "top5"), "int64")
 ARRAYS |= {"confidence": "float32", "credit": "float64", "credit5": "float64"}
 OPTIONAL = {"credit", "credit5"}
+WHOLE = {"sample": "int64", "scores": "float64", "truth": "int64"}
+"""Arrays of a file that keeps all of what is said."""
 RECOMPUTED = ("top1", "top5", "mean_per_class", "balanced_accuracy")
 """Metrics that follow from what was predicted; the others need all scores."""
 REMEDY = "restore it, or delete the trial's entry under trials/ and run the sweep again"
@@ -44,9 +58,15 @@ def write(
     *,
     kind: Literal["scores", "probabilities"] = "scores",
 ) -> None:
-    """Write what `scores` (N, C) say, whole or not at all."""
+    """Write what `scores` (N, C) say, whole or not at all. Args: labels: (N,) classes, or the truth of another shape."""
     order = np.argsort(samples, kind="stable")
-    samples, scores, labels = samples[order], scores[order].astype(np.float64), labels[order]
+    samples, scores, labels = samples[order], scores[order], labels[order]
+    scores = scores if is_found(scores) else scores.astype(np.float64)
+    if labels.ndim > 1:
+        buffer = io.BytesIO()
+        np.savez(buffer, sample=samples.astype(np.int64), scores=scores, truth=labels.astype(np.int64))
+        objects.write_bytes(url_of(sweep, digest), buffer.getvalue())
+        return
     top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     shares = scores
     if kind == "scores":
@@ -75,6 +95,8 @@ def read(sweep: str, digest: str) -> dict[str, np.ndarray]:
     """
     url = url_of(sweep, digest)
     found = read_arrays(objects.read_bytes(url), url, REMEDY)
+    if "truth" in found:
+        return _checked_whole(found, url)
     missing = ARRAYS.keys() - found.keys() - OPTIONAL
     if missing:
         raise UserError(f"{url} lacks {', '.join(sorted(missing))}; {REMEDY}")
@@ -98,6 +120,33 @@ def read(sweep: str, digest: str) -> dict[str, np.ndarray]:
     return found
 
 
+def _checked_whole(found: dict[str, np.ndarray], url: str) -> dict[str, np.ndarray]:
+    num = len(found["truth"]) if found["truth"].ndim else -1
+    of_boxes = "scores" in found and is_found(found["scores"])
+    for name, dtype in (WHOLE | {"scores": FOUND} if of_boxes else WHOLE).items():
+        if name not in found or found[name].dtype != dtype or found[name].shape[:1] != (num,) or 0 in found[name].shape:
+            raise UserError(f"{url}: {name} is not there as {dtype}, for {num} images; {REMEDY}")
+    if found["sample"].shape != (num,) or found["sample"].min() < 0:
+        raise UserError(f"{url} has an image of a negative number; {REMEDY}")
+    scores, truth = found["scores"], found["truth"]
+    if of_boxes:
+        if scores.ndim != 2 or truth.ndim != 2 or truth.min() < 0 or scores["label"].max() >= truth.shape[1]:
+            raise UserError(f"{url} has detections of a class that there is not; {REMEDY}")
+        if not np.isfinite(scores["score"]).all() or not np.isin(scores["right"], (-1, 0, 1)).all():
+            raise UserError(f"{url} has detections that are neither right nor wrong; {REMEDY}")
+    elif scores.ndim == 3:
+        if not (scores >= 0).all() or not np.array_equal(scores.sum(2), truth):
+            raise UserError(f"{url}: truth is not the sum of what was predicted of each class; {REMEDY}")
+    elif scores.shape != truth.shape or not np.isin(truth, (-1, 0, 1)).all():
+        raise UserError(f"{url}: truth is not 1, 0 and -1 in the shape of the scores; {REMEDY}")
+    return found
+
+
+def names_classes(found: Mapping[str, np.ndarray] | None) -> bool:
+    """Whether these predictions name one class an image: only then is there a confusion, a confidence, a mistake."""
+    return found is not None and "predicted" in found
+
+
 def _contradiction(found: Mapping[str, np.ndarray]) -> str | None:
     """Where two arrays say different things of an image: what is counted as right, and what is shown as predicted."""
     top, label = found["top5"], found["label"]
@@ -112,9 +161,16 @@ def _contradiction(found: Mapping[str, np.ndarray]) -> str | None:
 
 def recomputed(metric: str, found: Mapping[str, np.ndarray], keep: np.ndarray | None = None) -> float | None:
     """A metric over the kept predictions ((N,) bool; None = all). None where it cannot be told from them, or none is kept."""
-    if metric not in RECOMPUTED or (keep is not None and not keep.any()):
+    keep = np.ones(len(found["sample"]), bool) if keep is None else keep
+    if not keep.any():
         return None
-    keep = np.ones(len(found["label"]), bool) if keep is None else keep
+    if "truth" in found:
+        try:
+            return metrics.compute(metric, found["scores"][keep], found["truth"][keep])
+        except UserError:  # nothing of these images can be measured by it
+            return None
+    if metric not in RECOMPUTED:
+        return None
     labels = found["label"][keep]
     if metric == "top5":
         right = found["credit5"] if "credit5" in found else (found["top5"] == found["label"][:, None]).any(1)
@@ -132,10 +188,10 @@ def contradiction(entry: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> 
     Args:
         entry: value, metric, metrics and num_test of a final trial.
     """
-    if entry["num_test"] != len(found["label"]):
-        return f"num_test is {entry['num_test']}, and there are {len(found['label'])} predictions"
+    if entry["num_test"] != len(found["sample"]):
+        return f"num_test is {entry['num_test']}, and there are {len(found['sample'])} predictions"
     # Equal scores at the top share their credit, which files of earlier versions do not hold.
-    tolerance = 1e-9 if "credit" in found else 0.02
+    tolerance = 1e-9 if "credit" in found or "truth" in found else 0.02
     numbers = {"value": (entry["metric"], entry["value"])}
     numbers |= {f"metrics.{name}": (name, value) for name, value in entry["metrics"].items()}
     for field, (metric, value) in numbers.items():
@@ -152,6 +208,14 @@ def all_metrics(scores: np.ndarray, labels: np.ndarray, also: Sequence[str] = ()
     Args:
         also: metrics that must be among them; what cannot be measured raises UserError.
     """
+    if is_found(scores):
+        return {name: metrics.compute(name, scores, labels) for name in metrics.OF_BOXES}
+    if scores.ndim == 3:
+        return {name: metrics.compute(name, scores, labels) for name in metrics.OF_PIXELS}
+    if labels.ndim > 1:
+        has_both = ((labels == 1).any(0) & (labels == 0).any(0)).any()
+        names = [name for name in metrics.OF_SEVERAL_LABELS if name != "auroc" or has_both]
+        return {name: metrics.compute(name, scores, labels) for name in dict.fromkeys((*names, *also))}
     num_classes = scores.shape[1]
     names = ["top1", "mean_per_class", "balanced_accuracy"]
     names += ["top5"] if num_classes > 5 else []

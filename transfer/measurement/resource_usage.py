@@ -1,43 +1,39 @@
-"""Watts while a trial runs, where the machine tells them: RAPL's counters for processors, nvidia-smi for GPUs.
+"""Watts while a trial runs, where the machine tells them: RAPL's counters for processors, NVML's for GPUs.
 
 Both speak of the whole device and not of a process: trials that share one are each told all of it. Nothing is estimated; what
 cannot be read (RAPL is root's on most machines) is not measured.
 """
 
 import contextlib
-import shutil
-import subprocess
 import time
-import weakref
 from pathlib import Path
 
+from pipeline import gpus
+
 POWERCAP = Path("/sys/class/powercap")
-EVERY_MS = 1000
 
 
 class Power:
     """Measures from its making to `watts`."""
 
     def __init__(self, powercap: Path = POWERCAP, gpu: str | None = None) -> None:
-        """`gpu`: as nvidia-smi's -i takes it; None = the one that this process would compute on, if any."""
+        """`gpu`: its UUID, "" for none; None = the one that this process would compute on, if any."""
         self._begin_s = time.monotonic()
         self._packages = {folder: joules for folder in _packages(powercap) if (joules := _joules(folder)) is not None}
-        self._sampler = _start_sampler(_own_gpu() if gpu is None else gpu)
-        if self._sampler is not None:  # a trial that fails, or is left at a rung, never asks
-            weakref.finalize(self, self._sampler.terminate)
+        self._gpu = _own_gpu() if gpu is None else gpu
+        self._gpu_joules = gpus.energy_joules(self._gpu) if self._gpu else None
 
     def watts(self) -> dict[str, float]:
-        """Mean power by part, "cpu" and "gpu"; parts that cannot be read are skipped. Ends the measurement."""
-        found: dict[str, float] = {}
+        """Mean power by part, "cpu" and "gpu"; parts that cannot be read are skipped."""
         seconds_s = time.monotonic() - self._begin_s
+        if seconds_s <= 0:
+            return {}
+        found: dict[str, float] = {}
         spent = [_spent(folder, begin) for folder, begin in self._packages.items()]
-        if spent and None not in spent and seconds_s > 0:
+        if spent and None not in spent:
             found["cpu"] = sum(s for s in spent if s is not None) / seconds_s
-        if self._sampler is not None:
-            samples = _end_sampler(self._sampler)
-            self._sampler = None
-            if samples:
-                found["gpu"] = sum(samples) / len(samples)
+        if self._gpu_joules is not None and (end := gpus.energy_joules(self._gpu)) is not None:
+            found["gpu"] = (end - self._gpu_joules) / seconds_s
         return found
 
 
@@ -70,28 +66,6 @@ def _own_gpu() -> str:
         return ""
     uuid = str(getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", ""))
     return f"GPU-{uuid}" if uuid else ""
-
-
-def _start_sampler(gpu: str) -> subprocess.Popen[str] | None:
-    program = shutil.which("nvidia-smi")
-    if not gpu or program is None:
-        return None
-    words = [program, "-i", gpu, "--query-gpu=power.draw", "--format=csv,noheader,nounits", f"--loop-ms={EVERY_MS}"]
-    try:
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    except OSError:
-        return None
-
-
-def _end_sampler(sampler: subprocess.Popen[str]) -> list[float]:
-    """What it has said; lines that are no number ([N/A] on a part of a GPU) are skipped."""
-    sampler.terminate()
-    out, _ = sampler.communicate(timeout=30)
-    samples = []
-    for line in out.splitlines():
-        with contextlib.suppress(ValueError):
-            samples.append(float(line))
-    return samples
 
 
 class Memory:

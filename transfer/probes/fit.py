@@ -9,16 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.data.format.boxes import Boxes
+from transfer import box_precision
+from transfer.probes.detect import fit_detect
 from transfer.probes.knn import fit_knn
 from transfer.probes.linear import LinearHead, fit_linear, scores_of
 from transfer.probes.logistic import fit_logistic
 from transfer.probes.ridge import fit_ridge
+from transfer.probes.segment import confusion, fit_segment, pixel_counts
 from transfer.protocol.method_settings import (
+    DetectSettings,
     KnnSettings,
     LinearSettings,
     LogisticSettings,
     RidgeSelectedSettings,
     RidgeSettings,
+    SegmentSettings,
 )
 from transfer.protocol.methods import Method
 
@@ -26,7 +32,7 @@ CHUNK_ELEMENTS = 1 << 26
 """Scores of several heads that are held at once: 256 MiB."""
 Point = dict[str, Any]
 Scorer = Callable[[np.ndarray], Iterator[np.ndarray]]
-"""(N, D) features -> scores (N, C) for each point, in order, one at a time."""
+"""(N, D) features -> scores (N, C), or what `measured` takes, for each point, in order, one at a time."""
 
 
 def grid(method: Method, num_support: int, shots: int = 0) -> list[Point]:
@@ -48,6 +54,8 @@ def grid(method: Method, num_support: int, shots: int = 0) -> list[Point]:
             return [{"k": k} for k in ks if k <= most] or [{"k": num_support}]
         case LinearSettings():
             return [{"learning_rate": rate} for rate in settings.learning_rates]
+        case SegmentSettings() | DetectSettings():
+            return [{"learning_rate": rate} for rate in settings.learning_rates]
         case LogisticSettings():
             return [{"c": c} for c in settings.cs]
     raise ValueError(f"{method.name} is no probe")
@@ -67,7 +75,8 @@ def fit(
     seed: int,
     device: str = "cpu",
 ) -> Scorer:
-    """Fit all `points` of a method on a support (N, D), (N,)."""
+    """Fit all `points` of a method on a support: features (N, D), of segmentation maps (N, h, w, D), of detection maps at several
+    resolutions, and their truth (`transfer.protocol.truth`)."""
     settings = method.settings
     if isinstance(settings, RidgeSettings | RidgeSelectedSettings):
         ridge = fit_ridge(features, labels, num_classes)
@@ -88,12 +97,30 @@ def fit(
             device=device,
         )
         return lambda x: _linear_scores(heads, x)
+    if isinstance(settings, SegmentSettings):
+        rates = [float(p["learning_rate"]) for p in points]
+        segmented = fit_segment(features, labels, num_classes, settings=settings, rates=rates, seed=seed, device=device)
+        return lambda x: (head.scores(x) for head in segmented)
+    if isinstance(settings, DetectSettings):
+        rates = [float(p["learning_rate"]) for p in points]
+        found_by = fit_detect(features, labels, num_classes, settings=settings, rates=rates, seed=seed, device=device)  # type: ignore[arg-type]
+        return lambda x: (head.detections(x) for head in found_by)
     if isinstance(settings, LogisticSettings):
         scaled = _unit if settings.unit_features else np.asarray
         found = fit_logistic(scaled(features), labels, num_classes, c=[float(p["c"]) for p in points])
         solutions = found if isinstance(found, list) else [found]
         return lambda x: (solution.scores(scaled(x)) for solution in solutions)
     raise ValueError(f"{method.name} is no probe")
+
+
+def measured(said: np.ndarray, truth: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """What metrics and records take of what a probe says: of masks (confusion, pixels of each class), of boxes (detections with
+    whether they are right, boxes of each class), else what came in."""
+    if truth.dtype != object:
+        return said, truth
+    if isinstance(truth[0], Boxes):
+        return box_precision.matched(said, truth), np.stack([boxes.counts(num_classes) for boxes in truth])  # type: ignore[arg-type]
+    return confusion(said, truth), pixel_counts(truth, num_classes)
 
 
 def _linear_scores(heads: Sequence[LinearHead], x: np.ndarray) -> Iterator[np.ndarray]:

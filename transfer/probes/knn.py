@@ -2,6 +2,9 @@
 
 Features are divided by their length; the k training images nearest by cosine vote for their class with the weight
 softmax(similarity / temperature). Nothing is fitted, so the k of the published grid is the only choice there is.
+
+Of several labels an image they vote for each label by itself, as scikit-learn's neighbours of many outputs do: the share of the
+votes that show it, among the neighbours that say something of it. That is ours; the published code has one class an image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +29,12 @@ class Knn:
     features: torch.Tensor
     """(N, D) float32, each of length 1."""
     labels: torch.Tensor
-    """(N,) int64."""
+    """(N,) int64; of several labels an image (N, C), as `transfer.protocol.truth` has them."""
     num_classes: int
 
     def scores(self, features: np.ndarray, *, k: int, temperature: float = TEMPERATURE) -> np.ndarray:
-        """(M, D) -> (M, C) float64: each class's share of the votes; a row sums to 1."""
+        """(M, D) -> (M, C) float64: each class's share of the votes; a row sums to 1. Of several labels each label's share, 0.5
+        where no neighbour says anything of it."""
         return self.scores_of(features, [k], temperature=temperature)[k]
 
     def scores_of(
@@ -55,13 +59,20 @@ class Knn:
         for similarities, labels in self._nearest(features, max(ks)):
             for k in ks:
                 weights = torch.softmax(similarities[:, :k].double() / temperature, 1)
-                votes = torch.zeros(len(weights), self.num_classes, dtype=torch.float64, device=weights.device)
-                parts[k].append(votes.scatter_add_(1, labels[:, :k], weights).cpu().numpy())
+                parts[k].append(self._votes(weights, labels[:, :k]).cpu().numpy())
         return {k: np.concatenate(found) for k, found in parts.items()}
 
+    def _votes(self, weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Weights (m, k) of neighbours with labels (m, k) or (m, k, C) -> (m, C)."""
+        if labels.ndim == 2:
+            votes = torch.zeros(len(weights), self.num_classes, dtype=torch.float64, device=weights.device)
+            return votes.scatter_add_(1, labels, weights)
+        shown, said = (torch.einsum("mk,mkc->mc", weights, of.double()) for of in (labels == 1, labels >= 0))
+        return torch.where(said > 0, shown / said, 0.5)
+
     def _nearest(self, features: np.ndarray, k: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Chunk by chunk the similarities, falling, and the labels of the k nearest: (m, k) each."""
-        num = max(1, CHUNK_ELEMENTS // len(self.labels))
+        """Chunk by chunk the similarities, falling, and the labels of the k nearest: (m, k), of several labels (m, k, C)."""
+        num = max(1, CHUNK_ELEMENTS // max(len(self.labels), k * self.labels[0].numel()))
         queries = _unit(features, self.features.device)
         for first in range(0, max(len(queries), 1), num):
             similarities, places = (queries[first : first + num] @ self.features.T).topk(k, dim=1)
@@ -73,11 +84,14 @@ def fit_knn(features: np.ndarray, labels: np.ndarray, num_classes: int, *, devic
 
     Args:
         features: (N, D), any float type.
-        labels: (N,) integers below `num_classes`.
+        labels: (N,) integers below `num_classes`, or (N, num_classes) of 1 (shown), 0 (not) and -1 (not said).
     Raises:
         UserError: features are not finite (the backbone is broken).
     """
-    return Knn(_unit(features, torch.device(device)), torch.as_tensor(labels).long().to(device), num_classes)
+    truth = torch.as_tensor(labels)
+    return Knn(
+        _unit(features, torch.device(device)), (truth.long() if truth.ndim == 1 else truth).to(device), num_classes
+    )
 
 
 def _unit(features: np.ndarray, device: torch.device) -> torch.Tensor:

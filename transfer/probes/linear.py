@@ -56,7 +56,8 @@ def fit_linear(
 
     Args:
         features: (N, D), any float type.
-        labels: (N,) integers below `num_classes`.
+        labels: (N,) integers below `num_classes`; or of several labels an image (N, C) of 1, 0 and -1 (not said): then binary
+            cross-entropies, summed over labels.
         grid: learning rates at batch 256; times batch / 256 they are used. Any number of heads, equal ones too.
         batch: images of a step, at most N.
         seed: decides the first weights and the order of images; epochs are permutations, joined end to end.
@@ -68,7 +69,7 @@ def fit_linear(
     x = torch.as_tensor(np.asarray(features, np.float32)).to(device)
     if not torch.isfinite(x).all():
         raise UserError("the features are not finite; the checkpoint has diverged, take an earlier one")
-    y = torch.as_tensor(labels).long().to(device)
+    y = torch.as_tensor(np.asarray(labels, np.int64)).to(device)
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(x.shape[1], num_classes, generator=generator).mul_(INIT_STD).to(device)
     order = _order(len(x), num_steps, min(batch, len(x)), generator).to(device)
@@ -126,13 +127,18 @@ def _train(
     weights = start[:, None].repeat(1, len(rates), 1).view(len(start), -1)
     momentum = torch.zeros_like(weights)
     scale = torch.tensor(rates, dtype=torch.float32, device=x.device).mul_(batch / 256).repeat_interleave(num_classes)
-    rows = torch.arange(batch, device=x.device)
+    rows, several = torch.arange(batch, device=x.device), y.dim() == 2
     with torch.inference_mode():
         for step in range(num_steps):
             chosen = order[step]
             images = x[chosen]
-            slope = torch.softmax((images @ weights).view(batch, len(rates), num_classes), 2)
-            slope[rows, :, y[chosen]] -= 1  # the gradient of cross-entropy by the logits, times the batch
+            logits = (images @ weights).view(batch, len(rates), num_classes)
+            if several:
+                aims = y[chosen][:, None]
+                slope = (torch.sigmoid(logits) - aims) * (aims >= 0)
+            else:
+                slope = torch.softmax(logits, 2)
+                slope[rows, :, y[chosen]] -= 1  # the gradient of cross-entropy by the logits, times the batch
             momentum.addmm_(images.T, slope.view(batch, -1), beta=MOMENTUM, alpha=1 / batch)
             weights.addcmul_(momentum, scale, value=-0.5 * (1 + math.cos(math.pi * step / num_steps)))
     return weights.view(len(start), len(rates), num_classes)

@@ -2,6 +2,8 @@
 
     minimise  c * sum of cross-entropies + |weights|^2 / 2      the bias is free; two classes are one logistic unit
 
+Of several labels an image each is one logistic unit, as scikit-learn's OneVsRestClassifier has them.
+
 All float64. The published procedure tries c = 10^linspace(-6, 5, 45), chooses on a tenth of the training images that
 is held out, and fits all of them again.
 """
@@ -34,10 +36,13 @@ class LogisticHead:
     """Largest element of the gradient of the mean objective at the end."""
     converged: bool
     """False where the iterations ended first, with a slope above 1e-6."""
+    several: bool = False
+    """Each label by itself."""
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """(N, D) -> probabilities (N, C) float64."""
-        return _softmax(np.asarray(features, np.float64) @ self.weight + self.bias)
+        logits = np.asarray(features, np.float64) @ self.weight + self.bias
+        return _sigmoid(logits) if self.several else _softmax(logits)
 
 
 def fit_logistic(
@@ -53,7 +58,7 @@ def fit_logistic(
 
     Args:
         features: (N, D), any float type, not scaled here: the penalty sees their scale. DINOv2 gives them raw.
-        labels: (N,) integers below `num_classes`.
+        labels: (N,) integers below `num_classes`; or of several labels an image (N, C) of 1, 0 and -1 (left out).
         tolerance: stop at this slope; where no step lessens the loss any more it ends before.
     Raises:
         UserError: features are not finite, or c is not positive.
@@ -76,7 +81,13 @@ def fit_logistic(
         solution = point.reshape(-1, num_classes)
         weight = solution[:-1] if basis is None else basis @ solution[:-1]
         found[value] = LogisticHead(
-            value, weight.copy(), solution[-1].copy(), num_iterations, slope, slope <= CONVERGED
+            value,
+            weight.copy(),
+            solution[-1].copy(),
+            num_iterations,
+            slope,
+            slope <= CONVERGED,
+            several=labels.ndim == 2,
         )
     heads = [found[value] for value in wanted]
     return heads if isinstance(c, Sequence) else heads[0]
@@ -94,18 +105,14 @@ def _solve(
     """(point, iterations, largest slope) of the mean objective."""
     from scipy.optimize import minimize
 
-    rows, num = np.arange(len(x)), len(x)
+    num, losses = len(x), _binary if labels.ndim == 2 else _multinomial
     # Two columns that mirror each other share what one unit's weights are: half the norm, so half the c.
-    penalty = 1.0 / (num * (c / 2 if num_classes == 2 else c))
+    penalty = 1.0 / (num * (c / 2 if labels.ndim == 1 and num_classes == 2 else c))
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(-1, num_classes)
-        logits = x @ weights[:-1] + weights[-1]
-        shifted = logits - logits.max(1, keepdims=True)
-        total = np.exp(shifted).sum(1)
-        loss = (np.log(total) - shifted[rows, labels]).mean() + penalty / 2 * (weights[:-1] ** 2).sum()
-        slope = np.exp(shifted) / total[:, None]
-        slope[rows, labels] -= 1
+        total, slope = losses(x @ weights[:-1] + weights[-1], labels)
+        loss = total / num + penalty / 2 * (weights[:-1] ** 2).sum()
         slope /= num
         gradient = np.empty_like(weights)
         gradient[:-1] = x.T @ slope + penalty * weights[:-1]
@@ -115,6 +122,26 @@ def _solve(
     options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, "gtol": tolerance, "ftol": 0.0, "maxls": 50}
     result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     return result.x, int(result.nit), float(np.abs(objective(result.x)[1]).max())
+
+
+def _multinomial(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Sum of cross-entropies, and its slope by the logits."""
+    rows, shifted = np.arange(len(logits)), logits - logits.max(1, keepdims=True)
+    total = np.exp(shifted).sum(1)
+    slope = np.exp(shifted) / total[:, None]
+    slope[rows, labels] -= 1
+    return float((np.log(total) - shifted[rows, labels]).sum()), slope
+
+
+def _binary(logits: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """The same of each label by itself, over what is said."""
+    said = targets >= 0
+    loss = np.logaddexp(0.0, logits) - targets * logits
+    return float(loss[said].sum()), (_sigmoid(logits) - targets) * said
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(logits / 2))  # without overflow at either end
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

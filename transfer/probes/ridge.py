@@ -58,7 +58,7 @@ def fit_ridge(features: np.ndarray, labels: np.ndarray, num_classes: int) -> Rid
 
     Args:
         features: (N, D), any float type.
-        labels: (N,) integers below `num_classes`.
+        labels: (N,) integers below `num_classes`, or of several labels an image (N, C) of 1, 0 and -1 (not said).
     Raises:
         UserError: features are not finite (the backbone is broken).
     """
@@ -68,8 +68,11 @@ def fit_ridge(features: np.ndarray, labels: np.ndarray, num_classes: int) -> Rid
     mean = x.mean(0, keepdims=True)
     std = x.std(0, keepdims=True) + STD_FLOOR
     x = _with_bias((x - mean) / std)
-    y = np.full((len(labels), num_classes), -1.0)
-    y[np.arange(len(labels)), labels] = 1.0
+    if labels.ndim == 2:  # a label that is left open lies between both
+        y = np.where(labels < 0, 0.0, 2.0 * labels - 1.0)
+    else:
+        y = np.full((len(labels), num_classes), -1.0)
+        y[np.arange(len(labels)), labels] = 1.0
     num, width = x.shape
     if num >= width:
         eigenvalues, q = np.linalg.eigh(x.T @ x)

@@ -1,8 +1,9 @@
-"""The other labels of ImageNet: ReaL for its validation images, and ImageNet-V2's new images for its classes.
+"""What a task is measured by besides its test split: ReaL's labels and ImageNet-V2, other images of its classes, corruptions.
 
 Class indices are those of everybody's ImageNet: the place of the wnid among the 1,000 sorted ones. ImageNet-V2 is a dataset of
 its own (the card `imagenet_v2`, whose labels are the numbers of its folders); ReaL is one file of labels. A suite states them
-next to the task; final trials then hold `real_top1` and `v2_top1`, measured when the task's own test split is open.
+next to the task; final trials then hold `real_top1` and `v2_top1`, measured when the task's own test split is open. Other sets
+(ImageNet-A, R, Sketch, or anybody's) have some of the task's classes by name: `top1_on_NAME`, the choice being among theirs.
 """
 
 import functools
@@ -16,16 +17,36 @@ from typing import Any
 import numpy as np
 
 from pipeline import documents
+from pipeline.data.augment.corruptions import names_of
 from pipeline.data.format.manifest import Manifest
 from pipeline.errors import UserError
+from pipeline.models.timm_models import imagenet_names
 from pipeline.storage import objects
 from transfer import metrics
 
 NUM_VAL, NUM_CLASSES = 50_000, 1000
 REMEDY = "give real.json of google-research/reassessed-imagenet"
 REAL, V2 = "real_top1", "v2_top1"
-EXTRA_METRICS = (REAL, V2)
-"""Names of these metrics in a trial."""
+ON, CORRUPTED = "top1_on_", "top1_corrupted"
+"""Names of these metrics in a trial; what follows the third is the other set's name."""
+
+
+def is_extra(metric: str) -> bool:
+    return metric in (REAL, V2, CORRUPTED) or metric.startswith(ON)
+
+
+@dataclass(frozen=True)
+class OtherTestSet:
+    """Other images of the task's classes."""
+
+    metric: str
+    what: str
+    """For people."""
+    url: str
+    digest: str
+    split: str
+    columns: tuple[int, ...] = ()
+    """Places of its classes among the task's; empty = they are the same, in the same order."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +55,32 @@ class ExtraTestSets:
 
     real_url: str = ""
     real_sha256: str = ""
-    v2_url: str = ""
-    v2_digest: str = ""
-    v2_split: str = ""
+    others: tuple[OtherTestSet, ...] = ()
+    corruptions: tuple[str, ...] = ()
+    """Of the test split, by their names."""
+
+    @property
+    def needs_passes(self) -> bool:
+        """Over other images than the test split's own."""
+        return bool(self.others or self.corruptions)
 
     def digests(self) -> dict[str, str]:
         """Of the labels or images behind each metric, by its name."""
-        return {k: v for k, v in ((REAL, self.real_sha256), (V2, self.v2_digest)) if v}
+        found = {REAL: self.real_sha256, **{other.metric: other.digest for other in self.others}}
+        found[CORRUPTED] = f"severities 1 to 5 of {', '.join(self.corruptions)}" if self.corruptions else ""
+        return {k: v for k, v in found.items() if v}
 
 
-def find_extra_test_sets(task: Manifest, test: str, *, real_labels: str, v2: str, data_root: str) -> ExtraTestSets:
+def find_extra_test_sets(
+    task: Manifest,
+    test: str,
+    *,
+    real_labels: str = "",
+    v2: str = "",
+    also: Sequence[str] = (),
+    corruptions: Sequence[str] = (),
+    data_root: str,
+) -> ExtraTestSets:
     """The label file and the dataset that a suite configures for a task with the test split `test`.
 
     No label meets a score here.
@@ -51,10 +88,13 @@ def find_extra_test_sets(task: Manifest, test: str, *, real_labels: str, v2: str
     Args:
         real_labels: `real.json`; a path that is not absolute lies under `data_root`. "" = not measured.
         v2: the prepared ImageNet-V2, likewise.
+        also: prepared datasets whose classes are all or some of the task's, likewise.
+        corruptions: of `pipeline.data.augment.corruptions`; ("all",) = each.
     Raises:
         UserError: something is not there, or does not go with the task's classes and images.
     """
     found: dict[str, str] = {}
+    others: list[OtherTestSet] = []
     if real_labels or v2:
         _check_classes(task.classes, task.url)
     if real_labels:
@@ -64,11 +104,36 @@ def find_extra_test_sets(task: Manifest, test: str, *, real_labels: str, v2: str
     if v2:
         manifest = Manifest.open(_place(v2, data_root))
         check_v2_classes(manifest)
-        split = next((s for s in ("test", "val") if s in manifest.splits), "")
-        if not split:
-            raise UserError(f"{manifest.url} has no split test; prepare ImageNet-V2 with the card imagenet_v2")
-        found |= {"v2_url": manifest.url, "v2_digest": manifest.digest, "v2_split": split}
-    return ExtraTestSets(**found)
+        others.append(OtherTestSet(V2, "ImageNet-V2", manifest.url, manifest.digest, _test_split(manifest)))
+    if (also or corruptions) and (task.labels or task.masks or task.boxes):
+        raise UserError(
+            f"also and corruptions are for one class an image, which {task.url} has not; leave them out here"
+        )
+    others += [_other(task, _place(place, data_root)) for place in also]
+    if twice := [o.metric for n, o in enumerate(others) if o.metric in {p.metric for p in others[:n]}]:
+        raise UserError(f"two datasets would be {twice[0]}; give one of their folders another name")
+    names = names_of(corruptions, "corruptions") if corruptions else ()
+    return ExtraTestSets(**found, others=tuple(others), corruptions=names)
+
+
+def _test_split(manifest: Manifest) -> str:
+    split = next((s for s in ("test", "val") if s in manifest.splits), "")
+    if not split:
+        raise UserError(f"{manifest.url} has no split test; prepare it with the card of its name (normfree data cards)")
+    return split
+
+
+def _other(task: Manifest, url: str) -> OtherTestSet:
+    manifest, places = Manifest.open(url), {name: place for place, name in enumerate(task.classes)}
+    if missing := [name for name in manifest.outputs if name not in places]:
+        raise UserError(
+            f"{manifest.url} has classes that {task.url} lacks ({len(missing)}, {missing[0]} is the first); also is for datasets "
+            "with all or some of the task's classes, by their names"
+        )
+    name = re.sub(r"[^a-z0-9]+", "_", manifest.url.rstrip("/").rpartition("/")[2].lower()).strip("_")
+    same = list(manifest.outputs) == list(task.classes)
+    columns = () if same else tuple(places[one] for one in manifest.outputs)
+    return OtherTestSet(f"{ON}{name}", name, manifest.url, manifest.digest, _test_split(manifest), columns)
 
 
 def real_top1(real_url: str, data_url: str, split: str, samples: np.ndarray, scores: np.ndarray) -> float:
@@ -97,6 +162,21 @@ def is_same(data: Sequence[str], head: Sequence[str]) -> bool:
     """
     of_imagenet = [is_imagenet(classes) or is_v2(classes) for classes in (data, head)]
     return list(data) == list(head) or all(of_imagenet)
+
+
+def columns_of(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
+    """Places in a head of the classes of a dataset that are some of them, by WordNet's names; None where they are not.
+
+    ImageNet-A, R and Sketch name their folders by wnids. A published file's head says 0 to 999, which are the sorted wnids: their
+    names are then timm's list of them.
+    """
+    names = list(head)
+    if is_v2(names):
+        names = imagenet_names()
+    places = {name: place for place, name in enumerate(names)}
+    if not all(re.fullmatch(r"n\d{8}", name) and name in places for name in data):
+        return None
+    return [places[name] for name in data]
 
 
 def is_v2(classes: Sequence[str]) -> bool:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pipeline.configuration import check_fields
+from pipeline.data.sources import cards
 from pipeline.engine.optim_config import Clip
 from pipeline.errors import UserError
-from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Share, ShareBelowOne, Text
+from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Range, Share, ShareBelowOne, Text
+from pipeline.models.batch_norm import Statistics
 from transfer.protocol.search_space import Search
 
 Rule = Literal["few_shot", "vtab1k", "full"]
-Metric = Literal["", "top1", "top5", "mean_per_class", "balanced_accuracy", "auroc"]
+Metric = Literal["", "top5", cards.Metric]
 Counts = Annotated[tuple[Count, ...], Items(distinct=True)]
 Numbers = Annotated[tuple[Positive, ...], Items(distinct=True)]
 Texts = Annotated[tuple[Text, ...], Items(distinct=True)]
@@ -32,6 +34,9 @@ class Settings:
     """For the split rule full."""
     image_px: CountOrZero = 0
     """Side of the evaluation input, and of the training input unless the recipe states its own; 0 = the backbone's own."""
+    convert_icc: bool = False
+    """Bring colours to sRGB by embedded ICC profiles, as protocols before 2026-11-29 did; the public code of these methods
+    ignores profiles."""
     metric: Metric = ""
     """Empty = the card's."""
     title: str = ""
@@ -87,6 +92,40 @@ class LinearSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentSettings(Settings):
+    """A linear head on frozen maps (`transfer.probes.segment`); the rate is selected."""
+
+    learning_rates: Numbers = (1e-4, 1e-3, 1e-2)
+    """AdamW's, falling linearly to 0."""
+    weight_decay: NonNegative = 1e-4
+    num_steps: Count = 2000
+    """Updates of each head."""
+    batch: Count = 16
+    """Images of an update."""
+    train_mask_px: Count = 128
+    """Side that masks are brought to for the loss (the nearest pixel); they are measured at their own size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectSettings(Settings):
+    """torchvision's FCOS on frozen maps at several resolutions (`transfer.probes.detect`); the rate is selected."""
+
+    learning_rates: Numbers = (1e-4, 1e-3)
+    """AdamW's, falling linearly to 0."""
+    weight_decay: NonNegative = 1e-4
+    num_steps: Count = 2000
+    """Updates of pyramid and head."""
+    batch: Count = 16
+    """Images of an update."""
+    width: Literal[32, 64, 128, 256, 512] = 256
+    """Channels of the pyramid and of the head's convolutions, whose group norm has 32 groups."""
+    min_score: ShareBelowOne = 0.05
+    """Detections below it are dropped."""
+    nms_iou: Share = 0.6
+    """Of two detections of a class that overlap more, the surer one is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogisticSettings(Settings):
     """L-BFGS logistic regression on features as they are (`transfer.probes.logistic`); C is selected."""
 
@@ -106,6 +145,8 @@ class FinetuneSettings(Settings):
     The space is a grid, learning_rates x schedule lengths, or else what `search` states.
     """
 
+    convert_icc: bool = True
+    """As above; true unless a recipe carries its paper's name."""
     learning_rates: Numbers = ()
     """Peaks to choose from."""
     num_steps: Counts = ()
@@ -123,6 +164,8 @@ class FinetuneSettings(Settings):
     clip_norm: Positive = 1.0
     unclipped: Texts = ()
     clip_head: bool = False
+    correlated: bool = False
+    """Each batch is sorted by class, so that groups of samples hold few classes (`data.order`)."""
     weight_decay: NonNegative = 0.0
     warmup_share: Share = 0.1
     """Of the schedule."""
@@ -139,6 +182,17 @@ class FinetuneSettings(Settings):
     """Repeated augmentation; passes over the images are cut by it, so that the cost stays."""
     train_px: CountOrZero = 0
     """Side of the training input, where it differs from image_px."""
+    optimiser: Literal["sgd", "momentum", "adamw"] = "sgd"
+    """As `optim.name`: sgd is Nesterov's."""
+    layer_decay: Annotated[float, Range(0, 1, without="low")] = 1.0
+    """As `optim.layer_decay`: rates fall by it from each layer to the one before it."""
+    batch_norm: Statistics = "local"
+    """As `model.batch_norm`, for networks that have it."""
+    mixup_alpha: Share = 0.0
+    """As `augment.mixup_alpha`, and the next as `augment` has it."""
+    cutmix_alpha: Share = 0.0
+    policy_magnitude: Annotated[float, Range(0, 30)] = 0.0
+    """Of RandAugment as torchvision has it, with two operations an image; 0 = none."""
     search: Search | None = None
     """In place of the grid."""
 
@@ -163,7 +217,7 @@ class FinetuneSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class HyperruleSettings(Settings):
-    """BiT-HyperRule (`transfer.protocol.bit_hyperrule`): nothing is searched. Sizes and budget follow from the task alone."""
+    """BiT-HyperRule (`transfer.protocol.recipes.bit_hyperrule`): sizes and budget follow from the task, nothing is searched."""
 
     variant: Literal["paper", "code"] = "paper"
     """Where they differ: how many steps, and when the rate falls."""
@@ -175,3 +229,24 @@ class HyperruleSettings(Settings):
     """False: the backbone's own resolution in place of the rule's 128 or 384 px; for networks made for small images."""
     num_steps: CountOrZero = 0
     """0 = the rule's; else warm-up and falls shrink with it, for tasks smaller than any the rule was made for."""
+    nesterov: bool = False
+    """Nesterov's momentum, which protocols before 2026-11-29 had; BiT's is plain."""
+    rate_factors: Numbers = (1.0,)
+    """Rates to choose from, as multiples of the rule's 0.003; the rule itself has one."""
+    batch_norm: Statistics = "local"
+    """As `model.batch_norm`, for networks that have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilySettings(Settings):
+    """Fine-tuning as the literature of each backbone's own family has it (`transfer.protocol.recipes.families`)."""
+
+    batch: Count = 512
+    """Images of an update; for AdamW's families at most as many as there are."""
+    num_steps: CountOrZero = 0
+    """0 = BiT-HyperRule's, for all families."""
+    rate_factors: Numbers = (1.0,)
+    """Rates to choose from, as multiples of each family's own."""
+    batch_norm: Statistics = "local"
+    """As `model.batch_norm`, for networks that have it: trained with statistics of each micro-batch, as BiT and timm do it, or
+    frozen."""

@@ -16,10 +16,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.configuration import convert, from_dict, located, nearest, to_dict
+from pipeline.configuration import convert, from_dict, nearest, to_dict
 from pipeline.errors import UserError
+from pipeline.yaml_files.refusals import located, within
 from transfer.protocol.method_settings import (
     GRID,
+    DetectSettings,
+    FamilySettings,
     FinetuneSettings,
     HyperruleSettings,
     KnnSettings,
@@ -27,12 +30,32 @@ from transfer.protocol.method_settings import (
     LogisticSettings,
     RidgeSelectedSettings,
     RidgeSettings,
+    SegmentSettings,
     Settings,
 )
+from transfer.protocol.recipes import families
 from transfer.protocol.search_space import Search
 
-LATER = ("search", "clip", "clip_norm", "unclipped", "clip_head")
-"""Settings that earlier protocols did not have."""
+LATER = frozenset(
+    [
+        "search",
+        "clip",
+        "clip_norm",
+        "unclipped",
+        "clip_head",
+        "optimiser",
+        "layer_decay",
+        "mixup_alpha",
+        "cutmix_alpha",
+        "policy_magnitude",
+        "rate_factors",
+        "batch_norm",
+        "correlated",
+    ]
+)
+"""Settings that earlier protocols did not have, and that change no digest with their usual values."""
+BEFORE: dict[str, Any] = {"convert_icc": True, "nesterov": True}
+"""Settings that earlier protocols did not have, and what these did; that changes no digest either."""
 
 # These texts enter protocol digests, so the rules keep the names that they had in version 1, wherever their code lies.
 SPLIT_RULES = {
@@ -52,6 +75,7 @@ _A5_PLAIN: dict[str, Any] = {
     "ema_decay": 0.9999,
     "area_min": 0.08,
     "clipping": 0.01,
+    "convert_icc": False,
 }
 _A5 = _A5_PLAIN | {"weight_decay": 1e-5, "drop_rate": 0.25, "stochastic_depth": 0.1, "sam_rho": 0.05}
 METHOD_KINDS: dict[str, tuple[type[Settings], str, dict[str, Any]]] = {
@@ -60,8 +84,11 @@ METHOD_KINDS: dict[str, tuple[type[Settings], str, dict[str, Any]]] = {
     "knn": (KnnSettings, "nearest neighbours", {}),
     "linear": (LinearSettings, "linear probe", {}),
     "logistic": (LogisticSettings, "logistic regression", {}),
+    "segment": (SegmentSettings, "linear segmentation of frozen maps", {}),
+    "detect": (DetectSettings, "FCOS on frozen maps", {}),
     "finetune": (FinetuneSettings, "fine-tuning", {}),
     "hyperrule": (HyperruleSettings, "fine-tuning by BiT-HyperRule", {}),
+    "by_family": (FamilySettings, "fine-tuning as each backbone's own literature", {}),
     "nfnet": (FinetuneSettings, "fine-tuning as NFNets (SAM, EMA, stochastic depth)", _A5 | {"num_steps": (15_000,)}),
     "nfnet_plain": (
         FinetuneSettings,
@@ -75,13 +102,16 @@ METHOD_KINDS: dict[str, tuple[type[Settings], str, dict[str, Any]]] = {
         _A5 | {"epochs": (50.0,), "repeats": 4, "train_px": 384, "image_px": 480},
     ),
 }
-PROBES = ("ridge", "ridge_selected", "knn", "linear", "logistic")
+PROBES = ("ridge", "ridge_selected", "knn", "linear", "logistic", "segment", "detect")
 HEADS = {
     "ridge": "ridge on pooled pre-logits, whitened by the support",
     "ridge_selected": "ridge on pooled pre-logits, whitened by the support",
     "knn": "cosine neighbours of pooled pre-logits; k up to the images of a class, and that number itself",
     "linear": "linear on pooled pre-logits, N(0, 0.01^2)",
     "logistic": "linear on pooled pre-logits, from zero",
+    "segment": "linear on each position of the last maps, standardised by the fitted images; N(0, 0.01^2)",
+    "detect": "torchvision's FCOS on a feature pyramid with P6 and P7 of the three coarsest maps from stride 4 up, standardised "
+    "by the fitted images; at most 100 detections an image",
     "hyperrule": "linear, zero init; a support below the batch is repeated to fill it; size of the images from the images",
 }
 
@@ -108,7 +138,9 @@ class Method:
 
     def configured(self) -> dict[str, Any]:
         """Fields with something in them: what a suite's YAML may say."""
-        return {k: v for k, v in _plain(self.settings).items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
+        said = {k: v for k in BEFORE if (v := getattr(self.settings, k, None)) is not None}
+        found = _plain(self.settings) | said
+        return {k: v for k, v in found.items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
 
     def plain(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, **_plain(self.settings)}
@@ -119,6 +151,8 @@ def _plain(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = to_dict(settings)
     for field in dataclasses.fields(settings):
         if field.name in LATER and getattr(settings, field.name) == field.default:
+            del found[field.name]
+        if field.name in BEFORE and getattr(settings, field.name) == BEFORE[field.name]:
             del found[field.name]
     if "search" in found:
         found["search"] = settings.search.plain()  # type: ignore[attr-defined]
@@ -135,13 +169,15 @@ def protocol(
     metric: str,
     search: dict[str, Any],
     extra_tests: dict[str, str] | None = None,
+    truth: str = "",
 ) -> dict[str, Any]:
     """Everything that decides a number besides backbone, data bytes, shots and seed, in plain containers.
 
     Args:
         splits: names of the splits to fit and to test.
         search: how candidates are drawn and stopped; {} where there is nothing to search.
-        beside: further metrics of the final trials, and digests of what they are measured on.
+        extra_tests: further metrics of the final trials, and digests of what they are measured on.
+        truth: what an image says besides one class, and what that changes; empty = one class, and nothing is added.
     """
     hidden = ("shots", "title", "split", "metric")  # each number of shots is a column of its own
     settings = {k: v for k, v in _plain(method.settings).items() if k not in hidden}
@@ -156,10 +192,12 @@ def protocol(
         "search": search,
         "method": method.kind,
         "settings": settings,
+        **({"families": families.plain()} if method.kind == "by_family" else {}),
         "head": HEADS.get(method.kind, "linear, zero init"),
         "preprocessing": {"from": "the backbone", "flip": flip},
         "metric": metric,
         **({"beside": extra_tests} if extra_tests else {}),
+        **({"truth": truth} if truth else {}),
     }
 
 
@@ -178,19 +216,32 @@ def sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def as_before(suite: dict[str, Any]) -> dict[str, Any]:
+    """A suite as a sweep's folder keeps it; settings that it was written without have the values that they had then."""
+    methods = {}
+    for name, settings in suite.get("methods", {}).items():
+        kind = METHOD_KINDS.get(str(settings.get("kind", name)))
+        known = {} if kind is None else {k: v for k, v in BEFORE.items() if hasattr(kind[0], k)}
+        methods[name] = {**known, **settings}
+    return {**suite, "methods": methods}
+
+
 def parse_methods(content: Any, where: str) -> tuple[Method, ...]:
     """The `methods` of a suite: name -> settings, and `kind` where the name is not one. UserError for what is wrong."""
     with located(where):
         if not content:
-            raise UserError(f"methods is {content!r}; give a mapping, with names such as {', '.join(METHOD_KINDS)}")
+            raise UserError.at(
+                "methods", f"methods is {content!r}; give a mapping, with names such as {', '.join(METHOD_KINDS)}"
+            )
         methods = []
         for name, settings in convert(dict[str, dict[str, Any]], content, "methods").items():
             kind = str(settings.get("kind", name))
             if kind not in METHOD_KINDS:
-                raise UserError(f"no method is called {kind!r}; {nearest(kind, METHOD_KINDS)}")
+                sentence = f"no method is called {kind!r}; {nearest(kind, METHOD_KINDS)}"
+                raise UserError.at(f"methods.{name}.kind", sentence)
             if not name.replace("_", "").isalnum():
-                raise UserError(f"the method {name!r} needs a name of letters, digits and _")
-            with located(name):
+                raise UserError.at(f"methods.{name}", f"the method {name!r} needs a name of letters, digits and _")
+            with within(f"methods.{name}"):
                 methods.append(Method(name=name, kind=kind, settings=_settings(kind, settings)))
     order = list(METHOD_KINDS)
     return tuple(sorted(methods, key=lambda m: (order.index(m.kind), m.name)))

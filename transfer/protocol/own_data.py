@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.configuration import nearest
 from pipeline.data.format import manifest
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.prepare.prepare import prepare
 from pipeline.data.sources.cards import list_cards, load_card
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from transfer.protocol.methods import METHOD_KINDS, PROBES, parse_methods
+from transfer.protocol.methods import METHOD_KINDS, parse_methods
 from transfer.protocol.tasks import Suite, Task, TaskEntry
 
 NAME = "own_data"
@@ -39,7 +40,8 @@ def prepared(place: str, out: str, *, workers: int = 1) -> str:
     try:
         return prepare(card, target, source=place, val_share=VAL_SHARE, workers=workers).url
     except UserError as error:
-        if "leave out val_share" not in str(error):
+        # Its splits are its own, or it was prepared so by an earlier start of the same command.
+        if not any(why in str(error) for why in ("leave out val_share", "prepared otherwise (val_share None)")):
             raise
     return prepare(card, target, source=place, workers=workers).url
 
@@ -63,7 +65,12 @@ def default_suite(datasets: Sequence[str], methods: Sequence[str] = ()) -> tuple
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two datasets would be the task {twice[0]}; give one of their folders another name")
     num, fewest = max(int(c.sum()) for c in sizes), max(int(c.min()) for c in sizes)
-    settings = _methods(methods or ("ridge", "knn", "linear" if num > MANY_IMAGES else "logistic"), fewest)
+    several = all(one.labels for one in found)
+    usual = "linear" if num > MANY_IMAGES else "logistic"
+    default: Sequence[str] = ("ridge", "knn", usual)
+    if all(one.masks for one in found) or all(one.boxes for one in found):
+        several, default = True, ("segment" if found[0].masks else "detect",)
+    settings = _methods(methods or default, fewest, several=several)
     suite = Suite(
         name=NAME,
         title="Own images",
@@ -72,43 +79,53 @@ def default_suite(datasets: Sequence[str], methods: Sequence[str] = ()) -> tuple
         num_seeds=SEEDS,
     )
     said = [
-        f"{entry.name}: {int(c.sum()):,} training images, {len(c)} classes, the smallest has {int(c.min())}"
-        for entry, c in zip(entries, sizes, strict=True)
+        f"{entry.name}: {one.splits[Task.train_split].num_samples:,} training images, {len(one.outputs)} "
+        + (
+            "classes of pixels"
+            if one.masks
+            else "classes of boxes"
+            if one.boxes
+            else f"labels, the rarest is shown by {int(c.min())}"
+            if one.labels
+            else f"classes, the smallest has {int(c.min())}"
+        )
+        for entry, one, c in zip(entries, found, sizes, strict=True)
     ]
     said.append("protocol (no --suite): " + "; ".join(f"{m.title}{_shots(m.settings.shots)}" for m in suite.methods))
     return suite, said
 
 
-def _methods(names: Sequence[str], fewest: int) -> dict[str, Any]:
+def _methods(names: Sequence[str], fewest: int, *, several: bool) -> dict[str, Any]:
+    """Args: several: whether no image has one class, so that few images of each cannot be drawn."""
     shots = [s for s in SHOTS if s <= fewest]
     found: dict[str, Any] = {}
     for name in names:
-        if name in ("ridge", "ridge_selected"):
+        if name in ("ridge", "ridge_selected") and not several:
             found[name] = {"shots": shots}
         elif name == "finetune":
             found[name] = FINETUNE
         elif name in METHOD_KINDS:
             found[name] = {"split": "full"}
         else:
-            raise UserError(
-                f"--methods has {name!r}; choose of {', '.join(METHOD_KINDS)} (probes: {', '.join(PROBES)})"
-            )
+            raise UserError(f"--methods has {name!r}; {nearest(name, METHOD_KINDS)}")
     return found
 
 
 def _counts(found: Manifest) -> np.ndarray:
-    """Training images of each class."""
-    if len(found.classes) < 2:
-        raise UserError(f"{found.url} has one class ({found.classes[0]}); a task needs two at least")
+    """Training images of each class, or that show each label."""
+    if len(found.outputs) < 2:
+        raise UserError(f"{found.url} has one class ({found.outputs[0]}); a task needs two at least")
     if Task.train_split not in found.splits or len(found.splits) < 2:
         raise UserError(
             f"{found.url} has the splits {', '.join(found.splits)}; a task needs train, and val or test: prepare it again with "
             f"--val-share {VAL_SHARE}"
         )
     counts = np.bincount(found.split(Task.train_split).label, minlength=len(found.classes))
+    if found.targets is not None:
+        counts = counts @ (found.targets == 1)
     if not counts.min():
         raise UserError(
-            f"the class {found.classes[int(counts.argmin())]} of {found.url} has no training image; remove it"
+            f"the class {found.outputs[int(counts.argmin())]} of {found.url} has no training image; remove it"
         )
     return counts
 

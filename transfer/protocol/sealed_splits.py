@@ -17,6 +17,7 @@ from pipeline import documents
 from pipeline.documents import Share, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
+from transfer.protocol.imagenet_labels import OtherTestSet
 from transfer.protocol.tasks import Init, Task
 
 REMEDY = "restore it, or run the sweep again in another folder: a choice is not made twice"
@@ -135,12 +136,11 @@ def open_test(task: Task, url: str, *, trial: str) -> TestSplit:
     return TestSplit(task._test_split, url)
 
 
-def open_v2(task: Task, url: str, *, trial: str) -> tuple[Task, TestSplit]:
-    """ImageNet-V2, as a task whose test split is open, by the same rule as `open_test`; recorded as an opening of its own."""
-    extra_tests = task.extra_tests
-    _record(task, url, trial, extra_tests.v2_digest, "ImageNet-V2")
-    other = replace(task, url=extra_tests.v2_url, data_digest=extra_tests.v2_digest, _test_split=extra_tests.v2_split)
-    return other, TestSplit(extra_tests.v2_split, url)
+def open_other(task: Task, other: OtherTestSet, url: str, *, trial: str) -> tuple[Task, TestSplit]:
+    """Another test set, as a task whose test split is open, by the rule of `open_test`; recorded as an opening of its own."""
+    _record(task, url, trial, other.digest, other.what)
+    there = replace(task, url=other.url, data_digest=other.digest, _test_split=other.split)
+    return there, TestSplit(other.split, url)
 
 
 def _record(task: Task, url: str, trial: str, data_digest: str, what: str) -> None:

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.configuration import from_dict, located, nearest
-from pipeline.data.sources.cards import load_card
-from pipeline.documents import MAX_YAML_BYTES, parse_yaml
+from pipeline.configuration import from_dict, nearest
 from pipeline.errors import UserError
 from pipeline.field_types import Count, Text
 from pipeline.storage import objects
+from pipeline.yaml_files.parse import parse_yaml, read_yaml
+from pipeline.yaml_files.refusals import located, within
 from transfer.protocol.methods import Method, parse_methods
 from transfer.protocol.tasks import Suite, TaskEntry, not_prepared, open_task
 
@@ -22,9 +22,13 @@ def list_suites() -> list[str]:
     return sorted(p.stem for p in suites_dir().glob("*.yaml"))
 
 
+def _is_path(name_or_path: str) -> bool:
+    return "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
+
+
 def load_suite(name_or_path: str) -> Suite:
     """The suite of that name, or of the YAML file at that path. UserError for unknown names, keys and wrong values."""
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+    if _is_path(name_or_path):
         path = name_or_path
         if not objects.is_file(path):
             raise UserError(f"no suite at {path}; give the path of a YAML suite or one of {', '.join(list_suites())}")
@@ -32,8 +36,8 @@ def load_suite(name_or_path: str) -> Suite:
         path = str(suites_dir() / f"{name_or_path}.yaml")
     else:
         raise UserError(f"no suite is called {name_or_path!r}; {nearest(name_or_path, list_suites())}")
-    where = f"the suite {path}"
-    return suite_of(parse_yaml(objects.read_bytes(path, max_bytes=MAX_YAML_BYTES + 1), where), where)
+    where, data = f"the suite {path}", read_yaml(path)
+    return suite_of(parse_yaml(data, where), where, data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,36 +57,51 @@ class SuiteFile:
     """Name -> settings, and its `kind` where the name is not one."""
 
 
-def suite_of(content: Any, where: str) -> Suite:
-    """The suite from plain containers, as YAML holds them or `Suite.plain` gives them."""
-    with located(where):
+def suite_of(content: Any, where: str, data: bytes | None = None) -> Suite:
+    """The suite from plain containers, as YAML holds them or `Suite.plain` gives them. Args: data: the YAML, for its lines."""
+    with located(where, data):
         file = from_dict(SuiteFile, content)
         if not file.tasks:
-            raise UserError("tasks is empty; set it to a list of card names")
-        entries = []
-        for task in file.tasks:
+            raise UserError.at("tasks", "tasks is empty; set it to a list of card names")
+        entries: dict[str, TaskEntry] = {}
+        for number, task in enumerate(file.tasks):
+            place = f"tasks[{number}]"
             configured = task if isinstance(task, dict) else {"card": task}
-            entry = from_dict(TaskEntry, {"holdout_per_class": file.holdout_per_class, **configured}, "tasks")
-            load_card(entry.card)  # unknown names are refused now, with the nearest ones
-            entries.append(entry)
+            entry = from_dict(TaskEntry, {"holdout_per_class": file.holdout_per_class, **configured}, place)
+            with within(f"{place}.card"):  # unknown names are refused now, with the nearest ones
+                name = entry.name
+            if name in entries:
+                raise UserError.at(
+                    place, f"{place} is the task {name} again; leave it out, or give it a label of its own"
+                )
+            entries[name] = entry
         methods = parse_methods(file.methods, where)
     title = file.title or file.name
-    return Suite(name=file.name, title=title, tasks=tuple(entries), methods=methods, num_seeds=file.num_seeds)
+    return Suite(name=file.name, title=title, tasks=tuple(entries.values()), methods=methods, num_seeds=file.num_seeds)
 
 
-def refuse_tasks(suite: Suite, data_root: str) -> None:
-    """UserError if the datasets give nothing that the suite asks for; before any weights are looked at."""
-    reasons = []
+def refuse_tasks(suite: Suite, data_root: str, name_or_path: str = "") -> None:
+    """UserError if the datasets give nothing that the suite asks for; before any weights are looked at.
+
+    Args:
+        name_or_path: as of `load_suite`; of a file the line is told.
+    """
+    reasons: list[tuple[str, str]] = []  # and the place in the suite
     for asked in suite.tasks:
         if (reason := not_prepared(asked, data_root)) is not None:
-            reasons.append(f"{asked.name}: {reason}")
+            reasons.append((f"tasks[{asked.card}]", f"{asked.name}: {reason}"))
             continue
         task = open_task(asked, data_root)
-        why = [task.cannot(m.settings, shots) for m in suite.methods for shots in m.settings.columns]
-        if None in why:
+        why = [(m.name, task.cannot(m.settings, shots)) for m in suite.methods for shots in m.settings.columns]
+        if None in (reason for _, reason in why):
             return
-        reasons += [reason for reason in why if reason]
-    raise UserError(f"the suite {suite.name} has nothing that these datasets can give: {reasons[0]}")
+        reasons += [(f"methods.{method}", reason) for method, reason in why if reason]
+    place, reason = reasons[0]
+    sentence = f"the suite {suite.name} has nothing that these datasets can give: {reason}"
+    if not _is_path(name_or_path):
+        raise UserError(sentence)
+    with located(name_or_path, read_yaml(name_or_path)):
+        raise UserError.at(place, sentence)
 
 
 def grown(there: Suite, asked: Suite, where: str) -> Suite:
@@ -118,7 +137,7 @@ def _with_shots(old: Method, new: Method, where: str) -> Method:
         replace(m, settings=replace(m.settings, shots=shots)) if shots and m.settings.shots else m for m in (old, new)
     ]
     if both[0] != both[1]:
-        raise _differs(where, f"method {new.name}", old.plain(), new.plain())
+        raise _differs(where, f"method {new.name}", old.configured(), new.configured())
     return both[1]
 
 

@@ -16,8 +16,9 @@ from pipeline.errors import UserError
 from pipeline.field_types import Count, Form, Text
 from pipeline.storage import objects
 from transfer.protocol.imagenet_labels import ExtraTestSets, find_extra_test_sets
-from transfer.protocol.method_settings import ALL_IMAGES, VTAB_IMAGES, RidgeSettings, Settings
+from transfer.protocol.method_settings import ALL_IMAGES, VTAB_IMAGES, RidgeSettings, Settings, Texts
 from transfer.protocol.methods import Method, protocol, sha256
+from transfer.protocol.truth import Truth
 
 Init = Literal["pretrained", "scratch"]
 INITS: tuple[Init, ...] = ("pretrained", "scratch")
@@ -38,6 +39,11 @@ class TaskEntry:
     """ReaL's label file, for ImageNet (`transfer.protocol.imagenet_labels`); under the data root where it is not absolute."""
     v2: str = ""
     """The prepared ImageNet-V2, likewise."""
+    also: Texts = ()
+    """Prepared datasets with all or some of the task's classes by name (ImageNet-A, R, Sketch), likewise: final trials are
+    measured on their test images too, the choice being among the classes that are there."""
+    corruptions: Texts = ()
+    """Of ImageNet-C, made on the test images at severities 1 to 5, five passes each; [all] = every one that is offered."""
 
     @property
     def name(self) -> str:
@@ -57,6 +63,7 @@ class TaskEntry:
     def plain(self) -> dict[str, Any]:
         """As a suite's YAML holds it; what is not configured is omitted, so that digests of suites stay."""
         more = {k: v for k in ("data", "label", "real_labels", "v2") if (v := getattr(self, k))}
+        more |= {k: list(v) for k in ("also", "corruptions") if (v := getattr(self, k))}
         return {"card": self.card, "holdout_per_class": self.holdout_per_class, **more}
 
 
@@ -135,6 +142,9 @@ class Task:
     num_val: int = 0
     extra_tests: ExtraTestSets = field(default_factory=ExtraTestSets)
     """What its final trials are measured by besides its own test split."""
+    truth: Truth = field(default_factory=Truth)
+    """What its images say. Of several labels `train_labels` are numbers of sets, and `num_classes` counts labels; of pixels it
+    counts their classes."""
 
     @property
     def name(self) -> str:
@@ -142,11 +152,13 @@ class Task:
 
     def metric(self, settings: Settings) -> str:
         """Of `transfer.metrics`."""
-        return settings.metric or {"accuracy": METRIC}.get(self.card.metric, self.card.metric)
+        return self.truth.metric(settings.metric, {"accuracy": METRIC}.get(self.card.metric, self.card.metric))
 
     @property
     def fewest(self) -> int:
-        """Training images of the smallest class."""
+        """Training images of the smallest class, or where an image has no class, of all of them."""
+        if self.truth.kind != "one":
+            return len(self.train_labels)
         return int(np.bincount(self.train_labels, minlength=self.num_classes).min())
 
     def held_out(self, settings: Settings, shots: int) -> int:
@@ -158,6 +170,8 @@ class Task:
 
     def cannot(self, settings: Settings, shots: int) -> str | None:
         """Why this many shots (or the images of another split rule) cannot be drawn, or None."""
+        if (reason := self.truth.cannot(settings, shots, self.metric(settings), self.name)) is not None:
+            return reason
         fewest, held = self.fewest, self.held_out(settings, shots)
         if shots == VTAB_IMAGES:
             if self.val_split and (len(self.train_labels), self.num_val) == (800, 200):
@@ -185,7 +199,7 @@ class Task:
             )
         if shots == ALL_IMAGES:
             first = Subset(per_class=0, holdout_share=settings.holdout_share)
-            counts = np.bincount(self.train_labels, minlength=self.num_classes)
+            counts = np.bincount(self.truth.strata(self.train_labels))
             held = int(sum(max(1, round(int(c) * settings.holdout_share)) for c in counts if c))
             return Parts(
                 Part(train, first, num - held),
@@ -224,13 +238,22 @@ def open_task(entry: TaskEntry, data_root: str) -> Task:
         card=card,
         url=found.url,
         data_digest=found.digest,
-        num_classes=len(found.classes),
+        num_classes=len(found.outputs),
+        truth=Truth.of_dataset(found),
         holdout_per_class=entry.holdout_per_class,
         train_labels=found.split(Task.train_split).label,
         _test_split=test,
         val_split=val,
         num_val=found.split(val).num_samples if val else 0,
-        extra_tests=find_extra_test_sets(found, test, real_labels=entry.real_labels, v2=entry.v2, data_root=data_root),
+        extra_tests=find_extra_test_sets(
+            found,
+            test,
+            real_labels=entry.real_labels,
+            v2=entry.v2,
+            also=entry.also,
+            corruptions=entry.corruptions,
+            data_root=data_root,
+        ),
     )
 
 
@@ -245,4 +268,5 @@ def task_protocol(task: Task, method: Method, search: dict[str, Any]) -> dict[st
         metric=task.metric(method.settings),
         search=search,
         extra_tests=task.extra_tests.digests(),
+        truth=task.truth.text(method.settings),
     )

@@ -102,7 +102,7 @@ def cells_section(findings: Findings) -> str:
 
 def _confusion(findings: Findings, entries: list[LedgerEntry]) -> dict[str, Any] | None:
     """What `confusion.html.j2` shows: a matrix where classes are few, the worst classes and pairs where they are many."""
-    predicted = [found for entry in entries if (found := findings.predictions(entry)) is not None]
+    predicted = [found for entry in entries if (found := findings.predicted_classes(entry)) is not None]
     if not predicted:
         return None
     data = findings.datasets[entries[0].task]

@@ -31,7 +31,7 @@ def mistakes(findings: Findings) -> str:
         data = findings.datasets[task]
         pictures = []
         if not isinstance(data, str):
-            predicted = [found for entry in entries if (found := findings.predictions(entry)) is not None]
+            predicted = [found for entry in entries if (found := findings.predicted_classes(entry)) is not None]
             for one in worst_mistakes(predicted, NUM_PICTURES):
                 labels = (one.predicted, one.label)
                 called, right = (data.classes[i] if i < len(data.classes) else str(i) for i in labels)

@@ -13,11 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from pipeline.display import csv_cell
 from pipeline.errors import UserError
-from pipeline.models.backbone import make
+from pipeline.models.backbone import make, without_memory
 from pipeline.storage import objects
 from transfer.report.html_page import check_links, policy
 from transfer.report.html_template import fill
@@ -28,6 +26,8 @@ from transfer.sweep.cells import sweep_of
 from transfer.sweep.sources import Backbone
 
 INFO = "sweep.json"
+MAX_MODULES = 20_000
+"""Of a network whose parameters are counted; the largest of timm's have a few thousand."""
 CSV_FIELDS = (
     *("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation"),
     *("dataset", "method", "shots", "metric", "value", "low", "high", "n", "sweep"),
@@ -68,6 +68,11 @@ class Board:
     passed_over: dict[str, str] = field(default_factory=dict)
     """Sweeps that are not shown, and why."""
     num_sweeps: int = 0
+
+    @property
+    def num_shown(self) -> int:
+        """Sweeps."""
+        return self.num_sweeps - len(self.passed_over)
 
 
 def find_sweeps(folders: Sequence[str]) -> list[str]:
@@ -212,17 +217,20 @@ def to_csv(places: Sequence[Place]) -> str:
 def _facts(source: Backbone | None) -> dict[str, object]:
     if source is None:
         return {}
-    augment = source.augment
+    augment, num_parameters = source.augment, _num_parameters(source)
     return {
         "img_size": augment.evaluation_px,
         "crop_pct": round(augment.eval_crop, 4),
         "interpolation": augment.interpolation,
-        "param_count": f"{_num_parameters(source) / 1e6:.2f}",
+        "param_count": "" if num_parameters is None else f"{num_parameters / 1e6:.2f}",
     }
 
 
-def _num_parameters(source: Backbone) -> int:
-    """With the head of its own classes; built without memory."""
-    with torch.device("meta"):
-        model = make(source.model.partition("@")[0], source.classes or 1000, source.options)
+def _num_parameters(source: Backbone) -> int | None:
+    """With the head of its own classes; None where this version, or timm's here, makes no such network."""
+    try:
+        with without_memory(MAX_MODULES, source.model):
+            model = make(source.model.partition("@")[0], source.classes or 1000, source.options)
+    except UserError:
+        return None
     return sum(p.numel() for p in model.parameters())

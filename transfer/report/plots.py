@@ -209,6 +209,7 @@ def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
     wide, high = (methods, tasks) if len(tasks) == 1 else (tasks, methods)
     num_columns = min(4, len(wide))
     num_rows = -(-len(wide) // num_columns) * len(high)
+    one_metric = len({row.metric for row in rows}) == 1
     figure, _ = new_figure(3.3 * num_columns, 2.75 * num_rows + 0.55, empty=True, padding_in=0.12)
     with quiet():
         for (task, method), here in groups.items():
@@ -216,7 +217,9 @@ def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
             position = (index // num_columns * len(high) + line) * num_columns + index % num_columns
             axes = figure.add_subplot(num_rows, num_columns, position + 1)
             draw_few_shot(axes, here, sources, PRINT)
-            if position % num_columns:
+            if (
+                position % num_columns and one_metric
+            ):  # else a plot would seem to have the metric of the one on its left
                 axes.set_ylabel("")
             axes.set_title(literal(here[0].task_title), fontsize=10.5, color=PRINT["ink"], loc="left", pad=14)
             where: dict[str, Any] = {"xytext": (0, 4), "xycoords": "axes fraction", "textcoords": "offset points"}

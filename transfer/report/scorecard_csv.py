@@ -16,7 +16,7 @@ CSV_FIELDS = (
     *("protocol_digest", "backbone", "pretrained_cell", "scratch_cell", "damage", "p_holm", "verdict_uncorrected"),
     "baselines",
 )
-"""Estimates (pretrained, scratch, gain) become six columns each, baselines two."""
+"""Estimates (pretrained, scratch, gain) become six columns each, baselines one each."""
 ESTIMATES, ENDS = ("pretrained", "scratch", "gain"), ("mean", "low", "high", "n", "rule", "p")
 
 
@@ -60,7 +60,7 @@ def from_csv(text: str) -> list[Row]:
         fields: dict[str, Any] = {k: line[k] for k in CSV_FIELDS if k not in (*ESTIMATES, "baselines")}
         fields |= {"shots": int(line["shots"]), "num_failed": int(line["num_failed"])}
         fields |= {"p_holm": float(line["p_holm"]) if line["p_holm"] else None}
-        fields |= {"baselines": {name: float(line[name]) for name in BASELINES if line[name]}}
+        fields |= {"baselines": {name: float(line[name]) for name in BASELINES if line.get(name)}}
         found.append(Row(**fields, **sides))
     return found
 

@@ -96,7 +96,7 @@ def measures_of_cells(findings: Findings) -> list[CellMeasures]:
     for name, entries in findings.by_cell().items():
         values: dict[str, list[float]] = {}
         for entry in entries:
-            if (found := findings.predictions(entry)) is not None:
+            if (found := findings.predicted_classes(entry)) is not None:
                 kind = entry.method_kind or entry.method
                 for measure, value in prediction_measures(
                     found, method_kind=kind, ordered=entry.classes_ordered
@@ -113,7 +113,7 @@ def cell_of_mistakes(findings: Findings, task: str) -> list[LedgerEntry]:
     found = [
         kept
         for entries in findings.by_cell().values()
-        if entries[0].task == task and (kept := [e for e in entries if e.digest in findings.home[e.digest].predicted])
+        if entries[0].task == task and (kept := [e for e in entries if findings.predicted_classes(e) is not None])
     ]
     mean = [sum(e.value or 0.0 for e in entries) / len(entries) for entries in found]
     order = sorted(range(len(found)), key=lambda i: (found[i][0].init == "pretrained", mean[i]))

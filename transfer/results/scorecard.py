@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.errors import UserError
 from transfer.measurement.reference_values import wilson
 from transfer.metric_facts import MetricFacts, facts_of
-from transfer.protocol.imagenet_labels import EXTRA_METRICS
+from transfer.protocol.imagenet_labels import is_extra
 from transfer.protocol.method_settings import VTAB_IMAGES
 from transfer.protocol.methods import METHOD_KINDS, draws_nothing
 from transfer.protocol.sealed_splits import selection_name
@@ -173,7 +173,7 @@ def with_extra_metrics(rows: Iterable[Row]) -> list[Row]:
 
 
 def _row(cells: list[LedgerEntry], backbone: str) -> Row:
-    further = [name for name in EXTRA_METRICS if any(name in cell.metrics for cell in cells)]
+    further = list(dict.fromkeys(name for cell in cells for name in cell.metrics if is_extra(name)))
     main, *extra = (_row_by(cells, backbone, name) for name in ("", *further))
     return replace(main, extra=tuple(extra))
 
@@ -216,10 +216,8 @@ def _row_by(cells: list[LedgerEntry], backbone: str, name: str) -> Row:
         method_title=first.method_title or METHODS.get(first.method, first.method),
         shots=first.shots,
         metric=name or first.metric,
-        pretrained=estimate(list(sides["pretrained"].values()), within=facts.within)
-        if one is None
-        else _of_test_images(one, name),
-        scratch=estimate(list(sides["scratch"].values()), within=facts.within),
+        pretrained=_estimated(good, "pretrained", sides, name, facts) if one is None else _of_test_images(one, name),
+        scratch=_estimated(good, "scratch", sides, name, facts),
         gain=gain,
         verdict=(alone := verdict(gain, gain.p if gain else None, larger_is_better=facts.larger_is_better)),
         verdict_uncorrected=alone,
@@ -232,6 +230,16 @@ def _row_by(cells: list[LedgerEntry], backbone: str, name: str) -> Row:
         scratch_cell=names["scratch"],
         values=(sides["pretrained"], sides["scratch"]),
     )
+
+
+def _estimated(
+    good: list[LedgerEntry], init: str, sides: dict[str, dict[int, float]], name: str, facts: MetricFacts
+) -> Estimate | None:
+    """Over seeds; of one seed with the interval of its test images where that is kept."""
+    mine = [cell for cell in good if cell.init == init]
+    if len(mine) == 1 and mine[0].test_interval is not None:
+        return _of_test_images(mine[0], name)
+    return estimate(list(sides[init].values()), within=facts.within)
 
 
 def _of_test_images(entry: LedgerEntry, name: str) -> Estimate:

@@ -6,7 +6,7 @@ The terminal, the page and MLflow's notes draw these columns and rules; the CSV 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from transfer.protocol.imagenet_labels import EXTRA_METRICS
+from transfer.protocol.imagenet_labels import is_extra as is_further
 from transfer.results.scorecard import Row, difference_text, shots_text, value_text, with_extra_metrics
 from transfer.results.statistics import OF_TEST_IMAGES, Estimate
 
@@ -35,7 +35,7 @@ COLUMNS = (
     Column("p_holm", "p (Holm)", is_number=True),
     Column("verdict", "verdict"),
 )
-BASELINES = ("chance", "majority")
+BASELINES = ("chance", "majority", "prevalence")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def lines_of(rows: Iterable[Row]) -> list[Line]:
     for row in with_extra_metrics(rows):
         previous = lines[-1] if lines else None
         begins = previous is None or previous.row.task != row.task
-        is_extra = row.metric in EXTRA_METRICS
+        is_extra = is_further(row.metric)
         shows_task = begins or (previous is not None and previous.is_extra)
         words = row.facts.title if is_extra else row.task_title if shows_task else ""
         lines.append(Line(row, words, is_extra, begins))
@@ -126,6 +126,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
             f"gain ± half width of the 95 % t interval over n pairs of one seed; wins and loses: paired t test, p below 0.05 "
             f"after Holm's correction over the {num} {'row' if num == 1 else 'rows'} with a p" + _uncorrected(lines)
         )
+    if any(row.gain is None for row in lines):
+        found.append("no pair: nothing to compare with; n counts the values that there are")
     if any(row.gain and row.gain.p is None for row in lines):
         found.append("one pair: a difference without an interval permits no verdict")
     for title, text in _baselines(rows).items():
@@ -151,6 +153,10 @@ def _baselines(rows: Sequence[Row]) -> dict[str, str]:
             found[title] = {k: max(v, there.get(k, v)) for k, v in row.baselines.items()}
             facts[title] = row.facts
     return {
-        title: ", ".join(f"{name} {facts[title].text(values[name])} {facts[title].unit}".rstrip() for name in BASELINES)
+        title: ", ".join(
+            f"{name} {facts[title].text(values[name])} {facts[title].unit}".rstrip()
+            for name in BASELINES
+            if name in values
+        )
         for title, values in found.items()
     }

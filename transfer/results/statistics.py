@@ -18,6 +18,8 @@ from transfer.metric_facts import CONFIDENCE, LEVEL
 
 OF_TEST_IMAGES = ("wilson", "bootstrap")
 """Rules of intervals that speak of other test images."""
+LEAST_ERROR = 1e-9
+"""Of a mean: below it values are equal but for rounding, and show no spread that a test could be made of."""
 Range = tuple[float, float]
 
 
@@ -29,7 +31,7 @@ class Estimate:
     n: int
     low: float | None = None
     high: float | None = None
-    """None with one drawn value: it has a spread, but does not show it."""
+    """None with one drawn value, and for differences that are all equal: there is a spread, but they do not show it."""
     rule: str = ""
     """How the interval was made; "" = there is none."""
     p: float | None = None
@@ -59,6 +61,9 @@ def estimate(
         return Estimate(mean, 1)
     error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     half = t_quantile(n - 1, confidence) * error
+    if within is None and error < LEAST_ERROR:
+        # Shares of a few hundred images agree by chance: three draws that each differ by 7 of 200 images prove nothing more.
+        return Estimate(mean, n, p=1.0)
     if within is None:
         return Estimate(mean, n, mean - half, mean + half, "t", _p_of_zero(mean, error, n - 1))
     return Estimate(mean, n, *_on_logit_scale(mean, half, within), "logit t")
@@ -77,8 +82,6 @@ def _on_logit_scale(mean: float, half: float, within: Range) -> Range:
 def _p_of_zero(mean: float, error: float, degrees: int) -> float:
     from scipy.special import stdtr
 
-    if not error:
-        return 0.0 if mean else 1.0
     return float(2 * stdtr(degrees, -abs(mean / error)))
 
 

@@ -76,6 +76,11 @@ class Findings:
         home = self.home[entry.digest]
         return predictions.read(home.url, entry.digest) if entry.digest in home.predicted else None
 
+    def predicted_classes(self, entry: LedgerEntry) -> dict[str, np.ndarray] | None:
+        """`predictions`, where they name one class an image."""
+        found = self.predictions(entry)
+        return found if predictions.names_classes(found) else None
+
     @functools.cached_property
     def damages(self) -> dict[str, str]:
         """Cells whose selection was made while a candidate had no result, as earlier versions did; a sentence for each."""
@@ -236,7 +241,7 @@ def _configured(folder: Folder, entry: LedgerEntry) -> dict[str, Any]:
     task = {
         "holdout_per_class": (tasks.get(entry.task) or {}).get("holdout_per_class"),
         "data": ", ".join(sorted(data)),
-        **{k: (tasks.get(entry.task) or {}).get(k) for k in ("real_labels", "v2")},
+        **{k: (tasks.get(entry.task) or {}).get(k) for k in ("real_labels", "v2", "also", "corruptions")},
     }
     return method | task | {"scheduler": plan.get("scheduler")}
 

@@ -18,12 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transfer.protocol.bit_hyperrule import hyperrule
+from pipeline.models.families import kind_of
 from transfer.protocol.image_sizes import median_area
-from transfer.protocol.method_settings import FinetuneSettings, HyperruleSettings, Scheduler
+from transfer.protocol.method_settings import FamilySettings, FinetuneSettings, HyperruleSettings, Scheduler
 from transfer.protocol.methods import Method
+from transfer.protocol.recipes.bit_hyperrule import hyperrule
+from transfer.protocol.recipes.families import recipe
 from transfer.protocol.search_space import Space, space_of
 from transfer.protocol.tasks import Task
+from transfer.protocol.vtab import TASKS
 
 REDUCTION = 3
 """Of so many one goes on (halving, hyperband)."""
@@ -37,12 +40,16 @@ def candidates(method: Method, task: Task, shots: int) -> list[Point]:
     num = task.parts(settings, shots, 0).final.num
     if isinstance(settings, HyperruleSettings):
         rule = hyperrule(num, image_area(task), variant=settings.variant)
-        return [{"learning_rate": rule.learning_rate, "num_steps": settings.num_steps or rule.steps}]
+        rates = [rule.learning_rate * factor for factor in settings.rate_factors]
+        return [{"learning_rate": rate, "num_steps": settings.num_steps or rule.steps} for rate in _middle_first(rates)]
     assert isinstance(settings, FinetuneSettings) and settings.search is None
     lengths = settings.num_steps or tuple(_steps(settings, num, e) for e in settings.epochs)
-    middle = len(settings.learning_rates) / 2
-    rates = sorted(settings.learning_rates, key=lambda r: abs(settings.learning_rates.index(r) + 0.5 - middle))
+    rates = _middle_first(settings.learning_rates)
     return [{"learning_rate": r, "num_steps": s} for s in sorted(set(lengths), reverse=True) for r in rates]
+
+
+def _middle_first(rates: Sequence[float]) -> list[float]:
+    return sorted(rates, key=lambda r: abs(rates.index(r) + 0.5 - len(rates) / 2))
 
 
 def _steps(settings: FinetuneSettings, num: int, epochs: float) -> int:
@@ -67,6 +74,27 @@ def at_point(method: Method, point: Mapping[str, Any]) -> Method:
     own = {k: v for k, v in point.items() if k not in ("learning_rate", "num_steps")}
     grid: dict[str, Any] = {"learning_rates": (float(point["learning_rate"]),), "num_steps": (int(point["num_steps"]),)}
     return dataclasses.replace(method, settings=dataclasses.replace(settings, search=None, **grid, **own))
+
+
+def of_family(method: Method, task: Task, shots: int, model: str, options: Mapping[str, Any]) -> Method:
+    """The method with the recipe of a network's own family, where that is what it asks for; else the method itself."""
+    settings = method.settings
+    if not isinstance(settings, FamilySettings):
+        return method
+    own = recipe(
+        kind_of(model, dict(options)),
+        settings,
+        num_images=task.parts(settings, shots, 0).final.num,
+        image_area_px=image_area(task),
+        random_crop=exceptions(task).get("random_crop", True),
+    )
+    return dataclasses.replace(method, settings=own)
+
+
+def exceptions(task: Task) -> dict[str, bool]:
+    """Where a mirrored or cropped image has another label (Kolesnikov et al. 2020, suppl. F)."""
+    known = TASKS.get(task.name)
+    return {"flip": known.flip, "random_crop": known.random_crop} if known else {"flip": task.card.flip}
 
 
 def image_area(task: Task) -> int:

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.provenance import code_revision
 from transfer.probes.fit import grid
 from transfer.protocol.method_settings import Scheduler
-from transfer.protocol.methods import PROBES, Method, draws_nothing, sha256
+from transfer.protocol.methods import PROBES, Method, as_before, draws_nothing, sha256
 from transfer.protocol.sealed_splits import (
     Candidate,
     Selection,
@@ -31,11 +31,11 @@ from transfer.protocol.sealed_splits import (
 from transfer.protocol.search_space import Space
 from transfer.protocol.suite_files import suite_of
 from transfer.protocol.tasks import Init, Suite, Task, TaskEntry, not_prepared, open_task, task_protocol
-from transfer.search.grids import REDUCTION, Point, candidates, ranges
+from transfer.search.grids import REDUCTION, Point, candidates, of_family, ranges
 from transfer.sweep.entry import LedgerEntry, Trial, entry
 from transfer.sweep.failures import Cause
 from transfer.sweep.ledger import Ledger
-from transfer.sweep.sources import Backbone
+from transfer.sweep.sources import Backbone, refuse_without_maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,11 @@ class Sweep:
         if trial.init == "scratch":
             return next(s for s in self.sources if s.backbone_digest == trial.backbone_digest)
         return next(s for s in self.sources if s.digest == trial.checkpoint_digest)
+
+    def recipe_of(self, trial: Trial) -> Method:
+        """The trial's method, with the recipe of its backbone's family where that is what the method asks for."""
+        method, source = self.suite.method(trial.method), self.source_of(trial)
+        return of_family(method, self.task(trial.task), trial.shots, source.model, source.backbone_options())
 
     def search_rule(self, method: Method) -> dict[str, Any]:
         """How candidates are drawn and stopped: part of the protocol."""
@@ -138,7 +143,7 @@ def sweep_of(out: str) -> Sweep:
     if not info.plan:
         raise UserError(f"{out} was made by an earlier version, which did not keep its plan; run the sweep again")
     plan = documents.convert(info.plan, Plan, f"the plan of {out}", remedy="start the sweep again with its command")
-    suite = suite_of(plan.suite, out)
+    suite = suite_of(as_before(plan.suite), out)
     if info.suite_digest and suite.digest() != info.suite_digest:
         raise UserError(f"{out}/sweep.json holds another suite than its suite_digest says; start the sweep again")
     sources = tuple(from_dict(Backbone, source) for source in plan.sources)
@@ -241,10 +246,13 @@ def plan(sweep: Sweep) -> tuple[list[Cell], list[dict[str, Any]]]:
     A task whose dataset is not prepared is one row, with method "" and no shots.
     """
     open_again()
+    absent = {asked.name: not_prepared(asked, sweep.data_root) for asked in sweep.suite.tasks}
+    there = [sweep.task(name) for name, reason in absent.items() if reason is None]
+    refuse_without_maps(sweep.sources, sweep.suite.methods, there)
     cells: list[Cell] = []
     not_run: list[dict[str, Any]] = []
     for asked in sweep.suite.tasks:
-        if (reason := not_prepared(asked, sweep.data_root)) is not None:
+        if (reason := absent[asked.name]) is not None:
             not_run.append({"task": asked.name, "method": "", "shots": None, "reason": reason})
             continue
         task = sweep.task(asked.name)
@@ -270,7 +278,8 @@ def _cell(sweep: Sweep, task: Task, method: Method, source: Backbone, init: Init
     if method.is_probe:
         points = grid(method, task.parts(method.settings, shots, 0).search.num, shots)
     elif space is None:
-        points = candidates(method, task, shots)
+        own = of_family(method, task, shots, source.model, source.backbone_options())
+        points = candidates(own, task, shots)
     any_trial = Trial(
         kind="search",
         task=task.name,

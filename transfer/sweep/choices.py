@@ -8,11 +8,16 @@ from transfer.protocol.sealed_splits import Candidate, GridRow
 from transfer.search.optuna_search import Row, next_generation, written
 from transfer.sweep.cells import Cell
 from transfer.sweep.entry import LedgerEntry, Trial
+from transfer.sweep.failures import Cause
 from transfer.sweep.ledger import Ledger
 
 
 class NothingChosen(Exception):
-    """Why a search that is over selects nothing."""
+    """Why a search that is over selects nothing; `cause` is that of the final trials that are not run for it."""
+
+    def __init__(self, message: str, cause: Cause = "search") -> None:
+        super().__init__(message)
+        self.cause: Cause = cause
 
 
 def choose(cell: Cell, ledger: Ledger) -> str:
@@ -40,6 +45,8 @@ def choose(cell: Cell, ledger: Ledger) -> str:
         if (e := found[t.digest]) and e.is_ok and _last(e)[0] == t.hyperparameters["num_steps"]
     ]
     if not whole:
+        if all(entry and entry.cause == "diverged" for entry in found.values()):
+            raise NothingChosen("every candidate of the search diverged", "diverged")
         raise NothingChosen("no candidate of the search ran to its end")
     best, _ = min(whole, key=lambda one: (-(one[1].value or 0.0), _last(one[1])[1]))
     return cell.select(ledger.sweep, best.hyperparameters, [_candidate(t, found[t.digest]) for t in cell.search])
@@ -91,7 +98,7 @@ def _last(found: LedgerEntry) -> tuple[int, Any]:
 def taken_up(cell: Cell, ledger: Ledger) -> tuple[Cell, set[str]]:
     """The cell with the points that an earlier start asked for, and the digests of those whose results are settled.
 
-    A trial that failed is run again by the next start, unless a later generation follows from its failure.
+    A trial that failed without a result is run again by the next start, unless a later generation follows from its failure.
     """
     generations = written(ledger.sweep, cell.name)
     for generation in generations:

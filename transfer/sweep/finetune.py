@@ -1,32 +1,35 @@
 """Fine-tuning of a backbone with a new head, and its from-scratch baseline at equal budget: a Run for THE loop.
 
 The two differ in one field, `model.init_from`: same steps, batch, augmentation, optimiser, schedule and search space. The head
-starts at zero in both, so the first update moves the head alone and the trunk is not shaken by a random one. SGD with Nesterov
-momentum, with AGC; the recipe (`transfer.protocol.methods`) states the rest. BiT's rule derives it from
-the task (`transfer.protocol.bit_hyperrule`).
+starts at zero in both, so the first update moves the head alone and the trunk is not shaken by a random one. The recipe
+(`transfer.protocol.methods`) states the rest: one for all backbones (SGD with Nesterov's momentum and AGC unless it says
+otherwise), BiT's rule, which derives it from the task, or that of each backbone's own family (`transfer.protocol.recipes`).
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.loading.datasets import DataConfig
+from pipeline.data.loading.datasets import DataConfig, samples_per_epoch
 from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.models.backbone import ModelConfig
+from pipeline.models.batch_norm import Statistics
+from pipeline.records import Record, Stopped
+from pipeline.storage import objects
 from pipeline.training.run import Run
-from transfer.protocol.bit_hyperrule import HyperRule, hyperrule
 from transfer.protocol.method_settings import FinetuneSettings, HyperruleSettings
 from transfer.protocol.methods import Method
+from transfer.protocol.recipes.bit_hyperrule import HyperRule, hyperrule
 from transfer.protocol.sealed_splits import TestSplit, read_selection
 from transfer.protocol.tasks import Part, Task
-from transfer.protocol.vtab import TASKS
-from transfer.search.grids import at_point, image_area
-from transfer.sweep.sources import REGULARISATION, Backbone
+from transfer.search.grids import at_point, exceptions, image_area, of_family
+from transfer.sweep.failures import TrialFailed
+from transfer.sweep.sources import REGULARISATION, Backbone, FirstStage
 
 MAX_LOG_POINTS = 10
 
@@ -54,7 +57,10 @@ def finetune_augment(source: Backbone, task: Task, method: Method, num_images: i
         return augment.crop_and_flip(crop="none", flip=False, eval_resize="plain")
     if settings.train_px:
         sizes = {"image_px": settings.train_px, "eval_px": augment.evaluation_px}
-    return augment.crop_and_flip(crop="area", area_min=settings.area_min, area_max=1.0, flip=flip, **sizes)
+    cut = augment.crop_and_flip(crop="area", area_min=settings.area_min, area_max=1.0, flip=flip, **sizes)
+    if settings.policy_magnitude:
+        cut = dataclasses.replace(cut, policy="classic", policy_layers=2, policy_magnitude=settings.policy_magnitude)
+    return dataclasses.replace(cut, mixup_alpha=settings.mixup_alpha, cutmix_alpha=settings.cutmix_alpha)
 
 
 def _resized(augment: AugmentConfig, px: int, resized_px: int, rule: HyperRule, flip: bool) -> AugmentConfig:
@@ -66,13 +72,7 @@ def _resized(augment: AugmentConfig, px: int, resized_px: int, rule: HyperRule, 
 
 
 def _rule(task: Task, settings: HyperruleSettings, num_images: int) -> HyperRule:
-    return hyperrule(num_images, image_area(task), variant=settings.variant, **_exceptions(task))
-
-
-def _exceptions(task: Task) -> dict[str, bool]:
-    """Where a mirrored or cropped image has another label (Kolesnikov et al. 2020, suppl. F)."""
-    known = TASKS.get(task.name)
-    return {"flip": known.flip, "random_crop": known.random_crop} if known else {"flip": task.card.flip}
+    return hyperrule(num_images, image_area(task), variant=settings.variant, **exceptions(task))
 
 
 def finetune_run(
@@ -98,7 +98,7 @@ def finetune_run(
     Raises:
         ValueError: the record that the permission comes from chose other hyper-parameters.
     """
-    method = at_point(method, hyperparameters)
+    method = of_family(at_point(method, hyperparameters), task, shots, source.model, source.backbone_options())
     parts = task.parts(method.settings, shots, seed)
     part = parts.search if test is None else parts.final
     num_images = part.num
@@ -120,8 +120,9 @@ def finetune_run(
             options=options,
             init_from=source.checkpoint_url if init == "pretrained" else None,
             new_head=True,
+            batch_norm=recipe.batch_norm,
         ),
-        data=_data(task, part, parts.holdout, test, recipe.repeats),
+        data=_data(task, part, parts.holdout, test, recipe, method.settings.convert_icc),
         augment=augment,
         optim=recipe.optim,
         global_batch=batch,
@@ -135,14 +136,57 @@ def finetune_run(
     )
 
 
-def _data(task: Task, part: Part, holdout: Part, test: TestSplit | None, repeats: int) -> DataConfig:
+def first_run(run: Run, first: FirstStage, data_root: str) -> Run:
+    """What comes before a trial's run: by its recipe, on images of training alone."""
+    data = dataclasses.replace(run.data, eval_split=None, eval_subset=None)
+    if first.card:
+        data = DataConfig(url=objects.join(data_root, first.card), eval_split=None, convert_icc=data.convert_icc)
+    num_steps = max(1, round(first.epochs * samples_per_epoch(data) / run.global_batch))
+    share = run.optim.warmup.value / run.duration.value
+    decay = run.optim.weight_decay if first.weight_decay is None else first.weight_decay
+    warmup = Duration(max(1, int(num_steps * share)), "steps")
+    return dataclasses.replace(
+        run,
+        name=f"{run.name}-first",
+        model=dataclasses.replace(run.model, options={**run.model.options, **first.options}),
+        data=data,
+        optim=dataclasses.replace(run.optim, warmup=warmup, weight_decay=decay),
+        duration=Duration(num_steps, "steps"),
+        eval_every=None,
+        save_every=None,
+        save_final=True,
+        log_every_steps=max(1, num_steps // MAX_LOG_POINTS),
+    )
+
+
+def after_first(run: Run, first: FirstStage | None, data_root: str, place: str) -> Run:
+    """A trial's run from the weights of its first stage, if it has one, which is trained here, or was before a kill."""
+    from pipeline.training.train import train
+
+    if first is None:
+        return run
+    for record in train(first_run(run, first, data_root), place, goes_back=False):
+        refuse_stop(record)
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, init_from=place, new_head=bool(first.card)))
+
+
+def refuse_stop(record: Record) -> None:
+    if isinstance(record, Stopped):
+        raise TrialFailed(f"{record.reason}; the same command again goes on from there", "lost")
+
+
+def _data(
+    task: Task, part: Part, holdout: Part, test: TestSplit | None, recipe: "_Recipe", convert_icc: bool
+) -> DataConfig:
     return DataConfig(
         url=task.url,
         train_split=part.split,
         eval_split=holdout.split if test is None else test.name,
         subset=part.subset,
         eval_subset=holdout.subset if test is None else None,
-        repeats=repeats,
+        repeats=recipe.repeats,
+        order="correlated" if recipe.correlated else "windowed",
+        convert_icc=convert_icc,
     )
 
 
@@ -153,14 +197,19 @@ class _Recipe:
     drop_rate: float
     stochastic_depth: float
     optim: OptimConfig
+    batch_norm: Statistics
+    correlated: bool = False
 
 
 def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any]) -> _Recipe:
     settings, num_steps, rate = method.settings, int(point["num_steps"]), float(point["learning_rate"])
+    loss: Literal["softmax", "binary"] = "binary" if task.truth.kind == "several" else "softmax"
     if isinstance(settings, HyperruleSettings):
         rule = _rule(task, settings, num_images)
         share = num_steps / rule.steps
         optim = OptimConfig(
+            name="sgd" if settings.nesterov else "momentum",
+            loss=loss,
             learning_rate=rate,
             warmup=Duration(round(rule.warmup_steps * share), "steps"),
             schedule="steps",
@@ -170,10 +219,15 @@ def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any
             clipping=settings.clipping,
         )
         # BiT's batches are of its own size whatever the support: it is gone through again and again within one.
-        return _Recipe(settings.batch, max(1, math.ceil(settings.batch / num_images)), 0.0, 0.0, optim)
+        return _Recipe(
+            settings.batch, max(1, math.ceil(settings.batch / num_images)), 0.0, 0.0, optim, settings.batch_norm
+        )
     assert isinstance(settings, FinetuneSettings)
     optim = OptimConfig(
+        name=settings.optimiser,
+        loss=loss,
         learning_rate=rate,
+        layer_decay=settings.layer_decay,
         warmup=Duration(max(1, int(num_steps * settings.warmup_share)), "steps"),
         weight_decay=settings.weight_decay,
         clipping=settings.clipping,
@@ -185,7 +239,10 @@ def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any
         label_smoothing=settings.label_smoothing,
         sam_rho=settings.sam_rho,
     )
-    return _Recipe(settings.batch, settings.repeats, settings.drop_rate, settings.stochastic_depth, optim)
+    regularised = settings.drop_rate, settings.stochastic_depth
+    return _Recipe(
+        settings.batch, settings.repeats, *regularised, optim, settings.batch_norm, correlated=settings.correlated
+    )
 
 
 def num_processes(

@@ -7,8 +7,8 @@
     <sweep>/rungs/, decisions/         `transfer.search.successive_halving`, `transfer.search.optuna_search`
     <sweep>/selection/, openings/      `transfer.protocol.sealed_splits`
 
-An entry is written once, whole, when its trial is over. A trial with an "ok" entry is never run again; a failed one is run again
-when the sweep is started again, and its entry replaced.
+An entry is written once, whole, when its trial is over. A trial with a result is never run again, and a divergence is one
+(`transfer.sweep.failures`); a failed one without is run again when the sweep is started again, and its entry replaced.
 """
 
 import contextlib
@@ -45,6 +45,8 @@ class SweepInfo:
     """Rows of task, method, shots, reason: what the suite asks for and the data cannot give."""
     sources: list[dict[str, Any]] = field(default_factory=list)
     """The backbones: name, url, digest, model, options, classes. The first one's are above."""
+    recipes: list[str] = field(default_factory=list)
+    """Of methods that give each backbone the recipe of its family: which one, a sentence for each (`recipes_told`)."""
     data: dict[str, str] = field(default_factory=dict)
     """Digest of each task's dataset."""
     scheduler: str = "asha"
@@ -101,9 +103,9 @@ class Ledger:
             return None
 
     def is_done(self, trial: Trial) -> bool:
-        """It ended well, and so is not run again."""
+        """It has a result, a divergence included, and so is not run again."""
         found = self.find(trial.digest)
-        return found is not None and found.status == "ok"
+        return found is not None and not found.lacks_result
 
     def entries(self) -> Iterator[LedgerEntry]:
         """All entries, sorted by digest."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,11 @@ from transfer.measurement import extra_test_sets, predictions, reference_values
 from transfer.measurement.resource_usage import Memory, Power
 from transfer.probes import fit
 from transfer.probes.features import Backbone, features, from_scratch, pretrained
-from transfer.protocol.methods import draws_nothing, sha256
+from transfer.protocol.methods import Method, draws_nothing, sha256
 from transfer.protocol.sealed_splits import GridRow, TestSplit, open_test
 from transfer.protocol.tasks import Part, Task
 from transfer.sweep.cells import Cell, Sweep
-from transfer.sweep.choices import choose_point, of_grid
+from transfer.sweep.choices import choose_point
 from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.failures import cause_of, reason
 from transfer.sweep.finetune import at_resolution
@@ -89,41 +90,41 @@ def _guarded(
 
 
 def _of_part(
-    sweep: Sweep, task: Task, part: Part, augment: AugmentConfig, backbone: Callable[[], Backbone]
+    sweep: Sweep, task: Task, method: Method, part: Part, augment: AugmentConfig, backbone: Callable[[], Backbone]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, D) and labels (N,) of some training images."""
-    found = [features(backbone, task, augment, sweep.out, split=split) for split in part.split.split("+")]
+    """Features (N, D) and truth (`Task.truth`) of some training images."""
+    splits, icc = part.split.split("+"), method.settings.convert_icc
+    found = [features(backbone, task, augment, sweep.out, split=split, convert_icc=icc) for split in splits]
     if not np.array_equal(found[0][1], task.train_labels) and part.split.startswith(task.train_split):
         raise RuntimeError(f"features of {task.name} are not in the order of its index")
     train, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-    chosen = np.arange(len(labels)) if part.subset is None else select(labels, part.subset)
-    return train[chosen], labels[chosen]
+    truth = np.concatenate([task.truth.of(f[1], task.url, split) for f, split in zip(found, splits, strict=True)])
+    chosen = np.arange(len(labels)) if part.subset is None else select(task.truth.strata(labels), part.subset)
+    return train[chosen], truth[chosen]
 
 
 def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[LedgerEntry]:
-    """All points of the grid on the held-out part, and the selection record that follows from them."""
-    begin = time.perf_counter()
-    method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
-    parts = task.parts(method.settings, cell.shots, 0)
-    trial = cell.search[0] if cell.search else None
-    there = ledger.find(trial.digest) if trial else None
+    """All points of the grid on the held-out part, and the selection record that follows from them; of one point, it alone."""
+    if not cell.search:  # a fit on the held-out part would decide nothing, and cost as much as a final
+        cell.select(sweep.out, dict(cell.points[0]), [], "nothing was searched: the method has one point")
+        return
+    (trial,) = cell.search
+    there = ledger.find(trial.digest)
     if there is not None and there.is_ok:
         if cell.kind != "ridge_selected":
             choose_point(cell, there, sweep.out)
         return
-    if trial is None and not parts.holdout.num:
-        cell.select(sweep.out, dict(cell.points[0]), [], "nothing was searched")
-        return
+    begin = time.perf_counter()
+    method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
+    parts = task.parts(method.settings, cell.shots, 0)
     augment = at_resolution(networks.source.augment, method)
-    support, labels = _of_part(sweep, task, parts.search, augment, lambda: networks(0))
-    held, held_labels = _of_part(sweep, task, parts.holdout, augment, lambda: networks(0))
+    support, labels = _of_part(sweep, task, method, parts.search, augment, lambda: networks(0))
+    held, held_labels = _of_part(sweep, task, method, parts.holdout, augment, lambda: networks(0))
     scorer = fit.fit(method, cell.points, support, labels, task.num_classes, seed=0, device=_device())
-    scores = [metrics.compute(cell.any_trial.metric, s, held_labels) for s in scorer(held)]
+    scores = [
+        metrics.compute(cell.any_trial.metric, *fit.measured(s, held_labels, task.num_classes)) for s in scorer(held)
+    ]
     rows: list[GridRow] = [{"hyperparameters": dict(p), "score": s} for p, s in zip(cell.points, scores, strict=True)]
-    if trial is None:
-        rule = "nothing was searched; the score is for information"
-        cell.select(sweep.out, dict(cell.points[0]), of_grid(rows[:1]), rule)
-        return
     found = sweep.entry(
         trial,
         value=max(scores),
@@ -148,31 +149,29 @@ def _final(
     method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
     part = task.parts(method.settings, cell.shots, trial.seed).final
     augment = at_resolution(networks.source.augment, method)
-    support, labels = _of_part(sweep, task, part, augment, lambda: networks(trial.seed))
+    support, labels = _of_part(sweep, task, method, part, augment, lambda: networks(trial.seed))
     opened = open_test(task, cell.selection_url(sweep.out), trial=trial.digest)
-    test, test_labels = features(lambda: networks(trial.seed), task, augment, sweep.out, test=opened)
-    scorer = fit.fit(
-        method,
-        [trial.hyperparameters],
-        support,
-        labels,
-        task.num_classes,
-        seed=trial.seed,
-        device=_device(),
-    )
-    scores = next(scorer(test))
+    icc = method.settings.convert_icc
+    test, test_labels = features(lambda: networks(trial.seed), task, augment, sweep.out, test=opened, convert_icc=icc)
+    fitting: dict[str, Any] = {"seed": trial.seed, "device": _device()}
+    scorer = fit.fit(method, [trial.hyperparameters], support, labels, task.num_classes, **fitting)
+    truth = task.truth.of(test_labels, task.url, opened.name)
+    scores, test_labels = fit.measured(next(scorer(test)), truth, task.num_classes)
     numbers = predictions.all_metrics(scores, test_labels, [trial.metric])
     if cell.kind == "knn":  # each k is reported, whichever was chosen
-        every = fit.fit(method, cell.points, support, labels, task.num_classes, seed=trial.seed, device=_device())
+        every = fit.fit(method, cell.points, support, labels, task.num_classes, **fitting)
         for point, found_k in zip(cell.points, every(test), strict=True):
             numbers[f"{trial.metric}_k{point['k']}"] = metrics.compute(trial.metric, found_k, test_labels)
 
-    def score_other(other: Task, open_there: TestSplit) -> tuple[np.ndarray, np.ndarray]:
-        found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, test=open_there)
+    def score_other(
+        other: Task, there: TestSplit, change: extra_test_sets.Corrupted = None, /
+    ) -> tuple[np.ndarray, np.ndarray]:
+        known: dict[str, Any] = {"test": there, "convert_icc": icc, "corruption": change}
+        found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, **known)
         return next(scorer(found)), labels
 
     interval = None
-    if draws_nothing(cell.kind, trial.init, trial.shots):
+    if draws_nothing(cell.kind, trial.init, trial.shots) or cell.kind == "detect":
         interval = reference_values.image_interval(trial.metric, scores, test_labels)
     places = np.arange(len(test_labels))
     numbers |= extra_test_sets.numbers(
@@ -188,7 +187,7 @@ def _final(
         seconds_s=time.perf_counter() - begin,
         images_seen=len(support),
         metrics=numbers,
-        baselines=reference_values.baselines(trial.metric, scores, test_labels, labels),
+        baselines=reference_values.baselines(trial.metric, scores, test_labels, labels, truth),
         test_interval=interval,
         config=config,
         config_digest=sha256(config),

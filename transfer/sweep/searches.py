@@ -10,6 +10,7 @@ from transfer.search.successive_halving import Rung, decide, decision_url, read_
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import NothingChosen, asked, choose, taken_up
 from transfer.sweep.entry import LedgerEntry, Trial
+from transfer.sweep.failures import Cause
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.trials import finetune_entry
 
@@ -61,10 +62,10 @@ class Book:
         facts = {"task": cell.task, "method": cell.method, "init": cell.init, "shots": cell.shots}
         self.tell({"event": "selected", **facts, "url": url})
 
-    def no_finals(self, cell: Cell, why: str) -> None:
+    def no_finals(self, cell: Cell, why: str, cause: Cause = "search") -> None:
         """Entries in the place of a cell's final trials, which wait for its search."""
-        for trial in cell.finals({}, self.sweep.suite.num_seeds):
-            self.over(self.sweep.failed(trial, why, "search"), write=True)
+        for trial in self.missing(cell.finals({}, self.sweep.suite.num_seeds)):
+            self.over(self.sweep.failed(trial, why, cause), write=True)
 
     def stopped(self, trial: Trial, rows: list[dict[str, float]], seconds_s: float) -> None:
         """The entry of a candidate that its search has stopped early."""
@@ -215,7 +216,7 @@ class Searches:
         try:
             url = choose(cell, self._ledger)
         except NothingChosen as error:
-            self._book.no_finals(cell, str(error))
+            self._book.no_finals(cell, str(error), error.cause)
             return
         for trial in cell.finals({}, self._sweep.suite.num_seeds):  # what an earlier start wrote in their place
             self._ledger.remove(trial.digest)

@@ -2,17 +2,40 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.configuration import to_dict
+from pipeline.configuration import check_fields, to_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
+from pipeline.field_types import NonNegative, Positive
 from pipeline.models.backbone import find_origin
-from transfer.protocol.methods import sha256
-from transfer.protocol.tasks import INITS, Init
+from pipeline.models.families import kind_of
+from transfer.probes import features
+from transfer.probes.pyramid import pyramid_bytes
+from transfer.protocol.method_settings import DetectSettings, FamilySettings, SegmentSettings
+from transfer.protocol.methods import Method, sha256
+from transfer.protocol.recipes.families import sentence
+from transfer.protocol.tasks import INITS, Init, Task
+from transfer.protocol.truth import OWN_METHOD
 
 REGULARISATION = ("drop_rate", "stochastic_depth", "head_init")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStage:
+    """What a network without weights is trained on before its trial, by the trial's recipe; the trial starts from that."""
+
+    card: str = ""
+    """A prepared dataset beside the trial's, all of its train split; empty = the trial's own images, and its head is kept."""
+    epochs: Positive
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the network, where they are others than the trial's."""
+    weight_decay: NonNegative | None = None
+    """None: the recipe's."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +54,10 @@ class Backbone:
     """Of its own head."""
     methods: tuple[str, ...] = ()
     """Names of the suite's methods that it is measured with; () = all."""
+    first: FirstStage | None = None
+    """Of one without weights."""
+    downstream: tuple[str, ...] = ()
+    """Of one without weights: cards that its trained network is measured on (`transfer.measurement.downstream`)."""
 
     def backbone_options(self) -> dict[str, Any]:
         """Options that shape the network; what regularised pretraining is the recipe's to say."""
@@ -50,7 +77,10 @@ class Backbone:
     @property
     def backbone_digest(self) -> str:
         """Of everything but the weights: equal where one from-scratch baseline serves."""
-        return sha256([self.model, self.backbone_options(), to_dict(evaluation_form(self.augment))])
+        what = [self.model, self.backbone_options(), to_dict(evaluation_form(self.augment))]
+        if self.first is not None or self.downstream:
+            what += [None if self.first is None else to_dict(self.first), list(self.downstream)]
+        return sha256(what)
 
     def check_weights(self) -> None:
         """UserError if the checkpoint was replaced since the sweep began."""
@@ -95,3 +125,39 @@ def distinct(sources: Sequence[Backbone]) -> tuple[Backbone, ...]:
     return tuple(
         dataclasses.replace(s, name=f"{s.name} ({s.digest[:6]})") if names.count(s.name) > 1 else s for s in sources
     )
+
+
+def refuse_without_maps(sources: Sequence[Backbone], methods: Sequence[Method], tasks: Sequence[Task] = ()) -> None:
+    """UserError where a backbone has no rows and columns of features, or these at one resolution only, for a method that needs
+    them, or where those of a task's training images are more than memory is used for."""
+    for method in methods:
+        settings = method.settings
+        for kind, of_one in ((SegmentSettings, features.map_bytes), (DetectSettings, pyramid_bytes)):
+            for source in sources if isinstance(settings, kind) else ():
+                if source.inits(method.name):
+                    px = settings.image_px or source.augment.evaluation_px
+                    num_bytes = of_one(source.model, source.backbone_options(), px)
+                    for task in tasks:
+                        if OWN_METHOD.get(task.truth.kind, (None, None))[1] is kind:
+                            _refuse_large(source, task, px, num_bytes * len(task.train_labels))
+
+
+def _refuse_large(source: Backbone, task: Task, px: int, num_bytes: int) -> None:
+    if num_bytes > features.MAX_MAP_BYTES:
+        whose = f"{len(task.train_labels):,} training images of {task.name} at {px} px by {source.name or source.model}"
+        most = f"{features.MAX_MAP_BYTES >> 30} at most are held in memory"
+        raise UserError(f"the maps of {whose} take {num_bytes / 2**30:,.0f} GiB, and {most}; set a smaller image_px")
+
+
+def recipes_told(sources: Sequence[Backbone], methods: Sequence[Method]) -> list[str]:
+    """A line for each backbone and method whose recipe is that of the backbone's family."""
+    lines = []
+    for method in methods:
+        settings = method.settings
+        if not isinstance(settings, FamilySettings):
+            continue
+        for source in sources:
+            if source.inits(method.name):
+                kind = kind_of(source.model, source.backbone_options())
+                lines.append(f"{source.name or source.model}, {method.name}: {sentence(kind, settings)}")
+    return lines

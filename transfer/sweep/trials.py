@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from pipeline import distributed
@@ -15,12 +16,14 @@ from pipeline.configuration import to_dict
 from pipeline.data.sampling.subset import select
 from pipeline.distributed import World
 from pipeline.duration import Duration
-from pipeline.records import Evaluation, Record, Saved, SaveFailed, Step, Stopped
+from pipeline.models.backbone import load_backbone
+from pipeline.records import Evaluation, Record, Saved, SaveFailed, Step
 from pipeline.storage import objects
 from pipeline.training.evaluate import Scores
 from pipeline.training.run import Run
 from transfer import metrics
 from transfer.measurement import extra_test_sets, network_measures, predictions, reference_values
+from transfer.measurement.downstream import PREFIX, downstream
 from transfer.measurement.resource_usage import Memory, Power
 from transfer.protocol.method_settings import HyperruleSettings
 from transfer.protocol.methods import Method
@@ -31,7 +34,7 @@ from transfer.search.successive_halving import Rung, read_rung, work_url, write_
 from transfer.sweep.cells import Sweep, name_of, open_again, plan
 from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.failures import TrialFailed, cause_of, reason
-from transfer.sweep.finetune import finetune_run, num_processes
+from transfer.sweep.finetune import after_first, finetune_run, num_processes, refuse_stop
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import run_probes
 from transfer.sweep.sources import Backbone
@@ -85,7 +88,7 @@ def _run_one(sweep: Sweep, job: dict[str, Any], report: Report, max_processes: i
 
 def processes_of(sweep: Sweep, trial: Trial, wanted: int) -> int:
     """As how many processes a fine-tuning trial runs where `wanted` may: its global batch is shared equally."""
-    task, method, source = sweep.task(trial.task), sweep.suite.method(trial.method), sweep.source_of(trial)
+    task, method, source = sweep.task(trial.task), sweep.recipe_of(trial), sweep.source_of(trial)
     num_images = _num_images(task, method, trial)
     return num_processes(source, task, method, num_images, trial.hyperparameters, wanted=wanted)
 
@@ -98,8 +101,9 @@ def _num_images(task: Task, method: Method, trial: Trial) -> int:
 
 def _baselines(task: Task, method: Method, trial: Trial, scores: Scores) -> dict[str, float]:
     part = task.parts(method.settings, trial.shots, trial.seed).final
-    fitted = task.train_labels if part.subset is None else task.train_labels[select(task.train_labels, part.subset)]
-    return reference_values.baselines(trial.metric, scores.logits, scores.labels, fitted)
+    labels = task.train_labels
+    fitted = labels if part.subset is None else labels[select(task.truth.strata(labels), part.subset)]
+    return reference_values.baselines(trial.metric, scores.logits, scores.labels, task.truth.of(fitted))
 
 
 def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) -> LedgerEntry | None:
@@ -113,21 +117,21 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
 
     begin, memory, power = time.perf_counter(), Memory(), Power()
     me = distributed.join()
-    task, method, source = sweep.task_of(trial), sweep.suite.method(trial.method), sweep.source_of(trial)
+    task, method, source = sweep.task_of(trial), sweep.recipe_of(trial), sweep.source_of(trial)
     if trial.init == "pretrained":
         source.check_weights()
-    num_steps = int(trial.hyperparameters["num_steps"])
     test: TestSplit | None = None
     if trial.kind == "final":  # the permission to read the test split, opened once, by the main rank
         place = selection_url(sweep.out, name_of(trial))
         test = distributed.from_main(me, lambda: open_test(task, place, trial=trial.digest))
     live = sweep.search_rule(method).get("scheduler") == "asha" and trial.kind == "search"
     run = _run_of(trial, task, method, source, test, live=live)
-    seen, earlier, work = _Seen(trial, me), _earlier(sweep, trial, until), work_url(sweep.out, trial.digest)
-    pace = SavePace(me)
-    records = train(run, work, on_scores=seen.take, leave_at=until, may_save=pace, goes_back=False)
+    seen, earlier, pace = _Seen(trial, task, me), _earlier(sweep, trial, until), SavePace(me)
+    work = work_url(sweep.out, trial.digest)
+    begun = after_first(run, source.first, sweep.data_root, f"{work}-first")
+    records = train(begun, work, on_scores=seen.take, leave_at=until, may_save=pace, goes_back=False)
     _follow(records, seen, pace, report if live and me.is_main else None)
-    first = seen.curve[0]["step"] if seen.curve else num_steps + 1
+    first = seen.curve[0]["step"] if seen.curve else int(trial.hyperparameters["num_steps"]) + 1
     rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
     seconds_s = time.perf_counter() - begin + (earlier.seconds_s if earlier else 0.0)
     spent = used(memory, power, me)
@@ -160,6 +164,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     )
     Ledger(sweep.out).write(found)
     objects.remove_tree(work)
+    objects.remove_tree(f"{work}-first")
     return found
 
 
@@ -179,8 +184,7 @@ def _follow(records: Iterator[Record], seen: "_Seen", pace: SavePace, report: Re
                 )
             elif isinstance(record, Saved | SaveFailed):
                 pace.saved()
-            elif isinstance(record, Stopped):
-                raise TrialFailed(f"{record.reason}; the same command again goes on from there", "lost")
+            refuse_stop(record)
 
 
 def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, seen: "_Seen") -> None:
@@ -194,11 +198,16 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
         trial=trial.digest,
         samples=scores.samples,
         scores=scores.logits,
-        score=lambda other, opened: extra_test_sets.scores_of(work_url(sweep.out, trial.digest), run, other, opened),
+        score=partial(extra_test_sets.scores_of, work_url(sweep.out, trial.digest), run),
     )
-    if sweep.source_of(trial).is_fresh:
+    source = sweep.source_of(trial)
+    if source.is_fresh:
         work = work_url(sweep.out, trial.digest)
-        seen.measures = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
+        measured = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
+        for card in source.downstream:
+            network, where = load_backbone(work).model, sweep.data_root
+            measured[f"{PREFIX}{card}"] = downstream(network, card, run.augment, where, seed=trial.seed)
+        seen.measures = network_measures.finite(measured)
 
 
 def _run_of(trial: Trial, task: Task, method: Method, source: Backbone, test: TestSplit | None, *, live: bool) -> Run:
@@ -218,7 +227,7 @@ def _run_of(trial: Trial, task: Task, method: Method, source: Backbone, test: Te
     return dataclasses.replace(
         run,
         save_every=Duration(epoch_steps, "steps") if epoch_steps < int(trial.hyperparameters["num_steps"]) else None,
-        save_final=test is not None and (bool(task.extra_tests.v2_url) or source.is_fresh),  # it is needed once more
+        save_final=test is not None and (task.extra_tests.needs_passes or source.is_fresh),  # it is needed once more
     )
 
 
@@ -236,18 +245,20 @@ def _earlier(sweep: Sweep, trial: Trial, until: int) -> Rung | None:
 class _Seen:
     """What a trial's evaluations found."""
 
-    def __init__(self, trial: Trial, me: World) -> None:
-        self.trial, self.me = trial, me
+    def __init__(self, trial: Trial, task: Task, me: World) -> None:
+        self.trial, self.task, self.me = trial, task, me
         self.curve: list[dict[str, float]] = []
         self.steps: list[Step] = []
         self.measures: network_measures.Measures = {}
         self.scores: Scores | None = None
+        """With the truth (`Task.truth`) for labels."""
         self.numbers: dict[str, float] = {}
         self.value: float | None = None
         self.loss = float("nan")
 
     def take(self, scores: Scores) -> None:
-        self.scores = whole(scores, self.me)
+        found = whole(scores, self.me)
+        self.scores = dataclasses.replace(found, labels=self.task.truth.of(found.labels))
 
     def row(self, record: Evaluation) -> dict[str, float]:
         """The evaluation as a row of the history; `accuracy` is what candidates are compared by."""
@@ -269,7 +280,7 @@ def finetune_entry(
     sweep: Sweep, trial: Trial, curve: list[dict[str, float]], *, value: float | None, seconds_s: float, **facts: Any
 ) -> LedgerEntry:
     """The entry of a fine-tuning trial that got as far as the last row of `curve`, which may be short of its end."""
-    task, method = sweep.task(trial.task), sweep.suite.method(trial.method)
+    task, method = sweep.task(trial.task), sweep.recipe_of(trial)
     num_train = _num_images(task, method, trial)
     settings: Any = method.settings
     fills = isinstance(settings, HyperruleSettings)

@@ -28,12 +28,15 @@ class IndependentComponent(Method):
     stat_group: int = 0
     """Samples that share statistics; 0 = the batch of a rank."""
     drop_rate: float = 0.05
+    dropout_first: bool = False
+    """The other order, as a control: dropout meets units whose mean is not zero, and the factor is not p."""
     momentum: float = 0.1
     eps: float = 1e-5
 
     def norm_act(self, site: NormSite) -> nn.Module:
         norm = BatchStatisticsNorm(site.channels, stat_group=self.stat_group, momentum=self.momentum, eps=self.eps)
-        return nn.Sequential(act(site.activation), norm, nn.Dropout(self.drop_rate))
+        drop = nn.Dropout(self.drop_rate)
+        return nn.Sequential(act(site.activation), *([drop, norm] if self.dropout_first else [norm, drop]))
 
     def check_batch(self, batch: int) -> None:
         check_statistics(batch, self.stat_group)

@@ -66,6 +66,10 @@ class Fixup(Method):
 
     @torch.no_grad()
     def prepare(self, network: Any) -> None:
+        if any(len(branch) < 2 for branch in network.branches):
+            raise ValueError(
+                "fixup shares its factor among a branch's convolutions but the last; these branches have one"
+            )
         for branch in network.branches:
             for conv in branch[:-1]:
                 conv.weight.mul_(len(network.branches) ** (-1 / (2 * len(branch) - 2)))

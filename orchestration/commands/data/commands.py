@@ -42,6 +42,7 @@ def _data_prepare(actions: Any) -> None:
             "normfree data prepare flowers --source photos.zip --val-share 0.2 --out s3://bucket/flowers",
             "normfree data prepare imagenet --source ILSVRC2012/ --resize-shortest 512 --out data/imagenet",
             "normfree data prepare images --source photos.csv --out data/photos",
+            "normfree data prepare images --source tagged.csv --multi-label '|' --out data/tagged",
             "normfree data prepare images --source photos.csv --out /shared/photos --part 3/64",
             "normfree data prepare images --source photos.csv --out /shared/photos --merge",
         ],
@@ -62,6 +63,12 @@ def _data_prepare(actions: Any) -> None:
         type=float,
         metavar="X",
         help="for sources without splits: the share of each class that becomes val",
+    )
+    p.add_argument(
+        "--multi-label",
+        metavar="SEPARATOR",
+        help="an image has several labels, with this between them in a list's cell, or as a list in JSONL and parquet; ?LABEL "
+        "leaves open whether it is shown (default: as the card says)",
     )
     p.add_argument(
         "--allow-root",
@@ -91,6 +98,8 @@ def data_prepare(args: argparse.Namespace) -> int:
     from pipeline.data.sources.cards import load_card
 
     card = load_card(args.card)
+    if args.multi_label is not None:
+        card = card.with_several_labels(args.multi_label)
     reencode = Reencode(
         shortest_px=args.resize_shortest, longest_px=args.resize_longest, jpeg_quality=args.jpeg_quality
     )
@@ -185,9 +194,10 @@ def data_cards(_args: argparse.Namespace) -> int:
 
 
 def _print_dataset(manifest: Manifest, url: str) -> None:
+    what = f"labels ({manifest.num_classes} sets of them occur)" if manifest.labels else "classes"
     for name, split in manifest.splits.items():
         shards = "1 shard" if split.num_shards == 1 else f"{split.num_shards} shards"
-        say(f"{name}: {split.num_samples} images of {manifest.num_classes} classes in {shards}")
+        say(f"{name}: {split.num_samples} images of {len(manifest.outputs)} {what} in {shards}")
     if manifest.source_note:
         say(f"note: {manifest.source_note}")
     if skipped := manifest.skipped:
@@ -195,10 +205,15 @@ def _print_dataset(manifest: Manifest, url: str) -> None:
         say(f"skipped: {len(skipped)} images, listed in skipped.jsonl")
         say(*(f"  {num} x {reason}" for reason, num in reasons.most_common(5)))
     say(f"made {url} (digest {manifest.digest[:12]})")
-    if "train" in manifest.splits:
-        say(f"next: normfree pretrain RECIPE --data.url {shell([url])} --out RUN")
-    else:
-        say(f"next: normfree evaluate CHECKPOINT {shell([url])}")
+    say(f"next: normfree {_next(manifest, shell([url]))}")
+
+
+def _next(manifest: Manifest, url: str) -> str:
+    if manifest.masks or manifest.boxes:  # an image has no class to train on
+        return f"transfer CHECKPOINT --data {url} --out SWEEP"
+    if "train" not in manifest.splits:
+        return f"evaluate CHECKPOINT {url}"
+    return f"pretrain RECIPE --data.url {url}{' --optim.loss binary' if manifest.labels else ''} --out RUN"
 
 
 def _bad_share(p: argparse.ArgumentParser) -> None:

@@ -117,7 +117,7 @@ def _held_out(
     for member in members:
         refuse_split(args.split, digest, member.commit.dataset, member.commit.config)
     data = EvalData(DataConfig(url=args.data, eval_split=args.split), first.augment)
-    if not imagenet_labels.is_same(data.manifest.classes, first.commit.classes):
+    if not imagenet_labels.is_same(data.manifest.outputs, first.commit.classes):
         raise UserError(
             f"{args.data} has other classes than {first.commit.url}; give the dataset that it was trained on"
         )

@@ -1,7 +1,7 @@
 """`normfree evaluate`: accuracy of a checkpoint, with several views of each image and with a temperature where asked."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.data.augment.augment_config import AugmentConfig
+    from pipeline.data.loading.batches import Change
     from pipeline.distributed import World
     from pipeline.records import Evaluation
     from pipeline.training.evaluate import Scores
+
+    Measured = Callable[..., tuple[Evaluation, Scores | None]]
 
 
 def evaluate_command(commands: Any) -> None:
@@ -29,6 +32,8 @@ def evaluate_command(commands: Any) -> None:
             "normfree evaluate runs/c100 data/cifar100",
             "normfree evaluate runs/f0 data/imagenet --real-labels real.json",
             "normfree evaluate nfnet_f0@F0_haiku.npz data/imagenet_v2",
+            "normfree evaluate runs/imagenet data/imagenet --corruptions all",
+            "normfree evaluate timm:resnet18 data/imagenet_a",
             "normfree evaluate runs/c100 data/cifar100 --split test --flip --crops 5 --fit-temperature val",
         ],
     )
@@ -47,6 +52,12 @@ def evaluate_command(commands: Any) -> None:
         default=1,
         help="5: mean over the four corners and the centre (default: the centre)",
     )
+    p.add_argument(
+        "--corruptions",
+        metavar="A,B",
+        help="all, or some of ImageNet-C's corruptions, made while images are read: error at severities 1 to 5, and the mean "
+        "corruption error (five passes a corruption)",
+    )
     how = p.add_mutually_exclusive_group()
     how.add_argument("--temperature", type=number(float, 1e-3), metavar="T", help="divide the logits by it")
     how.add_argument(
@@ -57,19 +68,20 @@ def evaluate_command(commands: Any) -> None:
 @doing("evaluating")
 def evaluate(args: argparse.Namespace) -> int:
     from pipeline.checkpoint import load
+    from pipeline.data.augment.corruptions import names_of
     from pipeline.data.format.manifest import Manifest
     from pipeline.distributed import join
     from pipeline.models.backbone import load_backbone, spelled
-    from pipeline.models.evaluation_options import with_views
+    from pipeline.models.evaluation_options import OfClasses, activation_of, with_views
     from transfer.protocol import imagenet_labels
 
+    names = names_of(args.corruptions.split(","), "--corruptions") if args.corruptions else ()
     loaded = load_backbone(args.checkpoint, args.weights)
     manifest = Manifest.open(args.data)
     split = args.split or ("val" if "val" in manifest.splits else "test")
-    if not imagenet_labels.is_same(manifest.classes, loaded.classes):
-        raise UserError(
-            f"{args.data} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
-        )
+    if activation_of(loaded.config) == "sigmoid":
+        _refuse_of_classes_by_themselves(args)
+    columns = _columns(args.data, manifest.outputs, loaded.classes)
     if args.fit_temperature:
         origin = {} if spelled(args.checkpoint) else load.resolve(loaded.url, load.default_cache()).dataset
         refuse_split(args.fit_temperature, manifest.digest, origin, loaded.config)
@@ -88,8 +100,11 @@ def evaluate(args: argparse.Namespace) -> int:
             f"--{n.replace('_', '-')}" for n in ("real_labels", "fit_temperature", "temperature") if getattr(args, n)
         )
         raise UserError(f"{option} needs all scores in one process; run normfree evaluate without torchrun")
-    network, augment = with_views(loaded.model, loaded.augment, flip=args.flip, crops=args.crops)
-    measured = partial(_measured, network.to(world.device), augment, args, world, keeps=keeps)
+    model = loaded.model if columns is None else OfClasses(loaded.model, columns)
+    network, augment = with_views(model, loaded.augment, flip=args.flip, crops=args.crops)
+    measured = partial(
+        _measured, network.to(world.device), augment, args, world, keeps=keeps, convert_icc=loaded.convert_icc
+    )
     result, scores = measured(split)
     words = []
     if real_labels and scores:
@@ -100,11 +115,47 @@ def evaluate(args: argparse.Namespace) -> int:
     say(f"{loaded.url} on {split} of {args.data}: {shown}, {result.num_samples} images")
     if scores and (args.temperature or args.fit_temperature):
         _say_temperature(args, scores, measured)
+    if args.corruptions:
+        _say_corruptions(names, split, 1 - result.top1, len(loaded.classes), measured)
     return 0
 
 
+def _columns(place: str, classes: Sequence[str], ours: Sequence[str]) -> list[int] | None:
+    """The network's outputs for the classes of a data set that has some of them; None where it has all. UserError for others."""
+    from transfer.protocol import imagenet_labels
+
+    if imagenet_labels.is_same(classes, ours):
+        return None
+    columns = imagenet_labels.columns_of(classes, ours)
+    if columns is None:
+        raise UserError(
+            f"{place} has other classes than the checkpoint was trained on; use 'normfree transfer' for a new task"
+        )
+    say(f"{place} has {len(columns)} of the {len(ours)} classes, by WordNet's names; the choice is among these")
+    return columns
+
+
+def _refuse_of_classes_by_themselves(args: argparse.Namespace) -> None:
+    """What is defined by probabilities that add up to 1."""
+    usual = {"flip": False, "crops": 1, "temperature": None, "fit_temperature": None}
+    for option, value in usual.items():
+        if getattr(args, option) != value:
+            raise UserError(
+                f"--{option.replace('_', '-')} is of a softmax, and {args.checkpoint} was trained with optim.loss binary; leave "
+                "it out"
+            )
+
+
 def _measured(
-    network: "nn.Module", augment: "AugmentConfig", args: argparse.Namespace, world: "World", split: str, *, keeps: bool
+    network: "nn.Module",
+    augment: "AugmentConfig",
+    args: argparse.Namespace,
+    world: "World",
+    split: str,
+    *,
+    keeps: bool,
+    convert_icc: bool,
+    change: "Change | None" = None,
 ) -> "tuple[Evaluation, Scores | None]":
     """What the network has on a split, and if it `keeps` them its logits."""
     from pipeline.data.loading.datasets import DataConfig, EvalData
@@ -112,7 +163,7 @@ def _measured(
     from pipeline.training.evaluate import evaluate as measure
 
     kept: list[Scores] = []
-    data = EvalData(DataConfig(url=args.data, eval_split=split), augment)
+    data = EvalData(DataConfig(url=args.data, eval_split=split, convert_icc=convert_icc), augment, change=change)
     result = measure(
         network,
         data,
@@ -127,9 +178,26 @@ def _measured(
     return result, kept[0] if kept else None
 
 
-def _say_temperature(
-    args: argparse.Namespace, scores: "Scores", measured: "Callable[[str], tuple[Evaluation, Scores | None]]"
-) -> None:
+def _say_corruptions(names: Sequence[str], split: str, clean: float, num_classes: int, measured: "Measured") -> None:
+    """A line of errors for each corruption, severities 1 to 5, then the mean over corruptions."""
+    from pipeline.data.augment.corruptions import CORRUPTIONS, NOT_OFFERED, SEVERITIES, change_of
+
+    errors = []
+    for name in names:
+        found = []
+        for severity in SEVERITIES:
+            result, _ = measured(split, change=partial(change_of, name, severity))
+            found.append(1 - result.top1)
+        errors.append(sum(found) / len(found))
+        say(f"{name}: error {', '.join(f'{e:.2%}' for e in found)}; mean {errors[-1]:.2%}")
+    say(f"mean error over {len(names)} corruptions {sum(errors) / len(names):.2%}, without any {clean:.2%}")
+    if num_classes == 1000:
+        relative = sum(e / CORRUPTIONS[n].alexnet for n, e in zip(names, errors, strict=True)) / len(names)
+        missing = f"; the published number is over 15, of which {', '.join(NOT_OFFERED)} are not offered"
+        say(f"mean corruption error, relative to AlexNet's, over these {len(names)}: {relative:.2%}{missing}")
+
+
+def _say_temperature(args: argparse.Namespace, scores: "Scores", measured: "Measured") -> None:
     import torch
 
     from pipeline.models.evaluation_options import fit_temperature

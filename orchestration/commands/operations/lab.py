@@ -11,8 +11,12 @@ from pipeline.display import shell
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from orchestration.tune.ray_cluster import Resources
+    from orchestration.tune.ray_tune import SweepResult
     from transfer.lab.claims import Told
     from transfer.lab.experiment import Experiment
+    from transfer.lab.largest_rate import Bisection
+    from transfer.sweep.cells import Sweep
 
 ALL = "claims"
 
@@ -28,10 +32,16 @@ def lab_command(commands: Any) -> None:
             "normfree lab --methods batch_norm,group_norm --stat-groups 2,4,16,128 --shots 40 --seeds 3 --data data/cifar100 "
             "--out labs/groups",
             "normfree lab batch_norm_small_groups --data data/cifar100 --out labs/groups",
+            "normfree lab --methods batch_norm,group_norm --stat-groups 16 --correlated --data data/cifar100 --out labs/sorted",
             "normfree lab claims --size tiny --data data/cifar100 --out labs/claims",
+            "normfree lab --methods batch_norm,none --largest-rate --shots 40 --data data/cifar100 --out labs/rates",
             "normfree lab --list",
         ],
     )
+    _add_options(p)
+
+
+def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "experiment",
         metavar="EXPERIMENT",
@@ -54,6 +64,21 @@ def lab_command(commands: Any) -> None:
     p.add_argument("--stat-groups", metavar="N,N", help="samples that share statistics; 0 = the whole batch")
     p.add_argument("--rates", metavar="X,X", help="peak rates to choose from on the held-out part")
     p.add_argument("--each-rate", action="store_true", help="every rate is a line of its own; none is chosen")
+    p.add_argument(
+        "--correlated",
+        action="store_true",
+        help="every method a second time with batches sorted by class, so that groups hold few classes",
+    )
+    p.add_argument(
+        "--largest-rate",
+        action="store_true",
+        help="also find the largest stable rate of each line by bisection, in short trials",
+    )
+    p.add_argument(
+        "--downstream",
+        metavar="A,B",
+        help="prepared datasets beside --data, by card: few-shot ridge on each trained network's frozen features",
+    )
     p.add_argument("--epochs", metavar="X", help="passes over the training images")
     p.add_argument("--shots", metavar="N", help="training images of a class; 0 = all")
     p.add_argument("--image-px", metavar="N", help="side of the images")
@@ -67,9 +92,9 @@ def lab_command(commands: Any) -> None:
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow; default: MLFLOW_TRACKING_URI, else SQLite in --out")
 
 
-FIELDS = ("methods", "trunk", "batches", "stat_groups", "rates", "epochs", "shots", "image_px", "seeds")
+FIELDS = ("methods", "trunk", "batches", "stat_groups", "rates", "epochs", "shots", "image_px", "seeds", "downstream")
 """Options that are fields of an experiment."""
-LISTS = ("methods", "batches", "stat_groups", "rates")
+LISTS = ("methods", "batches", "stat_groups", "rates", "downstream")
 
 
 def lab(args: argparse.Namespace) -> int:
@@ -83,6 +108,10 @@ def lab(args: argparse.Namespace) -> int:
 
     experiments = experiments_of(args)
     worst, told, several = 0, [], args.experiment == ALL
+    if args.budget and any(e.largest_rate for e in experiments):
+        raise UserError("--budget does not go with largest_rate, whose trials are bounded; leave one of them out")
+    if several:
+        experiments = _possible(experiments, args)
     for experiment in experiments:
         out = f"{args.out.rstrip('/')}/{experiment.name}" if several else args.out
         if several:
@@ -98,6 +127,23 @@ def lab(args: argparse.Namespace) -> int:
     return worst
 
 
+def _possible(experiments: list["Experiment"], args: argparse.Namespace) -> list["Experiment"]:
+    """Those that these data can give; the others are told. UserError where that is none."""
+    from transfer.lab.build import sweep_of_experiment
+
+    found, refused = [], []
+    for experiment in experiments:
+        try:
+            sweep_of_experiment(experiment, data=args.data, out=f"{args.out.rstrip('/')}/{experiment.name}")
+            found.append(experiment)
+        except UserError as error:
+            refused.append(f"left out: {error}")
+    if not found:
+        raise UserError(refused[0].removeprefix("left out: "))
+    say(*refused, f"{len(found)} of {len(experiments)} experiments")
+    return found
+
+
 def experiments_of(args: argparse.Namespace) -> list["Experiment"]:
     """What the words ask for. UserError where they say nothing to do, or twice."""
     from transfer.lab.experiment import list_experiments, load_experiment
@@ -105,6 +151,10 @@ def experiments_of(args: argparse.Namespace) -> list["Experiment"]:
     given = {field: value for field in FIELDS if (value := getattr(args, field)) is not None}
     if args.each_rate:
         given["each_rate"] = True
+    if args.largest_rate:
+        given["largest_rate"] = {}
+    if args.correlated:
+        given["correlated"] = True
     size = args.size or "full"
     if args.experiment == ALL:
         for option in (*sorted(set(given) - {"seeds"}), *(["budget"] if args.budget else [])):
@@ -128,35 +178,41 @@ def _changed(experiment: "Experiment | None", given: dict[str, Any]) -> "Experim
     if words.get("methods") == ["all"]:
         words["methods"] = list_methods()
     before = to_dict(experiment) if experiment is not None else {}
+    if words.pop("correlated", False):
+        methods = words.get("methods", before.get("methods", []))
+        words["methods"] = list(dict.fromkeys(w for m in methods for w in (m, _correlated(m))))
     return from_dict(Experiment, {**before, **words})
+
+
+def _correlated(method: str) -> str:
+    return method if ":correlated=" in method else f"{method}:correlated=true"
 
 
 def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[int, "Told"]:
     """(exit code, verdict) of one experiment."""
     from orchestration.tune.ray_cluster import Resources
-    from orchestration.tune.ray_tune import run_sweep
-    from orchestration.tune.sweep_listener import SweepListener
     from pipeline.storage import objects
     from transfer.lab.build import sweep_of_experiment
     from transfer.lab.claims import Told
+    from transfer.lab.largest_rate import Bisection
     from transfer.lab.page import print_lab, write_lab_report
     from transfer.lab.table import lab_rows
     from transfer.lab.verdict import verdict
     from transfer.sweep.ledger import Ledger
 
     sweep, lines = sweep_of_experiment(experiment, data=args.data, out=out)
-    listener = SweepListener(argparse.Namespace(**{**vars(args), "out": sweep.out}))
     resources = Resources(
         ray_address=args.ray_address,
         trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
     )
     if args.max_concurrent is not None:
         resources = replace(resources, max_concurrent=args.max_concurrent)
-    result = run_sweep(sweep, budget=parse_budget(args.budget), resources=resources, tell=listener.hear)
-    for row in result.not_run:
-        say(f"not run: {row['task']} {row['method']}: {row['reason']}")
-    listener.finish()
+    result = _trained(sweep, args, resources)
     rows = lab_rows(sweep, lines)
+    bisection: Bisection | None = None
+    if experiment.largest_rate is not None:
+        bisection = _bisected(Bisection(experiment, experiment.largest_rate, args.data, out), args, resources)
+        rows = bisection.enter(rows)
     found = verdict(experiment, rows)
     print_lab(experiment, rows, found)
     paths = write_lab_report(experiment, rows, found, sweep_url=sweep.out, out=objects.join(sweep.out, "report"))
@@ -166,7 +222,32 @@ def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[
     say(*(f"{kind}: {path}" for kind, path in paths.items()))
     say(f"next: open {paths['html']}, or: normfree ui {shell([sweep.out])}")
     lacking = [e for row in rows for e in row.entries if e.lacks_result]
-    return int(bool(lacking)), Told(experiment=experiment, found=found, info=Ledger(sweep.out).info(), data=args.data)
+    open_rates = bisection is not None and bisection.lacks_result
+    return int(bool(lacking) or open_rates), Told(
+        experiment=experiment, found=found, info=Ledger(sweep.out).info(), data=args.data
+    )
+
+
+def _trained(sweep: "Sweep", args: argparse.Namespace, resources: "Resources") -> "SweepResult":
+    from orchestration.tune.ray_tune import run_sweep
+    from orchestration.tune.sweep_listener import SweepListener
+
+    listener = SweepListener(argparse.Namespace(**{**vars(args), "out": sweep.out}))
+    result = run_sweep(sweep, budget=parse_budget(args.budget), resources=resources, tell=listener.hear)
+    for row in result.not_run:
+        say(f"not run: {row['task']} {row['method']}: {row['reason']}")
+    listener.finish()
+    return result
+
+
+def _bisected(bisection: "Bisection", args: argparse.Namespace, resources: "Resources") -> "Bisection":
+    """With its rounds run, or read where they were."""
+    while (found := bisection.next_round()) is not None:
+        sweep, asked = found
+        say(f"largest rate, round {bisection.number}: " + ", ".join(f"{line.shown} {rate:g}" for line, rate in asked))
+        _trained(sweep, args, resources)
+        bisection.learn(sweep, asked)
+    return bisection
 
 
 def _list() -> int:

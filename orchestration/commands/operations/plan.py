@@ -95,8 +95,9 @@ def plan(args: argparse.Namespace) -> int:
         from orchestration.commands.train import asked_run
         from orchestration.operations.plan_text import lines
         from pipeline.planning.devices import device
-        from pipeline.planning.plan import Network, Plan, plans
+        from pipeline.planning.plan import Plan, plans
         from pipeline.planning.plan_record import to_dict
+        from pipeline.planning.planned_network import Network
 
     kind = device(args.device)
     if args.measure:
@@ -181,7 +182,7 @@ def _data(args: argparse.Namespace, run: Run) -> tuple[int, int, float | None]:
         size = None
         if split is not None and split.num_samples:
             size = split.num_bytes / split.num_samples
-        return samples_per_epoch(config) // config.repeats, manifest.num_classes, size
+        return samples_per_epoch(config) // config.repeats, len(manifest.outputs), size
     if args.samples is not None:
         return args.samples, args.classes, None
     if args.recipe.endswith((".yaml", ".yml")):

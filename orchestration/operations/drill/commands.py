@@ -30,6 +30,7 @@ UNSET = (
     "LOCAL_RANK",
     "MASTER_ADDR",
     "MASTER_PORT",
+    "NORMFREE_RANKS_STORE",
 )
 
 

@@ -67,7 +67,7 @@ def _copy(url: str, folder: Path, wanted: dict[str, int]) -> str:
     records = [_record(theirs, theirs.split(name), folder, num) for name, num in wanted.items()]
     note = f"{sum(len(r.keys) for r in records)} images of {url}, for a drill"
     made = [make_piece(folder, record.split, 0, [record], theirs.num_classes) for record in records]
-    manifest = assemble(theirs.name, str(folder), theirs.classes, made, {}, note, folder)
+    manifest = assemble(theirs.name, str(folder), theirs.classes, made, {}, note, folder, theirs.labels)
     (folder / NAME).write_bytes(manifest.to_json())
     return str(folder)
 
@@ -125,8 +125,14 @@ def with_another_class(config: DataConfig, folder: Path) -> DataConfig:
     """A copy of the data whose last class has another name."""
     copied = Path(shutil.copytree(config.url, folder))
     theirs = Manifest.open(str(copied))
-    classes = (*theirs.classes[:-1], f"{theirs.classes[-1]}, renamed")
-    changed = replace(theirs, classes=classes, digest=dataset_digest(classes, theirs.splits))
+    classes, labels = (
+        theirs.classes,
+        theirs.labels[::-1],
+    )  # of labels the order is changed: names of sets follow from theirs
+    if not labels:
+        classes = (*classes[:-1], f"{classes[-1]}, renamed")
+    digest = dataset_digest(classes, theirs.splits, labels)
+    changed = replace(theirs, classes=classes, labels=labels, digest=digest)
     (copied / NAME).write_bytes(changed.to_json())
     return replace(config, url=str(copied))
 

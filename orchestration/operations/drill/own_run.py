@@ -48,7 +48,7 @@ def shrunk(run: Run, *, num_images: int, num_ranks: int, data: DataConfig) -> Ru
 
 
 def _accumulates(run: Run, num_ranks: int) -> bool:
-    return 0 < run.micro_batch * num_ranks < run.global_batch
+    return isinstance(run.micro_batch, int) and 0 < run.micro_batch * num_ranks < run.global_batch
 
 
 def with_watchdog(run: Run, limit_s: float) -> Run:

@@ -99,6 +99,8 @@ class Keys:
             if about.total_byte_size > _MAX_GROUP_BYTES or str(opened.schema_arrow.field(column).type) != kind:
                 raise ValueError(f"no column {column}, or a huge one")
             rows = opened.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
+            if len(rows) != about.num_rows:  # its pages hold others than its foot says
+                raise ValueError(f"{len(rows)} rows where its description says {about.num_rows}")
             if rows.null_count:
                 raise ValueError(f"gaps in its column {column}")
             return rows

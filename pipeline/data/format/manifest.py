@@ -7,12 +7,15 @@ against its digest when it is first used, and shards are read whole by `pipeline
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import documents
+from pipeline.data.format import label_sets
 from pipeline.data.format.index import SplitIndex
 from pipeline.data.format.pieces import MIN_SAMPLE_BYTES, Piece, Shard, StoredFile
 from pipeline.documents import Count, FileName, Sha256, Text
@@ -73,6 +76,12 @@ class Manifest:
     created_with: Mapping[str, Text]
     former_digest: Text = ""
     """Of the same dataset in format 2, from which it was converted: what runs of that time have recorded."""
+    labels: tuple[Text, ...] = ()
+    """Where an image has several: the labels in order, of which the classes are sets (`pipeline.data.format.label_sets`)."""
+    masks: tuple[Text, ...] = ()
+    """Where each pixel has a class: these, in order (`pipeline.data.format.masks`); an image then has none of its own."""
+    boxes: tuple[Text, ...] = ()
+    """Where images have boxes: their classes, in order (`pipeline.data.format.boxes`); an image then has none of its own."""
 
     @staticmethod
     def open(url: str) -> "Manifest":
@@ -94,6 +103,21 @@ class Manifest:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What a network has a logit for: the labels where an image has several, the classes of pixels or of boxes, else the
+        classes."""
+        return self.labels or self.masks or self.boxes or self.classes
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """(classes, labels) int8, see `label_sets.targets`; None with one label an image."""
+        return label_sets.targets(self.classes, self.labels) if self.labels else None
+
+    def strata(self, label: np.ndarray) -> np.ndarray:
+        """Within what parts of a split are drawn: classes; where images have several labels, all of it as one."""
+        return np.zeros_like(label) if self.labels else label
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -134,17 +158,21 @@ class Manifest:
             "source_note": self.source_note,
             "created_with": dict(self.created_with),
             "former_digest": self.former_digest,
+            **({"labels": list(self.labels)} if self.labels else {}),
+            **({"masks": list(self.masks)} if self.masks else {}),
+            **({"boxes": list(self.boxes)} if self.boxes else {}),
         }
         content["checksum"] = checksum(content)
         return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
 
 
-def dataset_digest(classes: Iterable[str], splits: Mapping[str, Split]) -> str:
-    """Hex SHA-256 over the class names in order and, a split, the digests of the shards and rows of its pieces.
+def dataset_digest(classes: Iterable[str], splits: Mapping[str, Split], labels: Sequence[str] = ()) -> str:
+    """Hex SHA-256 over the class names in order and, a split, the digests of the shards and rows of its pieces; and over the
+    labels, where an image, its pixels or its boxes have several.
 
     Perceptual hashes are not in it: they follow from the bytes, and may differ by a bit between versions of Pillow.
     """
-    content: list[Any] = [list(classes)]
+    content: list[Any] = [list(classes), *([list(labels)] if labels else [])]
     for name, split in sorted(splits.items()):
         content.append([name, [[piece.shards_sha256, piece.rows_sha256] for piece in split.pieces]])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -196,6 +224,9 @@ def _parse(data: bytes, url: str) -> Manifest:
         too_many = any(piece.num_samples * MIN_SAMPLE_BYTES > piece.num_bytes for piece in split.pieces)
         if too_many or sum(piece.num_samples for piece in split.pieces) != split.num_samples:
             raise UserError(damaged)
-    if manifest.digest != dataset_digest(manifest.classes, manifest.splits):
+    several = manifest.labels or manifest.masks or manifest.boxes
+    if manifest.digest != dataset_digest(manifest.classes, manifest.splits, several):
+        raise UserError(damaged)
+    if manifest.labels and label_sets.labels_of(manifest.classes) - set(manifest.labels):
         raise UserError(damaged)
     return manifest

@@ -24,6 +24,8 @@ class ShardSample:
     label: int
     data: bytes
     extension: str
+    beside: tuple[str, bytes] | None = None
+    """Ending and bytes of what lies beside it (`pipeline.data.format.masks`, `pipeline.data.format.boxes`)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_shard(samples: Iterable[ShardSample], path: Path) -> WrittenShard:
-    """One tar with the members `<key>.<extension>` (bytes unchanged) and `<key>.cls` (the label as text) a sample.
+    """One tar with the members `<key>.<extension>` (bytes unchanged) and `<key>.cls` (the label as text) a sample, and
+    `<key>.seg.png` or `<key>.boxes.json` where it has a mask or boxes.
 
     Samples are taken one at a time: no more than one is in memory.
     """
@@ -53,10 +56,12 @@ def write_shard(samples: Iterable[ShardSample], path: Path) -> WrittenShard:
         webdataset.TarWriter(file, mtime=0, encoder=False, user="root", group="root") as writer,
     ):
         for sample in samples:
-            label = str(sample.label).encode()
-            members = {sample.extension: sample.data, "cls": label}
-            # TarWriter writes the members by name; the one before the image shifts it.
-            before = member_bytes(len(label)) if sample.extension > "cls" else 0
+            members = {sample.extension: sample.data, "cls": str(sample.label).encode()}
+            if sample.beside is not None:
+                ending, data = sample.beside
+                members[ending] = data
+            # TarWriter writes the members by name; those before the image shift it.
+            before = sum(member_bytes(len(data)) for name, data in members.items() if name < sample.extension)
             offsets.append(writer.tarstream.offset + before + _BLOCK)
             writer.write({"__key__": sample.key, **members})
     return WrittenShard(path, path.stat().st_size, objects.sha256_file(path), tuple(offsets))

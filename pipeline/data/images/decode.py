@@ -20,8 +20,9 @@ MAX_PIXELS = 100_000_000
 """Images above this are refused before their pixels are decoded: 300 MB of RGB, or an attack."""
 _FREE_PIXELS, _PIXELS_PER_BYTE = 16_000_000, 2000
 """Images above the first must bring a byte for so many pixels: a blank page of fax does, a bomb of a few kilobytes does not."""
-_FREE_SCANS, _MAX_SCANNED_PIXELS = 20, 500_000_000
-"""Encoders write some ten scans; each of more costs as much as the image, so that many in a large one are refused."""
+_FREE_SCANS, _MAX_SCANNED_PIXELS, _SCAN_BYTES = 20, 500_000_000, 10
+"""Encoders write some ten scans; each of more costs as much as the image, so that many in a large one are refused. The head of
+one has ten bytes: files too small for that many are not searched."""
 _END_OF_JPEG = b"\xff\xd9"
 
 Box = tuple[int, int, int, int]
@@ -76,8 +77,17 @@ class JpegPicture:
     differs by a few units of 255 at edges.
     """
 
-    def __init__(self, data: bytes, header: turbojpeg.Header, orientation: int, profile: bytes | None) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        header: turbojpeg.Header,
+        orientation: int,
+        profile: bytes | None,
+        *,
+        convert_icc: bool = True,
+    ) -> None:
         self._data, self._header, self._orientation, self._profile = data, header, orientation, profile
+        self._convert_icc = convert_icc
         width, height = header.width, header.height
         self.size = (height, width) if orientation in _TURNED else (width, height)
 
@@ -93,8 +103,8 @@ class JpegPicture:
         pixels = turbojpeg.decode_box(self._data, self._header, self._stored(box), denominator)
         if pixels is None:  # damaged, or odd: Pillow has the last word on what can be read
             left, top, right, bottom = box
-            return decode_image(self._data)[top:bottom, left:right]
-        if self._profile is not None:
+            return decode_image(self._data, convert_icc=self._convert_icc)[top:bottom, left:right]
+        if self._profile is not None and self._convert_icc:
             pixels = _srgb_pixels(pixels, self._profile, gray=self._header.gray)
         return _upright(pixels, self._orientation)
 
@@ -128,20 +138,22 @@ def _srgb_pixels(pixels: np.ndarray, profile: bytes, *, gray: bool) -> np.ndarra
     return np.asarray(to_srgb(image, profile).convert("RGB"))
 
 
-def open_picture(data: bytes) -> Picture:
+def open_picture(data: bytes, *, convert_icc: bool = True) -> Picture:
     """A picture from the bytes of an image file; of a JPEG only the header is read.
 
+    Args:
+        convert_icc: as of `decode_image`.
     Raises:
         DecodeError: as `decode_image`; what is wrong with a JPEG's pixels shows when they are cropped.
     """
     header = turbojpeg.read_header(data)
     if header is None:
-        return WholePicture(decode_image(data))
+        return WholePicture(decode_image(data, convert_icc=convert_icc))
     _refuse_large(header.width, header.height, data)
     orientation, profile = 1, None
     if header.has_metadata:
         orientation, profile = _jpeg_metadata(data)
-    return JpegPicture(data, header, orientation, profile)
+    return JpegPicture(data, header, orientation, profile, convert_icc=convert_icc)
 
 
 def _jpeg_metadata(data: bytes) -> tuple[int, bytes | None]:
@@ -154,7 +166,7 @@ def _jpeg_metadata(data: bytes) -> tuple[int, bytes | None]:
         raise DecodeError(_reason(error, data)) from error
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, *, convert_icc: bool = True) -> np.ndarray:
     """Pixels of an image as uint8 sRGB of shape (H, W, 3), upright (EXIF orientation applied), writable.
 
     Grayscale and 1-bit are repeated over the channels (1-bit: 0 and 255), 16-bit is scaled to 8, colours are brought to sRGB
@@ -162,23 +174,25 @@ def decode_image(data: bytes) -> np.ndarray:
     transparent pixels are laid on white, the ground that drawings and cut-outs are made for. The first frame of an
     animation counts.
 
+    Args:
+        convert_icc: False: an embedded profile is ignored, its numbers taken as sRGB, as torchvision, timm and TensorFlow do.
     Raises:
         DecodeError: not an image, cut short, damaged, too large, or with pixels that have no agreed range (float).
     """
     if not data:
         raise DecodeError("empty file")
     try:
-        return _decoded(data)
+        return _decoded(data, convert_icc)
     except (DecodeError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, IndexError and more on bad bytes
         mended = _mended(data)
         if mended is not None:
-            return decode_image(mended)
+            return decode_image(mended, convert_icc=convert_icc)
         raise DecodeError(_reason(error, data)) from error
 
 
-def _decoded(data: bytes) -> np.ndarray:
+def _decoded(data: bytes, convert_icc: bool) -> np.ndarray:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as opened:
@@ -187,7 +201,7 @@ def _decoded(data: bytes) -> np.ndarray:
         image: Image.Image = opened
         if _orientation(opened) != 1:
             image = ImageOps.exif_transpose(opened)
-        return np.array(_to_rgb(image), dtype=np.uint8)
+        return np.array(_to_rgb(image, convert_icc), dtype=np.uint8)
 
 
 def _mended(data: bytes) -> bytes | None:
@@ -214,8 +228,10 @@ def _refuse_large(width: int, height: int, data: bytes) -> None:
         raise DecodeError(f"{width}x{height} pixels, more than the {MAX_PIXELS} allowed")
     if pixels > max(_FREE_PIXELS, _PIXELS_PER_BYTE * len(data)):
         raise DecodeError(f"{width}x{height} pixels in {len(data)} bytes, which no picture has")
+    if len(data) // _SCAN_BYTES * pixels <= _MAX_SCANNED_PIXELS or not data.startswith(b"\xff\xd8"):
+        return
     # Inside the pixels of a JPEG 0xFF is never followed by this mark; a thumbnail in the metadata adds one or a few.
-    num_scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+    num_scans = data.count(b"\xff\xda")
     if num_scans > _FREE_SCANS and num_scans * pixels > _MAX_SCANNED_PIXELS:
         raise DecodeError(f"{num_scans} scans of {width}x{height} pixels, where encoders write about ten")
 
@@ -238,10 +254,10 @@ def _orientation(image: Any) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _to_rgb(image: Any) -> Any:
+def _to_rgb(image: Any, convert_icc: bool) -> Any:
     from PIL import Image
 
-    profile = image.info.get("icc_profile")
+    profile = image.info.get("icc_profile") if convert_icc else None
     if image.mode.startswith("I"):
         return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
     if image.mode == "F":

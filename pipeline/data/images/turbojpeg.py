@@ -24,6 +24,9 @@ _MAX_SCANS = 500  # a progressive image of a few kilobytes can hold thousands, e
 _MARGIN = 2
 """Columns decoded next to the part: chroma upsampling looks at its neighbours, and the part shall not show its edge."""
 _SCRATCH_BYTES = 16 << 20
+_METADATA = {0xE1: b"Exif\0\0", 0xE2: b"ICC_PROFILE\0"}
+_LOOKED_AT = {0xDA, 0xC0, 0xC1, 0xC2, *_METADATA}
+"""Segments: the pixels, frames, metadata."""
 
 
 class Header(NamedTuple):
@@ -136,18 +139,19 @@ def read_header(data: bytes) -> Header | None:
     """
     if data[:2] != b"\xff\xd8" or _decoder() is None:
         return None
-    at, frame, has_metadata = 2, b"", False
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        kind, begin = data[at + 1], at + 4
-        if kind == 0xDA:  # the pixels begin
-            return _header(frame, has_metadata)
-        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if kind in (0xC0, 0xC1, 0xC2):
-            frame = data[begin:end]
-        elif kind == 0xE1:
-            has_metadata = has_metadata or data.startswith(b"Exif\0\0", begin)
-        elif kind == 0xE2:
-            has_metadata = has_metadata or data.startswith(b"ICC_PROFILE\0", begin)
+    at, last, frame, has_metadata = 2, len(data) - 4, b"", False
+    while at <= last:
+        mark, kind, high, low = data[at : at + 4]
+        if mark != 0xFF:
+            return None
+        end = at + 2 + (high << 8 | low)
+        if kind in _LOOKED_AT:
+            if kind == 0xDA:  # the pixels begin
+                return _header(frame, has_metadata)
+            if kind in _METADATA:
+                has_metadata = has_metadata or data.startswith(_METADATA[kind], at + 4)
+            else:
+                frame = data[at + 4 : end]
         at = end
     return None  # cut short, or padded in a way that the library may understand
 

@@ -6,10 +6,12 @@ one would have been, and the batch says so. A micro-batch with no readable sampl
 
 import copy
 import itertools
+import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,10 @@ from pipeline.data.loading.prefetch import Place, ReadAhead, Reading
 from pipeline.data.loading.shard_reader import ShardReader, Unreadable
 
 DECODED_CACHE_BYTES = 512 << 20
+READ_BY_STEPS = ("images", "labels", "other_labels", "weights")
+"""Tensors of a batch."""
+Change = Callable[[np.ndarray, int], np.ndarray]
+"""Of evaluation images: (H, W, 3) uint8 and the number of the sample -> the same shape."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,33 @@ class Batch:
         return len(self.lost) == len(self.labels) > 0 and not self.lost[0].filled_with
 
     def pin_memory(self) -> "Batch":
-        names = ("images", "labels", "samples", "other_labels", "weights")
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: t.pin_memory() for name, t in tensors.items() if t is not None})
+        return self._each((*READ_BY_STEPS, "samples"), torch.Tensor.pin_memory)
 
-    def targets(self, device: torch.device) -> torch.Tensor | MixedLabels:
-        """What the loss takes, on the device."""
+    def on(self, device: torch.device) -> "Batch":
+        """With all that a step reads there, queued on the current stream; `samples` stays with the host, which counts them."""
+        return self._each(READ_BY_STEPS, lambda t: t.to(device, non_blocking=True))
+
+    def _each(self, names: Sequence[str], change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        tensors = {name: getattr(self, name) for name in names}
+        changed: dict[str, Any] = {name: change(t) for name, t in tensors.items() if t is not None}
+        return replace(self, **changed)
+
+    def targets(self, device: torch.device, table: torch.Tensor | None = None) -> torch.Tensor | MixedLabels:
+        """What the loss takes, on the device.
+
+        Args:
+            table: where images have several labels, (sets, labels) as `label_sets.targets`, on the device; then (N, labels)
+                float32.
+        """
         labels = self.labels.to(device, non_blocking=True)
         if self.other_labels is None or self.weights is None:
-            return labels
+            return labels if table is None else table[labels]
         other, weights = (t.to(device, non_blocking=True) for t in (self.other_labels, self.weights))
-        return MixedLabels(labels, other, weights)
+        if table is None:
+            return MixedLabels(labels, other, weights)
+        first, second = (table[of] for of in (labels, other))
+        mixed = torch.lerp(second, first, weights[:, None])
+        return torch.where((first < 0) | (second < 0), torch.full_like(mixed, -1.0), mixed)
 
 
 class Pixels:
@@ -85,8 +107,10 @@ class Pixels:
     the room and stop there.
     """
 
-    def __init__(self, augment: AugmentConfig, seed: int | None) -> None:
-        self.augment, self._seed = augment, seed
+    def __init__(
+        self, augment: AugmentConfig, seed: int | None, *, convert_icc: bool = True, change: Change | None = None
+    ) -> None:
+        self.augment, self._seed, self._convert_icc, self._change = augment, seed, convert_icc, change
         self._decoded: dict[int, WholePicture] = {}
         self._room_bytes = DECODED_CACHE_BYTES
 
@@ -98,14 +122,15 @@ class Pixels:
         """Fill `out` (px, px, 3). `number`: of the sample; (view, drawn_for) seed its crop. DecodeError if it is no image."""
         picture = self._picture(data, number)
         if self._seed is None:
-            out.copy_(torch.from_numpy(eval_image(picture, self.augment)))
+            pixels = eval_image(picture, self.augment)
+            out.copy_(torch.from_numpy(pixels if self._change is None else self._change(pixels, number)))
         else:
             train_image(picture, self.augment, sample_rng(self._seed, view, drawn_for), out)
 
     def _picture(self, data: bytes, number: int) -> Picture:
         if number in self._decoded:
             return self._decoded[number]
-        picture = open_picture(data)
+        picture = open_picture(data, convert_icc=self._convert_icc)
         if isinstance(picture, WholePicture) and picture.pixels.nbytes <= self._room_bytes:
             self._decoded[number] = picture
             self._room_bytes -= picture.pixels.nbytes
@@ -136,6 +161,14 @@ class Sources:
     def shard(self, place: Place) -> str:
         index = self.readers[place.source].index
         return str(index.shards[int(index.rows([place.sample])["shard"][0])].name)
+
+
+def _fresh(shape: tuple[int, ...]) -> torch.Tensor:
+    """uint8, of any content; of a loader process in shared memory, where it must go anyway: that saves a copy of the batch."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # as torch's own collation makes one
 
 
 class BatchStream(IterableDataset[Batch]):
@@ -173,9 +206,7 @@ class BatchStream(IterableDataset[Batch]):
     def _batch(self, reading: Reading) -> Batch:
         begin = time.perf_counter()
         px = self._pixels.px
-        images = torch.zeros((len(reading.places), px, px, 3), dtype=torch.uint8)
-        if get_worker_info() is not None:
-            images.share_memory_()  # where it must go anyway: saves a copy of the batch
+        images = _fresh((len(reading.places), px, px, 3))
         reasons: dict[int, str] = {}
         for i, (place, content) in enumerate(zip(reading.places, reading.contents, strict=True)):
             reason = self._draw(content, place, place, images[i])
@@ -195,7 +226,7 @@ class BatchStream(IterableDataset[Batch]):
             lost,
             None if mixed is None else labels[mixed[0]],
             None if mixed is None else mixed[1],
-            next((r.cache.failure for r in self._sources.readers if r.cache and r.cache.failure), ""),
+            next((r.cache.failure for r in self._sources.readers if r.cache and r.cache.failure), reading.notice),
             sum(len(c) for c in reading.contents if isinstance(c, bytes)),
             reading.wait_s,
             time.perf_counter() - begin,

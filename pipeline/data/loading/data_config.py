@@ -42,14 +42,18 @@ class DataConfig:
     mix_blocks: CountOrZero = 256
     """Blocks, from anywhere in the dataset, that samples come from at any moment; 0 = all, which is the full shuffle. For
     windowed."""
-    order: Literal["windowed", "lanes"] = "windowed"
+    order: Literal["windowed", "lanes", "correlated"] = "windowed"
     """windowed: every rank reads from every block. lanes: each rank has lanes of blocks of its own, at any size of the
-    dataset; a set that is too small for lanes is shuffled whole."""
+    dataset; a set that is too small for lanes is shuffled whole. correlated: windowed, then each global batch sorted by class,
+    so that micro-batches and groups of samples hold few classes; for experiments."""
     lanes: CountOrZero = 0
     """Lanes of the order; a divisor of the different samples in a global batch, at least twice the number of hosts. 0 = as
     many as dataset and batch allow, at most 512."""
     lane_blocks: Count = 16
     """Blocks of a lane that samples come from at any moment. lanes x lane_blocks of the size of the batch mixes well."""
+    convert_icc: bool = True
+    """Colours are brought to sRGB by an image's embedded ICC profile; false: profiles are ignored, as torchvision, timm and
+    TensorFlow do."""
     repeats: Count = 1
     """Repeated augmentation: each sample comes this many times in its global batch, augmented differently."""
     skip_steps: tuple[str, ...] = ()
@@ -61,7 +65,8 @@ class DataConfig:
     num_workers: CountOrZero = 0
     """Loader processes of each rank; 0 = in the training process."""
     read_threads: Count = 8
-    """Requests that each loader process has under way."""
+    """Requests that each loader process has under way; out of an object store at first, and then as many as bring the most, up
+    to four times so many."""
     read_ahead_mb: Annotated[float, Range(1), MEGABYTES] = 128.0
     """Encoded images that each loader process may hold before they are used."""
     cache_dir: str = ""

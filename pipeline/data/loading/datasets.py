@@ -9,21 +9,23 @@ Loader processes are functions of that integer too: their number changes nothing
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.format import label_sets
 from pipeline.data.format.index import SplitIndex
 from pipeline.data.format.manifest import Manifest
-from pipeline.data.loading.batches import Batch, BatchStream, Pixels, Sources, UnreadableSample
+from pipeline.data.loading.batches import Batch, BatchStream, Change, Pixels, Sources, UnreadableSample
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
-from pipeline.data.loading.make_order import Pool, choose_order, make_cache, make_order
+from pipeline.data.loading.make_order import by_class, choose_order, make_cache, make_order, pool_of, united
 from pipeline.data.loading.prefetch import Place
 from pipeline.data.loading.shard_faults import look_at_shards, refuse_faults
 from pipeline.data.loading.shard_reader import ShardReader
 from pipeline.data.sampling.lanes import LaneLayout
 from pipeline.data.sampling.mixture import Mixture
 from pipeline.data.sampling.order import rank_share
-from pipeline.data.sampling.subset import Subset, select
+from pipeline.data.sampling.subset import Subset
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -51,9 +53,9 @@ class TrainData:
         self._augment, self._seed = augment, seed
         opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
         self.manifest = opened[0][2]
-        united = _united(config.train_split, opened)
-        urls, weights = [u for u, *_ in united], [w for _, w, *_ in united]
-        self.manifests, self.indices = [m for *_, m, _ in united], [i for *_, i in united]
+        sources = united(config.train_split, opened)
+        urls, weights = [u for u, *_ in sources], [w for _, w, *_ in sources]
+        self.manifests, self.indices = [m for *_, m, _ in sources], [i for *_, i in sources]
         splits = config.train_split.split("+") * len(opened)
         self.names = [
             f"{m.url} ({s})" if "+" in config.train_split else m.url
@@ -61,7 +63,7 @@ class TrainData:
         ]
         """Of the sources, in accounts."""
         self.index = self.indices[0]
-        self.pools = [_pool(index, config.subset) for index in self.indices]
+        self.pools = [pool_of(m, i, config.subset) for m, i in zip(self.manifests, self.indices, strict=True)]
         self.pool = self.pools[0]
         self.layouts = [
             choose_order(config, index, distinct=self.distinct(global_batch)) if config.order == "lanes" else None
@@ -72,8 +74,12 @@ class TrainData:
             for index, url, layout in zip(self.indices, urls, self.layouts, strict=True)
         ]
         self.faults = look_at_shards(readers, world)
-        self.classes = _union(self.manifests)
-        self.sources = _sources(readers, self.manifests, self.classes)
+        sets = _union(self.manifests)
+        labels = label_sets.common_labels([(m.url, m.labels) for m in self.manifests])
+        self.classes = list(labels or sets)
+        """What the network has a logit for: the labels where an image has several."""
+        self.label_table = _table(sets, labels)
+        self.sources = _sources(readers, self.manifests, sets)
         orders = [
             make_order(config, index, pool, layout, seed if source == 0 else seed + (source << 32))
             for source, (index, pool, layout) in enumerate(zip(self.indices, self.pools, self.layouts, strict=True))
@@ -109,8 +115,11 @@ class TrainData:
             sources, epochs, samples = self.mixture.by_lane(start, distinct, slice(None))
         else:
             sources, epochs, samples = self.mixture.positions(start, distinct)
+        samples = self._of_pools(sources, samples)
+        if self.config.order == "correlated":
+            sources, epochs, samples = by_class(self.sources, sources, epochs, samples)
         views = np.concatenate([epochs * repeats + copy for copy in range(repeats)])
-        return np.tile(sources, repeats), np.tile(self._of_pools(sources, samples), repeats), views
+        return np.tile(sources, repeats), np.tile(samples, repeats), views
 
     def draw_share(self, step: int, global_batch: int, *, rank: int, num_ranks: int, micro_batch: int) -> Drawn:
         """What one rank draws at the run's step, (accumulation, micro_batch).
@@ -181,7 +190,7 @@ class TrainData:
         stream = BatchStream(
             draws,
             self.sources,
-            Pixels(self._augment, self._seed),
+            Pixels(self._augment, self._seed, convert_icc=self.config.convert_icc),
             repeats=self.config.repeats,
             budget_bytes=int(self.config.read_ahead_mb * 1e6),
             num_threads=self.config.read_threads,
@@ -192,7 +201,8 @@ class TrainData:
 def samples_per_epoch(config: DataConfig) -> int:
     """`TrainData.samples_per_epoch`, from the manifests alone."""
     opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
-    return sum(len(_pool(index, config.subset)) for *_, index in _united(config.train_split, opened)) * config.repeats
+    sources = united(config.train_split, opened)
+    return sum(len(pool_of(manifest, index, config.subset)) for *_, manifest, index in sources) * config.repeats
 
 
 class _Draws:
@@ -220,16 +230,19 @@ class EvalData:
         split: str | None = None,
         subset: Subset | None = None,
         world: World | None = None,
+        change: Change | None = None,
     ) -> None:
+        """`change`: what is done to every image in its evaluation form."""
         self.manifest = Manifest.open(config.url)
         self._config, self._augment = config, augment
         self.split = split or config.eval_split or "val"
         self.index = self.manifest.split(self.split)
-        self.pool = _pool(self.index, subset or config.eval_subset if split is None else subset)
+        self.pool = pool_of(self.manifest, self.index, subset or config.eval_subset if split is None else subset)
+        self.label_table = _table(self.manifest.classes, self.manifest.labels)
         reader = _reader(config, self.index, config.url)
         refuse_faults(look_at_shards([reader], world), 0)
         self._sources = _sources([reader], [self.manifest], list(self.manifest.classes))
-        self._pixels = Pixels(augment, None)
+        self._pixels = Pixels(augment, None, convert_icc=config.convert_icc, change=change)
 
     @property
     def num_samples(self) -> int:
@@ -262,17 +275,6 @@ class EvalData:
             yield batch
 
 
-def _united(split: str, opened: Sequence[tuple[str, float, Manifest]]) -> list[tuple[str, float, Manifest, SplitIndex]]:
-    """Sources, one for each split of each dataset; a dataset's weight is shared by the sizes of its splits, so that each of
-    its images comes as often as any other."""
-    found = []
-    for url, weight, manifest in opened:
-        indices = [manifest.split(name) for name in split.split("+")]
-        num = sum(index.num_samples for index in indices)
-        found += [(url, weight * (index.num_samples / num), manifest, index) for index in indices]
-    return found
-
-
 def _reader(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None = None) -> ShardReader:
     return ShardReader(index, url, config.block_bytes, make_cache(config, index, url, layout), layout=layout)
 
@@ -289,5 +291,6 @@ def _union(manifests: list[Manifest]) -> list[str]:
     return list(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
 
 
-def _pool(index: SplitIndex, subset: Subset | None) -> Pool:
-    return range(index.num_samples) if subset is None else select(index.label, subset)
+def _table(sets: Sequence[str], labels: Sequence[str]) -> torch.Tensor | None:
+    """(sets, labels) float32, see `label_sets.targets`; None with one label an image."""
+    return torch.from_numpy(label_sets.targets(sets, labels)).float() if labels else None

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch.utils.data import DataLoader
 
 from pipeline.data.loading.batches import Batch, BatchStream
@@ -76,5 +77,7 @@ def _processes(stream: BatchStream, num_workers: int, *, pin: bool) -> Iterator[
         multiprocessing_context=safe_context() if num_workers else None,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin,
+        # Its seeds, which nothing uses here, would be drawn from the process's numbers, whenever loaders are replaced.
+        generator=torch.Generator(),
     )
     return iter(loader)

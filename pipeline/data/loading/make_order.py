@@ -1,11 +1,16 @@
-"""The order of a split as a run configures it."""
+"""The samples of a run's splits, and their order as it configures it."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.data.format.index import SplitIndex
+from pipeline.data.format.manifest import Manifest
+from pipeline.data.loading.batches import Sources
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.sampling.lanes import LaneLayout, LaneOrder, choose_layout
 from pipeline.data.sampling.order import Order, cut_blocks
+from pipeline.data.sampling.subset import Subset, select
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from pipeline.storage.block_cache import BlockCache
@@ -47,6 +52,8 @@ def make_order(
     config: DataConfig, index: SplitIndex, pool: Pool, layout: LaneLayout | None, seed: int
 ) -> Order | LaneOrder:
     """The order of the samples of a pool, numbered in it."""
+    if config.order == "correlated":
+        check_classes(config.url, index.num_classes)
     if layout is not None:
         return LaneOrder(layout, seed)
     shard, offset = index.shard, index.offset
@@ -55,6 +62,25 @@ def make_order(
     return Order(
         cut_blocks(shard, offset, config.block_bytes), seed, 0 if config.order == "lanes" else config.mix_blocks
     )
+
+
+def check_classes(url: str, num_classes: int) -> None:
+    """UserError where there is nothing to sort by."""
+    if num_classes < 2:
+        raise UserError(
+            f"{url} has {num_classes} class{'' if num_classes == 1 else 'es'}, and correlated batches are sorted by class: "
+            "take another order, or data with classes"
+        )
+
+
+def by_class(sources: Sources, source: np.ndarray, epoch: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The different samples of a global batch sorted by class; those of a class as they came."""
+    label = np.empty(len(sample), np.int64)
+    for number, (reader, mapped) in enumerate(zip(sources.readers, sources.label_maps, strict=True)):
+        mine = source == number
+        label[mine] = mapped[reader.index.label[sample[mine]]]
+    order = np.argsort(label, kind="stable")
+    return source[order], epoch[order], sample[order]
 
 
 def make_cache(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None) -> BlockCache | None:
@@ -94,3 +120,18 @@ def window_bytes(index: SplitIndex, layout: LaneLayout) -> float:
     """Of all blocks that are open at a time."""
     sample_bytes = index.num_bytes / layout.num_samples
     return layout.lanes * layout.window * layout.block_samples * sample_bytes
+
+
+def united(split: str, opened: Sequence[tuple[str, float, Manifest]]) -> list[tuple[str, float, Manifest, SplitIndex]]:
+    """Sources, one for each split of each dataset; a dataset's weight is shared by the sizes of its splits, so that each of
+    its images comes as often as any other."""
+    found = []
+    for url, weight, manifest in opened:
+        indices = [manifest.split(name) for name in split.split("+")]
+        num = sum(index.num_samples for index in indices)
+        found += [(url, weight * (index.num_samples / num), manifest, index) for index in indices]
+    return found
+
+
+def pool_of(manifest: Manifest, index: SplitIndex, subset: Subset | None) -> Pool:
+    return range(index.num_samples) if subset is None else select(manifest.strata(index.label), subset)

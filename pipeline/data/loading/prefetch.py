@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.data.format.index import PLACED
 from pipeline.data.loading.shard_reader import ShardReader, Unreadable
+from pipeline.storage import objects, range_reads
 
 PORTION_SAMPLES = 4096
 """Planned at once, at most: of small images the budget would hold so many that planning them would stop everything else."""
@@ -58,6 +59,8 @@ class Reading:
     contents: list[bytes | Unreadable]
     wait_s: float
     """How long the reader of this waited for bytes."""
+    notice: str
+    """What the store's gate has to say since this reader began; a process may have read for another run before."""
 
 
 class ReadAhead:
@@ -68,9 +71,14 @@ class ReadAhead:
     ) -> None:
         self._readers, self._batches = readers, batches
         self._budget_bytes, self._num_threads = budget_bytes, num_threads
+        is_local = all(objects.is_local(reader.url) for reader in readers)
+        self._gate = None if is_local else range_reads.gate(num_threads)
+        self._num_before = self._gate.num_overloads if self._gate else 0
 
     def __iter__(self) -> Iterator[Reading]:
-        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="normfree-read")
+        # Of a store as many as its gate may ever let through.
+        num_threads = self._gate.most if self._gate else self._num_threads
+        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="normfree-read")
         index_pool = ThreadPoolExecutor(1, thread_name_prefix="normfree-index")
         upcoming = self._indexed(index_pool)
         ahead: deque[tuple[Indexed, Bytes]] = deque()
@@ -91,7 +99,8 @@ class ReadAhead:
                 wait_s = time.perf_counter() - begin
                 held_bytes -= batch.num_bytes
                 del futures
-                yield Reading(batch.places, batch.rows, [_there(c) for c in contents], wait_s)
+                notice = self._gate.notice if self._gate and self._gate.num_overloads > self._num_before else ""
+                yield Reading(batch.places, batch.rows, [_there(c) for c in contents], wait_s, notice)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             index_pool.shutdown(wait=False, cancel_futures=True)

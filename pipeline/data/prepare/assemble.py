@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class PieceMaker:
                 raise UserError(
                     f"{objects.join(self.out, name)} was finished and is gone, or was changed: run the same command again"
                 )
+            if not self._has_labels(record):
+                raise UserError(
+                    f"{journal.url_of(self.out, name)} has labels that are none of the classes: remove it, and run the same "
+                    "command again"
+                )
             records.append(record)
         with explain_full_disk(self.out):
             self.work.mkdir(parents=True, exist_ok=True)
@@ -81,6 +86,12 @@ class PieceMaker:
             for name in made.names:
                 publish(self.work / name, objects.join(self.out, name))
         return made
+
+    def _has_labels(self, record: Record) -> bool:
+        """One for each sample, of a class that there is: others may write where the journal lies."""
+        if self.numbers is not None:
+            return len(record.label_texts) == len(record.keys) and self.numbers.keys() >= set(record.label_texts)
+        return bool(np.all((record.label >= 0) & (record.label < self.num_classes)))
 
 
 def make_piece(
@@ -120,6 +131,9 @@ def assemble(
     recipe: Mapping[str, Any],
     note: str,
     folder: Path,
+    labels: tuple[str, ...] = (),
+    masks: tuple[str, ...] = (),
+    boxes: tuple[str, ...] = (),
 ) -> Manifest:
     """The manifest of a dataset at `url` that consists of these pieces; the list of what was skipped is written to `folder`."""
     splits: dict[str, Split] = {}
@@ -133,4 +147,6 @@ def assemble(
     for package in ("normfree", "webdataset", "pillow", "pyarrow"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return Manifest(url, name, classes, dataset_digest(classes, splits), splits, skipped, dict(recipe), note, versions)
+    digest = dataset_digest(classes, splits, labels or masks or boxes)
+    whole = Manifest(url, name, classes, digest, splits, skipped, dict(recipe), note, versions)
+    return replace(whole, labels=labels, masks=masks, boxes=boxes)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.data.sources.cards import SPLIT_NAMES
-from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
+from pipeline.data.sources.entry import SPLIT_WORDS
 from pipeline.documents import excerpt, is_file_name
 from pipeline.errors import UserError
-from pipeline.storage import objects
+from pipeline.storage import listing, objects
 
 _COMPRESSED = (".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 
@@ -32,8 +32,11 @@ def find_tars(url: str, splits: Mapping[str, str] | None) -> tuple[str, list[Fou
     """
     base, pattern = _base(url)
     prefix = objects.join(base).rstrip("/") + "/"
-    urls = [u for u in objects.list_urls(base) if u.lower().endswith((".tar", *_COMPRESSED)) and "/.staging/" not in u]
-    names = {each_url.removeprefix(prefix): each_url for each_url in urls}
+    names = {
+        each_url.removeprefix(prefix): size
+        for each_url, size in listing.sizes(base, (".tar", *_COMPRESSED)).items()
+        if "/.staging/" not in each_url
+    }
     chosen = sorted(names) if pattern is None else _matching(pattern, names, url)
     if not chosen:
         raise UserError(
@@ -44,7 +47,7 @@ def find_tars(url: str, splits: Mapping[str, str] | None) -> tuple[str, list[Fou
     odd = next((tar for tar in found if not all(is_file_name(part) for part in tar.split("/"))), None)
     if odd is not None:
         raise UserError(f"the tar {excerpt(odd)} of {url} has a name with characters that are no text: rename it")
-    tars = [FoundTar(split, tar, objects.size_bytes(names[tar])) for tar, split in found.items()]
+    tars = [FoundTar(split, tar, names[tar]) for tar, split in found.items()]
     return base, sorted(tars, key=lambda tar: (tar.split, tar.name)), notes
 
 
@@ -99,7 +102,7 @@ def _is_pattern(text: str) -> bool:
     return re.search(r"[*?\[{]", text) is not None
 
 
-def _matching(pattern: str, names: Mapping[str, str] | Sequence[str], where: str) -> list[str]:
+def _matching(pattern: str, names: Mapping[str, int] | Sequence[str], where: str) -> list[str]:
     """Names that match a pattern, by their whole path or their last part. A number range must be there completely."""
     import braceexpand
 

@@ -68,12 +68,12 @@ _ARRAYS: dict[str, type] = {
 
 
 def write_record(out: str, record: Record) -> None:
-    objects.write_bytes(_url(out, record.shard.name), record.to_json())
+    objects.write_bytes(url_of(out, record.shard.name), record.to_json())
 
 
 def read_record(out: str, name: str, plan: str) -> Record | None:
     """The record of a shard, if there is one of this preparation (`Record.plan`) and the shard is there."""
-    record = _read(_url(out, name))
+    record = _read(url_of(out, name))
     if record is None or (record.plan, record.shard.name) != (plan, name) or not _has_shard(out, record.shard):
         return None
     return record
@@ -132,5 +132,6 @@ def _file_name(shard: str) -> str:
     return shard.replace("/", "%2F") + ".json"
 
 
-def _url(out: str, shard: str) -> str:
+def url_of(out: str, shard: str) -> str:
+    """Where the record of a shard lies."""
     return objects.join(out, FOLDER, _file_name(shard))

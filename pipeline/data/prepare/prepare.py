@@ -11,20 +11,19 @@ once to the staging folder, as large as it is unpacked; other sources cost no di
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from pipeline.data import parts
 from pipeline.data.format import manifest as manifests
+from pipeline.data.format.label_sets import without_image
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.shards import SHARD_BYTES
 from pipeline.data.parts import Part
 from pipeline.data.prepare import journal
+from pipeline.data.prepare import plan as plans
 from pipeline.data.prepare.assemble import MadePiece, PieceMaker, assemble, plan_pieces
 from pipeline.data.prepare.output_folder import (
     Staging,
@@ -37,13 +36,14 @@ from pipeline.data.prepare.output_folder import (
     remove_written,
     staging,
 )
+from pipeline.data.prepare.plan import Plan
 from pipeline.data.prepare.reencode import Reencode
-from pipeline.data.prepare.shard_plan import PlannedShard, plan_shards
+from pipeline.data.prepare.shard_plan import PlannedShard
 from pipeline.data.prepare.shard_writer import ShardWriter
 from pipeline.data.process_pool import Each, each
 from pipeline.data.sources.cards import Card
-from pipeline.data.sources.entry import ImageEntry, ImageSource
-from pipeline.data.sources.open_source import open_source
+from pipeline.data.sources.entry import ImageSource
+from pipeline.data.sources.open_source import is_listed_in_place, open_source
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -80,6 +80,10 @@ class Preparation:
     run_each: Each | None = None  # in place of processes of this machine
     progress: Progress | None = None
 
+    def __post_init__(self) -> None:
+        if self.source is not None and objects.is_local(self.source):  # parts may run in other folders
+            object.__setattr__(self, "source", str(objects.local_path(self.source).absolute()))
+
     def run(self, *, merge: bool = False) -> Manifest:
         """Write the dataset, or return it at once if it is there already.
 
@@ -94,20 +98,19 @@ class Preparation:
         if existing is not None and self._source_is_gone:
             return existing
         with explain_full_disk(self.out), only_writer(self.out, existing), staging(self.out) as folders:
-            opened = self._open(folders, recipe)
             if existing is not None:
-                return _of_this_source(existing, opened, self.source)
-            entries = _wanted(self.card, opened, self.splits, self.source)
-            writer = ShardWriter(opened.reader, self.out, folders.work, self.reencode)
-            plan = _plan(writer, entries, opened.classes, recipe)
+                return _of_this_source(existing, self._open(folders), self.source)
+            plan = (self._left_plan(recipe) if merge else None) or self._make_plan(folders, recipe)
             if merge:
-                parts.results(journal.parts_folder(self.out), _work(writer, plan))
+                parts.results(journal.parts_folder(self.out), plan.work)
+            recipe["source_fingerprint"] = plan.source.fingerprint
             claim(self.out, self.card, recipe)
-            _write(writer, plan, len(entries), self.max_bad_share, self._each, self.progress)
-            pieces = plan_pieces((shard.split, shard.name, writer.plan(shard)) for shard in plan)
-            made = list(self._each(PieceMaker(self.out, folders.work, len(opened.classes)), pieces))
-            note = "; ".join(filter(None, [opened.note, _count_note(self.card, entries)]))
-            _finish(self.card, self.out, opened.classes, made, recipe, note, folders)
+            shards = plans.whole(plan, writer := self._writer(folders, plan.source), self._plan_folder)
+            self._write(writer, [shard for shard, _ in shards], plan)
+            pieces = plan_pieces((shard.split, shard.name, digest) for shard, digest in shards)
+            made = list(self._each(PieceMaker(self.out, folders.work, len(plan.source.classes)), pieces))
+            note = "; ".join(filter(None, [plan.source.note, plans.count_note(self.card, plan.images)]))
+            _finish(self.card, self.out, plan.source, made, recipe, note, folders)
         release(self.out)
         return Manifest.open(self.out)
 
@@ -122,15 +125,53 @@ class Preparation:
             parts.hold(folder, part),
             staging(self.out, f"spool-{part.number}-of-{part.of}") as folders,
         ):
-            opened = self._open(folders, recipe)
-            entries = _wanted(self.card, opened, self.splits, self.source)
-            claim(self.out, self.card, recipe, is_shared=True)
-            writer = ShardWriter(opened.reader, self.out, folders.work, self.reencode)
-            plan = _plan(writer, entries, opened.classes, recipe)
-            mine = part.share(plan)
-            _write(writer, mine, len(entries), self.max_bad_share, self._each, self.progress)
-            parts.record(folder, part, _work(writer, plan), {"shards": len(mine)})
+            plan = self._shared_plan(folders, recipe)
+            claim(self.out, self.card, {**recipe, "source_fingerprint": plan.source.fingerprint}, is_shared=True)
+            mine = plan.read(*part.span(plan.num_shards))
+            self._write(self._writer(folders, plan.source), mine, plan)
+            parts.record(folder, part, plan.work, {"shards": len(mine)})
         return len(mine)
+
+    def _shared_plan(self, folders: Staging, recipe: Mapping[str, Any]) -> Plan:
+        """The plan that a part has left, or ours, which is left for the others."""
+
+        def ours() -> Plan:
+            made = self._make_plan(folders, recipe)
+            claim(self.out, self.card, {**recipe, "source_fingerprint": made.source.fingerprint}, is_shared=True)
+            return made
+
+        if (found := self._left_plan(recipe)) is not None:
+            return found
+        if self.source is None or not is_listed_in_place(self.card, self.source):
+            return ours()
+        wait = partial(self.progress, "another part lists the source", 0, 1) if self.progress else None
+        return plans.shared(self._plan_folder, self._asked(recipe), self.source, ours, wait)
+
+    def _left_plan(self, recipe: Mapping[str, Any]) -> Plan | None:
+        if self.source is None:
+            return None
+        return plans.read(self._plan_folder, self._asked(recipe), self.source)
+
+    @property
+    def _plan_folder(self) -> str:
+        return objects.join(self.out, journal.FOLDER, "plan")
+
+    def _asked(self, recipe: Mapping[str, Any]) -> str:
+        """Digest of what a listing and a plan follow from; of a source that is one file, its size is a part."""
+        assert self.source is not None
+        size = objects.size_bytes(self.source) if objects.is_file(self.source) else -1
+        return hashlib.sha256(repr((self.card, self.source, size, sorted(recipe.items()))).encode()).hexdigest()
+
+    def _make_plan(self, folders: Staging, recipe: Mapping[str, Any]) -> Plan:
+        opened = self._open(folders)
+        entries = plans.wanted(opened, self.splits, self.source or self.card.name)
+        return plans.make(opened, entries, self._writer(folders, opened), recipe)
+
+    def _writer(self, folders: Staging, raw: ImageSource) -> ShardWriter:
+        return ShardWriter(raw.reader, self.out, folders.work, self.reencode, len(raw.masks), self.card.mask_of_first)
+
+    def _write(self, writer: ShardWriter, shards: Sequence[PlannedShard], plan: Plan) -> None:
+        _write(writer, shards, sum(plan.images.values()), self.max_bad_share, self._each, self.progress)
 
     @property
     def _each(self) -> Each:
@@ -149,8 +190,8 @@ class Preparation:
         gone = self.source is None or self.card.kind == "torchvision" or not objects.exists(self.source)
         return gone and self.card.kind != "embedded"
 
-    def _open(self, folders: Staging, recipe: dict[str, Any]) -> ImageSource:
-        opened = open_source(
+    def _open(self, folders: Staging) -> ImageSource:
+        return open_source(
             self.card,
             self.source,
             val_share=self.val_share,
@@ -159,8 +200,6 @@ class Preparation:
             spool=folders.spool,
             progress=partial(self.progress, "copying") if self.progress else None,
         )
-        recipe["source_fingerprint"] = opened.fingerprint
-        return opened
 
 
 def prepare(card: Card, out: str, **options: Any) -> Manifest:
@@ -180,6 +219,7 @@ def _recipe(
     """What the bytes of the dataset follow from, besides the source; kept in the manifest."""
     return {
         "card": card.name,
+        **({"multi_label": card.multi_label} if card.multi_label else {}),
         "splits": sorted(splits) if splits else None,
         "shard_bytes": shard_bytes if shard_samples is None else None,
         "shard_samples": shard_samples,
@@ -212,38 +252,6 @@ def _check_arguments(
         raise UserError(f"splits {', '.join(splits) or '(none)'} must include train: the classes are defined by it")
 
 
-def _wanted(card: Card, opened: ImageSource, splits: Sequence[str] | None, source: str | None) -> list[ImageEntry]:
-    present = {entry.split for entry in opened.entries}
-    absent = sorted(set(splits or ()) - present)
-    if absent:
-        raise UserError(
-            f"{source or card.name} has no split {', '.join(absent)} (it has {', '.join(sorted(present))}): "
-            "add the folder, or hold out a part of train with val_share"
-        )
-    return [entry for entry in opened.entries if splits is None or entry.split in splits]
-
-
-def _plan(
-    writer: ShardWriter, entries: Sequence[ImageEntry], classes: Sequence[str], recipe: dict[str, Any]
-) -> list[PlannedShard]:
-    exact = not writer.reencode and all(entry.size >= 0 for entry in entries)
-    return list(
-        plan_shards(
-            entries,
-            classes,
-            seed=recipe["seed"],
-            shard_bytes=recipe["shard_bytes"] or SHARD_BYTES,
-            shard_samples=recipe["shard_samples"],
-            mean_bytes=None if exact else writer.mean_bytes,
-        )
-    )
-
-
-def _work(writer: ShardWriter, plan: Sequence[PlannedShard]) -> str:
-    """What all parts of a preparation have in common."""
-    return hashlib.sha256("".join(writer.plan(shard) for shard in plan).encode()).hexdigest()
-
-
 def _write(
     writer: ShardWriter,
     plan: Sequence[PlannedShard],
@@ -272,29 +280,21 @@ def _write(
 def _finish(
     card: Card,
     out: str,
-    classes: tuple[str, ...],
+    opened: ImageSource,
     made: Sequence[MadePiece],
     recipe: dict[str, Any],
     note: str,
     folders: Staging,
 ) -> None:
     """What is not needed goes, and the manifest comes: with it the dataset exists."""
-    used = sum((part.class_counts for part in made if part.split == "train"), start=np.zeros(len(classes), np.int64))
-    bare = [class_name for class_name, num in zip(classes, used.tolist(), strict=True) if not num]
-    if bare and not card.indexed:
+    counts = [part.class_counts for part in made if part.split == "train"]
+    if not (card.indexed or card.tests_only) and (bare := without_image(opened.classes, opened.labels, counts)):
         raise UserError(f"the class {bare[0]} has no image in train that can be read: mend its images, or remove it")
     folders.work.mkdir(parents=True, exist_ok=True)
-    result = assemble(card.name, out, classes, made, recipe, note, folders.work)
+    result = assemble(card.name, out, opened.classes, made, recipe, note, folders.work, **opened.several)
     names = {name for part in made for name in (*part.names, *part.shards)}
     if result.skipped_list is not None:
         publish(folders.work / result.skipped_list.name, objects.join(out, result.skipped_list.name))
         names.add(result.skipped_list.name)
     remove_written(out, keep=names)  # what an interrupted run with other options left
     objects.write_bytes(objects.join(out, manifests.NAME), result.to_json())
-
-
-def _count_note(card: Card, entries: Sequence[ImageEntry]) -> str:
-    """Where the source has other numbers of images than the card says."""
-    found = Counter(entry.split for entry in entries)
-    odd = [(split, num, card.splits[split]) for split, num in found.items() if card.splits.get(split, num) != num]
-    return "; ".join(f"{split} has {num} images where the card says {expected}" for split, num, expected in sorted(odd))

@@ -37,6 +37,10 @@ class Reencode:
     def __bool__(self) -> bool:
         return any(value is not None for value in asdict(self).values())
 
+    @property
+    def scales(self) -> bool:
+        return self.shortest_px is not None or self.longest_px is not None
+
     def apply(self, data: bytes, extension: str, pixels: np.ndarray) -> tuple[bytes, str, np.ndarray]:
         """Bytes, extension and pixels as they are written, from the bytes of an image and its pixels (H, W, 3)."""
         from PIL import Image

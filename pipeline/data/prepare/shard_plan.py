@@ -37,7 +37,8 @@ class PlannedShard:
         """Changes with everything that decides the bytes of the shard: its samples, and `how` they are written."""
         lines = [how, self.name]
         for entry, key, label in zip(self.entries, self.keys, self.labels, strict=True):
-            lines.append(f"{key}\0{label}\0{entry.raw_name}\0{entry.size}")
+            beside = f"\0{entry.beside_name}" if entry.beside_name else ""
+            lines.append(f"{key}\0{label}\0{entry.raw_name}\0{entry.size}{beside}")
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -2,13 +2,15 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.data.format import boxes, masks
 from pipeline.data.format.manifest import Skipped
+from pipeline.data.format.masks import check_mask, decode_mask
 from pipeline.data.format.pieces import Shard
 from pipeline.data.format.shards import ShardSample, write_shard
 from pipeline.data.format.tars import printable
@@ -20,6 +22,7 @@ from pipeline.data.prepare.output_folder import explain_full_disk, publish
 from pipeline.data.prepare.reencode import Reencode
 from pipeline.data.prepare.shard_plan import PlannedShard
 from pipeline.data.sources.entry import ImageEntry, Reader, Unreadable
+from pipeline.errors import UserError
 from pipeline.storage import objects
 
 
@@ -50,6 +53,10 @@ class ShardWriter:
     work: Path
     """Local folder for the unfinished tar."""
     reencode: Reencode
+    num_mask_classes: int = 0
+    """Of pixels, where images have masks."""
+    mask_of_first: int = 0
+    """Of the card."""
 
     def plan(self, planned: PlannedShard) -> str:
         return planned.digest(str(self.reencode.to_recipe()))
@@ -106,12 +113,41 @@ class ShardWriter:
                 continue
             content, extension, pixels = found
             taken.append(_Taken(place, len(content), perceptual_hash(pixels), zlib.crc32(content)))
-            yield ShardSample(planned.keys[place], planned.labels[place], content, extension)
+            yield ShardSample(
+                planned.keys[place], planned.labels[place], content, extension, self._beside(entry, pixels)
+            )
+
+    def _beside(self, entry: ImageEntry, pixels: np.ndarray) -> tuple[str, bytes] | None:
+        """Ending and bytes of what an image has besides its label. UserError where it does not fit to the image."""
+        if self.reencode.scales and (entry.boxes is not None or entry.mask is not None):
+            raise UserError(
+                "masks and boxes are of the images as they are; leave out --resize-shortest and --resize-longest"
+            )
+        if entry.boxes is not None:
+            return boxes.ENDING, entry.boxes.encode(*pixels.shape[:2])
+        return None if entry.mask is None else (masks.ENDING, self._mask(entry, pixels))
+
+    def _mask(self, entry: ImageEntry, pixels: np.ndarray) -> bytes:
+        """Bytes of an image's mask. UserError where it cannot be had or does not fit: a wrong one is mended, not left out."""
+        (data,) = self.reader.read([replace(entry, locator=entry.mask, size=-1)])
+        where = f"{entry.split}/{entry.key}.{entry.extension}"
+        if isinstance(data, Unreadable):
+            raise UserError(f"{where}: its mask cannot be read ({data}); restore it")
+        mask = decode_mask(data, where)
+        if self.mask_of_first:
+            mask, data = masks.from_first(mask, self.mask_of_first)
+        check_mask(mask, pixels.shape[:2], self.num_mask_classes, where, self.mask_of_first)
+        return data
 
     def _usable(self, entry: ImageEntry, data: bytes | Unreadable) -> tuple[bytes, str, np.ndarray] | str:
         """(bytes, extension, pixels) as they are written, or the reason why not."""
         if isinstance(data, Unreadable):
             return str(data)
+        if entry.size not in (-1, len(data)):
+            raise UserError(
+                f"{entry.split}/{printable(entry.raw_name)} has {len(data)} bytes, and {entry.size} when the source was listed: "
+                "leave the source as it is, and prepare it into an empty --out"
+            )
         try:
             pixels = decode_image(data)
         except DecodeError as error:

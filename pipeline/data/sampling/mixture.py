@@ -5,7 +5,9 @@ any two positions is off by a few samples at most. Source i is read in its own o
 is through: each of its samples comes once before any comes twice.
 """
 
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +27,13 @@ def shares(weights: Sequence[float]) -> np.ndarray:
 
 
 class Mixture:
-    """The sequence of a run over one or more sources."""
+    """The sequence of a run over one or more sources. Threads may ask at the same time: a run's account, and its batches."""
 
     def __init__(self, orders: Sequence[Order | LaneOrder], weights: Sequence[float] = (1.0,)) -> None:
         if len(orders) != len(weights) or not all(w > 0 for w in weights):
             raise UserError(f"{len(orders)} sources have the weights {list(weights)}; give each one above 0")
         self.orders = tuple(orders)
+        self._lock = threading.Lock()  # of the orders, which keep what they computed last
         counts = shares(weights)
         if (counts == 0).any():
             raise UserError(
@@ -41,6 +44,12 @@ class Mixture:
         self._before = np.zeros((len(counts), PERIOD + 1), np.int64)
         for source in range(len(counts)):
             self._before[source, 1:] = np.cumsum(self._source == source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     @property
     def num_samples(self) -> int:
@@ -77,21 +86,26 @@ class Mixture:
             mine = sources[rows] == source
             wanted = places[rows[mine]]
             if isinstance(order, LaneOrder):
-                epochs[mine], samples[mine] = order.at(wanted)
+                with self._lock:
+                    epochs[mine], samples[mine] = order.at(wanted)
             elif len(wanted):
                 begin = int(wanted.min())
-                found = order.positions(begin, int(wanted.max()) - begin + 1)
+                found = self._of(order, begin, int(wanted.max()) - begin + 1)
                 epochs[mine], samples[mine] = (a[wanted - begin] for a in found)
         return sources[rows], epochs, samples
 
     def positions(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sources, epochs, samples), each (count,) int64; epochs and sample numbers are those of the source."""
         if len(self.orders) == 1:
-            return (np.zeros(count, np.int64), *self.orders[0].positions(start, count))
+            return (np.zeros(count, np.int64), *self._of(self.orders[0], start, count))
         sources = self._source[np.arange(start, start + count) % PERIOD]
         epochs, samples = np.empty(count, np.int64), np.empty(count, np.int64)
         for source, order in enumerate(self.orders):
             mine = sources == source
             if mine.any():
-                epochs[mine], samples[mine] = order.positions(self.consumed(source, start), int(mine.sum()))
+                epochs[mine], samples[mine] = self._of(order, self.consumed(source, start), int(mine.sum()))
         return sources, epochs, samples
+
+    def _of(self, order: Order | LaneOrder, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:
+            return order.positions(start, count)

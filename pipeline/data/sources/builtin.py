@@ -1,15 +1,19 @@
-"""Sources that come with an installed package: `glyphs`, scikit-learn's digits, and what torchvision downloads."""
+"""Sources that come with an installed package: `glyphs` and what is drawn of them, scikit-learn's digits, and what
+torchvision downloads."""
 
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from pipeline import places
-from pipeline.data.sources import glyphs
+from pipeline.data.format.boxes import ListedBoxes
+from pipeline.data.format.label_sets import NONE, set_name
+from pipeline.data.sources import glyph_sets, glyphs, shapes
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.entry import ImageEntry
 from pipeline.errors import UserError
@@ -26,12 +30,14 @@ class Packaged:
     samples: tuple[tuple[str, str, str, Any], ...]
     """(split, class, key, locator) of each image."""
     classes: tuple[str, ...]
-    """In label order."""
+    """In label order; of a set with several labels an image the labels."""
     fingerprint: str
     """Changes when the images do."""
     note: str
     read: Callable[[Any], bytes]
     """PNG of the image at a locator."""
+    boxes: Callable[[Any], ListedBoxes] | None = None
+    """Of the image at a locator, in a set that has them."""
 
 
 def open_packaged(card: Card, source: str | None) -> Packaged:
@@ -44,7 +50,7 @@ def open_packaged(card: Card, source: str | None) -> Packaged:
     """
     if card.kind == "torchvision":
         return _torchvision(card, source)
-    makers = {"digits": _digits, "glyphs": _glyphs}
+    makers = {"digits": _digits, "glyphs": _glyphs, "glyph_sets": _glyph_sets, "shapes": _shapes}
     if card.member not in makers:
         raise UserError(f"the card '{card.name}' names an embedded set '{card.member}': choose {' or '.join(makers)}")
     return makers[card.member]()
@@ -90,6 +96,45 @@ def _glyphs() -> Packaged:
         return glyphs.render_png(GLYPHS_SEED, *locator)
 
     return Packaged(tuple(samples), names, f"glyphs-{glyphs.VERSION}-{GLYPHS_SEED}", "", read)
+
+
+def _glyph_sets() -> Packaged:
+    samples: list[tuple[str, str, str, Any]] = []
+    index = 0
+    for split, num in glyph_sets.COUNTS.items():
+        for _ in range(num):
+            samples.append((split, set_name(glyph_sets.shown(index)), f"{index:05d}", index))
+            index += 1
+    note = "; ".join(
+        f"{sum(s == split and name == NONE for s, name, *_ in samples)} images of {split} have no label"
+        for split in glyph_sets.COUNTS
+    )
+    return Packaged(
+        tuple(samples),
+        glyph_sets.LABELS,
+        f"glyph_sets-{glyph_sets.VERSION}",
+        note,
+        lambda i: png_bytes(glyph_sets.render(i)),
+    )
+
+
+def _shapes() -> Packaged:
+    starts = dict(zip(shapes.COUNTS, accumulate(shapes.COUNTS.values(), initial=0), strict=False))
+    samples = tuple(
+        (split, "images", f"{index:05d}", index)
+        for split, num in shapes.COUNTS.items()
+        for index in range(starts[split], starts[split] + num)
+    )
+
+    def read(locator: int | tuple[int]) -> bytes:
+        """The picture of a number, or in a tuple its mask."""
+        pixels, mask, _ = shapes.render(locator[0] if isinstance(locator, tuple) else locator)
+        return png_bytes(mask if isinstance(locator, tuple) else pixels)
+
+    def boxes(number: int) -> ListedBoxes:
+        return ListedBoxes.of(shapes.render(number)[2], f"shapes, picture {number}")
+
+    return Packaged(samples, shapes.LABELS, f"shapes-{shapes.VERSION}", "", read, boxes)
 
 
 def _digits() -> Packaged:

@@ -4,18 +4,26 @@ import difflib
 import functools
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pipeline.configuration import check_fields, from_dict, located
-from pipeline.documents import MAX_YAML_BYTES, parse_yaml
+from pipeline.configuration import check_fields, from_dict
 from pipeline.errors import UserError
 from pipeline.field_types import Count, Form, Items, Range, Text
 from pipeline.storage import objects
+from pipeline.yaml_files.parse import parse_yaml, read_yaml
+from pipeline.yaml_files.refusals import located
 
 SPLIT_NAMES = ("train", "val", "test")
+BOX_METRICS = ("box_map", "box_map50")
+MULTI_LABEL_METRICS = ("map11", "map_area", "map", "auroc")
+
+
+Metric = Literal[
+    "top1", "mean_per_class", "balanced_accuracy", "auroc", "map11", "map_area", "map", "miou", "box_map", "box_map50"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +41,11 @@ class Card:
     """Images a complete source has in each split; empty where that is not known."""
     image_size: Text
     """For people: pixels and mode of the raw images."""
-    metric: Literal["top1", "mean_per_class", "balanced_accuracy", "auroc"]
+    metric: Metric
     """What a result on it is, by the names of `transfer.metrics`: `top1` (share right), `mean_per_class` (mean of the
-    per-class shares), `balanced_accuracy` (the same, as medicine calls it) or `auroc`."""
+    per-class shares), `balanced_accuracy` (the same, as medicine calls it), `auroc`, and of several labels an image `map11`
+    (VOC2007), `map_area` (VOC2010) or `map`, and of masks `miou`, of boxes `box_map`
+    (COCO's mean over IoU 0.5 to 0.95) or `box_map50`."""
     flip: bool
     """Whether a horizontally mirrored image keeps its label."""
     licence: Text
@@ -50,6 +60,15 @@ class Card:
     """Which images the splits are, where the source leaves a choice; for people and for whoever makes the list."""
     indexed: bool = False
     """Whether labels are the class indices 0 to `num_classes` - 1, of which train, being a small draw, may lack some."""
+    multi_label: str = ""
+    """Where an image has several labels: what stands between them in a list's cell; `classes` and `num_classes` are then of
+    the labels. Empty: one label an image."""
+    masks: bool = False
+    """Whether each pixel has a class: `classes` are then of pixels, and a list has a column `mask`."""
+    mask_of_first: Annotated[int, Range(0, 254)] = 0
+    """What the first class is in the source's masks; pixels with less are void (255 is always). ADE20K: 1, since 0 is "other"."""
+    boxes: bool = False
+    """Whether images have boxes: `classes` are then of boxes, and a list has a column `boxes`."""
     ordered: bool = False
     """Whether the classes are steps of one quantity, in the order of their labels: kappa and absolute error are then reported."""
     label_rule: Text | None = None
@@ -59,6 +78,8 @@ class Card:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.mask_of_first and not self.masks:
+            raise UserError("mask_of_first is of masks, and masks is false; leave it out")
         if self.indexed and self.num_classes is None:
             raise UserError("indexed is true, which needs num_classes")
         if self.indexed and self.classes is None:
@@ -67,14 +88,30 @@ class Card:
             raise UserError(
                 f"classes has {len(self.classes)} names and num_classes is {self.num_classes}; give one for each"
             )
+        if (self.multi_label and self.metric not in MULTI_LABEL_METRICS) or (
+            not self.multi_label and self.metric.startswith("map")
+        ):
+            raise UserError(
+                f"metric is {self.metric}, and multi_label is {self.multi_label!r}; several labels an image are measured by "
+                f"{', '.join(MULTI_LABEL_METRICS)}, and mean average precision is of several labels"
+            )
+        for name, of_them in (("masks", ("miou",)), ("boxes", BOX_METRICS)):
+            has = bool(getattr(self, name))
+            if has != (self.metric in of_them) or (has and (self.classes is None or self.multi_label)):
+                raise UserError(
+                    f"{name}, the metric {' or '.join(of_them)} and the names of classes go together, without multi_label; "
+                    "give all three or none"
+                )
         if self.ordered and self.classes is None:
             raise UserError(
                 "ordered is true, which needs classes in their order (or indexed): sorted names have no order"
             )
         if (self.kind in ("embedded", "torchvision")) != (self.member is not None):
             raise UserError("member is needed for, and only for, the kinds embedded and torchvision")
-        if self.tests_only and not self.indexed:
-            raise UserError("splits without train need indexed: nothing else says which classes there are")
+        if self.tests_only and not (self.indexed or self.label_rule):
+            raise UserError(
+                "splits without train need indexed, or a label_rule: nothing else says which classes there are"
+            )
         object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
 
     @property
@@ -86,6 +123,15 @@ class Card:
     def tests_only(self) -> bool:
         """Whether nothing of it is to train on: a new test of classes that another set teaches."""
         return bool(self.splits) and "train" not in self.splits
+
+    def with_several_labels(self, separator: str) -> "Card":
+        """The same set, an image of which has several labels. UserError for what cannot stand between two labels."""
+        if not separator.strip() or separator == "?":
+            raise UserError(
+                f"--multi-label {separator!r}: give what stands between two labels of a cell, for example '|'"
+            )
+        metric = self.metric if self.metric in MULTI_LABEL_METRICS else "map"
+        return replace(self, multi_label=separator, metric=metric)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "splits": dict(self.splits)}  # the read-only view cannot be sent to a worker
@@ -133,8 +179,9 @@ def load_card(name_or_path: str) -> Card:
 @functools.cache
 def _read(path: str) -> Card:
     where = f"the dataset card {path}"
-    content = parse_yaml(objects.read_bytes(path, max_bytes=MAX_YAML_BYTES + 1), where)
-    with located(where):
+    data = read_yaml(path)
+    content = parse_yaml(data, where)
+    with located(where, data):
         if isinstance(content, dict):
             content = {**content, "splits": content.get("splits") or {}}
             # A class called 0 is a number to YAML.

@@ -55,7 +55,7 @@ def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequenc
     found = [file for file in listing.files if has_image_ending(file.name)]
     if not found:
         raise UserError(
-            f"the source {source} has no images: {len(listing.files)} files, none ends with .jpg, .png or the like"
+            f"the source {source} has no images: no file of {len(listing.files):,} ends with .jpg, .png or the like"
             + _what_was_skipped(listing)
         )
     images, depth = _without_outer_folders(found)

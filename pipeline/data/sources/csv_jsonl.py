@@ -2,7 +2,9 @@
 
 A path is absolute, an address (`s3://`, `https://`), or relative to the folder of the list; what lies neither next to nor below
 the list must lie below an allowed root. Labels are class names; where all of them are whole numbers, classes are in numeric
-order.
+order. Several labels an image, with a separator between them or as a list, are read where the caller says so
+(`pipeline.data.format.label_sets`), and so is a column `mask` in place of `label` (`pipeline.data.format.masks`), or `boxes`
+(`pipeline.data.sources.boxes.listed`).
 """
 
 import csv
@@ -11,45 +13,62 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline import documents
-from pipeline.data.sources.archives.locators import Refused
-from pipeline.data.sources.entry import ImageEntry
+from pipeline.data.format.label_sets import NONE, labels_of, set_name
+from pipeline.data.sources.archives.locators import Locator, Refused
+from pipeline.data.sources.boxes.listed import boxes_of_row
+from pipeline.data.sources.entry import IMAGES, SPLIT_WORDS, ImageEntry
 from pipeline.data.sources.list_access import AllowedPlaces
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson")
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
 
 
 def is_list(source: str) -> bool:
     return source.lower().endswith(EXTENSIONS)
 
 
-def open_list(source: str, allow_roots: Sequence[str] = ()) -> tuple[list[ImageEntry], str]:
+def open_list(
+    source: str,
+    allow_roots: Sequence[str] = (),
+    separator: str = "",
+    known: Sequence[str] = (),
+    *,
+    masks: bool = False,
+    boxes: Sequence[str] = (),
+) -> tuple[list[ImageEntry], str]:
     """The entries of a list, in its order, and a note.
 
     Args:
+        separator: between several labels of an image; their set is then its class, and it may have none. Empty: one label.
+        known: the labels that there are, where the card says so.
+        masks: each image has one; it is of the class `images`.
+        boxes: the classes of boxes, where each image has a list of them; likewise.
         allow_roots: places that paths may lie below, besides the folder of the list (`list_access`); all else is counted as
             images that cannot be read.
     Raises:
-        UserError: no such file, a row without path or label or with one that is none, an unknown split, or a path that is
-            listed twice; each with the number of the line.
+        UserError: no such file, a row without path or label or with one that is none, an unknown label or split, or a path
+            that is listed twice; each with the number of the line.
     """
     places = AllowedPlaces(source, allow_roots)
     entries: list[ImageEntry] = []
     lines: dict[str, int] = {}
-    num_refused = 0
-    for line, row in _rows(source):
+    num_refused = num_bare = 0
+    if boxes and not source.lower().endswith(EXTENSIONS[2:]):
+        raise UserError(f"{source}: boxes do not fit into a cell; give a JSONL list with path and boxes")
+    for line, row in _rows(source, "mask" if masks else "label"):
         where = f"{source}, line {line}"
-        path, label, split = (_text(row.get(name), name, where) for name in _COLUMNS)
+        path, split = _text(row.get("path"), "path", where), _text(row.get("split"), "split", where)
+        mask, listed, beside_name = None, boxes_of_row(row, boxes, where) if boxes else None, ""
+        if listed is not None:
+            label, beside_name = IMAGES, listed.digest
+        elif masks:
+            label, (mask, beside_name) = IMAGES, _mask(row, places, where)
+        elif separator:
+            label = several(row.get("label"), separator, where, known)
+            num_bare += label == NONE
+        else:
+            label = _text(row.get("label"), "label", where)
         if not path or not label:
             raise UserError(f"{where}: path and label must both be there")
         if split and split.lower() not in SPLIT_WORDS:
@@ -61,22 +80,48 @@ def open_list(source: str, allow_roots: Sequence[str] = ()) -> tuple[list[ImageE
             )
         lines[same] = line
         num_refused += isinstance(locator, Refused)
-        stem, dot, extension = path.partition("://")[2].rpartition(".") if "://" in path else path.rpartition(".")
-        if not dot or "/" in extension:
-            stem, extension = stem + dot + extension, "img"
-        split = SPLIT_WORDS.get(split.lower(), "train")
-        entries.append(ImageEntry(split, label, stem.lstrip("./~"), extension.lower(), locator, size))
+        key, extension = _named(path)
+        part = SPLIT_WORDS.get(split.lower(), "train")
+        entries.append(ImageEntry(part, label, key, extension, locator, size, mask, listed, beside_name))
     if not entries:
         raise UserError(f"the list {source} has no rows: one image a line is needed")
-    return entries, f"{num_refused} rows of the list name what is not read" if num_refused else ""
+    notes = [f"{num_refused} rows of the list name what is not read"] if num_refused else []
+    notes += [f"{num_bare} images have no label: they show none of them"] if num_bare else []
+    return entries, "; ".join(notes)
 
 
-def _rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _mask(row: dict[str, Any], places: AllowedPlaces, where: str) -> tuple[Locator, str]:
+    """Where a row's mask is, and what a fingerprint sees of it."""
+    place = _text(row.get("mask"), "mask", where)
+    if not place:
+        raise UserError(f"{where}: mask is empty; name the PNG of each image")
+    _, locator, size = places.locate(place)
+    return locator, f"{place} {size}"
+
+
+def _named(path: str) -> tuple[str, str]:
+    """Key and ending of an image by its path or address."""
+    stem, dot, extension = path.partition("://")[2].rpartition(".") if "://" in path else path.rpartition(".")
+    if not dot or "/" in extension:
+        stem, extension = stem + dot + extension, "img"
+    return stem.lstrip("./~"), extension.lower()
+
+
+def several(value: object, separator: str, where: str, known: Sequence[str] = ()) -> str:
+    """The class that stands for a cell's labels: text with separators, or a list."""
+    cells = value if isinstance(value, list) else _text(value, "label", where).split(separator)
+    name = set_name((_text(cell, "label", where) for cell in cells), where)
+    if known and (other := sorted(labels_of([name]) - set(known))):
+        raise UserError(f"{where}: {documents.excerpt(other[0])} is none of the {len(known)} labels of the card")
+    return name
+
+
+def _rows(source: str, second: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows with the numbers of their lines."""
     if not objects.is_file(source):
         raise UserError(f"there is no list at {source}: give a CSV or JSONL file with the columns path and label")
     text = _read(source, f"the list {source}", _MAX_BYTES)
-    return _json_rows(text, source) if source.lower().endswith(EXTENSIONS[2:]) else _csv_rows(text, source)
+    return _json_rows(text, source) if source.lower().endswith(EXTENSIONS[2:]) else _csv_rows(text, source, second)
 
 
 def _read(url: str, where: str, max_bytes: int) -> str:
@@ -91,6 +136,10 @@ def _read(url: str, where: str, max_bytes: int) -> str:
 
 def _text(value: object, name: str, where: str) -> str:
     """A cell as text, "" where it is not there."""
+    if name == "label" and isinstance(value, list):
+        raise UserError(
+            f"{where}: label is a list of {len(value)}; give one, or say with --multi-label '|' that images have several"
+        )
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise UserError(f"{where}: {name} must be text or a whole number, not {documents.excerpt(value)}")
     text = "" if value is None else str(value).strip().strip("\ufeff").strip()
@@ -103,19 +152,19 @@ def _text(value: object, name: str, where: str) -> str:
     return text
 
 
-_COLUMNS = ("path", "label", "split")
+_COLUMNS = ("path", "label", "split", "mask")
 _MAX_CHARACTERS = 4000
 _MAX_BYTES = 1 << 32
 
 
-def _csv_rows(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(text: str, source: str, second: str) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = "\t" if source.lower().endswith(".tsv") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         names = [(name or "").strip().lower() for name in reader.fieldnames or []]
-        if not {"path", "label"} <= set(names):
+        if not {"path", second} <= set(names):
             columns = documents.excerpt(", ".join(names), 200) if names else "(none)"
-            raise UserError(f"{source} has the columns {columns}: path and label are needed, split may be")
+            raise UserError(f"{source} has the columns {columns}: path and {second} are needed, split may be")
         twice = [name for name in _COLUMNS if names.count(name) > 1]
         if twice:
             raise UserError(f"{source} has two columns {twice[0]}: keep one of them")

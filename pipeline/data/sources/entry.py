@@ -4,6 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline.data.format.boxes import ListedBoxes
+
+IMAGES = "images"
+"""The class of images whose pixels or boxes have classes."""
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
@@ -18,6 +32,12 @@ class ImageEntry:
     locator: Any
     size: int = -1
     """Bytes; -1 where the listing does not tell."""
+    mask: Any = None
+    """Locator of its mask, a PNG (`pipeline.data.format.masks`); None = it has none."""
+    boxes: ListedBoxes | None = None
+    """None = it has no list of them."""
+    beside_name: str = ""
+    """What the list calls the mask, and its bytes, or a digest of its boxes: what a fingerprint of the source sees of them."""
 
     @property
     def raw_name(self) -> str:
@@ -47,3 +67,14 @@ class ImageSource:
     note: str
     """What a reader of the dataset should know about how the source was taken; may be empty."""
     reader: Reader
+    labels: tuple[str, ...] = ()
+    """In order, where an image has several: the classes are then sets of them (`pipeline.data.format.label_sets`)."""
+    masks: tuple[str, ...] = ()
+    """Classes of pixels in order, where entries have masks."""
+    boxes: tuple[str, ...] = ()
+    """Classes of boxes in order, where entries have boxes."""
+
+    @property
+    def several(self) -> dict[str, tuple[str, ...]]:
+        """What the manifest says besides the classes."""
+        return {"labels": self.labels, "masks": self.masks, "boxes": self.boxes}

@@ -3,6 +3,8 @@
     folder, tar (plain or compressed), zip     `<split>/<class>/.../<file>`, below any number of single outer folders
     folder with ILSVRC2012_img_train.tar       ImageNet as distributed (`pipeline.data.sources.imagenet`)
     .csv, .tsv, .jsonl                         columns path, label and optionally split (`pipeline.data.sources.csv_jsonl`)
+    folder with annotations/instances_*.json   COCO's boxes, where the card has boxes (`pipeline.data.sources.boxes.coco`)
+    folder, tar, zip of images and masks       as of ADE20K and VOC, where the card has masks (`....masks.folders`)
     .parquet, or a folder of them              image bytes and labels (`pipeline.data.sources.parquet`)
 
 Without splits all images are `train`, or `val_share` of each class goes to val by a hash of the path. Nothing is ever
@@ -14,14 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.data.format.label_sets import labels_of
 from pipeline.data.sources import imagenet
-from pipeline.data.sources.archives.find_files import list_files
+from pipeline.data.sources.archives.find_files import is_packed, list_files
 from pipeline.data.sources.archives.reader import FileReader
+from pipeline.data.sources.boxes.coco import is_coco, open_coco
 from pipeline.data.sources.builtin import PackagedReader, open_packaged
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.class_folders import arrange
 from pipeline.data.sources.csv_jsonl import is_list, is_number, label_order, open_list
-from pipeline.data.sources.entry import ImageEntry, ImageSource
+from pipeline.data.sources.entry import IMAGES, ImageEntry, ImageSource
+from pipeline.data.sources.masks.folders import open_mask_folders
 from pipeline.data.sources.parquet import is_parquet, open_parquet
 from pipeline.errors import UserError
 
@@ -64,13 +69,51 @@ def open_source(
             )
     else:
         opened = _open_given(card, source, val_share, splits, allow_roots, spool, progress)
+    if card.masks or card.boxes:
+        assert card.classes is not None
+        if all(entry.split != "train" for entry in opened.entries):
+            raise UserError(f"{source or card.name} has no train split, only {_names(opened.entries)}")
+        kept = (card.classes, ()) if card.masks else ((), card.classes)
+        return replace(opened, classes=(IMAGES,), masks=kept[0], boxes=kept[1])
+    if card.multi_label:
+        return _of_several_labels(card, opened, source)
     return replace(opened, classes=_check_classes(card, opened, source))
+
+
+def is_listed_in_place(card: Card, source: str | None) -> bool:
+    """Whether a source is class folders in a folder, a plain tar or a zip, or ImageNet as distributed: opening it is listing
+    it, and all of its files lie below it."""
+    if source is None or card.kind in ("embedded", "torchvision") or card.multi_label or card.masks or card.boxes:
+        return False
+    return not (is_list(source) or is_parquet(source) or is_packed(source))
 
 
 def _open_packaged(card: Card, source: str | None) -> ImageSource:
     packaged = open_packaged(card, source)
-    entries = tuple(ImageEntry(split, name, key, "png", locator) for split, name, key, locator in packaged.samples)
+    entries = tuple(
+        ImageEntry(
+            split,
+            name,
+            key,
+            "png",
+            locator,
+            mask=(locator,) if card.masks else None,
+            boxes=packaged.boxes(locator) if card.boxes and packaged.boxes else None,
+        )
+        for split, name, key, locator in packaged.samples
+    )
     return ImageSource(entries, packaged.classes, packaged.fingerprint, packaged.note, PackagedReader(card, source))
+
+
+def _of_several_labels(card: Card, opened: ImageSource, source: str | None) -> ImageSource:
+    """The sets that occur as classes, once it is certain that source and card are about the same labels."""
+    shown = tuple(
+        replace(entry, class_name=label) for entry in opened.entries for label in sorted(labels_of([entry.class_name]))
+    )
+    labels = _check_classes(
+        card, replace(opened, entries=shown, classes=opened.classes or _numeric_order(shown)), source
+    )
+    return replace(opened, classes=tuple(sorted({entry.class_name for entry in opened.entries})), labels=labels)
 
 
 def _names(entries: Sequence[ImageEntry]) -> str:
@@ -85,14 +128,19 @@ def _check_classes(card: Card, opened: ImageSource, source: str | None) -> tuple
         by_split.setdefault(entry.split, set()).add(entry.class_name)
     if "train" not in by_split and not card.tests_only:
         raise UserError(f"{where} has no train split, only {_names(opened.entries)}: add a folder train/<class>/")
-    known = set(card.classes if card.indexed and card.classes else opened.classes or by_split["train"])
+    known = set(
+        card.classes
+        if card.indexed and card.classes
+        else opened.classes or by_split["test" if card.tests_only else "train"]
+    )
     place = f"the card {card.name}" if card.indexed else "train"
     for split, names in sorted(by_split.items()):
         unknown = sorted(names - known)
         if unknown:
+            first = next(e for e in opened.entries if e.split == split and e.class_name in unknown)
             raise UserError(
-                f"{where}: {len(unknown)} classes of {split} are not in {place} ({', '.join(unknown[:3])}): "
-                "give them train images or remove them"
+                f"{where}: {split} has classes that {place} lacks ({', '.join(unknown[:3])}, {len(unknown)} in all; the first "
+                f"image is {first.key}.{first.extension}): give them train images or remove them"
             )
     if card.classes is not None and known != set(card.classes):
         odd = sorted(known ^ set(card.classes))
@@ -124,11 +172,25 @@ def _open_given(
         raise UserError(f"the set '{card.name}' needs a source: {card.source_hint}")
     classes: tuple[str, ...] = ()
     if is_list(source):
-        entries, note = open_list(source, allow_roots)
+        known, boxes = card.classes or (), card.classes if card.boxes else None
+        entries, note = open_list(source, allow_roots, card.multi_label, known, masks=card.masks, boxes=boxes or ())
         classes = _numeric_order(entries)
+    elif card.boxes and is_coco(source):
+        entries, note = open_coco(source, card.classes or ())
+    elif card.boxes:
+        raise UserError(
+            f"{source} is no list; images with boxes are read from a JSONL file with path and boxes, or from a folder with "
+            "COCO's annotations/instances_train2017.json and the like"
+        )
+    elif card.masks:
+        entries, note = open_mask_folders(source, spool)
     elif is_parquet(source):
-        entries, classes, note = open_parquet(source, spool, progress)
+        entries, classes, note = open_parquet(source, spool, progress, card.multi_label, card.classes or ())
         classes = classes or _numeric_order(entries)
+    elif card.multi_label:
+        raise UserError(
+            f"{source} is not a list; several labels an image are read from a CSV, TSV, JSONL or parquet file"
+        )
     elif imagenet.is_distributed(source):
         entries, note = imagenet.open_distributed(source)
     else:
@@ -139,7 +201,7 @@ def _open_given(
             raise UserError(f"{source} has the splits {_names(entries)} already: leave out val_share")
         entries = _hold_out(entries, val_share)
         note = f"{val_share:g} of each class was held out as val by a hash of the path; {note}".rstrip("; ")
-    return ImageSource(tuple(entries), classes, fingerprint, note, FileReader(tolerant=is_list(source)))
+    return ImageSource(tuple(entries), classes, fingerprint, note, FileReader(tolerant=is_list(source) or card.boxes))
 
 
 def _numeric_order(entries: Sequence[ImageEntry]) -> tuple[str, ...]:
@@ -168,8 +230,13 @@ def _open_tree(
 
 def _fingerprint(entries: Sequence[ImageEntry]) -> str:
     """Hex digest over the names and sizes of the images, in any order and wherever they lie."""
-    lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}\n" for e in entries]
+    lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}{_beside(e)}\n" for e in entries]
     return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _beside(entry: ImageEntry) -> str:
+    """Nothing without masks or boxes: the fingerprints of such sources stay what they were."""
+    return f"\0{entry.beside_name}" if entry.beside_name else ""
 
 
 def _hold_out(entries: Sequence[ImageEntry], share: float) -> list[ImageEntry]:

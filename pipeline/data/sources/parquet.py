@@ -18,8 +18,8 @@ from pipeline import documents
 from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources.archives.find_files import is_folder
 from pipeline.data.sources.archives.locators import Range
-from pipeline.data.sources.csv_jsonl import SPLIT_WORDS
-from pipeline.data.sources.entry import ImageEntry
+from pipeline.data.sources.csv_jsonl import several
+from pipeline.data.sources.entry import SPLIT_WORDS, ImageEntry
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -44,12 +44,17 @@ def is_parquet(source: str) -> bool:
 
 
 def open_parquet(
-    source: str, spool: Path | None, progress: Callable[[int, int], None] | None = None
+    source: str,
+    spool: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+    separator: str = "",
+    known: Sequence[str] = (),
 ) -> tuple[list[ImageEntry], tuple[str, ...], str]:
     """Entries that lie in the spool, the class names in label order (empty: not recorded), and a note.
 
     Rows without a label are skipped and counted in the note; the split is the first word of the file's name, or the
-    folder's name, where that is train, val(idation) or test, else train.
+    folder's name, where that is train, val(idation) or test, else train. With a `separator` an image has several labels, as
+    a list or with it between them, and their set is its class (`csv_jsonl.open_list`); `classes` are then the labels.
 
     Raises:
         UserError: no parquet at `source`, damaged, without one column of images and one of labels, or with a label that is
@@ -66,7 +71,8 @@ def open_parquet(
     row = num_unlabelled = 0
     for url in urls:
         with _open(url) as file:
-            image, label = _columns(file.schema_arrow, url)
+            image = _image_column(file.schema_arrow, url)
+            label = _label_column(file.schema_arrow, url, lists=bool(separator))
             names = _class_names(file.schema_arrow, label, url)
             classes = classes or names
             if names != classes:
@@ -76,7 +82,11 @@ def open_parquet(
             for number, (value, name) in enumerate(_label_rows(file, image, label)):
                 if row >= len(sizes):
                     raise UserError(f"{url} has more labels than images: fetch it again")
-                class_name = _class_of(value, classes, f"{url}, row {number}")
+                where = f"{url}, row {number}"
+                if separator:
+                    class_name = _several(value, classes, separator, where, known)
+                else:
+                    class_name = _class_of(value, classes, where)
                 if class_name is None:
                     num_unlabelled += 1
                 else:
@@ -88,6 +98,14 @@ def open_parquet(
     if not entries:
         raise UserError(f"{source} has no labelled image ({num_unlabelled} rows without label)")
     return entries, classes, f"{num_unlabelled} rows without a label were skipped" if num_unlabelled else ""
+
+
+def _several(value: Any, classes: tuple[str, ...], separator: str, where: str, known: Sequence[str]) -> str | None:
+    """The class that stands for a row's labels; None for a row without any word on them (null)."""
+    if value is None:
+        return None
+    cells = value if isinstance(value, list) else value.split(separator) if isinstance(value, str) else [value]
+    return several([_class_of(cell, classes, where) or "" for cell in cells], separator, where, known)
 
 
 def _class_of(value: Any, classes: tuple[str, ...], where: str) -> str | None:
@@ -147,23 +165,42 @@ def _group_bytes(file: Any) -> list[int]:
 
 def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
     """Rows in batches that are small even if each of them is the largest value of its column: a dictionary holds it once."""
+    import pyarrow as pa
+
     rows = min(_MAX_BATCH, max(1, _FREE_BYTES // max(1, *_group_bytes(file), 1)))
-    return iter(file.iter_batches(batch_size=rows, columns=columns, use_threads=False))
+    num_rows = 0
+    for batch in file.iter_batches(batch_size=rows, columns=columns, use_threads=False):
+        num_rows += batch.num_rows
+        yield batch
+    if num_rows != file.metadata.num_rows:  # Arrow gives what the pages say they hold, whatever the foot says
+        raise pa.ArrowInvalid(f"{num_rows} rows of {columns[0]} where it says {file.metadata.num_rows}")
 
 
-def _columns(schema: Any, url: str) -> tuple[str, str]:
-    """Names of the columns of images and of labels."""
+def _is_image(kind: Any) -> bool:
     import pyarrow.types as types
 
-    def binary(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(field.name == "bytes" and binary(field.type) for field in kind)
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _is_image(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    images = [field.name for field in schema if binary(field.type)]
-    labels = [field.name for field in schema if not binary(field.type) and not types.is_nested(field.type)]
-    image = _one(images, _IMAGE_NAMES, "image bytes (binary, or a struct with bytes)", schema, url)
-    return image, _one([name for name in labels if name in _LABEL_NAMES] or labels, _LABEL_NAMES, "labels", schema, url)
+
+def _image_column(schema: Any, url: str) -> str:
+    images = [field.name for field in schema if _is_image(field.type)]
+    return _one(images, _IMAGE_NAMES, "image bytes (binary, or a struct with bytes)", schema, url)
+
+
+def _label_column(schema: Any, url: str, *, lists: bool) -> str:
+    """Args: lists: whether an image may have a list of labels."""
+    import pyarrow.types as types
+
+    def plain(kind: Any) -> bool:
+        is_list = types.is_list(kind) or types.is_large_list(kind)
+        return not types.is_nested(kind) or (lists and is_list)
+
+    labels = [field.name for field in schema if not _is_image(field.type) and plain(field.type)]
+    known = [name for name in labels if name in _LABEL_NAMES]
+    what = "labels" if lists else "one label an image (lists of labels are read with --multi-label '|')"
+    return _one(known or labels, _LABEL_NAMES, what, schema, url)
 
 
 def _one(found: Sequence[str], known: Sequence[str], what: str, schema: Any, url: str) -> str:
@@ -183,10 +220,12 @@ def _class_names(schema: Any, label: str, url: str) -> tuple[str, ...]:
         return ()
     content = documents.parse_json(described, f"the metadata of Hugging Face in {url}", remedy="fetch it again")
     try:
-        return tuple(
-            str(name).strip("\ufeff").replace("/", "_") for name in content["info"]["features"][label]["names"]
-        )
-    except (KeyError, TypeError):
+        feature = content["info"]["features"][label]
+        if isinstance(feature, list):  # of several labels, as older versions write it
+            (feature,) = feature
+        feature = feature.get("feature", feature)
+        return tuple(str(name).strip("\ufeff").replace("/", "_") for name in feature["names"])
+    except (KeyError, TypeError, ValueError, AttributeError):
         return ()
 
 
@@ -240,7 +279,7 @@ def _spooled(
 
 def _copy_images(url: str, target: Any) -> Iterator[int]:
     with _open(url) as file:
-        image, _ = _columns(file.schema_arrow, url)
+        image = _image_column(file.schema_arrow, url)
         nested = [
             file.schema.column(i).path
             for i in range(len(file.schema))

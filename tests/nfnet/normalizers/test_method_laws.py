@@ -145,6 +145,16 @@ def test_dropouts_factor_on_correlations_is_the_keep_rate_for_zero_mean_only(
         assert float(corr) == pytest.approx(factor, abs=0.012)
 
 
+@pytest.mark.parametrize(("dropout_first", "factor"), [(False, 0.70), (True, 0.540)])
+def test_independent_components_factor_is_the_keep_rate_in_its_order_only(dropout_first: bool, factor: float) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(100_000, 1) + 0.3 * torch.randn(100_000, 2)) / 1.09**0.5 + 1
+    method = make_method("independent_component", drop_rate=0.3, dropout_first=dropout_first)
+    out = method.norm_act(NormSite(channels=2, activation="identity"))(x[:, :, None, None]).detach().flatten(1)
+    corr = torch.corrcoef(out.T)[0, 1] / torch.corrcoef(x.T)[0, 1]
+    assert float(corr) == pytest.approx(factor, abs=0.015)
+
+
 def test_independent_component_stands_behind_the_activation() -> None:
     ours = make_method("independent_component", drop_rate=0.0).norm_act(NormSite(channels=8, activation="relu"))
     torch.testing.assert_close(ours(images()), nn.BatchNorm2d(8)(images().relu()))

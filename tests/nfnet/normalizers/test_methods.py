@@ -136,6 +136,21 @@ def test_a_network_on_the_meta_device_and_a_copy_are_had(name: str) -> None:
     torch.testing.assert_close(other(images(8, 3, 16)), net.eval()(images(8, 3, 16)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_its_layers_are_one_graph(name: str) -> None:
+    """Without a break, forwards and backwards; the trunk as a whole is compiled by the next test, which is slow."""
+    torch._dynamo.reset()
+    net, _ = layers(name, channels=4)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    torch.manual_seed(0)
+    plain = net(images(channels=4))
+    net.load_state_dict(before)
+    torch.manual_seed(0)
+    graph = torch.compile(net, fullgraph=True, backend="eager")(images(channels=4))
+    torch.testing.assert_close(graph, plain, atol=1e-5, rtol=1e-4)
+    graph.sum().backward()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_compiles_without_a_break(name: str) -> None:
@@ -156,7 +171,10 @@ def test_its_page_has_every_part(name: str) -> None:
     assert re.findall(r"^([A-Z][a-z ]+):", page(name).split("\n\n", 1)[1], re.M) == PARTS
 
 
-KNOW_NO_METHOD = ("nfnet/normalizers", "nfnet/trunks", "pipeline/models", "transfer/lab", "orchestration/commands")
+KNOW_NO_METHOD = (
+    *("nfnet/normalizers", "nfnet/trunks", "pipeline/models", "transfer/lab", "transfer/measurement", "transfer/sweep"),
+    "orchestration/commands",
+)
 DEFAULTS = {"none", "batch_norm"}
 """The default of trunks, and a word of its own."""
 

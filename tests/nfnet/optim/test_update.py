@@ -255,3 +255,9 @@ def test_settings_and_factors_that_cannot_be_are_errors() -> None:
     weights[0].grad, optimizer.factors = torch.ones(2), [torch.ones(2)]
     with pytest.raises(ValueError, match="have no gradient"):
         optimizer.step()
+
+
+def test_a_weight_of_zero_is_clipped_as_one_of_norm_a_thousandth() -> None:
+    """eps of Brock et al. 2021, section 4."""
+    factor = agc.coefficients(torch.zeros(1), torch.full((1,), 4.0), 0.02)
+    assert float(factor) == pytest.approx(0.02 * 1e-3 / 2.0)

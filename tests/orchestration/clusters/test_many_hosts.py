@@ -77,6 +77,7 @@ class Launched:
     def end(self) -> int:
         assert self.process.stdout
         self.said += self.process.stdout.readlines()
+        assert "Fatal Python error" not in self.text, self.text
         return self.process.wait()
 
     @property
@@ -122,6 +123,7 @@ def test_a_host_is_killed_and_the_run_goes_on_with_the_other(hosts: Bed) -> None
     hosts[1].crash()
     assert launched.end() == 0, launched.text
     assert "h1 is lost" in launched.text and "16 = 1 process" in launched.text
+    assert "1 process on h0; 1 of 2 hosts are not there" in launched.text
     assert steps(launched.text)[-1] == STEPS
     assert left_on(hosts) == []
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -156,6 +157,19 @@ def mlflow_command(*words: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("activation", "expected"), [("sigmoid", [0.75, 0.2]), ("softmax", [12 / 13, 1 / 13])])
+def test_the_served_code_makes_probabilities_as_the_network_was_trained(
+    activation: str, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestration.registry.served_model import Classifier
+
+    model = Classifier()
+    model.classes, model.activation = ["ant", "bee"], activation
+    monkeypatch.setattr(model, "logits", lambda images: np.log([[0.25, 3.0]]))
+    (row,) = model.predict(None, pandas.DataFrame({"image": [b""]})).to_dict("records")
+    assert row["classes"] == ["bee", "ant"] and row["probabilities"] == pytest.approx(expected)
+
+
 def test_mlflow_models_predict_answers_the_input_example(served: Exported, tmp_path: Path) -> None:
     example = Path(served.url) / "serving_input_example.json"
     command = mlflow_command(

@@ -38,6 +38,8 @@ TEXTS = {
     "augment.crop": "none",
 }
 NEEDS = {
+    "engine.checkpointed_share": {"engine.activation_checkpointing": "true"},
+    "engine.cuda_graphs": {"engine.compile": "network"},
     "optim.schedule": {"optim.decay_steps": "64"},
     "optim.decay_steps": {"optim.schedule": "steps"},
     "augment.resized_px": {"augment.crop": "resized"},

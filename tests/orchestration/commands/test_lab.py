@@ -6,7 +6,7 @@ import pytest
 
 from orchestration.cli import build_parser, main
 from orchestration.commands.operations.lab import experiments_of
-from transfer.lab.experiment import list_experiments
+from transfer.lab.experiment import RateSearch, list_experiments
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,40 @@ def test_options_change_an_experiments_fields_at_its_size() -> None:
     assert (found.epochs, found.rates, found.each_rate) == (6.0, (0.1, 0.2), True)
     every = experiments_of(build_parser().parse_args(["lab", "claims", "--size", "tiny", "--data", "d", "--out", "o"]))
     assert [e.name for e in every] == list_experiments()
+
+
+def test_every_method_a_second_time_and_what_is_measured_besides() -> None:
+    words = (
+        "lab --methods none,batch_norm:correlated=true --correlated --largest-rate --downstream a,b --data d --out o"
+    )
+    (found,) = experiments_of(build_parser().parse_args(words.split()))
+    assert sorted(found.methods) == ["batch_norm:correlated=true", "none", "none:correlated=true"]
+    assert found.largest_rate == RateSearch() and found.downstream == ("a", "b")
+
+
+@pytest.mark.slow
+def test_a_divergence_is_recorded_once_and_bisection_finds_the_rate_below_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "prepare", "digits", "--out", f"{tmp_path}/digits"]) == 0
+    (tmp_path / "e.yaml").write_text(
+        "{name: e, claim: c, methods: [none], rates: [0.02, 1.0e+6], each_rate: true, shots: 10, epochs: 2, seeds: 2, "
+        "batches: [32], largest_rate: {low: 0.02, high: 1.0e+6, halvings: 1, epochs: 1}, compare: "
+        "[{high: {method: none, rate: 0.02}, low: {method: none, rate: 1.0e+6}}]}"
+    )
+    command = f"lab {tmp_path}/e.yaml --data {tmp_path}/digits --out {tmp_path}/lab --max-concurrent 1"
+    command += f" --tracking-uri sqlite:///{tmp_path}/mlruns.db"
+    assert main(command.split()) == 0  # a divergence is a result
+    first = capsys.readouterr().out
+    assert "claim e: passes" in first and "every seed of the second line diverged, none of the other" in first
+    assert "4 trials now, 2 failed" in first
+    assert main(command.split()) == 0
+    again = capsys.readouterr().out
+    assert "0 trials now, 0 failed" in again and "claim e: passes" in again
+    row = (tmp_path / "lab/report/lab.csv").read_text().splitlines()[1]
+    assert (
+        len(list((tmp_path / "lab/largest_rate").iterdir())) == 2 and "141.4" in row
+    )  # sqrt(0.02 * 1e6), one side of it
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -198,6 +199,8 @@ class Watch:
 def test_after_a_run_and_a_sweep_no_planted_secret_is_anywhere(
     digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import s3fs
+
     seen = tmp_path / "seen"
     for name in (
         "PGPASSWORD",
@@ -211,7 +214,9 @@ def test_after_a_run_and_a_sweep_no_planted_secret_is_anywhere(
     # A tracker that is not there, with a password in its address: by the environment, where one may stand.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:{PLANTED}@127.0.0.1:9")
     monkeypatch.setenv("NORMFREE_WAIT_FOR_TRACKER", "1")
-    Path(".env").write_text("SECRET=none of ours\n")
+    beside = [Path(".env"), Path("secrets.yaml"), seen / "home" / ".netrc"]
+    for file in beside:
+        file.write_text(f"machine 127.0.0.1 login ada password {PLANTED}\n")
     fields = ["--global_batch", "16", "--augment.image_px", "16", "--optim.warmup", "1 steps", "--duration", "2 steps"]
     data_root = str(Path(digits).parent)
     commands = [
@@ -219,17 +224,31 @@ def test_after_a_run_and_a_sweep_no_planted_secret_is_anywhere(
         ["transfer", "s3://bucket/run2", "--suite", "demo", "--data-root", data_root, "--out", "sweep"],
     ]
     commands[1] += ["--budget", "2 trials"]
+    commands += [["report", "sweep"], ["track", "import", "sweep", "--tracking-uri", f"sqlite:///{seen}/mlflow.db"]]
+    commands += [["track", "import", "s3://bucket/run2", "--tracking-uri", f"sqlite:///{seen}/mlflow.db"]]
     with Watch() as watch:
         for words in commands:
             command = [sys.executable, "-m", "orchestration.cli", *words]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             assert PLANTED not in done.stdout + done.stderr
+        for place in (["--tracking-uri", f"sqlite:///{seen}/mlflow.db"], ["s3://bucket/run2"]):
+            command = [sys.executable, "-m", "orchestration.cli", "ui", *place, "--port", "0"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as shown:
+                assert shown.stdout
+                said = ""
+                for line in shown.stdout:
+                    said += line
+                    if "MLflow shows" in line:
+                        shown.send_signal(signal.SIGINT)
+            assert PLANTED not in said and ("MLflow shows" in said or "told another tracker" in said), said
     assert not watch.found and watch.num_logs
     files = [p for p in seen.rglob("*") if p.is_file()]
-    assert {"records.jsonl", "sweep.json"} <= {p.name for p in files} and not [
-        p for p in files if _found(p.read_bytes())
-    ]
+    assert {"records.jsonl", "sweep.json", "scorecard.html", "mlflow.db"} <= {p.name for p in files}
+    assert {p.resolve() for p in files if _found(p.read_bytes())} == {p.resolve() for p in beside}
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    objects = fs.find("bucket/run2")
+    assert any(o.endswith("commit.json") for o in objects) and not [o for o in objects if _found(fs.cat_file(o))]
 
 
 WATCHED = """

@@ -32,6 +32,8 @@ def place(tmp_path, monkeypatch):
     rows = [{"path": name, "label": name.split("/")[1], "split": name.split("/")[0]} for name in TREE]
     lines = ["path,label,split", *(",".join(row.values()) for row in rows)]
     (photos / "list.csv").write_text("\n".join(lines))
+    tags = [f"{row['path']},{row['label']}|furry,{row['split']}" for row in rows]
+    (photos / "tags.csv").write_text("\n".join(["path,label,split", *tags]))
     (tmp_path / "lists").mkdir()
     above = [{**row, "path": f"../photos/{row['path']}"} for row in rows]
     (tmp_path / "lists" / "elsewhere.jsonl").write_text("\n".join(map(json.dumps, above)))
@@ -103,3 +105,17 @@ def test_work_without_a_terminal_is_not_silent(capsys, monkeypatch):
     with output.progress_bar("images", "images"):
         time.sleep(0.2)
     assert capsys.readouterr().err.startswith("images ... (")
+
+
+@pytest.mark.parametrize(
+    ("card", "command"),
+    [
+        ("shapes", "transfer CHECKPOINT --data made --out SWEEP"),
+        ("shape_boxes", "transfer CHECKPOINT --data made --out SWEEP"),
+        ("glyph_sets", "pretrain RECIPE --data.url made --optim.loss binary --out RUN"),
+    ],
+)
+def test_the_next_command_is_one_that_takes_such_labels(card, command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "prepare", card, "--out", "made", "--workers", "1"]) == 0
+    assert f"next: normfree {command}\n" in capsys.readouterr().out

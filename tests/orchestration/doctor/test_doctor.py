@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestration.cli import main
@@ -16,6 +17,7 @@ from orchestration.doctor import comparison, devices, examination, machine, netw
 from orchestration.doctor.conversation import MODULE, Conversation
 from orchestration.doctor.examination import Asked, Report
 from orchestration.doctor.messages import Examined, Finding, Link
+from pipeline.fitting import host_memory
 from tests import s3_server
 
 WELL = {
@@ -146,7 +148,9 @@ def test_the_limit_of_a_container_is_read(tmp_path: Path, monkeypatch: pytest.Mo
         return files[str(path)]
 
     monkeypatch.setattr(Path, "read_text", read)
-    assert machine.cgroup_memory_bytes() == 2 << 30
+    assert host_memory.cgroup_limit_bytes() == 2 << 30
+    files |= {f"{groups}/memory.current": "1073741824", f"{groups}/memory.stat": "anon 7\ninactive_file 1000\n"}
+    assert host_memory.available_bytes() == min((1 << 30) + 1000, psutil.virtual_memory().available)
 
 
 class Nvml:
@@ -205,7 +209,8 @@ def test_a_bucket_is_written_listed_read_and_left_as_it_was(tmp_path: Path, monk
             monkeypatch.setenv(name, value)
         url = f"s3://{s3_server.BUCKET}/runs/mine"
         found = storage_checks.bucket(url)
-        assert found.findings == [] and "MB/s" in found.facts[f"--out {url}"] and objects.list_urls(url) == []
+        assert all(finding.what == "--out speed" for finding in found.findings)  # which a busy machine may earn
+        assert "MB/s" in found.facts[f"--out {url}"] and objects.list_urls(url) == []
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         objects.clients.client(url)[0].clear_instance_cache()
         assert "not usable" in storage_checks.bucket(url).facts.values()

@@ -1,9 +1,13 @@
 """What agents tell each other through the store."""
 
+from collections.abc import Callable
+
+import pytest
 from torch.distributed import HashStore
 
 from orchestration.launch.job_store import AttemptRecord, JobRecord
-from orchestration.launch.restart_policy import Failure, HostReport, Verdict
+from orchestration.launch.restart_policy import LONGEST_PAUSE_S, Failure, HostReport, Verdict
+from pipeline.errors import UserError
 
 
 def test_the_first_verdict_holds_and_one_host_is_its_author() -> None:
@@ -34,3 +38,32 @@ def test_a_job_ends_with_the_first_code_and_remembers_failures_and_who_is_left_o
     job.leave_out("b")
     assert (job.failures, job.is_left_out("b"), job.is_left_out("a")) == (failures, True, False)
     assert (job.end(75), job.end(0), job.ended) == (75, 75, 75)
+
+
+READS: dict[str, Callable[[HashStore], object]] = {
+    "ended": lambda store: JobRecord(store).ended,
+    "failures": lambda store: JobRecord(store).failures,
+    "normfree/host/0": lambda store: AttemptRecord(store, group_rank=0, num_hosts=1).hosts(),
+    "normfree/report/0": lambda store: AttemptRecord(store, group_rank=0, num_hosts=1).reports(0.0, lambda: True),
+    "normfree/verdict": lambda store: AttemptRecord(store, group_rank=0, num_hosts=1).agree(
+        Verdict(goes_on=True, code=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("key", READS)
+@pytest.mark.parametrize(
+    "hostile", ["x", "[" * 9000, "{}", "9" * 5000, '{"verdict": {"goes_on": 1, "code": 0}, "by": 0}']
+)
+def test_what_anybody_may_have_written_is_a_document_or_refused(key: str, hostile: str) -> None:
+    store = HashStore()
+    store.set(key, hostile)
+    with pytest.raises(UserError, match="the job's store"):
+        READS[key](store)
+
+
+def test_no_verdict_makes_an_agent_wait_for_ever() -> None:
+    store = HashStore()
+    first, second = (AttemptRecord(store, group_rank=rank, num_hosts=2) for rank in (0, 1))
+    first.agree(Verdict(goes_on=True, code=1, pause_s=1e18))
+    assert second.agree(Verdict(goes_on=False, code=0))[0].pause_s == LONGEST_PAUSE_S

@@ -74,7 +74,8 @@ def test_nothing_is_left_of_runs_that_are_killed(digits: str, tmp_path: Path, mo
     assert _newest(checkpoints) == STEPS
     # torch's compiler keeps one folder a user, however many runs there are.
     assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
-    assert not {name for name in {path.name for path in shared.iterdir()} - before if not _is_used(name)}
+    # What other programs of the machine leave for a moment (semaphores of a pool that ends) is not this run's.
+    until(lambda: not {n for n in {path.name for path in shared.iterdir()} - before if not _is_used(n)})
     assert not (tmp_path / "run" / "owner.json").exists()
 
 

@@ -21,13 +21,13 @@ def supervise(program: str, num_processes: int, folder: Path, *, grace_s: float,
     return local.supervise(ranks, max_restarts=max_restarts)
 
 
-def test_every_rank_gets_what_torch_reads_and_finds_the_store(tmp_path: Path) -> None:
+def test_every_rank_gets_its_place_and_finds_the_others(tmp_path: Path) -> None:
     program = (
-        "import os, torch.distributed as dist\n"
-        "dist.init_process_group('gloo'); box = [None] * 3\n"
-        "dist.all_gather_object(box, (int(os.environ['RANK']), os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE']))\n"
+        "import os; from pipeline import distributed\n"
+        "me = distributed.join()\n"
+        "box = distributed.gather(me, (int(os.environ['RANK']), os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE']))\n"
         "assert box == [(0, '0', '3'), (1, '1', '3'), (2, '2', '3')], box\n"
-        "dist.destroy_process_group()"
+        "distributed.leave()"
     )
     assert supervise(program, 3, tmp_path, grace_s=30) == 0
 

@@ -1,5 +1,6 @@
 """Two hosts of a job, each with its agent: what is lost is started again, and the weights are those of an undisturbed run."""
 
+import base64
 import os
 import signal
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from orchestration.launch import job_store
 from pipeline.checkpoint import load
 from pipeline.duration import Duration
 from pipeline.supervision.hang_detection import WatchdogConfig
-from tests.orchestration.launch.agents import Job, job, ranks_of, until
+from tests.orchestration.launch.agents import ENOUGH_S, Job, job, ranks_of, until
 from tests.pipeline.watched import make_run
 
 RANK = """
@@ -43,6 +45,16 @@ def test_a_rank_that_is_killed_is_started_again_on_both_hosts(tmp_path: Path) ->
         assert [first.wait(), second.wait()] == [0, 0]
         assert starts(tmp_path)[2:] == ["2", "2"]
         assert "a rank on b was ended by a signal; starting again" in running.output
+
+
+def test_a_program_in_the_jobs_store_runs_in_no_agent_and_ends_it_in_one_sentence(tmp_path: Path) -> None:
+    program = b"cposix\nmkdir\n(V" + str(tmp_path / "ran").encode() + b"\ntR."
+    with job(tmp_path) as running:
+        store = job_store.connect("127.0.0.1", running.port, wait_s=ENOUGH_S)
+        store.set("torch.rendezvous.job", base64.b64encode(program).decode())
+        assert running.toy("a").wait() == 2
+        (line,) = [line for line in running.output.splitlines() if line.startswith("normfree:")]
+        assert "'posix.mkdir'" in line and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_each_start_says_how_it_ended_and_the_troubles_are_counted(tmp_path: Pat
     found = run_status(url)
     assert [s.ending for s in found.starts] == ["gone", "failed", "stopped"] and "OSError: gone" in found.starts[1].why
     assert found.state == "stopped" and found.troubles == {"SaveFailed": 1, "Deviation": 1}
-    assert found.go_on == "cd '/a folder' && normfree pretrain x"
+    assert found.resume_command == "cd '/a folder' && normfree pretrain x"
 
 
 def test_a_run_lives_while_its_owner_does(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_run_lives_while_its_owner_does(tmp_path: Path) -> None:
     with ownership.hold(url, "run"):
         write(url, [started(0), step(1)])
         found = run_status(url)
-        assert found.is_alive and found.state == "running" and found.go_on == "" and found.left_s is not None
+        assert found.is_alive and found.state == "running" and found.resume_command == "" and found.left_s is not None
         assert found.owner is not None and found.owner["pid"] == os.getpid()
     assert run_status(url).state == "gone"
 
@@ -287,7 +287,7 @@ def test_a_sweep_says_how_many_trials_are_over_failed_and_best(
     assert "running" not in text.replace("not running", "")  # nobody lives, so nothing runs
     with ownership.hold(url, "sweep"):
         found = json.loads(said(capsys, "status", url, "--json"))
-    assert found["state"] == "running" and found["running"] == ["digits-ridge"] and found["go_on"] == ""
+    assert found["state"] == "running" and found["running"] == ["digits-ridge"] and found["resume_command"] == ""
     assert found["left_s"] is not None and found["num_done"] == 4
     assert "trials 4/6" in said(capsys, "status", str(tmp_path))
 
@@ -363,9 +363,11 @@ def test_the_command_that_status_prints_goes_on_when_it_is_typed(digits: str, tm
     first.communicate(timeout=300)
     assert first.returncode == 75
     found = run_status(str(tmp_path / "run"))
-    assert found.state == "stopped" and found.go_on.startswith(f"cd {tmp_path}") and found.checkpoint is not None
+    assert (
+        found.state == "stopped" and found.resume_command.startswith(f"cd {tmp_path}") and found.checkpoint is not None
+    )
     assert {file.name.rank for file in log_files(found.url)} == {0, 1}
-    subprocess.run(found.go_on, shell=True, cwd="/", env=environment, check=True, timeout=600)
+    subprocess.run(found.resume_command, shell=True, cwd="/", env=environment, check=True, timeout=600)
     found = run_status(found.url)
     assert found.state == "finished" and len(found.starts) == 2 and (found.starts[1].step or 0) >= 5
     events = timeline(found.url)

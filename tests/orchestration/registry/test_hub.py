@@ -1,6 +1,9 @@
 """A model on the Hugging Face Hub and back, by the Hub's own client against a stand-in server."""
 
+import fcntl
 import json
+import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,6 +132,22 @@ def test_what_cannot_be_is_one_sentence(
     assert "org/x" not in hub.repositories and not list(tmp_path.glob("bare*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("evaluate hf://org/x data", "fetch it with 'normfree pull hf://org/x --to DIR'"),
+        ("average {url} hf://org/x --out a", "fetch it with 'normfree pull hf://org/x --to DIR'"),
+        ("average {url} {url} --out hf://org/x", "normfree push DIR hf://org/x"),
+        ("export {url} --format safetensors --out hf://org/x", "normfree push DIR hf://org/x"),
+    ],
+)
+def test_elsewhere_the_hub_is_no_store(
+    hub: Hub, make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, sentence: str
+) -> None:
+    code, _, err = run(words.format(url=make_checkpoint(tmp_path)), capsys)
+    assert code == 2 and sentence in err and hub.asked == [], err
+
+
 def test_without_a_token_nothing_is_asked(
     hub: Hub, make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +171,61 @@ def test_a_changed_byte_a_foreign_path_and_a_pickle_are_refused(
         code, _, err = run("pull hf://org/animals --to back", capsys)
         assert code == 2 and ("path below" in err or "pickle" in err), err
     assert not Path("back").exists() and not (tmp_path.parent / "outside").exists()
+
+
+def test_nothing_of_another_size_is_fetched_and_nothing_of_another_pull_stays(
+    hub: Hub, make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"push {make_checkpoint(tmp_path)} hf://org/animals --license mit", capsys)[0] == 0
+    (files,) = hub.repositories["org/animals"].values()
+    weights, export, whole = files.pop("model.safetensors"), files["export.json"], len(files)
+    left = tmp_path / "back.partial" / "other"
+    left.mkdir(parents=True)
+    (left / "of_another.safetensors").write_bytes(b"x")
+    for changed, sentence in (
+        ({}, "lacks a file that its export.json names"),
+        ({"model.safetensors": weights + b"x"}, f"its model.safetensors has {len(weights) + 1:,} bytes"),
+        ({"export.json": b" " * (17 << 20)}, "its export.json has 17,825,792 bytes"),
+    ):
+        files.update(changed)
+        hub.asked.clear()
+        code, _, err = run("pull hf://org/animals --to back", capsys)
+        assert code == 2 and sentence in err and not Path("back").exists(), err
+        assert not [asked for asked in hub.asked if asked.startswith("GET") and asked.endswith(tuple(changed) or "?")]
+    files.update({"model.safetensors": weights, "export.json": export, "../../x": b"", "other.safetensors": b"y"})
+    code, out, err = run("pull hf://org/animals --to back", capsys)
+    assert code == 0 and f"{whole + 1} files" in out, err
+    assert {p.name for p in Path("back").iterdir()} == {"README.md", "export.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("hf://org/animals --to .", "is not empty"),
+        ("hf://org/animals --to s3://bucket/x", "a folder of this machine"),
+        ("hf://org/animals --to linked", "cannot write to .*linked.partial"),
+        ("hf://org/animals --to held", "another pull works on .*held.partial"),
+        ("hf://org/animals --to file/x", "cannot write to .*file/x.partial"),
+        ("hf://org/a--b", "write hf://ORG/NAME as the Hub has it"),
+        ("hf://org/animals@../../other", "no such branch"),
+    ],
+)
+def test_a_pull_keeps_to_a_place_that_is_free(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, sentence: str
+) -> None:
+    hub.repositories["org/animals"] = {"c" * 40: {"README.md": b"#", "export.json": b"{}"}}
+    hub.branches["org/animals", "main"] = "c" * 40
+    (tmp_path / "file").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked.partial").symlink_to("elsewhere")
+    (tmp_path / "held.partial").mkdir()
+    held = os.open(tmp_path / "held.partial", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    code, _, err = run(f"pull {words}", capsys)
+    os.close(held)
+    assert code == 2 and re.search(sentence, err), err
+    assert not list((tmp_path / "elsewhere").iterdir()) and not list((tmp_path / "held.partial").iterdir())
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_a_server_that_is_away_is_a_sentence(
@@ -183,11 +257,11 @@ def write_sweep(folder: Path, checkpoint: str, title: str) -> None:
     folder.mkdir()
     about = {"checkpoint_url": checkpoint, "checkpoint_digest": digest, "model": "nfnet_tiny", "num_seeds": 2}
     (folder / "sweep.json").write_text(sweep_json(**about))
-    for init, value in (("pretrained", 0.75), ("scratch", 0.5)):
-        for seed in (0, 1):
+    for init, values in (("pretrained", (0.74995, 0.76005)), ("scratch", (0.5, 0.51))):
+        for seed, value in enumerate(values):
             trial = Trial(
                 kind="final", task="digits", method="ridge", init=init, shots=5, seed=seed, hyperparameters={},
                 protocol_digest="p", data_digest="d", checkpoint_digest=digest if init == "pretrained" else "",
             )  # fmt: skip
-            ended = entry(trial, task_title=title, checkpoint_url=checkpoint, value=value + 0.01 * seed)
+            ended = entry(trial, task_title=title, checkpoint_url=checkpoint, value=value)
             Ledger(str(folder)).write(ended)

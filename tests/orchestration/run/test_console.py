@@ -112,6 +112,8 @@ def test_the_share_of_the_devices_rate_stands_beside_the_images() -> None:
     plan = show(replace(started(), image_flops=3e9, device_flops=45.2e9))
     assert "ZeRO stage 1; 45.2 GFLOP/s in products of matrices (fp32, each process)" in plan
     assert "  1,234 img/s (41% of the matrix rate)  clipped" in show(replace(step(10), flops_share=0.409))
+    # A rate that was measured while others had the machine is no measure.
+    assert "  1,234 img/s (above the matrix rate at the start)  clipped" in show(replace(step(10), flops_share=3.99))
 
 
 def test_a_step_line_names_the_part_that_is_clipped_most_and_the_one_that_moves_most() -> None:

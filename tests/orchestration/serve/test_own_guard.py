@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from orchestration.serve import server
-from orchestration.serve.own_guard import COOKIE, Guard, owner
+from orchestration.serve.own_guard import COOKIE, Guard
 from orchestration.tracking.tracking_uri import sqlite_uri
+from pipeline.exchange.local_connections import owner
 
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 ELSEWHERE = ("203.0.113.5", 40000)

@@ -3,9 +3,11 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.checkpoint import commit
 from pipeline.errors import UserError
@@ -35,6 +37,22 @@ def test_scores_that_are_no_numbers_are_left_out_and_all_else_is_read_back(tmp_p
     assert (made.step, made.samples, made.num_updates, made.size_bytes, made.files) == (2, 8, 2, 1, [FILE])
     with pytest.raises(ValueError, match="JSON"):
         write(tmp_path / "x", dataset={"share": math.nan})
+
+
+def test_buffers_have_the_types_that_safetensors_has(tmp_path: Path) -> None:
+    """By what the library itself writes."""
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8)
+    tensors = {
+        str(kind): torch.zeros(2, dtype=kind) for kind in (*kinds, torch.int64, torch.int32, torch.int16, torch.int8)
+    }
+    save_file(tensors, tmp_path / "all.safetensors")
+    data = (tmp_path / "all.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    buffers = {name: header[name]["dtype"] for name in tensors}
+    made = write(tmp_path, shapes={name: [2] for name in tensors}, buffers=buffers)
+    assert made.buffers == buffers and set(buffers.values()) == set(get_args(commit.BufferType))
+    with pytest.raises(UserError, match="use another checkpoint"):
+        write(tmp_path, buffers={"a": "F8"})
 
 
 @pytest.mark.parametrize("found", [True, 1.0, "1", None, 2])
@@ -78,7 +96,7 @@ def test_the_newest_checkpoint_is_that_of_the_largest_step_and_its_last_attempt(
     run = str(tmp_path)
     urls = [
         commit.checkpoint_url(run, step, attempt)
-        for step, attempt in [(7, 1), (10**8, 1), (10**8 - 1, 1), (7, 2), (7, 11)]
+        for step, attempt in [(7, 1), (10**8, 1), (10**8 - 1, 1), (7, 2), (7, 11), (0, 1)]
     ]
     for url in [*urls, f"{run}/checkpoints/by_hand"]:
         write(Path(url))
@@ -89,8 +107,10 @@ def test_the_newest_checkpoint_is_that_of_the_largest_step_and_its_last_attempt(
         "step_00000007_11",
         "step_00000007_02",
         "step_00000007",
+        "step_00000000",
         "by_hand",
     ]
+    assert commit.checkpoint_url(run, 7) == urls[0]
     assert commit.place_in_order(f"{run}/step_00000012/") == (12, 1) and commit.place_in_order("step_1x") is None
 
 

@@ -1,6 +1,7 @@
 """What a run says of the parts of its network."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,6 +118,8 @@ def test_layer_by_layer_a_tensor_has_one_factor_and_its_gradient_ends_at_lambda_
     torch.testing.assert_close((g * one_by_one[:, None]).norm(dim=1)[:4], clipping * w.norm(dim=1)[:4])
     norm = sums.factors(units, OptimConfig(learning_rate=1.0, clip="norm", clip_norm=0.5))
     assert (g * norm[:, None]).norm().item() == pytest.approx(0.5, rel=1e-4)
+    loose = OptimConfig(learning_rate=1.0, clip="norm", clip_norm=1.5 * g.norm().item())
+    assert (sums.factors(units, loose) == 1).all()  # a smaller gradient stays as it is
 
 
 def test_a_part_without_clipped_units_or_weights_is_no_division_by_nothing() -> None:
@@ -143,4 +146,10 @@ def test_what_a_unit_is_held_to_follows_from_its_parameters_rule() -> None:
     sums = Sums.of_network(network, rules, Units(shapes, pieces, torch.device("cpu")), optim)
     assert sums.names == ["conv", "head"] and sums.momentum == 0.8
     assert sums.part.tolist() == [0, 0, 0, 0, 1, 1] and sums.clip.tolist() == [True] * 4 + [False] * 2
+    for clip, is_held in (("norm", True), ("none", False)):
+        of_all = replace(optim, clip=clip)
+        assert (
+            Sums.of_network(network, rules, Units(shapes, pieces, torch.device("cpu")), of_all).clip.tolist()
+            == [is_held] * 6
+        )
     assert sums.decay.tolist() == [0.5] * 3 + [0.0] + [0.5] * 2 and sums.rate.tolist() == [1.0] * 4 + [3.0] * 2

@@ -45,6 +45,7 @@ def test_two_commands_that_differ_are_refused_before_step_0(digits: str, tmp_pat
         and "start all hosts with the same command" in said[0]
     )
     assert "normfree: differs" in said[0] and "(rank 1)" in said[0].splitlines()[-1]
+    assert "normfree: the hosts of this run differ" in said[1] and "normfree: differs" not in said[1]  # one table
     assert not (tmp_path / "run").exists()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import nfnet
+from orchestration.cli import main
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.batches import Pixels
@@ -125,6 +126,31 @@ def test_an_exported_folder_classifies_like_its_checkpoint(checkpoint_url: str, 
     export(checkpoint_url, "safetensors", out)
     images = str(folder / "*.jpg")
     assert classify(out, images) == classify(checkpoint_url, images)
+
+
+def test_classes_that_were_trained_by_themselves_have_probabilities_of_their_own(
+    make_checkpoint: Make, tmp_path: Path, folder: Path
+) -> None:
+    url, image = make_checkpoint(tmp_path, loss="binary"), folder / "gray.jpg"
+    softmax = {
+        c: p for prediction in classify(make_checkpoint(tmp_path / "other"), image) for c, p in prediction.ranked
+    }
+    (found,) = classify(url, image)
+    odds = {name: p / (1 - p) for name, p in found.ranked}
+    total = sum(odds.values())  # exp(logit) each, of which a softmax is the share
+    assert {name: o / total for name, o in odds.items()} == pytest.approx(softmax, rel=1e-4)
+    exported = export(url, "safetensors", str(tmp_path / "safetensors"))
+    assert classify(exported.url, image) == [found]
+    assert "sigmoid of its logit" in (tmp_path / "safetensors" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["--flip", "--crops 5", "--temperature 1", "--fit-temperature val"])
+def test_evaluate_refuses_what_a_softmax_alone_has(
+    option: str, make_checkpoint: Make, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = make_checkpoint(tmp_path, loss="binary")
+    assert main(["evaluate", url, digits, *option.split()]) == 2
+    assert f"{option.split()[0]} is of a softmax" in capsys.readouterr().err
 
 
 def test_folders_patterns_and_stores_are_spelled_out_in_order(folder: Path) -> None:

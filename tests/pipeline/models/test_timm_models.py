@@ -1,8 +1,11 @@
 """timm's networks under our loop, and weights of other houses, against timm itself."""
 
+import json
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +139,32 @@ def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir", "num_classes"])
+def test_options_that_come_with_a_checkpoint_name_no_file_and_no_address(option: str) -> None:
+    with pytest.raises(UserError, match=f"{option} is no option of a network"):
+        make(NAME, 10, {option: "/etc/passwd"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("timm:vit_tiny_patch16_224", {"depth": 20_000}, "more than [0-9],[0-9]* modules"),
+        ("nfnet_tiny", {"in_chans": 10**18}, "verflow"),
+        (NAME, {"head_init": []}, "fewer weights|model timm"),
+        (NAME, {"drop_rate": "x"}, "model timm"),
+    ],
+)
+def test_a_network_that_a_commit_file_asks_for_is_bounded_by_the_file(
+    make_checkpoint: Callable[..., str], tmp_path: Path, name: str, options: dict[str, Any], words: str
+) -> None:
+    place = Path(make_checkpoint(tmp_path)) / "commit.json"
+    content = json.loads(place.read_text())
+    content["config"]["model"] |= {"name": name, "options": options}
+    place.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        load_backbone(str(place.parent))
+
+
 def test_our_own_files_are_backbones_too(tmp_path: Path) -> None:
     network = nfnet.create_model("nfnet_tiny", num_classes=4, activation="relu").eval()
     place = str(tmp_path / "tiny.safetensors")
@@ -154,6 +183,21 @@ def test_spellings() -> None:
     assert absolute("timm:convnext_atto") == "timm:convnext_atto"
     assert absolute("nfnet_f0@w.npz") == f"nfnet_f0@{Path('w.npz').absolute()}"
     assert absolute("s3://bucket/run") == "s3://bucket/run"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("timm:hf-hub:timm/resnet18.a1_in1k", "write timm:resnet18.a1_in1k"),
+        ("timm:hf_hub:org/net@main", "hf download org/net model.safetensors.*timm:NAME@model.safetensors"),
+        ("timm:local-dir:/a/b", "timm:NAME@/a/b/model.safetensors"),
+    ],
+)
+def test_a_place_of_anybodys_weights_is_no_network(name: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm, "create_model", None)  # nothing is asked for
+    for ask in (lambda: timm_models.load(name, None), lambda: timm_models.make(name, 2, {}), lambda: find_origin(name)):
+        with pytest.raises(UserError, match=f"is a place, not a network, and what lies there may change; .*{advice}"):
+            ask()
 
 
 def test_weights_that_are_not_finite_are_refused(theirs: nn.Module, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.fitting.parameters import Parameters
 from pipeline.planning.collectives import by_kind, start_collectives, step_collectives
-from pipeline.planning.parameters import Parameters
 from tests.pipeline import processes
 from tests.pipeline.programs.planned_steps import network
 

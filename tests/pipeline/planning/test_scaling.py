@@ -1,6 +1,7 @@
 """Lines that were put in come out, with intervals that hold them."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from orchestration.cli import main
 from pipeline.errors import UserError
-from pipeline.planning.scaling import FinishedRun, fit, frontier, read
+from pipeline.planning.scaling import FinishedRun, Line, fit, frontier, read
 
 LOSS_SLOPE, SIZE_SLOPE = -0.05, 0.5
 
@@ -67,6 +68,19 @@ def test_the_frontier_falls() -> None:
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(UserError, match="a line needs 4"):
         fit(runs(0.0)[:4])
+
+
+def test_more_runs_than_can_be_compared_are_refused_before_memory_is_taken() -> None:
+    many = [FinishedRun(name="a", parameters=1.0, epochs=1.0, loss=1 / n, compute=float(n)) for n in range(1, 30_000)]
+    with pytest.raises(UserError, match="give 500 at most"):
+        fit(many)
+
+
+def test_numbers_are_taken_as_json_writes_them_and_no_budget_is_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / "runs.json"
+    file.write_text(json.dumps([{"name": "a", "parameters": 3e18, "epochs": 1e-5, "loss": 2.0, "compute": 2e20}]))
+    assert read(str(file)) == [FinishedRun(name="a", parameters=3e18, epochs=1e-5, loss=2.0, compute=2e20)]
+    assert Line(at=0.0, slope=-9.0, centre=1.0)(1e-300) == math.inf
 
 
 def test_the_command_proposes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +17,7 @@ import nfnet
 from nfnet.variants import Variant
 from pipeline.checkpoint.load import Piece
 from pipeline.data.augment.augment_config import AugmentConfig
+from pipeline.data.loading.batches import Batch
 from pipeline.distributed import World, join, leave
 from pipeline.engine import deepspeed_engine
 from pipeline.engine.deepspeed_engine import EngineConfig
@@ -117,12 +118,12 @@ class Reductions(TorchDispatchMode):
 class ThreeImages:
     """A split that two ranks, or four, cannot share evenly."""
 
-    split, num_samples = "val", 3
+    split, num_samples, label_table = "val", 3, None
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1, pin: bool = False) -> Iterator[Any]:
         images = torch.arange(3 * 3 * 16 * 16).remainder(251).to(torch.uint8).view(3, 16, 16, 3)
         for i in range(rank, 3, num_ranks):
-            yield SimpleNamespace(images=images[i : i + 1], labels=torch.tensor([i]))
+            yield Batch(images[i : i + 1], torch.tensor([i]), torch.tensor([i]))
 
 
 def case(me: World, options: dict[str, Any]) -> dict[str, Any]:
@@ -164,12 +165,13 @@ def case(me: World, options: dict[str, Any]) -> dict[str, Any]:
 def restored(me: World, engine: Engine, options: dict[str, Any]) -> dict[str, Any]:
     """What each rank would save, put together, loaded at other stages."""
     everyone: list[Any] = [None] * me.size
-    dist.all_gather_object(everyone, engine.local_fragments())
+    mine = {key: part.contiguous() for key, part in engine.local_fragments().items()}
+    dist.all_gather_object(everyone, save(mine))  # ranks' objects are data, and tensors are none (pipeline.exchange)
     whole = {
         k: {n: torch.full(s, float("nan")) for n, s in engine.shapes.items()} for k in ("weights", "momentum", "ema")
     }
     for fragments in everyone:
-        for key, part in fragments.items():
+        for key, part in load(fragments).items():
             kind, _, rest = key.partition("/")
             name, _, start = rest.partition("@")
             whole[kind][name].view(-1)[int(start) : int(start) + part.numel()] = part.view(-1)

@@ -98,7 +98,8 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     config = EngineConfig(
         zero_stage=asked["stage"],
         precision=asked.get("precision", "fp32"),
-        activation_checkpointing=asked.get("checkpointing", False),
+        activation_checkpointing=asked.get("checkpointing", 0) > 0,
+        checkpointed_share=asked.get("checkpointing") or 1.0,
     )
     if backend == "gloo":  # libraries loaded, buffers of the group there: what remains is the run's own
         parity_check.check(config, world=world, accumulation=1)

@@ -16,6 +16,7 @@ import pipeline.training.train
 from pipeline.data.loading.datasets import Batch, TrainData
 from pipeline.distributed import leave
 from pipeline.errors import UserError
+from pipeline.profiling.asked import parse
 from pipeline.records import Record
 from pipeline.supervision.process_exit import end
 from pipeline.training.run import load_yaml
@@ -31,7 +32,7 @@ def main() -> None:
     poison(set(options.get("poison", [])))
     last = -1
     try:
-        for record in train(run, out):
+        for record in train(run, out, profile=parse(options.get("profile", ""))):
             last = record.step
             _read(record, rank, log, options)
     except UserError as error:

@@ -4,9 +4,11 @@ Ranks are forked from this process, because importing what they need costs more 
 that is given, one JSON object: the ranks' exit codes, their records, the reports of hangs and what was written to stderr.
 """
 
+import faulthandler
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,13 +21,14 @@ import torch.distributed as dist
 from pipeline.data.loading import batches
 from pipeline.distributed import leave
 from pipeline.engine import deepspeed_engine
-from pipeline.supervision import fault_points
+from pipeline.supervision import attempt_store, fault_points
 from pipeline.training import evaluate, trainer
 from pipeline.training.run import load_yaml
 from pipeline.training.train import train
 
 ENOUGH_S = 300.0  # a starved machine counts standing still more slowly
 """The others have long left by then, or never will; collectives give up after 600 s."""
+WHERE_SIGNAL = signal.SIGUSR2
 
 
 def happen(event: dict[str, Any], folder: Path) -> None:
@@ -84,6 +87,8 @@ def rank_main(case: dict[str, Any], rank: int) -> int:
     for event in case["events"]:
         if event["rank"] == rank:
             arm(event, folder)
+    if rank == case.get("mute"):  # its watchdog never reaches the store
+        attempt_store.connect = lambda _: threading.Event().wait()  # type: ignore[assignment, return-value]
     run = load_yaml(Path(case["recipe"]).read_text(), "recipe")
     last = None
     with (folder / f"records.{rank}").open("a") as log:
@@ -105,12 +110,29 @@ def fork(case: dict[str, Any], rank: int) -> int:
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             os.dup2(os.open(f"{case['folder']}/stderr.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            faulthandler.register(WHERE_SIGNAL, file=2, all_threads=True)
             code = rank_main(case, rank)
         except Exception as error:
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(code)
     return pid
+
+
+def fork_store() -> tuple[int, int]:
+    """The launcher's store in a process of its own: (pid, port). This process keeps one thread, or what it forks might begin
+    with a lock that another one held."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(write, f"{store.port}\n".encode())
+        signal.alarm(3600)  # should nobody end it
+        signal.pause()
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        return pid, int(answer.readline())
 
 
 def signal_when_reached(case: dict[str, Any], pids: list[int]) -> None:
@@ -129,17 +151,17 @@ def run_case(case: dict[str, Any], number: int) -> dict[str, Any]:
     os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": str(number)}
     store = None
     if case.get("has_launcher", True):
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(store.port)}
+        store, port = fork_store()
     else:  # the store is rank 0's
-        free = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(free.port)}
-        del free
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": str(store is not None), "MASTER_PORT": str(port)}
     pids = [fork(case, rank) for rank in range(size)]
     if "signal" in case:
         threading.Thread(target=signal_when_reached, args=(case, pids), daemon=True).start()
     codes: list[int | None] = [None] * size
-    deadline_s = time.monotonic() + ENOUGH_S
+    deadline_s = time.monotonic() + case.get("enough_s", ENOUGH_S)
     while None in codes and time.monotonic() < deadline_s:
         for rank, pid in enumerate(pids):
             if codes[rank] is None and (found := os.waitpid(pid, os.WNOHANG))[0]:
@@ -147,8 +169,13 @@ def run_case(case: dict[str, Any], number: int) -> dict[str, Any]:
         time.sleep(0.05)
     for rank, pid in enumerate(pids):
         if codes[rank] is None:
+            os.kill(pid, WHERE_SIGNAL)  # a rank that should have left says where it stands
+            time.sleep(1)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+    if store is not None:
+        os.kill(store, signal.SIGKILL)
+        os.waitpid(store, 0)
     return {
         "codes": codes,
         "records": [

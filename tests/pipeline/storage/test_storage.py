@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from pipeline.storage import clients, content_cache, objects
+from pipeline.storage import clients, content_cache, listing, objects
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -51,6 +51,8 @@ def test_listing_is_sorted_recursive_and_fresh(root):
     names = [url.rpartition("/d/")[2] for url in objects.list_urls(objects.join(root, "d"))]
     assert names == ["a/x.tar", "a/y.txt", "b.tar"]
     assert [objects.read_bytes(url) for url in objects.list_urls(objects.join(root, "d"), ".tar")] == [b"1", b"1"]
+    sizes = listing.sizes(objects.join(root, "d"), (".tar",))
+    assert sizes == dict.fromkeys(objects.list_urls(objects.join(root, "d"), ".tar"), 1)
     objects.write_bytes(objects.join(root, "d", "c.tar"), b"1")
     assert len(objects.list_urls(objects.join(root, "d"))) == 4
     objects.remove(objects.join(root, "d", "c.tar"))

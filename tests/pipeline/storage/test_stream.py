@@ -194,6 +194,23 @@ def test_a_fault_that_passes_costs_nothing(fault: Any, store: Store) -> None:
     assert fault.times == 0
 
 
+def test_a_store_that_asks_for_patience_for_long_loses_no_sample(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = store.copy()
+    monkeypatch.setattr(clients, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(range_reads, "_gates", {})
+    monkeypatch.setattr(range_reads, "MAX_WAIT_S", 0.01)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # of the client under us, whose waits are long
+    fault = Fault("GET .*tar", times=80, status=503)
+    store.proxy.faults.append(fault)
+    data = TrainData(config(url), AUGMENT, seed=0)
+    batches = epoch(data)
+    check(data, store.local, batches, set())
+    assert fault.times == 0 and range_reads.gate().num_overloads >= 20
+    assert any("asks for patience" in batch.notice for batch in batches)
+    for place in (url, store.local):  # and a later reader in this process is told nothing of it
+        assert not any(batch.notice for batch in epoch(TrainData(config(place), AUGMENT, seed=0)))
+
+
 def test_a_broken_read_goes_on_at_the_piece_where_it_broke(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(range_reads, "PIECE_BYTES", 50_000)
     content, buffer = os.urandom(300_000), bytearray(250_000)

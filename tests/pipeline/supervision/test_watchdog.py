@@ -86,11 +86,13 @@ def test_of_ranks_that_wait_for_a_save_the_one_that_writes_is_named_and_the_main
     assert named(beat(0, **still, is_writing=True), beat(1, **still)) == [0]
 
 
-def test_a_rank_that_never_spoke_is_named_when_the_start_has_taken_too_long() -> None:
-    def silent_for(age_s: float) -> list[int]:
-        return [s.rank for s in judge({0: Heard(beat(0), 0.0), 1: Heard(None, age_s)}, CONFIG)]
+def test_a_rank_that_never_spoke_is_named_when_the_start_or_after_it_a_step_has_taken_too_long() -> None:
+    def silent_for(age_s: float, state: str) -> list[int]:
+        return [s.rank for s in judge({0: Heard(beat(0, state=state), 0.0), 1: Heard(None, age_s)}, CONFIG)]
 
-    assert silent_for(700) == [] and silent_for(800) == [1]
+    assert silent_for(700, "start") == [] and silent_for(800, "start") == [1]
+    # A step takes all ranks: one that froze after it, before it was heard of, does not keep the others for a whole start.
+    assert silent_for(70, "run") == [] and silent_for(80, "run") == [1]
 
 
 def test_steps_done_before_the_first_beat_count_so_a_freeze_after_them_is_judged_as_one_in_a_step() -> None:
@@ -233,6 +235,15 @@ def test_without_a_launcher_the_store_freezes_with_rank_0_and_the_others_still_l
 ) -> None:
     (found,) = watched.runs(watched.make_run(digits), tmp_path, [case(rank, "forward", "freeze", has_launcher=False)])
     check(found, rank, "forward", "freeze")
+
+
+@pytest.mark.slow
+def test_a_rank_that_freezes_before_it_was_heard_of_is_named_within_the_limit_of_a_step(
+    digits: str, tmp_path: Path
+) -> None:
+    mute = case(1, "forward", "freeze", mute=1, enough_s=120)  # nobody knows its process, so nobody ends it
+    (found,) = watched.runs(watched.make_run(digits), tmp_path, [mute])
+    assert found["codes"][0] == EXIT_HANG and "rank 1 has not been heard of for" in found["stderr"][0]
 
 
 @pytest.mark.slow

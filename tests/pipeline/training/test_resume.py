@@ -109,8 +109,19 @@ def test_other_code_and_versions_are_said_and_recorded(copy: tuple[str, Path], m
     monkeypatch.setattr(provenance, "code_revision", lambda: "0123456789+")
     monkeypatch.setattr(provenance, "libraries", lambda: "torch 9.9, numpy 1.0")
     said = {r.what: r.text for r in train(small_run(str(data)), out) if isinstance(r, Changed)}
-    assert "the code is 0123456789+" in said["code"] and "torch 9.9" in said["libraries"]
+    assert "the code is 0123456789+" in said["code"]
+    now, before = said["libraries"].split("; it was last started with ")
+    assert now == "the run goes on with torch 9.9, numpy 1.0"
+    assert "torch 9.9" not in before and "numpy 1.0" not in before and "torch" in before
     assert json.loads(Path(out, identity.NAME).read_text())["code"] == "0123456789+"
+
+
+def test_ranks_compare_the_digest_of_their_data_and_all_of_a_long_field(copy: tuple[str, Path]) -> None:
+    _, data = copy
+    runs = [small_run(str(data), name="n" * 250 + end) for end in "ab"]
+    one, other = (identity.facts(run, 0) for run in runs)
+    assert {name for name in one if one[name] != other[name]} == {"field name"} and len(one["field name"]) < 250
+    assert one["data"] == Manifest.open(str(data)).digest[:16]
 
 
 def test_a_run_without_a_checkpoint_does_not_start_over_from_other_weights(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Watts from counters and a program that say what we know."""
+"""Watts from counters that say what we know."""
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.pipeline import fake_nvml
 from transfer.measurement.resource_usage import Power
 
 
@@ -37,16 +37,9 @@ def test_what_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
     assert power.watts() == {}
 
 
-def test_a_gpu_is_the_mean_of_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    lines = r"100.5\n[N/A]\n301.5\n"
-    program.write_text(
-        f'#!/bin/sh\necho "$@" > {tmp_path}/new\nprintf "{lines}"\nmv {tmp_path}/new {tmp_path}/words\nexec sleep 60\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    power = Power(tmp_path / "none", gpu="GPU-7")
-    while not (tmp_path / "words").exists():
-        time.sleep(0.01)
-    assert power.watts() == {"gpu": 201.0} and "-i GPU-7" in (tmp_path / "words").read_text()
-    assert power.watts() == {}  # asked once
+def test_a_gpu_is_what_its_counter_rose_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used_mj = fake_nvml.install(monkeypatch)
+    power, begin_s = Power(tmp_path / "none", gpu="GPU-bb22"), time.monotonic()
+    used_mj[0] += 60_000
+    time.sleep(0.3)
+    assert power.watts() == {"gpu": pytest.approx(60 / (time.monotonic() - begin_s), rel=0.2)}

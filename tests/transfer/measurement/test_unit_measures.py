@@ -1,5 +1,6 @@
 """Units and smoothness, against networks whose numbers are known."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 from nfnet.analysis.flops import multiply_adds
 from nfnet.normalizers.registry import get_method, list_methods
 from nfnet.trunks.networks import create
-from transfer.measurement.unit_measures import mean_correlation, smoothness, units
+from transfer.measurement.batch_norm_ratios import batch_norm_ratios
+from transfer.measurement.unit_measures import mean_correlation, mean_information, smoothness, units
 
 
 def test_a_channel_behind_a_relu_that_is_never_positive_is_dead() -> None:
@@ -26,6 +28,47 @@ def test_correlation_of_two_units_is_numpys() -> None:
     rows[1] -= 0.7 * rows[0]
     assert mean_correlation(rows) == pytest.approx(abs(torch.corrcoef(rows)[0, 1].item()), rel=1e-4)
     assert mean_correlation(rows[:1]) == 0
+
+
+def test_information_of_two_normal_units_is_that_of_their_binned_distribution() -> None:
+    """Cell by cell from scipy's bivariate normal; the whole information is -log(1 - rho^2) / 2, which binning cannot exceed."""
+    from scipy.stats import multivariate_normal, norm
+
+    rho = 0.9
+    edges = [-9.0, *norm.ppf([i / 8 for i in range(1, 8)]), 9.0]
+    both = multivariate_normal([0, 0], [[1, rho], [rho, 1]])
+    share = [
+        [both.cdf([edges[i + 1], edges[j + 1]], lower_limit=[edges[i], edges[j]]) for j in range(8)] for i in range(8)
+    ]
+    expected = sum(p * math.log(64 * p) for row in share for p in row if p > 1e-12)
+    assert 0.6 < expected < -0.5 * math.log(1 - rho**2)
+    torch.manual_seed(0)
+    first, other = torch.randn(2, 4000)
+    rows = torch.stack([first, rho * first + (1 - rho**2) ** 0.5 * other])
+    assert mean_information(rows) == pytest.approx(expected, abs=0.03)
+    assert mean_information(rows[:1]) == 0
+    assert mean_information(rows[[0, 0]]) == pytest.approx(math.log(8), abs=0.01)
+
+
+def test_units_that_know_nothing_of_each_other_have_no_information_even_with_few_observations() -> None:
+    torch.manual_seed(0)
+    assert mean_information(torch.randn(48, 500)) == pytest.approx(0, abs=0.003)  # without the correction 49 / 1000
+
+
+def test_batch_normalisation_beside_itself_costs_the_same_and_a_network_without_it_keeps_less() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    found = {}
+    for name in ("batch_norm", "none"):
+        options = {"method": name, "widths": (8, 8, 8)}
+        network = create("resnet_v2_tiny", 4, **options)
+        before = {k: v.clone() for k, v in network.state_dict().items()}
+        found[name] = batch_norm_ratios(network, "trunk:resnet_v2_tiny", options, images, labels)
+        assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+        assert found[name]["speed_ratio"] > 0
+    assert found["batch_norm"]["memory_ratio"] == 1
+    assert found["none"]["memory_ratio"] < 0.8
+    assert batch_norm_ratios(network, "nfnet_tiny", {}, images, labels) == {}
 
 
 def test_beta_of_logistic_regression_with_small_steps_is_the_curvature_along_the_gradient() -> None:

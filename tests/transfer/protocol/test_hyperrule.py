@@ -3,7 +3,7 @@
 import pytest
 
 from nfnet.optim.schedule import step_rate
-from transfer.protocol.bit_hyperrule import HyperRule, hyperrule
+from transfer.protocol.recipes.bit_hyperrule import HyperRule, hyperrule
 
 # Rates of the published get_lr(step, dataset_size) around every boundary, as it returned them.
 SMALL = {0: 0.0, 1: 3e-5, 99: 0.00297, 100: 0.003, 199: 0.003, 200: 0.003, 201: 3e-4, 300: 3e-4, 301: 3e-5, 400: 3e-5}

@@ -25,10 +25,10 @@ from pipeline.models.backbone import load_backbone
 from pipeline.training.evaluate import Scores, evaluate
 from tests.transfer.conftest import WEIGHTS, standing_in
 from transfer.measurement import extra_test_sets, predictions
-from transfer.protocol.imagenet_labels import EXTRA_METRICS, load_real, real_sets
+from transfer.protocol.imagenet_labels import is_extra, load_real, real_sets
 from transfer.protocol.method_settings import FinetuneSettings, RidgeSettings
 from transfer.protocol.methods import Method, sha256
-from transfer.protocol.sealed_splits import open_v2, openings
+from transfer.protocol.sealed_splits import open_other, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry, open_task, task_protocol
 from transfer.report.html_tables import scorecard_table
 from transfer.report.scorecard_csv import to_csv
@@ -164,10 +164,10 @@ def test_both_open_after_the_selection_and_each_opening_is_recorded(measured: tu
     task = sweep.task("imagenet")
     assert [(o.what, o.trial, o.data_digest) for o in openings(sweep.out)] == [
         ("test", found.digest, task.data_digest),
-        ("ImageNet-V2", found.digest, task.extra_tests.v2_digest),
+        ("ImageNet-V2", found.digest, task.extra_tests.others[0].digest),
     ]
     with pytest.raises(UserError, match="stays closed"):
-        open_v2(task, f"{sweep.out}/selection/none.json", trial="t")
+        open_other(task, task.extra_tests.others[0], f"{sweep.out}/selection/none.json", trial="t")
     assert len(openings(sweep.out)) == 2
 
 
@@ -248,7 +248,7 @@ def test_a_fine_tuned_network_is_measured_on_v2_with_the_weights_that_the_test_s
 
     monkeypatch.setattr(extra_test_sets, "numbers", spy)
     found = trials.run_finetune(sweep, cell.finals(point, 1)[0], lambda row: None)
-    assert found is not None and found.is_ok and set(EXTRA_METRICS) <= set(found.metrics)
+    assert found is not None and found.is_ok and {*filter(is_extra, found.metrics)} == {"real_top1", "v2_top1"}
     ((samples, scores, other, labels),) = seen
     place = {name_of(key): i for i, key in enumerate(keys.keys)}
     row = {int(s): i for i, s in enumerate(samples)}

@@ -40,6 +40,7 @@ def test_a_folder_with_splits_keeps_them(tmp_path: Path) -> None:
     photos(tmp_path / "p" / "test", {"a": 1, "b": 2})
     found = Manifest.open(prepared(str(tmp_path / "p"), str(tmp_path / "s")))
     assert {name: split.num_samples for name, split in found.splits.items()} == {"train": 6, "test": 3}
+    assert prepared(str(tmp_path / "p"), str(tmp_path / "s")) == found.url  # the same command again
 
 
 def test_the_protocol_follows_from_the_size_and_is_told(
@@ -72,7 +73,7 @@ def test_what_is_no_task_is_refused_in_a_sentence(tmp_path: Path, cats: str) -> 
         default_suite([prepared(str(photos(tmp_path / "one", {"a": 9})), str(tmp_path / "s"))])
     with pytest.raises(UserError, match="two datasets would be the task my_cats"):
         default_suite([cats, cats])
-    with pytest.raises(UserError, match="--methods has 'rigde'; choose of ridge"):
+    with pytest.raises(UserError, match="--methods has 'rigde'; did you mean 'ridge'"):
         default_suite([cats], ["rigde"])
     with pytest.raises(UserError, match="no dataset at"):
         default_suite([str(tmp_path)])

@@ -1,14 +1,15 @@
 """Suites that grow in their sweep's folder, and the form of a suite as JSON Schema."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from pipeline.documents import parse_yaml
 from pipeline.errors import UserError
-from transfer.protocol.suite_files import grown, list_suites, suite_of, suites_dir
+from pipeline.yaml_files.parse import parse_yaml
+from transfer.protocol.suite_files import grown, list_suites, load_suite, refuse_tasks, suite_of, suites_dir
 from transfer.protocol.suite_schema import schema
 from transfer.protocol.tasks import Suite
 
@@ -75,3 +76,18 @@ def test_the_schema_takes_our_suites_and_names_what_is_wrong() -> None:
         {**good, "tasks": [{"card": "digits", "holdout": 3}]},
     ):
         assert not check.is_valid(bad)
+
+
+def test_what_no_dataset_gives_is_refused_with_the_line_of_the_suite(tmp_path: Path, digits: str) -> None:
+    (tmp_path / "s.yaml").write_text("name: s\ntasks:\n- digits\nmethods:\n  segment: {split: full}\n")
+    path, root = str(tmp_path / "s.yaml"), str(Path(digits).parent)
+    with pytest.raises(
+        UserError, match=rf"^{path}, line 5: the suite s has nothing .* digits has no masks.*leave the method"
+    ):
+        refuse_tasks(load_suite(path), root, path)
+    with pytest.raises(
+        UserError, match=rf"^{path}, line 3: .* digits: not prepared; prepare it with: normfree data prepare"
+    ):
+        refuse_tasks(load_suite(path), str(tmp_path), path)
+    with pytest.raises(UserError, match=r"^the suite demo has nothing"):
+        refuse_tasks(load_suite("demo"), str(tmp_path), "demo")

@@ -18,7 +18,7 @@ from transfer.protocol.method_settings import (
     KnnSettings,
     RidgeSettings,
 )
-from transfer.protocol.methods import METHOD_KINDS, Method, parse_methods, sha256
+from transfer.protocol.methods import METHOD_KINDS, Method, as_before, parse_methods, sha256
 from transfer.protocol.suite_files import list_suites, load_suite, suite_of
 from transfer.protocol.tasks import Task, TaskEntry, open_task, task_protocol
 
@@ -124,7 +124,11 @@ def other_value(value: Any) -> Any:
         return (*value, 7)
     if isinstance(value, float):
         return value / 2 or 0.5
-    return {"paper": "code", "agc": "norm"}.get(value, "top5") if isinstance(value, str) else value + 1
+    return (
+        {"paper": "code", "agc": "norm", "sgd": "adamw", "local": "frozen"}.get(value, "top5")
+        if isinstance(value, str)
+        else value + 1
+    )
 
 
 def digest_of(task: Task, method: Method, search: dict[str, Any] | None = None) -> str:
@@ -149,7 +153,8 @@ def test_every_deciding_field_of_every_method_changes_the_protocol(kind: str) ->
     for field in dataclasses.fields(settings):
         if field.name in skipped or (field.name in ("epochs", "num_steps") and not getattr(few, field.name)):
             continue
-        value = ("stem",) if field.name == "unclipped" else other_value(getattr(few, field.name))
+        odd = {"unclipped": ("stem",), "width": 128}
+        value = odd.get(field.name) or other_value(getattr(few, field.name))
         changed = dataclasses.replace(few, **{field.name: value})
         digests.append(digest_of(make_task(), dataclasses.replace(base, settings=changed)))
     for split in ("full", "vtab1k"):
@@ -178,6 +183,38 @@ def test_methods_of_different_kinds_have_different_protocols_and_equal_ones_equa
     assert len(set(digests)) == len(METHOD_KINDS) and digests == [digest_of(make_task(), m) for m in again]
     renamed = parse_methods({"mine": {"kind": "ridge", "shots": [5]}}, "x")[0]
     assert digest_of(make_task(), renamed) == digests[0]  # a name is not part of a protocol
+
+
+def test_protocols_from_before_families_have_the_digest_that_they_had() -> None:
+    """Written down by the code of 2026-11-29, revision 1913a00."""
+    stated = {
+        "hyperrule": ({"nesterov": True}, "f641fc566334"),
+        "finetune": ({"learning_rates": [0.1], "num_steps": [10]}, "d298160c8aeb"),
+        "nfnet": ({}, "f23beb41f159"),
+        "nfnet_plain": ({}, "67029c4b49ec"),
+        "convnets_at_scale": ({}, "8b7f14253859"),
+        "ridge": ({}, "62d0b52811ba"),
+        "knn": ({}, "36956742d97d"),
+        "linear": ({}, "ee157bbb5ac3"),
+        "logistic": ({}, "91e73bd6e7d9"),
+    }
+    for kind, (settings, digest) in stated.items():
+        method = parse_methods({kind: {"shots": [5], "convert_icc": True, **settings}}, "x")[0]
+        assert digest_of(make_task(), method)[:12] == digest
+
+
+def test_a_sweep_from_before_goes_on_as_it_began_and_papers_methods_ignore_profiles() -> None:
+    kept = {"ridge": {"kind": "ridge", "shots": [5]}, "hyperrule": {"kind": "hyperrule", "shots": [5]}}
+    before = as_before({"name": "s", "methods": kept})["methods"]
+    ridge, rule = parse_methods(before, "x")
+    assert ridge.settings.convert_icc and rule.settings.convert_icc and rule.settings.nesterov  # type: ignore[attr-defined]
+    stated = {kind: {"shots": [5]} for kind in METHOD_KINDS} | {
+        "finetune": {"shots": [5], "learning_rates": [0.1], "num_steps": [1]}
+    }
+    converting = [m.kind for m in parse_methods(stated, "x") if m.settings.convert_icc]
+    assert converting == ["finetune"]
+    now = parse_methods({"ridge": {"shots": [5]}}, "x")[0]
+    assert task_protocol(make_task(), now, {})["settings"]["convert_icc"] is False  # and the protocol says so
 
 
 @pytest.mark.parametrize(

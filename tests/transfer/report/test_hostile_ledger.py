@@ -73,7 +73,8 @@ def attacked(findings: Findings, attack: str) -> Findings:
     }
     folder = dataclasses.replace(folder, sweep=sweep, openings=openings, selections=selections)
     cells = [entry(one) for one in findings.cells]
-    cells.append(dataclasses.replace(cells[0], status="failed", value=None, error=attack, digest="0" * 64, seed=attack))
+    final = next(cell for cell in cells if cell.kind == "final")
+    cells.append(dataclasses.replace(final, status="failed", value=None, error=attack, digest="0" * 64, seed=attack))
     found = Findings((folder,), cells, {one.digest: folder for one in cells})
     data = next(iter(findings.datasets.values()))
     assert isinstance(data, Manifest)

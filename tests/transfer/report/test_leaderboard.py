@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestration.cli import main
+from pipeline.storage import objects
 from tests.orchestration.pages import find_browser, look
+from tests.s3_server import bucket
 from tests.transfer.records import edit_entry
 from tests.transfer.report.test_hostile_ledger import ATTACK, RUN, Tags
 from transfer.report.html_page import check_links
@@ -54,6 +56,29 @@ def test_only_what_was_measured_alike_is_ranked(found: Board) -> None:
 def test_a_damaged_sweep_is_named_and_the_others_are_shown(found: Board, page: str, place: Path) -> None:
     ((sweep, why),) = found.passed_over.items()
     assert sweep == str(place / "damaged") and "trials" in why and "Not shown" in page
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"model": "nfnet_of_another_version"},
+        {"classes": 10**18},
+        {"model": "timm:vit_tiny_patch16_224", "options": {"depth": 10_000}},
+    ],
+)
+def test_a_network_that_cannot_be_made_here_ends_no_board(
+    digits_sweep: Path, tmp_path: Path, source: dict[str, object]
+) -> None:
+    for name in ("good", "odd"):
+        shutil.copytree(digits_sweep, tmp_path / name)
+    info = json.loads((tmp_path / "odd" / "sweep.json").read_text())
+    info["plan"]["sources"][0] |= source
+    (tmp_path / "odd" / "sweep.json").write_text(json.dumps(info))
+    lines = list(csv.DictReader(to_csv(board([str(tmp_path)], str(tmp_path)).places).splitlines()))
+    assert {(line["sweep"].endswith("odd"), line["param_count"] == "") for line in lines} == {
+        (True, True),
+        (False, False),
+    }
 
 
 def test_links_lead_to_the_sweeps_pages(found: Board, page: str, place: Path) -> None:
@@ -129,9 +154,7 @@ def test_a_browser_sorts_and_filters_and_runs_nothing_else(page: str, found: Boa
     assert f"{num} of 9" in in_browser(page, f"({choose}, {said})", tmp_path)
 
 
-@needs_browser
-@pytest.mark.slow
-def test_a_phone_shows_every_cell(page: str, tmp_path: Path) -> None:
+def on_a_phone(page: str, folder: Path) -> dict[str, int]:
     """Chromium has no window narrower than 500 px, so that a frame of 360 px stands for the phone."""
     inner = json.dumps(re.sub(r"<meta http-equiv.*?>", "", page)).replace("</", r"<\/")
     script = f"""new Promise(done => {{ const f = document.querySelector('iframe'); f.onload = () => {{
@@ -140,8 +163,32 @@ def test_a_phone_shows_every_cell(page: str, tmp_path: Path) -> None:
         (e.getBoundingClientRect().right > 360.5 || e.scrollWidth > e.clientWidth + 1));
       done({{width: w.scrollWidth, cut: cut.length, cells: d.querySelectorAll('td').length}}); }}; f.srcdoc = {inner}; }})"""
     outer = "<!doctype html><html><title></title><body><iframe width=360 height=740 style='border:0'></iframe></body></html>"
-    found = json.loads(in_browser(outer, script, tmp_path))
-    assert found == {"width": 360, "cut": 0, "cells": 9 * 13}
+    found: dict[str, int] = json.loads(in_browser(outer, script, folder))
+    return found
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_phone_shows_every_cell(page: str, tmp_path: Path) -> None:
+    assert on_a_phone(page, tmp_path) == {"width": 360, "cut": 0, "cells": 9 * 13}
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_board_of_a_bucket_is_read_on_a_phone(
+    digits_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a real S3 server: sweeps are found below a prefix, and the page links theirs by a relative address."""
+    with bucket(tmp_path / "server") as place:
+        for path in filter(Path.is_file, digits_sweep.rglob("*")):
+            objects.write_bytes(f"{place}/sweeps/one/{path.relative_to(digits_sweep)}", path.read_bytes())
+        assert main(["report", f"{place}/sweeps/one"]) == 0
+        assert main(["report", "--all", f"{place}/sweeps"]) == 0
+        page = objects.read_bytes(f"{place}/sweeps/leaderboard.html").decode()
+        assert objects.exists(f"{place}/sweeps/leaderboard.csv")
+    assert "3 results of 1 sweep\n" in capsys.readouterr().out and "<h1>3 results of 1 sweep</h1>" in page
+    assert re.findall(r'<a href="([^"]*)"', page) == ["one/report/scorecard.html"] * 3
+    assert on_a_phone(page, tmp_path) == {"width": 360, "cut": 0, "cells": 3 * 13}
 
 
 @needs_browser

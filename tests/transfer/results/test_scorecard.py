@@ -10,6 +10,8 @@ from pipeline.errors import UserError
 from transfer.metric_facts import facts_of
 from transfer.protocol.imagenet_labels import REAL
 from transfer.protocol.method_settings import VTAB_IMAGES
+from transfer.report import plots
+from transfer.report.plot_style import new_figure
 from transfer.report.scorecard_csv import from_csv, to_csv
 from transfer.results.comparison import comparisons
 from transfer.results.scorecard import (
@@ -103,6 +105,42 @@ def test_each_source_has_a_row_with_the_baseline_of_its_architecture() -> None:
         ("big", ({0: 0.9}, {0: 0.8})),
         ("net", ({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5})),
     ]
+
+
+def test_two_sources_of_one_architecture_share_its_baseline() -> None:
+    tuned = [cell(0, 0.9, backbone="tuned", checkpoint_digest="f" * 64)]
+    scratch = [cell(s, v, "scratch", backbone="untrained") for s, v in ((0, 0.4), (1, 0.5))]
+    rows = scorecard([*PAIRS[:2], *tuned, *scratch])
+    assert [(r.backbone, r.values) for r in rows] == [
+        ("net", ({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5})),
+        ("tuned", ({0: 0.9}, {0: 0.4, 1: 0.5})),
+    ]
+
+
+def test_networks_of_which_none_was_pretrained_have_a_row_each() -> None:
+    rows = scorecard([cell(0, v, "scratch", backbone=name) for name, v in (("net", 0.4), ("big", 0.8))])
+    assert [(r.backbone, r.values[1]) for r in rows] == [("big", {0: 0.8}), ("net", {0: 0.4})]
+
+
+def test_of_one_seed_each_side_has_the_interval_of_its_own_test_images() -> None:
+    intervals: Any = [{"low": v - 0.1, "high": v + 0.1, "rule": "bootstrap"} for v in (0.7, 0.4)]
+    (row,) = scorecard([cell(0, 0.7, test_interval=intervals[0]), cell(0, 0.4, "scratch", test_interval=intervals[1])])
+    assert row.pretrained == Estimate(0.7, 1, 0.6, pytest.approx(0.8), "bootstrap")
+    assert row.scratch == Estimate(0.4, 1, pytest.approx(0.3), 0.5, "bootstrap")
+    (extra,) = row.extra  # by another metric the interval is not known
+    assert extra.pretrained == Estimate(0.35, 1) and extra.scratch == Estimate(0.2, 1)
+
+
+def test_a_plot_of_another_metric_than_the_one_on_its_left_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(
+        plots, "new_figure", lambda *size, **how: figures.append(made := new_figure(*size, **how)) or made
+    )
+    for metric in ("mean_per_class", "top1"):
+        others = [replace(c, task="x", metric=metric, metrics={metric: c.value or 0.0}) for c in PAIRS]
+        plots.picture(scorecard([*PAIRS, *others]))
+    labels = [[axes.get_ylabel() for axes in figure.axes] for figure, _ in figures]
+    assert labels == [["top-1 accuracy, %", "mean accuracy of the classes, %"], ["top-1 accuracy, %", ""]]
 
 
 def test_rows_are_ordered_by_task_cost_of_the_method_and_shots() -> None:

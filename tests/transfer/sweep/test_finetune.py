@@ -16,9 +16,9 @@ from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig, build_model
 from pipeline.training.run import Run
 from transfer.measurement import predictions
-from transfer.protocol.bit_hyperrule import hyperrule
 from transfer.protocol.method_settings import ALL_IMAGES, FinetuneSettings
 from transfer.protocol.methods import Method, parse_methods
+from transfer.protocol.recipes.bit_hyperrule import hyperrule
 from transfer.protocol.sealed_splits import open_test, openings
 from transfer.protocol.tasks import Suite, Task, TaskEntry
 from transfer.search.grids import candidates, grace_steps, image_area
@@ -196,6 +196,11 @@ def test_the_run_of_the_hyperrule_has_the_rules_rates_at_every_step(variant: str
         rate = run.optim.rate(step, total_steps=rule.steps, warmup_steps=rule.warmup_steps)
         assert rate == pytest.approx(step_rate(step, peak=rule.learning_rate, **falls), rel=1e-12), step
     assert (run.global_batch, run.augment.image_px, run.augment.resized_px) == (512, 128, 160)
+    assert (run.optim.name, run.optim.momentum, run.optim.weight_decay) == (
+        "momentum",
+        0.9,
+        0,
+    )  # plain, as the code's SGD
     assert run.augment.crop == "resized" and not run.augment.flip and run.augment.mean == SOURCE.augment.mean
 
 

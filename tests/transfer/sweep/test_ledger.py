@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,25 @@ def test_a_finished_trial_is_one_file_with_its_address_as_name(tmp_path: Path) -
     assert not list(ledger.entries())
 
 
-def test_a_failed_trial_has_an_error_and_no_value_and_is_not_done(tmp_path: Path) -> None:
+def test_a_failed_trial_has_an_error_and_no_value_and_is_done_only_where_that_is_its_result(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     for changes in ({"error": "it broke"}, {"value": float("nan")}, {"value": None}):
         ledger.write(make(**changes))
         found = ledger.find(TRIAL.digest)
         assert found is not None and found.status == "failed" and found.value is None and found.error
-        assert not ledger.is_done(TRIAL)
+        assert ledger.is_done(TRIAL) == ("value" in changes)  # no number at the end: it diverged
 
 
 def test_rows_that_are_not_finite_do_not_reach_the_file() -> None:
     rows = [{"step": s, "time_s": 1.0, "loss": x, "accuracy": 0.1} for s, x in ((1, 2.0), (2, float("inf")))]
     assert [r["step"] for r in make(history=rows).history] == [1]
+
+
+def test_a_value_that_json_has_not_is_not_written(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    with pytest.raises(ValueError, match="JSON"):
+        ledger.write(dataclasses.replace(make(), value=float("nan")))
+    assert list(ledger.entries()) == []
 
 
 def test_a_from_scratch_trial_names_no_checkpoint() -> None:
@@ -105,10 +113,33 @@ def test_a_folder_belongs_to_one_checkpoint_and_one_suite(tmp_path: Path) -> Non
     ledger.claim(INFO)
     again = ledger.claim(dataclasses.replace(INFO, num_seeds=5, started_s=9.0))
     assert again.started_s == 1.0 and ledger.info().num_seeds == 5
-    for changes in ({"checkpoint_digest": "x"}, {"suite_digest": "x"}):
-        with pytest.raises(UserError, match="another folder with --out"):
+    for changes, which in (({"checkpoint_digest": "x"}, "checkpoint"), ({"suite_digest": "x"}, "suite")):
+        with pytest.raises(UserError, match=f"of another {which} .*; give another folder with --out"):
             ledger.claim(dataclasses.replace(INFO, **changes))
     assert ledger.info().num_seeds == 5
+    with pytest.raises(UserError, match="run 'normfree transfer' first"):
+        Ledger(str(tmp_path / "none")).info()
+
+
+def test_the_suite_that_a_sweep_began_with_is_kept_however_often_it_grows(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    assert ledger.claim(INFO).first_suite_digest == ""
+    for before, now in (("s", "t"), ("t", "u")):
+        ledger.claim(dataclasses.replace(INFO, suite_digest=now * 64), grown_from=before * 64)
+        assert (ledger.info().suite_digest, ledger.info().first_suite_digest) == (now * 64, "s" * 64)
+
+
+def test_what_runs_is_told_and_read_and_no_damage_of_it_is_a_fault(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    assert ledger.running() == []
+    ledger.tell_running([{"name": "a", "since_s": 1.0}, {"name": "b", "since_s": 2.0}])
+    assert ledger.running() == ["a", "b"]
+    told = json.loads((tmp_path / "running.json").read_text())
+    assert told["jobs"][1] == {"name": "b", "since_s": 2.0} and abs(told["time_s"] - time.time()) < 600
+    for damaged in ("", "[]", '{"jobs": 3}', '{"jobs": [{}]}'):
+        (tmp_path / "running.json").write_text(damaged)
+        assert ledger.running() == []
+    Ledger("/dev/null/x").tell_running([])
 
 
 def test_a_sweep_may_grow_by_backbones_and_keeps_its_way_to_search(tmp_path: Path) -> None:
@@ -225,5 +256,6 @@ def test_an_entry_that_is_far_too_large_is_named_before_it_fills_the_memory(tmp_
     (tmp_path / "trials").mkdir()
     with open(tmp_path / "trials" / f"{TRIAL.digest}.json", "wb") as file:
         file.truncate(OF_A_TERABYTE)
-    with pytest.raises(UserError, match="delete this file, its trial runs again"):
-        list(Ledger(str(tmp_path)).entries())
+    for read in (lambda: list(Ledger(str(tmp_path)).entries()), lambda: Ledger(str(tmp_path)).find(TRIAL.digest)):
+        with pytest.raises(UserError, match="delete this file, its trial runs again"):
+            read()

@@ -19,7 +19,7 @@ from transfer.search.grids import brackets
 from transfer.search.successive_halving import Rung, read_decision, replay, write_rung
 from transfer.sweep.cells import Sweep, plan
 from transfer.sweep.entry import Trial, entry
-from transfer.sweep.failures import MAX_TRIES, TrialFailed, cause_of
+from transfer.sweep.failures import MAX_TRIES, Cause, TrialFailed, cause_of
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import probe_trials
 from transfer.sweep.scheduler import Budget, Conductor, Job
@@ -245,20 +245,27 @@ def test_no_other_loss_of_a_candidate_changes_what_is_selected(sweep: Sweep, tmp
     assert all(not e.is_ok for e in conductor.ledger.entries() if e.kind == "final" and e.method == "finetune")
 
 
-def test_a_search_without_a_survivor_ends_its_cell_and_can_be_tried_again(sweep: Sweep) -> None:
-    def diverges(conductor: Conductor, job_id: str, job: Job) -> None:
+@pytest.mark.parametrize("cause", ["error", "diverged"])
+def test_a_search_without_a_survivor_ends_its_cell_and_is_tried_again_unless_it_diverged(
+    sweep: Sweep, cause: Cause
+) -> None:
+    def fails(conductor: Conductor, job_id: str, job: Job) -> None:
         if job["cell"] >= 0:
-            finish(conductor, Trial(**job["trial"]), error="3 updates in a row were not finite")
+            conductor.ledger.write(conductor.sweep.failed(Trial(**job["trial"]), "it ended early", cause))
             conductor.ended(job_id, job, crashed=False)
         else:
             well(conductor, job_id, job)
 
     conductor, _ = start(sweep)
-    play(conductor, diverges)
+    play(conductor, fails)
     assert conductor.num_failed == 2 * (4 + 2) and conductor.done == conductor.total
     conductor, _ = start(sweep)
-    play(conductor)
-    assert conductor.num_failed == 0 and all(e.status == "ok" for e in Ledger(sweep.out).entries())
+    jobs = play(conductor)
+    if cause == "diverged":  # a result: of finals too, which no rate is left for
+        assert not jobs and conductor.num_run == 0 and conductor.done == conductor.total
+        assert not any(e.lacks_result for e in Ledger(sweep.out).entries())
+    else:
+        assert conductor.num_failed == 0 and all(e.status == "ok" for e in Ledger(sweep.out).entries())
 
 
 MANY = FinetuneSettings(shots=(5,), learning_rates=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), num_steps=(18, 90))

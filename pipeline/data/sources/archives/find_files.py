@@ -46,6 +46,14 @@ def list_files(source: str, spool: Path | None = None) -> Listing | None:
     return list_tar(source)
 
 
+def is_packed(source: str) -> bool:
+    """Whether `source` is a compressed tar, which is unpacked to the spool."""
+    if not objects.is_file(source):
+        return False
+    with objects.open_read(source) as file:
+        return file.read(2) in MAGICS
+
+
 def is_folder(source: str) -> bool:
     """Whether `source` is a folder; in a store, which has none, whether it is no object."""
     if objects.is_local(source):

@@ -16,6 +16,7 @@ from pipeline import documents
 from pipeline.data.format import manifest as manifests
 from pipeline.data.format.index import SplitIndex
 from pipeline.data.format.keys import Keys
+from pipeline.data.format.keys import write as write_keys
 from pipeline.data.format.manifest import Manifest, Split
 from pipeline.data.format.pieces import ROW, Piece, PieceTable, Shard, StoredFile, write_piece
 from pipeline.errors import UserError
@@ -166,6 +167,20 @@ def test_keys_of_a_bomb_are_not_unpacked(tmp_path: Path) -> None:
     assert path.stat().st_size < 1_000_000
     with pytest.raises(UserError, match="huge"):
         _ = Keys(np.array([0, 8192]), lambda _: path)[0]
+
+
+def test_pages_that_hold_fewer_rows_than_the_foot_says_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "k.parquet"
+    write_keys(path, ["a", "b", "c", "d"], np.arange(4, dtype=np.uint64))
+    good, num_refused = path.read_bytes(), 0
+    for place in [n for n, byte in enumerate(good) if byte == 8]:  # 4, as parquet writes it
+        path.write_bytes(good[:place] + b"\0" + good[place + 1 :])
+        keys = Keys(np.array([0, 4]), lambda _: path)
+        try:
+            assert len(keys.hashes(0)) == len(list(keys)) == 4
+        except UserError as refused:
+            num_refused += "0 rows where its description says 4" in str(refused)
+    assert num_refused >= 2
 
 
 @pytest.mark.parametrize("num", [200, pytest.param(10_000, marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise, sample_rng, train_image
+from pipeline.data.loading import batches
 from pipeline.data.loading.datasets import Batch, DataConfig, EvalData, TrainData
 from pipeline.data.sampling.subset import Subset
 from pipeline.distributed import World
@@ -31,6 +32,13 @@ def sequence(per_rank: list[list[Batch]]) -> tuple[list[int], torch.Tensor]:
     """Sample numbers and pixels in the order of the global batches."""
     batches = [b for group in zip(*per_rank, strict=True) for b in group]
     return [int(s) for b in batches for s in b.samples], torch.cat([b.images for b in batches])
+
+
+def test_a_loader_process_makes_its_batch_where_the_trainer_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not batches._fresh((2, 3)).is_shared()
+    monkeypatch.setattr(batches, "get_worker_info", lambda: object())
+    made = batches._fresh((2, 3, 4))
+    assert made.is_shared() and made.shape == (2, 3, 4) and made.dtype == torch.uint8
 
 
 def test_ranks_and_workers_change_neither_samples_nor_pixels(digits: str) -> None:

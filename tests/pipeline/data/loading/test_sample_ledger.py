@@ -152,6 +152,14 @@ def test_what_was_lost_goes_on_after_a_resume_and_later_losses_do_not(tmp_path: 
     assert ledger.to_json(5) == again.to_json(5) and ledger.closed(7) == []
 
 
+def test_losses_of_a_source_that_the_run_no_longer_has_are_passed_over(tmp_path: Any) -> None:
+    ledger = Ledger(made((10, 10), (0.5, 0.5)), global_batch=BATCH, total_steps=12)
+    ledger.lost(0, [UnreadableSample(source, 0, "t.tar", "1", "cut", "x") for source in (0, 1)])
+    objects.write_bytes(tmp_path / "ledger.json", ledger.to_json(6))
+    found = Ledger(made((10,)), global_batch=BATCH, total_steps=12).read(str(tmp_path), 6)
+    assert found is not None and set(found) == {(0, 0)}
+
+
 def test_passes_with_equal_numbers_share_a_line_and_those_with_losses_do_not() -> None:
     ledger = Ledger(made((6,)), global_batch=BATCH, total_steps=12)
     lose(ledger, 2, "1", epoch=2)
@@ -173,3 +181,16 @@ def test_the_plan_says_what_becomes_of_the_samples() -> None:
         "unreadable images allowed an epoch: 3",
     ):
         assert words in "\n".join(lines), (words, lines)
+    ledger = Ledger(made((10,)), global_batch=8, total_steps=12)
+    assert (ledger.epochs(0), ledger.epochs(5)) == (0.0, 4.0)
+    assert not [
+        line for line in plan(made((10,)), global_batch=8, total_steps=12) if "times" in line or "% of each" in line
+    ]
+
+
+def test_losses_that_cannot_be_are_a_fault_of_ours() -> None:
+    ledger = Ledger(made((10,)), global_batch=BATCH, total_steps=12)
+    for key in "012345678":
+        lose(ledger, 0, key)
+    with pytest.raises(RuntimeError, match="does not add up: 9 skipped of 6"):
+        ledger.page(0, 0, 1)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.format.pieces import Shard
+from pipeline.data.prepare.assemble import PieceMaker, PlannedPiece
 from pipeline.data.prepare.journal import Record, read_record, write_record
+from pipeline.errors import UserError
 
 NAME = "train-000000.tar"
 
@@ -50,3 +52,21 @@ def test_a_cut_record_is_none(out):
     for text in (path.read_text()[:-20], "", "[" * 100_000):
         path.write_text(text)
         assert read_record(str(out), NAME, "p" * 64) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "numbers"),
+    [
+        ({"label": [0, -1]}, None),
+        ({"label": [0, 2]}, None),
+        ({"label": [0, (1 << 31) - 1]}, None),  # 16 GB of counts
+        ({}, {"x": 0}),  # of an adopted tar, and without its words
+        ({"label_texts": ["x"]}, {"x": 0}),
+        ({"label_texts": ["x", "y"]}, {"x": 0}),
+    ],
+)
+def test_labels_of_a_record_are_classes_before_an_index_is_made_of_them(out, change, numbers):
+    path = out / "PREPARING" / f"{NAME}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match="labels that are none of the classes: remove it"):
+        PieceMaker(str(out), out / "work", 2, numbers)(PlannedPiece("train", 0, {NAME: "p" * 64}))

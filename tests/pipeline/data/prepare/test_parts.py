@@ -1,5 +1,10 @@
 """Work done in parts gives what one process gives; a part that is missing, or of other work, is refused."""
 
+import hashlib
+import json
+import multiprocessing
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +15,12 @@ from PIL import Image
 from pipeline.data import parts
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.parts import Part
+from pipeline.data.prepare import plan as plans
+from pipeline.data.prepare import prepare as prepares
 from pipeline.data.prepare.adopt import adopt
 from pipeline.data.prepare.prepare import Preparation
 from pipeline.data.sources.cards import load_card
+from pipeline.data.sources.open_source import open_source
 from pipeline.data.verify import overlap as overlaps
 from pipeline.data.verify import verify as verifies
 from pipeline.errors import UserError
@@ -44,6 +52,61 @@ def test_shards_written_in_parts_are_those_of_one_process(whole, tmp_path):
     made.run(merge=True)
     assert contents(made.out) == contents(whole.out)
     assert made.run_part(ALL[0]) == 0
+
+
+def test_parts_that_start_at_once_list_the_source_once(whole, tmp_path, monkeypatch):
+    def opened(*args, **options):
+        with (tmp_path / "listings").open("a") as file:
+            file.write("1")
+        time.sleep(1)  # the others ask meanwhile
+        return open_source(*args, **options)
+
+    monkeypatch.setattr(prepares, "open_source", opened)
+    monkeypatch.setattr(plans, "FILE_IMAGES", 10)  # several files, of which a part reads its own
+    monkeypatch.setattr(plans, "WAIT_S", 0.1)
+    made = replace(whole, out=str(tmp_path / "out"))
+    processes = [multiprocessing.get_context("fork").Process(target=made.run_part, args=(part,)) for part in ALL]
+    [process.start() for process in processes]
+    [process.join() for process in processes]
+    made.run(merge=True)
+    assert (tmp_path / "listings").read_text() == "1" and contents(made.out) == contents(whole.out)
+
+
+def test_a_plan_of_another_source_is_not_taken_and_a_damaged_one_is_refused(whole, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(whole.source, source)
+    made = replace(whole, out=str(tmp_path / "out"), source=str(source))
+    made.run_part(ALL[0])
+    (source / "train/c0/0.png").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"train/c0/0\.png has 5 bytes, and \d+ when the source was listed"):
+        [made.run_part(part) for part in ALL[1:]]
+    (tmp_path / "link").symlink_to(source)  # spelled otherwise: it is listed
+    with pytest.raises(UserError, match=r"parts of another preparation \(source_fingerprint"):
+        replace(made, source=str(tmp_path / "link")).run_part(ALL[1])
+    folder = tmp_path / "out/PREPARING/plan"
+    (plan,) = [path for path in folder.glob("*.json") if path.name != plans.NAME]
+    forged = plan.read_bytes().replace(str(source).encode(), b"/etc")
+    name = hashlib.sha256(forged).hexdigest()
+    (folder / plans.NAME).write_text((folder / plans.NAME).read_text().replace(plan.stem, name))
+    for content, sentence in ((b"", "is gone, or does not hold"), (forged, "names files outside")):
+        (folder / f"{name}.json").write_bytes(content)
+        with pytest.raises(UserError, match=sentence):
+            made.run_part(ALL[1])
+
+
+def test_a_plan_that_lost_shards_makes_no_smaller_dataset(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "FILE_IMAGES", 10)
+    made = replace(whole, out=str(tmp_path / "out"))
+    [made.run_part(part) for part in ALL]
+    file = tmp_path / "out/PREPARING/plan" / plans.NAME
+    seal = json.loads(file.read_text())
+    file.write_text(json.dumps({**seal, "files": seal["files"][:-1]}))
+    with pytest.raises(UserError, match="is not whole any more"):
+        made.run(merge=True)
+    assert not (tmp_path / "out/manifest.json").exists()
+    file.write_text(json.dumps(seal))
+    made.run(merge=True)
+    assert contents(made.out) == contents(whole.out)
 
 
 def test_a_missing_part_is_refused_and_nothing_looks_whole(whole, tmp_path):

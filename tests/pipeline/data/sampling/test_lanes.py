@@ -185,3 +185,28 @@ def test_the_number_of_lanes_follows_from_dataset_and_batch() -> None:
 def test_lanes_that_do_not_fit_are_refused(num: int, lanes: int, batch: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         choose_layout(num, block_samples=40, lanes=lanes, window=16, batch=batch)
+
+
+def test_positions_of_a_lane_have_its_place_among_all_lanes() -> None:
+    order = LaneOrder(layout_of(*SIZES[0]), seed=3)
+    positions = np.arange(2 * order.num_samples)
+    lanes = positions % order.num_samples % 8
+    assert np.array_equal(order.lane_share(positions) / 2**32, lanes / 8)
+
+
+def test_a_layout_says_what_it_reads_twice_and_which_samples_are_in_no_block() -> None:
+    layout = layout_of(*SIZES[0])
+    assert layout.reread_share == (5 - 1) / layout.blocks_per_lane
+    assert set(layout.singles) and set(layout.block_of(layout.singles)) == {-1}
+    assert np.bincount(layout.block_of(np.arange(10_007)) + 1).tolist() == [
+        len(layout.singles),
+        *[layout.block_samples] * layout.num_blocks,
+    ]
+
+
+def test_lanes_are_as_many_as_divide_the_batch_and_no_window_is_opened_twice_too_often() -> None:
+    fits = {"block_samples": 10, "lanes": 4, "window": 2}
+    assert MIN_TURNS == 50 and lane_layout(4 * 10 * 2 * 50, **fits) and lane_layout(4 * 10 * 2 * 50 - 1, **fits) is None
+    # 7 lanes fit 3,500 samples of blocks of 10 in windows of 1, and 6 divide a batch of 6; of 12 no more than 7 fit, so 6.
+    found = [choose_layout(3500, block_samples=10, lanes=0, window=1, batch=b) for b in (5, 6, 7, 12, 1024)]
+    assert [one and one.lanes for one in found] == [5, 6, 7, 6, 4]

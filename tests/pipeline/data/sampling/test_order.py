@@ -34,6 +34,35 @@ def test_an_epoch_is_a_permutation_of_all_samples() -> None:
         assert sorted(samples.tolist()) == list(range(ORDER.num_samples))
 
 
+def by_the_formula(found: Blocks, seed: int, epoch: int, mix_blocks: int) -> list[int]:
+    """The epoch that runs have had since there is an order, in plain integers: blocks take places by the words of stream 1, a
+    sample is moved within the window by the upper half of its word of stream 2, in steps of 2^-20 block."""
+    places, moves = (np.random.PCG64([seed, epoch, stream]).random_raw(found.num_samples).tolist() for stream in (1, 2))
+    if mix_blocks == 0:
+        return sorted(range(found.num_samples), key=lambda sample: moves[sample])
+    ranked = sorted(range(len(found.first)), key=lambda block: places[block])
+    keys = {}
+    for place, block in enumerate(ranked):
+        for sample in range(found.first[block], found.first[block] + found.count[block]):
+            keys[sample] = place * 2**20 + ((moves[sample] >> 32) * mix_blocks >> 12)
+    return sorted(keys, key=lambda sample: (keys[sample], sample))
+
+
+@pytest.mark.parametrize("mix_blocks", [0, 1, 3, 20, 256])
+@pytest.mark.parametrize("in_block", [0, 1, 4])
+def test_the_order_is_that_of_the_runs_that_exist(mix_blocks: int, in_block: int) -> None:
+    found = blocks([40 * count for count in COUNTS], in_block)
+    order = Order(found, 5) if mix_blocks == 256 else Order(found, 5, mix_blocks)  # 256 is the default
+    for epoch in (0, 3):
+        samples = order.positions(epoch * order.num_samples, order.num_samples)[1]
+        assert samples.tolist() == by_the_formula(found, 5, epoch, mix_blocks)
+
+
+def test_a_block_has_2_to_the_20_places() -> None:
+    keys = Order(ORDER.blocks, 5, 3)._keys(np.array([0, 2]), np.array([2**32 - 1, 2**31], np.uint32))
+    assert keys.tolist() == [3 * 2**20 - 1, 2 * 2**20 + 3 * 2**19]
+
+
 def test_starting_anywhere_gives_the_rest_of_the_same_sequence() -> None:
     whole = flat(ORDER, 0, 200)
     for start in range(0, 200, 7):

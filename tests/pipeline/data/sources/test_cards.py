@@ -15,9 +15,14 @@ def test_every_card(name):
     card = load_card(name)
     assert card.name == name
     assert "/work" not in (datasets_dir() / f"{name}.yaml").read_text()
-    assert card.classes is None or list(card.classes) == sorted(card.classes, key=int if card.indexed else str)
+    assert (
+        card.classes is None
+        or card.boxes
+        or card.masks
+        or list(card.classes) == sorted(card.classes, key=int if card.indexed else str)
+    )
     if card.tests_only:
-        assert card.splits.keys() == {"test"} and card.indexed
+        assert card.splits.keys() == {"test"} and (card.indexed or card.label_rule)
     elif card.num_classes is not None:
         assert set(card.splits) in ({"train", "val"}, {"train", "test"}, {"train", "val", "test"})
         assert card.splits["train"] >= card.num_classes and card.test_split in card.splits
@@ -35,9 +40,26 @@ def test_the_sets_that_must_be_there():
         "pneumoniamnist",
         "mnist",
     }
-    embedded_and_whole = {"imagenet", "cifar10_full", "cifar100_full", "digits", "glyphs", "images", "imagenet_v2"}
+    embedded_and_whole = {
+        "imagenet",
+        "cifar10_full",
+        "cifar100_full",
+        "digits",
+        "glyphs",
+        "shapes",
+        "shape_boxes",
+        "coco_boxes",
+        "voc2007_boxes",
+        "ade20k",
+        "voc2012",
+        "images",
+        "imagenet_v2",
+    }
+    embedded_and_whole |= {"imagenet_a", "imagenet_r", "imagenet_sketch"}
+    several_labels = {"glyph_sets", "voc2007", "chexpert"}
+    assert {name for name in list_cards() if load_card(name).multi_label} == several_labels
     vtab = {name for name in list_cards() if name.startswith("vtab_")}
-    assert len(vtab) == 19 and real | embedded_and_whole | vtab | set(STANDARD) == set(list_cards())
+    assert len(vtab) == 19 and real | embedded_and_whole | several_labels | vtab | set(STANDARD) == set(list_cards())
 
 
 # Classes, images of train (with val), images of test, metric: Kornblith et al. 2019, table 1.

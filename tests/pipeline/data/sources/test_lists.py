@@ -36,7 +36,7 @@ def reasons(source, **options):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"label": ["ant", "animal"]}, "line 9: label must be text or a whole number"),
+        ({"label": ["ant", "animal"]}, "line 9: label is a list of 2; give one, or say with --multi-label"),
         ({"label": {"name": "ant"}}, "line 9: label must be text or a whole number"),
         ({"label": True}, "line 9: label must be text or a whole number"),
         ({"label": 1.5}, "line 9: label must be text or a whole number"),

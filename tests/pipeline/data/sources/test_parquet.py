@@ -67,6 +67,19 @@ def test_minus_one_is_no_label_and_counted(tmp_path):
     assert opened.classes == ("a", "b") and "1 rows without a label" in opened.note
 
 
+def test_rows_that_a_page_does_not_hold_are_not_left_out_in_silence(tmp_path):
+    good = parquet([0, 1] * 5 + [0], compression="none", use_dictionary=False, row_group_size=11)
+    said = set()
+    for place in [n for n, byte in enumerate(good) if byte == 22]:  # 11, as parquet writes it
+        path = tmp_path / f"{place}.parquet"
+        path.write_bytes(good[:place] + bytes([20]) + good[place + 1 :])
+        try:
+            assert len(read(path).entries) == 11
+        except UserError as refused:
+            said.add(str(refused))
+    assert any("rows of" in words and "where it says" in words for words in said), said
+
+
 SEEDS = [
     parquet([0, 1, 0, 1, 1, -1], names=["ant", "bee"]),
     parquet(["ant", "bee", "ant", None], compression="zstd"),

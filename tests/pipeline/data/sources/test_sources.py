@@ -102,8 +102,8 @@ def test_val_share_is_a_stratified_function_of_the_names(tmp_path):
     ("names", "message"),
     [
         ([], "missing or empty"),
-        (["train/cat/readme.txt"], "no images: 1 files"),
-        ([*TREE, "val/cow/1.png"], r"1 classes of val are not in train \(cow\)"),
+        (["train/cat/readme.txt"], "no images: no file of 1 ends"),
+        ([*TREE, "val/cow/1.png"], r"val has classes that train lacks \(cow, 1 in all; the first image is 1.png\)"),
         (["val/cat/1.png", "val/dog/1.png"], "no train split|one class"),
         (["train/cat/1.png", "val/cat/2.png"], r"one class only \(cat\)"),
         ([*TREE, "extra/cat/1.png"], "extra next to train"),

@@ -1,7 +1,7 @@
 """Memory of one device in training, at the moment when most of it is used: what the engine and DeepSpeed hold, and activations.
 
 A step has four such moments: the forward pass in stage 3, somewhere in the backward pass, the reduction of gradients at its end,
-and the update. What DeepSpeed holds was read in 0.19.8 and measured: tests/pipeline/planning/test_memory.py holds the sum
+and the update. What DeepSpeed holds was read in 0.19.8 and measured: tests/pipeline/fitting/test_memory.py holds the sum
 against the peak of real runs on a CPU. There a buffer counts as far as it has been written to; on a GPU it counts whole.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nfnet.analysis.step_profile import StepProfile
 from pipeline.engine.deepspeed_engine import BUCKET_ELEMENTS
-from pipeline.planning.parameters import ELEMENT, Parameters
+from pipeline.fitting.parameters import ELEMENT, Parameters
 
 BUCKET = ELEMENT * BUCKET_ELEMENTS
 PREFETCHED = ELEMENT * 50_000_000
@@ -86,10 +86,10 @@ def _backward(
         alive, gathered = profile.fullest(micro_batch, weight_of_gradients=1.0 if is_first else 0.0)
         return {"activations": alive, "gradients": gathered if is_first else whole}
     bucket = min(whole, BUCKET) if is_cpu else BUCKET
-    if stage == 2:  # into a buffer, which a GPU holds whole from the beginning
-        alive, gathered = profile.fullest(micro_batch, weight_of_gradients=1.0 if is_cpu else 0.0)
+    if stage == 2:  # until there are enough of them to be sent
+        alive, gathered = profile.fullest(micro_batch, weight_of_gradients=1.0)
         kept = share if accumulation > 1 else 0
-        return {"activations": alive, "gradients": kept, "buffers": min(gathered, bucket) if is_cpu else bucket}
+        return {"activations": alive, "gradients": kept + min(gathered, BUCKET)}
     # Weights are gathered, up to 1e9 elements (stage3_max_live_parameters), and a layer's go when its gradient is there.
     alive, gathered = profile.fullest(micro_batch, weight_of_gradients=-1.0)
     return {"activations": alive, "weights": min(whole, 2 * BUCKET) - gathered, "buffers": bucket}
@@ -97,12 +97,10 @@ def _backward(
 
 def _reduction(stage: int, whole: int, share: int, padded: int, accumulation: int, is_cpu: bool) -> dict[str, int]:
     bucket, flat = min(whole, BUCKET) if is_cpu else BUCKET, min(whole, BUCKET)
-    if stage == 0:
+    if stage < 2:  # as many as are sent together are copied for it
         return {"gradients": whole, "buffers": flat}
-    if stage == 1:  # each gradient moves into the bucket, which is then copied to be sent
-        return {"gradients": max(whole - flat, 0), "buffers": bucket + flat}
     if stage == 2:
-        return {"gradients": share if accumulation > 1 else 0, "buffers": bucket + flat}
+        return {"gradients": flat + (share if accumulation > 1 else 0), "buffers": flat}
     return {"buffers": bucket + min(padded, BUCKET) * (2 if is_cpu else 1)}
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from nfnet.analysis.step_profile import StepProfile, step_profile
+from pipeline.fitting.memory import memory
+from pipeline.fitting.parameters import Parameters
 from pipeline.planning.assumptions import assumptions
 from pipeline.planning.devices import DEVICES
-from pipeline.planning.memory import memory
-from pipeline.planning.parameters import Parameters
 from tests.pipeline import processes
 from tests.pipeline.programs.planned_steps import network
 
@@ -29,8 +29,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "px": 96,
         "micro_batch": 8,
         "precision": "bf16",
-        "checkpointing": True,
+        "checkpointing": 1,
     },
+    "half checkpointed": {"model": "nf_resnet50", "px": 128, "micro_batch": 8, "checkpointing": 0.5},
 }
 
 
@@ -39,7 +40,7 @@ def profile(name: str) -> tuple[Parameters, StepProfile]:
     asked = RUNS[name]
     with torch.device("meta"):
         model = network(asked["model"], 1000)
-    checkpointing = asked.get("checkpointing", False)
+    checkpointing = asked.get("checkpointing", 0)
     found = step_profile(model, asked["px"], precision=asked.get("precision", "fp32"), checkpointing=checkpointing)
     return Parameters.of(model), found
 

@@ -1,0 +1,1 @@
+"""Images with boxes: rows of a list, and COCO's annotations as they are distributed."""

@@ -1,0 +1,1 @@
+"""Images with a mask each, in folders as data sets are distributed."""

@@ -1,0 +1,1 @@
+"""YAML that people write: parsed strictly, refused with the line."""

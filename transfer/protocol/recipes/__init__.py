@@ -1,0 +1,1 @@
+"""What papers and public code say of fine-tuning, as settings."""
