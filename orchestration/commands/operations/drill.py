@@ -66,7 +66,7 @@ def drill(args: argparse.Namespace) -> int:
         scenarios,
         num_images=_num_images(args.recipe, run),
         num_ranks=_num_ranks(args.num_processes),
-        num_at_once=cores(),
+        num_at_once=cores() + 1,  # each waits a part of its time: for a watchdog, a pause, a store
         folder=Path(args.keep) if args.keep else None,
         heard=_progress,
     )

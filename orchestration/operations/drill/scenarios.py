@@ -22,7 +22,22 @@ class Scenario:
     """The data that are skipped in the undisturbed run with which it compares itself."""
 
 
+# Played in this order, some at a time: the longest come first, so that short ones fill the end.
 SCENARIOS = (
+    Scenario(
+        "lost_host",
+        "one of two hosts (agents on this machine) goes with all its processes",
+        "the other one regroups and goes on alone from the newest checkpoint",
+        crashes.lost_host,
+        min_ranks=2,
+        num_hosts=len(crashes.HOSTS),
+    ),
+    Scenario(
+        "failing_store",
+        "an object store that answers every request with an error until the run has ended",
+        "training goes on; the last state is kept on this machine, and the same command takes it over",
+        outages.failing_store,
+    ),
     Scenario(
         "kill_rank",
         "SIGKILL of one rank",
@@ -41,14 +56,6 @@ SCENARIOS = (
         "within the watchdog's limit all ranks leave with a report that names it; the run goes on from the newest checkpoint",
         crashes.freeze,
         min_ranks=2,
-    ),
-    Scenario(
-        "lost_host",
-        "one of two hosts (agents on this machine) goes with all its processes",
-        "the other one regroups and goes on alone from the newest checkpoint",
-        crashes.lost_host,
-        min_ranks=2,
-        num_hosts=len(crashes.HOSTS),
     ),
     Scenario(
         "sigterm",
@@ -74,12 +81,6 @@ SCENARIOS = (
         "an object store that answers after 0.2 s and takes 8 MB/s",
         "the run ends with the same weights",
         outages.slow_store,
-    ),
-    Scenario(
-        "failing_store",
-        "an object store that answers every request with an error until the run has ended",
-        "training goes on; the last state is kept on this machine, and the same command takes it over",
-        outages.failing_store,
     ),
     Scenario(
         "dead_tracker",
