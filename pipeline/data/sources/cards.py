@@ -172,7 +172,7 @@ def load_card(name_or_path: str) -> Card:
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path, names, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
-        raise UserError(f"no dataset card is called '{name_or_path}': {advice}")
+        raise UserError(f"no dataset card is called '{name_or_path}': {advice}; images of your own are the card images")
     return _read(str(datasets_dir() / f"{name_or_path}.yaml"))
 
 

@@ -3,8 +3,9 @@
     train/<class>/.../<file>, val/<class>/..., test/<class>/...     below any number of single outer folders
     <class>/.../<file>                                              all of one split
 
-Folders that only look like splits (`training_set`, `seg_test`), a split without class folders and a picture at another depth
-than the rest are refused: whichever way they were taken, the classes could be wrong.
+Folders that only look like splits (`training_set`, `seg_test`), splits below classes (`<class>/train/`), class folders that all
+hold the same folders (a domain or a fold above its classes, images and their masks), a split without class folders and a
+picture at another depth than the rest are refused: whichever way they were taken, the classes could be wrong.
 """
 
 import re
@@ -49,8 +50,8 @@ def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequenc
         alone: split of all images where there are no split folders.
         wanted: folders of other splits than these are skipped, whatever is in them; None: all are taken.
     Raises:
-        UserError: no images, folders that look like splits and are none, an image at another depth than class folders, an
-            empty class folder, or one without images.
+        UserError: no images, folders that look like splits and are none, folders below classes that may be splits or classes,
+            an image at another depth than class folders, an empty class folder, or one without images.
     """
     found = [file for file in listing.files if has_image_ending(file.name)]
     if not found:
@@ -71,6 +72,7 @@ def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequenc
         images = kept
     _refuse_other_depths(images, has_splits, source)
     _refuse_bare_classes(listing, images, depth, has_splits, wanted, source)
+    _refuse_other_order(images, 2 if has_splits else 1, source)
     if not has_splits:
         notes += _guesses_without_splits(tops, alone)
     level = 2 if has_splits else 1
@@ -169,6 +171,28 @@ def _refuse_other_depths(images: Sequence[_Image], has_splits: bool, source: str
         folder = documents.excerpt(outside[0].parts[0])
         advice += f"; if {folder} has no labels, remove it or name the other splits with --splits"
     raise UserError(f"{source} has an image outside the class folders ({name}{others}): {advice}")
+
+
+def _refuse_other_order(images: Sequence[_Image], level: int, source: str) -> None:
+    """Folders below the class folders that may be what tells splits, or the classes themselves."""
+    below: dict[tuple[str, ...], set[str]] = {}
+    for image in images:
+        below.setdefault(image.parts[:level], set()).add(image.parts[level] if len(image.parts) > level + 1 else "")
+    for folder, names in sorted(below.items()):
+        if any(name.lower() in _SPLITS for name in names):
+            raise UserError(
+                f"{source} has splits below a class folder ({documents.excerpt('/'.join(folder))} holds "
+                f"{', '.join(documents.excerpt(name) for name in sorted(names)[:3])}): <split>/<class>/<file> is needed"
+            )
+    for split in sorted({folder[:-1] for folder in below}):
+        inside = {folder[-1]: names for folder, names in below.items() if folder[:-1] == split}
+        same = next(iter(inside.values()))
+        if len(inside) > 1 and len(same) > 1 and "" not in same and all(names == same for names in inside.values()):
+            uppers, lowers = (", ".join(map(documents.excerpt, sorted(names)[:3])) for names in (inside, same))
+            raise UserError(
+                f"{source} has the same folders ({lowers}) in each of its folders ({uppers}), so that either may be the classes: "
+                "<class>/<file> or <split>/<class>/<file> is needed, or a CSV file with path and label"
+            )
 
 
 def _refuse_bare_classes(

@@ -12,10 +12,12 @@ extracted: members of an archive are read in place. What is guessed and what is 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline import documents
 from pipeline.data.format.label_sets import labels_of
 from pipeline.data.sources import imagenet
 from pipeline.data.sources.archives.find_files import is_packed, list_files
@@ -77,7 +79,9 @@ def open_source(
         return replace(opened, classes=(IMAGES,), masks=kept[0], boxes=kept[1])
     if card.multi_label:
         return _of_several_labels(card, opened, source)
-    return replace(opened, classes=_check_classes(card, opened, source))
+    classes = _check_classes(card, opened, source)
+    notes = [opened.note, *_class_notes(opened.entries, classes)]
+    return replace(opened, classes=classes, note="; ".join(filter(None, notes)))
 
 
 def is_listed_in_place(card: Card, source: str | None) -> bool:
@@ -120,12 +124,17 @@ def _names(entries: Sequence[ImageEntry]) -> str:
     return ", ".join(sorted({entry.split for entry in entries}))
 
 
+def _classes_by_split(entries: Sequence[ImageEntry]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        found.setdefault(entry.split, set()).add(entry.class_name)
+    return found
+
+
 def _check_classes(card: Card, opened: ImageSource, source: str | None) -> tuple[str, ...]:
     """The classes in label order, once it is certain that source and card are about the same ones."""
     where = source or card.name
-    by_split: dict[str, set[str]] = {}
-    for entry in opened.entries:
-        by_split.setdefault(entry.split, set()).add(entry.class_name)
+    by_split = _classes_by_split(opened.entries)
     if "train" not in by_split and not card.tests_only:
         raise UserError(f"{where} has no train split, only {_names(opened.entries)}: add a folder train/<class>/")
     known = set(
@@ -156,6 +165,22 @@ def _check_classes(card: Card, opened: ImageSource, source: str | None) -> tuple
             f"{where} has one class only ({', '.join(known)}): a classifier needs at least two class folders"
         )
     return card.classes or opened.classes or tuple(sorted(known))
+
+
+def _class_notes(entries: Sequence[ImageEntry], classes: Sequence[str]) -> Iterator[str]:
+    """Classes that people would read as one, and splits that have no images of some."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            shown = ", ".join(ascii(name) for name in names[:4])
+            yield f"these classes differ in case, spaces or Unicode form only: {shown}"
+    for split, present in sorted(_classes_by_split(entries).items()):
+        missing = [name for name in classes if name not in present]
+        if missing:
+            shown = ", ".join(map(documents.excerpt, missing[:3]))
+            yield f"{split} has no images of {len(missing)} of {len(classes)} classes ({shown})"
 
 
 def _open_given(

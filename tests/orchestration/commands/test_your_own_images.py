@@ -71,6 +71,14 @@ def test_what_the_page_says_of_endings_is_the_list(place):
             [*TREE, *(f"train/ant/{n}/1.png" for n in "ab")],
             "2 images lie in folders below their class folder: the upper",
         ),
+        (
+            [f"train/{name}/1.png" for name in ("Cat", "cat", "cow")] + ["val/Cat/2.png", "val/cat/2.png"],
+            "these classes differ in case, spaces or Unicode form only: 'Cat', 'cat'",
+        ),
+        (
+            [f"train/{name}/1.png" for name in ("ant", "bee", "cow")] + ["val/ant/2.png", "val/bee/2.png"],
+            "val has no images of 1 of 3 classes (cow)",
+        ),
     ],
 )
 def test_guesses_are_said_as_the_page_has_them(tmp_path, capsys, names, said):
@@ -84,6 +92,14 @@ def test_guesses_are_said_as_the_page_has_them(tmp_path, capsys, names, said):
     ("names", "said"),
     [
         (["training_set/ant/1.png", "test_set/ant/1.png"], "has folders that look like splits and are not called so"),
+        (
+            ["ant/train/1.png", "ant/val/2.png", "bee/train/3.png"],
+            "has splits below a class folder (ant holds train, val)",
+        ),
+        (
+            [f"{a}/{b}/1.png" for a in ("ill", "well") for b in ("images", "masks")],
+            "has the same folders (images, masks) in each of its folders (ill, well)",
+        ),
         ([*TREE, "train/overview.png"], "has an image outside the class folders (train/overview.png)"),
         (
             [*TREE, "test/1.png", "test/2.png"],

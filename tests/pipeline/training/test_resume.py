@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.records import Changed, Finished, Record, Started, Step
 from pipeline.storage import objects
 from pipeline.training import check_run, identity, resume
-from pipeline.training.run import Run, load_yaml
+from pipeline.training.run import Run, flat, load_yaml, override
 from pipeline.training.train import train
 from tests.pipeline.data.format.forged import forge
 from tests.pipeline.training.test_train import make_run
@@ -95,7 +95,8 @@ def test_a_finished_run_is_lengthened_and_says_what_that_does_to_the_schedule(co
     length = next(r for r in records if isinstance(r, Changed) and r.what == "length")
     assert "is 8 steps long now, and was 4" in length.text and "its cosine schedule had ended" in length.text
     rate = next(r for r in records if isinstance(r, Step)).learning_rate
-    assert f"to {rate:.4g}" in length.text
+    last = longer.optim.rate(3, total_steps=4, warmup_steps=3)
+    assert f"jumps from {last:.4g} to {rate:.4g}" in length.text
     assert next(r for r in records if isinstance(r, Started)).step == 4 and records[-1].step == 8
     pages = json.loads(Path(out, "ledger.json").read_text())["pages"]
     assert sum(page["used"] * len(range(page["epochs"][0], page["epochs"][1] + 1)) for page in pages) == 8 * 16
@@ -137,6 +138,30 @@ def test_a_config_field_that_decides_numbers_is_refused(copy: tuple[str, Path]) 
     out, data = copy
     run = small_run(str(data), data=DataConfig(url=str(data), mix_blocks=4, block_mb=0.02))
     assert "data.block_mb = 0.01, this one has 0.02" in refused(run, out)
+
+
+def test_other_data_are_refused_before_the_first_checkpoint_too(copy: tuple[str, Path]) -> None:
+    out, data = copy
+    shutil.rmtree(Path(out, "checkpoints"))
+    before = Manifest.open(str(data))
+    rewrite(data, classes=(before.classes[1], before.classes[0], *before.classes[2:]))
+    assert "class 0 was" in refused(small_run(str(data)), out)
+
+
+def test_every_changeable_field_is_one_and_may_be_changed(copy: tuple[str, Path]) -> None:
+    out, _ = copy
+    names = flat(make_run("data"))
+    for each in resume.CHANGEABLE:
+        assert each in names or any(name.startswith(f"{each}.") for name in names), each
+    changed = {
+        "log_every_steps": 3,
+        "keep_checkpoints": 7,
+        "data.max_lost_share": 0.25,
+        "saving.max_wait_s": 50.0,
+        "watchdog.limit_s": 50.0,
+    }
+    run = override(load_yaml(Path(out, "run.yaml").read_text(), "run.yaml"), changed)
+    assert isinstance(list(train(run, out))[-1], Finished)
 
 
 def test_another_optimiser_is_refused_naming_both(copy: tuple[str, Path]) -> None:

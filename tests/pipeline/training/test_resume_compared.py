@@ -93,6 +93,8 @@ def test_the_samples_of_the_next_step_are_those_that_were_meant_in_whatever_orde
     assert after(restored(), samples=np.sort(SAMPLES)) == []
     (found,) = after(restored(), samples=SAMPLES + 1)
     assert (found.step, found.what, found.is_certain) == (60, "samples", True)
+    assert found.text.startswith("step 60 got other samples than the checkpoint names")
+    assert after(ResumeCheck("any", ALONE), samples=SAMPLES + 1) == []  # of a run from its beginning nothing is known
     assert after(restored(same_data=False), samples=SAMPLES + 1) == []
     check = restored()  # others took the place of images that were lost
     assert list(check.updated(60, stats(num_lost=1), [SAMPLES + 1])) == []

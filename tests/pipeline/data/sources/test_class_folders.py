@@ -55,6 +55,34 @@ def test_a_split_that_is_not_wanted_is_not_looked_at(tmp_path):
     assert len(opened.entries) == len(TREE) and "1 images of other splits" in opened.note
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["ant/train/1.png", "ant/val/2.png", "bee/train/3.png"], "splits below a class folder .ant holds train, val"),
+        (["ant/good/1.png", "bee/TEST/2.png"], "splits below a class folder .bee holds TEST"),
+        ([*TREE, "train/ant/val/3.png"], "splits below a class folder .train/ant holds"),
+        (in_folders("fold1", "fold2"), "same folders .ant, bee. in each of its folders .fold1, fold2"),
+        (in_folders("train/photo", "train/sketch", "val/photo"), "same folders .ant, bee."),
+        ([f"{a}/{b}/1.png" for a in ("ill", "well") for b in ("images", "masks")], "same folders .images, masks."),
+    ],
+)
+def test_folders_below_classes_that_may_be_splits_or_classes_are_refused(tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
+        found(folder_of(tmp_path, names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ant/left/1.png", "bee/left/2.png"],  # one folder below each says nothing
+        ["ant/left/1.png", "ant/right/1.png", "bee/left/2.png"],
+        ["ant/left/1.png", "ant/right/1.png", "ant/0.png", "bee/left/2.png", "bee/right/2.png", "bee/0.png"],
+    ],
+)
+def test_other_folders_below_classes_are_theirs(tmp_path, names):
+    assert found(folder_of(tmp_path, names)) == sorted(f"train/{name}" for name in names)
+
+
 def test_folders_below_classes_are_said(tmp_path):
     assert "1 images lie in folders below" in note(folder_of(tmp_path, [*TREE, "train/ant/left/3.png"]))
 
@@ -86,3 +114,12 @@ def test_hidden_folders_and_files_are_left_out_at_any_depth_and_counted(tmp_path
 def test_a_class_folder_without_a_visible_image_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="cow"):
         found(folder_of(tmp_path, [*TREE, name]))
+
+
+def test_classes_that_read_alike_and_those_that_a_split_lacks_are_said(tmp_path):
+    assert note(folder_of(tmp_path / "a", TREE)) == ""
+    names = [f"train/{name}/1.png" for name in ("Cat", "cat ", "caf\u00e9", "cafe\u0301", "dog")]
+    said = note(folder_of(tmp_path / "b", [*names, "val/dog/1.png"]))
+    assert "these classes differ in case, spaces or Unicode form only: 'Cat', 'cat '" in said
+    assert r"'cafe\u0301', 'caf\xe9'" in said
+    assert "val has no images of 4 of 5 classes (Cat, cafe" in said
