@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,12 @@ from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, 
 from pipeline.data.process_pool import Each, each
 from pipeline.data.verify.tar_scan import DOTTED, TarScan, in_order, scan_tar
 from pipeline.data.verify.wds_labels import label_classes, label_kind
+from pipeline.documents import excerpt
 from pipeline.errors import UserError
 from pipeline.storage import objects
+
+MIN_FOR_CAPTIONS = 100
+"""Samples from which on classes of one sample each are no small set."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +160,13 @@ def adopt(
         scanned = _scan_all(scanner, tars, run_each, progress)
         _refuse_bad(base, scanned, max_bad_share)
         class_names, numbers = label_classes({text for tar in scanned for text in tar.texts}, classes)
-        recipe = {"adopted": {**asked, "labels": label_kind(class_names, numbers)}}
+        kind = label_kind(class_names, numbers)
+        _refuse_captions(base, scanned, class_names, is_given=classes is not None)
+        recipe = {"adopted": {**asked, "labels": kind}}
         pieces = plan_pieces((tar.split, tar.name, scanner.plan(tar)) for tar in tars)
         made = list(run_each(PieceMaker(base, folders.work, len(class_names), numbers), pieces))
         title = name or re.sub(r"[^a-z0-9_]+", "_", base.rstrip("/").rpartition("/")[2].lower()) or "adopted"
-        note = "; ".join((_note(scanned, made, class_names), *notes))
+        note = "; ".join((*_notes(scanned, made, class_names, kind), *notes))
         folders.work.mkdir(parents=True, exist_ok=True)
         _publish(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
@@ -238,11 +244,29 @@ def _refuse_bad(base: str, scanned: Sequence[_Scanned], max_bad_share: float) ->
         )
 
 
-def _note(scanned: Sequence[_Scanned], made: Sequence[MadePiece], classes: Sequence[str]) -> str:
+def _refuse_captions(base: str, scanned: Sequence[_Scanned], classes: Sequence[str], *, is_given: bool) -> None:
+    """A label that hardly any two samples share describes an image, and is no class."""
+    total = sum(tar.num_samples for tar in scanned)
+    if not is_given and total >= MIN_FOR_CAPTIONS and 2 * len(classes) > total:
+        raise UserError(
+            f"the {total} samples of {base} have {len(classes)} different labels, such as '{excerpt(classes[0])}', which look "
+            "like captions or names of images: name the field of the class by --label-field, or give all names by --classes"
+        )
+
+
+def _notes(scanned: Sequence[_Scanned], made: Sequence[MadePiece], classes: Sequence[str], kind: str) -> Iterator[str]:
     used = sum((part.class_counts > 0 for part in made if part.split == "train"), start=np.zeros(len(classes), bool))
     marks = np.concatenate([tar.key_marks for tar in scanned])
     repeated = len(marks) - len(np.unique(marks))
-    notes = ["existing tars, indexed in place"]
-    notes += [f"{(~used).sum()} classes have no sample in train"] if not used.all() else []
-    notes += [f"{repeated} keys occur in more than one tar"] if repeated else []
-    return "; ".join(notes)
+    empty = [tar.name for tar in scanned if not tar.num_samples]
+    yield "existing tars, indexed in place"
+    if len(classes) == 1:
+        yield f"all samples are of one class ({excerpt(classes[0])})"
+    if kind != "numbers" and all(name.isdecimal() for name in classes):
+        yield f"the labels are {len(classes)} numbers from {classes[0]} to {classes[-1]}, numbered anew in their order"
+    if not used.all():
+        yield f"{(~used).sum()} classes have no sample in train"
+    if repeated:
+        yield f"{repeated} keys occur in more than one tar"
+    if empty:
+        yield f"{len(empty)} tars have no sample, such as {empty[0]}"

@@ -13,6 +13,11 @@ from pipeline.storage import listing, objects
 
 _COMPRESSED = (".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 
+_WORDS_OF_NO_SPLIT = frozenset(
+    {"eval", "evaluation", "holdout", "heldout", "held", "query", "gallery", "unlabeled", "unlabelled"}
+)
+"""Sets that are named so are not trained on, and which split they are is for people to say."""
+
 
 @dataclass(frozen=True)
 class FoundTar:
@@ -67,8 +72,10 @@ def _by_patterns(splits: Mapping[str, str], chosen: list[str], url: str) -> tupl
 def _by_names(chosen: list[str]) -> tuple[dict[str, str], list[str]]:
     splits = {tar: _split_of(tar) for tar in chosen}
     odd = [tar for tar, split in splits.items() if split is None]
-    if odd and len(odd) < len(chosen):
-        raise UserError(f"it is not clear which split {odd[0]} belongs to: say so, as in --split train='train-*.tar'")
+    held_out = [tar for tar in odd if _WORDS_OF_NO_SPLIT & set(_words(tar))]
+    if odd and (held_out or len(odd) < len(chosen)):
+        which = (held_out or odd)[0]
+        raise UserError(f"it is not clear which split {which} belongs to: say so, as in --split train='train-*.tar'")
     guess = ["no name says a split, so all tars are taken for train"] if odd else []
     return {tar: split or "train" for tar, split in splits.items()}, guess
 
@@ -119,6 +126,10 @@ def _matching(pattern: str, names: Mapping[str, int] | Sequence[str], where: str
     return found
 
 
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+
+
 def _split_of(name: str) -> str | None:
     """The split of the words in a tar's name, else in its folder's; None where there is none.
 
@@ -126,7 +137,7 @@ def _split_of(name: str) -> str | None:
         UserError: words of two splits in one name, or one like trainval, which is two or none.
     """
     for part in reversed(name.split("/")):
-        words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", part)]
+        words = _words(part)
         splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
         mixed = [
             word for word in words if word not in SPLIT_WORDS and sum(s in word for s in ("train", "val", "test")) > 1

@@ -176,6 +176,8 @@ def _class_notes(entries: Sequence[ImageEntry], classes: Sequence[str]) -> Itera
         if len(names) > 1:
             shown = ", ".join(ascii(name) for name in names[:4])
             yield f"these classes differ in case, spaces or Unicode form only: {shown}"
+    if len(entries) >= 100 and 2 * len(classes) > len(entries):
+        yield f"{len(entries)} images have {len(classes)} classes: are these classes, or names of images"
     for split, present in sorted(_classes_by_split(entries).items()):
         missing = [name for name in classes if name not in present]
         if missing:

@@ -137,3 +137,37 @@ def test_every_format_that_is_prepared_is_indexed_and_verified(tmp_path: Path, k
     )
     adopt(str(tmp_path))
     assert Manifest.open(str(tmp_path)).splits["train"].num_samples == 2 and not verify(str(tmp_path)).problems
+
+
+@pytest.mark.parametrize("word", ["eval", "holdout", "Heldout", "query", "unlabelled"])
+def test_a_set_that_is_not_trained_on_by_its_name_is_not_taken_for_train(tmp_path, word):
+    for name in ("shard", word):
+        tar(tmp_path / f"{name}-000.tar", samples())
+    with pytest.raises(UserError, match=f"not clear which split {word}-000.tar belongs to"):
+        find_tars(str(tmp_path), None)
+
+
+def note(folder: Path) -> str:
+    found = adopt(str(folder))
+    assert found is not None
+    return found.source_note
+
+
+def test_what_is_odd_about_labels_and_tars_is_said(tmp_path):
+    tar(tmp_path / "a" / "train-0.tar", samples(labels=("a cat",)))
+    tar(tmp_path / "a" / "train-1.tar", {})
+    assert "all samples are of one class (a cat)" in note(tmp_path / "a")
+    assert "1 tars have no sample, such as train-1.tar" in Manifest.open(str(tmp_path / "a")).source_note
+    tar(tmp_path / "b" / "train-0.tar", samples(num=6, labels=("0", "5", "9")))
+    assert "the labels are 3 numbers from 0 to 9, numbered anew in their order" in note(tmp_path / "b")
+    tar(tmp_path / "c" / "train-0.tar", samples(num=6, labels=("0", "1", "3")))
+    assert note(tmp_path / "c") == "existing tars, indexed in place; 1 classes have no sample in train"
+
+
+@pytest.mark.parametrize("labels", [[f"a photo of {i}" for i in range(100)], [str(i) for i in range(100)]])
+def test_captions_and_numbers_of_images_are_no_classes(tmp_path, labels):
+    tar(tmp_path / "train-0.tar", samples(num=100, labels=tuple(labels)))
+    with pytest.raises(UserError, match=r"100 different labels, such as '(a photo of )?0', which look like captions"):
+        adopt(str(tmp_path))
+    found = adopt(str(tmp_path), classes=labels)
+    assert found is not None and len(found.classes) == 100
