@@ -159,14 +159,12 @@ def adopt(
     with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
         scanned = _scan_all(scanner, tars, run_each, progress)
         _refuse_bad(base, scanned, max_bad_share)
-        class_names, numbers = label_classes({text for tar in scanned for text in tar.texts}, classes)
-        kind = label_kind(class_names, numbers)
-        _refuse_captions(base, scanned, class_names, is_given=classes is not None)
-        recipe = {"adopted": {**asked, "labels": kind}}
+        class_names, numbers = _classes(base, scanned, classes)
+        recipe = {"adopted": {**asked, "labels": label_kind(class_names, numbers)}}
         pieces = plan_pieces((tar.split, tar.name, scanner.plan(tar)) for tar in tars)
         made = list(run_each(PieceMaker(base, folders.work, len(class_names), numbers), pieces))
         title = name or re.sub(r"[^a-z0-9_]+", "_", base.rstrip("/").rpartition("/")[2].lower()) or "adopted"
-        note = "; ".join((*_notes(scanned, made, class_names, kind), *notes))
+        note = "; ".join((*_notes(scanned, made, class_names, numbers), *notes))
         folders.work.mkdir(parents=True, exist_ok=True)
         _publish(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
@@ -244,17 +242,23 @@ def _refuse_bad(base: str, scanned: Sequence[_Scanned], max_bad_share: float) ->
         )
 
 
-def _refuse_captions(base: str, scanned: Sequence[_Scanned], classes: Sequence[str], *, is_given: bool) -> None:
-    """A label that hardly any two samples share describes an image, and is no class."""
+def _classes(
+    base: str, scanned: Sequence[_Scanned], given: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """`label_classes` of all labels. UserError where hardly any two samples share one: it describes an image, and is no class."""
+    names, numbers = label_classes({text for tar in scanned for text in tar.texts}, given)
     total = sum(tar.num_samples for tar in scanned)
-    if not is_given and total >= MIN_FOR_CAPTIONS and 2 * len(classes) > total:
+    if given is None and total >= MIN_FOR_CAPTIONS and 2 * len(names) > total:
         raise UserError(
-            f"the {total} samples of {base} have {len(classes)} different labels, such as '{excerpt(classes[0])}', which look "
+            f"the {total} samples of {base} have {len(names)} different labels, such as '{excerpt(names[0])}', which look "
             "like captions or names of images: name the field of the class by --label-field, or give all names by --classes"
         )
+    return names, numbers
 
 
-def _notes(scanned: Sequence[_Scanned], made: Sequence[MadePiece], classes: Sequence[str], kind: str) -> Iterator[str]:
+def _notes(
+    scanned: Sequence[_Scanned], made: Sequence[MadePiece], classes: Sequence[str], numbers: Mapping[str, int]
+) -> Iterator[str]:
     used = sum((part.class_counts > 0 for part in made if part.split == "train"), start=np.zeros(len(classes), bool))
     marks = np.concatenate([tar.key_marks for tar in scanned])
     repeated = len(marks) - len(np.unique(marks))
@@ -262,7 +266,7 @@ def _notes(scanned: Sequence[_Scanned], made: Sequence[MadePiece], classes: Sequ
     yield "existing tars, indexed in place"
     if len(classes) == 1:
         yield f"all samples are of one class ({excerpt(classes[0])})"
-    if kind != "numbers" and all(name.isdecimal() for name in classes):
+    if label_kind(classes, numbers) != "numbers" and all(name.isdecimal() for name in classes):
         yield f"the labels are {len(classes)} numbers from {classes[0]} to {classes[-1]}, numbered anew in their order"
     if not used.all():
         yield f"{(~used).sum()} classes have no sample in train"

@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.data.sources.cards import SPLIT_NAMES
-from pipeline.data.sources.entry import SPLIT_WORDS
+from pipeline.data.sources.entry import splits_of_names
 from pipeline.documents import excerpt, is_file_name
 from pipeline.errors import UserError
 from pipeline.storage import listing, objects
 
 _COMPRESSED = (".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
-
-_WORDS_OF_NO_SPLIT = frozenset(
-    {"eval", "evaluation", "holdout", "heldout", "held", "query", "gallery", "unlabeled", "unlabelled"}
-)
-"""Sets that are named so are not trained on, and which split they are is for people to say."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +65,8 @@ def _by_patterns(splits: Mapping[str, str], chosen: list[str], url: str) -> tupl
 
 
 def _by_names(chosen: list[str]) -> tuple[dict[str, str], list[str]]:
-    splits = {tar: _split_of(tar) for tar in chosen}
-    odd = [tar for tar, split in splits.items() if split is None]
-    held_out = [tar for tar in odd if _WORDS_OF_NO_SPLIT & set(_words(tar))]
-    if odd and (held_out or len(odd) < len(chosen)):
-        which = (held_out or odd)[0]
-        raise UserError(f"it is not clear which split {which} belongs to: say so, as in --split train='train-*.tar'")
-    guess = ["no name says a split, so all tars are taken for train"] if odd else []
+    splits = splits_of_names(chosen, "say so, as in --split train='train-*.tar'")
+    guess = ["no name says a split, so all tars are taken for train"] if None in splits.values() else []
     return {tar: split or "train" for tar, split in splits.items()}, guess
 
 
@@ -124,26 +114,3 @@ def _matching(pattern: str, names: Mapping[str, int] | Sequence[str], where: str
     if missing:
         raise UserError(f"{where}: {len(missing)} tars of {pattern} are not there, such as {missing[0]}")
     return found
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
-
-
-def _split_of(name: str) -> str | None:
-    """The split of the words in a tar's name, else in its folder's; None where there is none.
-
-    Raises:
-        UserError: words of two splits in one name, or one like trainval, which is two or none.
-    """
-    for part in reversed(name.split("/")):
-        words = _words(part)
-        splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
-        mixed = [
-            word for word in words if word not in SPLIT_WORDS and sum(s in word for s in ("train", "val", "test")) > 1
-        ]
-        if len(splits) > 1 or mixed:
-            raise UserError(f"the name {name} is of more than one split: say which, as in --split train='train-*.tar'")
-        if splits:
-            return splits.pop()
-    return None

@@ -9,7 +9,8 @@ order. Several labels an image, with a separator between them or as a list, are 
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipeline import documents
@@ -54,11 +55,13 @@ def open_list(
     entries: list[ImageEntry] = []
     lines: dict[str, int] = {}
     num_refused = num_bare = 0
+    unread, without_split = set[str](), list[int]()
     if boxes and not source.lower().endswith(EXTENSIONS[2:]):
         raise UserError(f"{source}: boxes do not fit into a cell; give a JSONL list with path and boxes")
     for line, row in _rows(source, "mask" if masks else "label"):
         where = f"{source}, line {line}"
-        path, split = _text(row.get("path"), "path", where), _text(row.get("split"), "split", where)
+        unread |= row.keys() - _COLUMNS - ({"boxes"} if boxes else set())
+        path, split = _text(row.get("path"), "path", where), _split(row, where)
         mask, listed, beside_name = None, boxes_of_row(row, boxes, where) if boxes else None, ""
         if listed is not None:
             label, beside_name = IMAGES, listed.digest
@@ -71,8 +74,7 @@ def open_list(
             label = _text(row.get("label"), "label", where)
         if not path or not label:
             raise UserError(f"{where}: path and label must both be there")
-        if split and split.lower() not in SPLIT_WORDS:
-            raise UserError(f"{where}: split '{documents.excerpt(split)}' must be train, val or test")
+        without_split += [] if split else [line]
         same, locator, size = places.locate(path)
         if same in lines:
             raise UserError(
@@ -81,13 +83,38 @@ def open_list(
         lines[same] = line
         num_refused += isinstance(locator, Refused)
         key, extension = _named(path)
-        part = SPLIT_WORDS.get(split.lower(), "train")
-        entries.append(ImageEntry(part, label, key, extension, locator, size, mask, listed, beside_name))
+        entries.append(ImageEntry(split or "train", label, key, extension, locator, size, mask, listed, beside_name))
     if not entries:
         raise UserError(f"the list {source} has no rows: one image a line is needed")
-    notes = [f"{num_refused} rows of the list name what is not read"] if num_refused else []
-    notes += [f"{num_bare} images have no label: they show none of them"] if num_bare else []
-    return entries, "; ".join(notes)
+    _refuse_unclear_splits(source, without_split, len(entries), unread)
+    return entries, "; ".join(_notes(num_refused, num_bare, sorted(unread)))
+
+
+def _split(row: dict[str, Any], where: str) -> str:
+    """The split of a row, "" where it says none."""
+    text = _text(row.get("split"), "split", where)
+    if text and text.lower() not in SPLIT_WORDS:
+        raise UserError(f"{where}: split '{documents.excerpt(text)}' must be train, val or test")
+    return SPLIT_WORDS.get(text.lower(), "")
+
+
+def _notes(num_refused: int, num_bare: int, unread: Sequence[str]) -> Iterator[str]:
+    if num_refused:
+        yield f"{num_refused} rows of the list name what is not read"
+    if unread:
+        yield f"{len(unread)} columns of the list were not read ({', '.join(map(documents.excerpt, unread[:5]))})"
+    if num_bare:
+        yield f"{num_bare} images have no label: they show none of them"
+
+
+def _refuse_unclear_splits(source: str, without: Sequence[int], num: int, unread: Iterable[str]) -> None:
+    """UserError where `without`, the lines of rows without a split, are some of the `num` rows, or something else tells it."""
+    if len(without) == num:
+        refuse_split_columns(unread, source)
+    elif without:
+        raise UserError(
+            f"{source}, line {without[0]}: split is empty, and {num - len(without)} rows have one; say train, val or test in each"
+        )
 
 
 def _mask(row: dict[str, Any], places: AllowedPlaces, where: str) -> tuple[Locator, str]:
@@ -152,7 +179,19 @@ def _text(value: object, name: str, where: str) -> str:
     return text
 
 
-_COLUMNS = ("path", "label", "split", "mask")
+def refuse_split_columns(columns: Iterable[str], source: str) -> None:
+    """A column that seems to tell splits and is not read would make training data of all of them."""
+    for name in sorted(columns):
+        words = set(re.findall("[a-z]+", name.lower()))
+        if words & (SPLIT_WORDS.keys() | _SPLIT_COLUMNS):
+            raise UserError(
+                f"{source} has a column {documents.excerpt(name)} that seems to tell splits, and nothing else does: call it "
+                "split, with train, val or test in each row, or remove it"
+            )
+
+
+_COLUMNS = frozenset({"path", "label", "split", "mask"})
+_SPLIT_COLUMNS = {"split", "splits", "set", "subset", "partition", "phase", "fold", "folds"}
 _MAX_CHARACTERS = 4000
 _MAX_BYTES = 1 << 32
 
@@ -165,11 +204,16 @@ def _csv_rows(text: str, source: str, second: str) -> Iterator[tuple[int, dict[s
         if not {"path", second} <= set(names):
             columns = documents.excerpt(", ".join(names), 200) if names else "(none)"
             raise UserError(f"{source} has the columns {columns}: path and {second} are needed, split may be")
-        twice = [name for name in _COLUMNS if names.count(name) > 1]
+        twice = [name for name in sorted(_COLUMNS) if names.count(name) > 1]
         if twice:
             raise UserError(f"{source} has two columns {twice[0]}: keep one of them")
         reader.fieldnames = names
         for row in reader:
+            if any(row.pop(None, ())):  # what csv calls the cells that no column is for
+                raise UserError(
+                    f"{source}, line {reader.line_num}: more cells than the {len(names)} columns; put text with {delimiter!r} in "
+                    "quotation marks"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{source}, line {reader.line_num}: no CSV ({documents.excerpt(str(error), 200)})") from error

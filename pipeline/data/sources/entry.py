@@ -1,10 +1,12 @@
 """What every source gives: entries without bytes, and a reader that brings the bytes in any order, in any process."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.data.format.boxes import ListedBoxes
+from pipeline.errors import UserError
 
 IMAGES = "images"
 """The class of images whose pixels or boxes have classes."""
@@ -17,6 +19,40 @@ SPLIT_WORDS = {
     "dev": "val",
     "test": "test",
 }
+_NOT_TRAINED_ON = {"eval", "evaluation", "holdout", "heldout", "held", "query", "gallery", "unlabeled", "unlabelled"}
+
+
+def splits_of_names(names: Iterable[str], remedy: str) -> dict[str, str | None]:
+    """The splits of files, by the words in their names or in their folders'; None for all where no name says one.
+
+    Raises:
+        UserError: words of two splits in one name, or one like trainval, which is two or none; names that say a split next to
+            some that say none, or say that the set is not trained on; with the remedy.
+    """
+    found = {name: _split_of_name(name, remedy) for name in names}
+    odd = [name for name, split in found.items() if split is None]
+    held_out = [name for name in odd if not _NOT_TRAINED_ON.isdisjoint(_words(name))]
+    if odd and (held_out or len(odd) < len(found)):
+        raise UserError(f"it is not clear which split {(held_out or odd)[0]} belongs to: {remedy}")
+    return found
+
+
+def _split_of_name(name: str, remedy: str) -> str | None:
+    for part in reversed(name.split("/")):
+        words = _words(part)
+        splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+        mixed = [
+            word for word in words if word not in SPLIT_WORDS and sum(s in word for s in ("train", "val", "test")) > 1
+        ]
+        if len(splits) > 1 or mixed:
+            raise UserError(f"the name {name} is of more than one split: {remedy}")
+        if splits:
+            return splits.pop()
+    return None
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
 
 
 @dataclass(frozen=True, slots=True)

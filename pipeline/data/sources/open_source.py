@@ -176,6 +176,12 @@ def _class_notes(entries: Sequence[ImageEntry], classes: Sequence[str]) -> Itera
         if len(names) > 1:
             shown = ", ".join(ascii(name) for name in names[:4])
             yield f"these classes differ in case, spaces or Unicode form only: {shown}"
+    numbers = [name for name in classes if is_number(name)]
+    if numbers and len(numbers) < len(classes):
+        other = documents.excerpt(next(name for name in classes if not is_number(name)))
+        yield f"{len(numbers)} classes are whole numbers and {len(classes) - len(numbers)} are not, such as {other}"
+    if all(name.count(".") == 1 and is_number(name.replace(".", "")) for name in classes):
+        yield "the classes are numbers with a fraction, in the order of text"
     if len(entries) >= 100 and 2 * len(classes) > len(entries):
         yield f"{len(entries)} images have {len(classes)} classes: are these classes, or names of images"
     for split, present in sorted(_classes_by_split(entries).items()):
@@ -242,6 +248,10 @@ def _open_tree(
     card: Card, source: str, spool: Path | None, splits: Sequence[str] | None
 ) -> tuple[list[ImageEntry], str]:
     """Class folders in a folder or an archive."""
+    if source.lower().endswith((".json", ".txt", ".lst", ".xls", ".xlsx")):
+        raise UserError(
+            f"{source} is no list that is read: write a CSV, TSV or JSONL file with the columns path and label"
+        )
     found = list_files(source, spool)
     if found is None:
         raise UserError(f"there is no source at {source}: give {card.source_hint}")

@@ -18,8 +18,8 @@ from pipeline import documents
 from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources.archives.find_files import is_folder
 from pipeline.data.sources.archives.locators import Range
-from pipeline.data.sources.csv_jsonl import several
-from pipeline.data.sources.entry import SPLIT_WORDS, ImageEntry
+from pipeline.data.sources.csv_jsonl import refuse_split_columns, several
+from pipeline.data.sources.entry import SPLIT_WORDS, ImageEntry, splits_of_names
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -31,7 +31,7 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 def is_parquet(source: str) -> bool:
-    """Whether `source` is a parquet file, or a folder with parquet files, there or one level below, and no images next to it."""
+    """Whether `source` is a parquet file, or a folder with some, there or one level below, and no images next to them."""
     if source.lower().endswith(".parquet"):
         return True
     if not objects.is_local(source):
@@ -52,19 +52,20 @@ def open_parquet(
 ) -> tuple[list[ImageEntry], tuple[str, ...], str]:
     """Entries that lie in the spool, the class names in label order (empty: not recorded), and a note.
 
-    Rows without a label are skipped and counted in the note; the split is the first word of the file's name, or the
-    folder's name, where that is train, val(idation) or test, else train. With a `separator` an image has several labels, as
-    a list or with it between them, and their set is its class (`csv_jsonl.open_list`); `classes` are then the labels.
+    Rows without a label are skipped and counted in the note; the split is a word in the file's name, or the folder's name; where
+    no name says one, all are train. With a `separator` an image has several labels, as a list or with it between them, and
+    their set is its class (`csv_jsonl.open_list`); `classes` are then the labels.
 
     Raises:
-        UserError: no parquet at `source`, damaged, without one column of images and one of labels, or with a label that is
-            no class.
+        UserError: no parquet at `source`, splits that are not clear, damaged, without one column of images and one of labels, or
+            with a label that is no class.
     """
     if spool is None:
         raise ValueError(f"a spool folder is needed to read {source}")
-    urls = [source] if source.lower().endswith(".parquet") else objects.list_urls(source, suffix=".parquet")
+    urls = objects.list_urls(source, suffix=".parquet") if is_folder(source) else [source]
     if not urls or not objects.exists(urls[0]):
         raise UserError(f"there is no parquet file at {source}")
+    splits = splits_of_names(map(_named, urls), "call it train-*.parquet, val-*.parquet or test-*.parquet")
     path, offsets, sizes = _spooled(urls, source, spool, progress)
     entries: list[ImageEntry] = []
     classes: tuple[str, ...] = ()
@@ -77,23 +78,26 @@ def open_parquet(
             classes = classes or names
             if names != classes:
                 raise UserError(f"{url} has other class names than the files before it: prepare them apart")
-            split = _split_of(url)
+            split = splits[_named(url)]
+            if split is None:
+                refuse_split_columns({*file.schema_arrow.names} - {label}, url)
             stem = url.rpartition("/")[2].removesuffix(".parquet")
             for number, (value, name) in enumerate(_label_rows(file, image, label)):
                 if row >= len(sizes):
                     raise UserError(f"{url} has more labels than images: fetch it again")
                 where = f"{url}, row {number}"
-                if separator:
-                    class_name = _several(value, classes, separator, where, known)
-                else:
-                    class_name = _class_of(value, classes, where)
+                class_name = (
+                    _several(value, classes, separator, where, known) if separator else _class_of(value, classes, where)
+                )
                 if class_name is None:
                     num_unlabelled += 1
                 else:
                     key, _, extension = (name or "").rpartition(".")
                     key = key or f"{stem}-{number:07d}"
                     place = Range(path, int(offsets[row]), int(sizes[row]))
-                    entries.append(ImageEntry(split, class_name, key, extension.lower() or "img", place, place.size))
+                    entries.append(
+                        ImageEntry(split or "train", class_name, key, extension.lower() or "img", place, place.size)
+                    )
                 row += 1
     if not entries:
         raise UserError(f"{source} has no labelled image ({num_unlabelled} rows without label)")
@@ -229,12 +233,10 @@ def _class_names(schema: Any, label: str, url: str) -> tuple[str, ...]:
         return ()
 
 
-def _split_of(url: str) -> str:
-    folder, _, name = url.rpartition("/")
-    for word in (name.partition("-")[0].partition(".")[0], folder.rpartition("/")[2]):
-        if word.lower() in SPLIT_WORDS:
-            return SPLIT_WORDS[word.lower()]
-    return "train"
+def _named(url: str) -> str:
+    """What of a file's address may say its split: its name, and that of its folder if it is one."""
+    *_, folder, name = ["", *url.split("/")]
+    return f"{folder}/{name}" if folder.lower() in SPLIT_WORDS else name
 
 
 def _label_rows(file: Any, image: str, label: str) -> Iterator[tuple[Any, str | None]]:

@@ -13,7 +13,7 @@ from pipeline.data.sources.list_access import AllowedPlaces, is_link_local
 from pipeline.data.sources.open_source import open_source
 from pipeline.errors import UserError
 from tests.fuzzing import fuzz, mutants
-from tests.pipeline.data.sources.trees import CARD, TREE, folder_of, found
+from tests.pipeline.data.sources.trees import CARD, TREE, folder_of, found, note
 
 GOOD = [{"path": name, "label": name.split("/")[1], "split": name.split("/")[0]} for name in TREE]
 
@@ -104,13 +104,13 @@ def test_only_what_lies_below_the_list_is_read_and_the_rest_is_counted(images, t
     chains = ["simplecache::http://127.0.0.1:1/a.png", "zip://a.png::http://127.0.0.1:1/a.zip"]
     special = {"pipe.png": "a device, pipe or other special file, no image", "train/ant": "a folder, no image"}
     names = [*outside, *chains, *special, "none.png"]
-    source = jsonl(images, [*GOOD, *({"path": name, "label": "ant"} for name in names)])
+    source = jsonl(images, [*GOOD, *({"path": name, "label": "ant", "split": "train"} for name in names)])
     said = reasons(source)
     assert [text for text in said if "--allow-root" in text] == said[: len(outside)]
     assert said[len(outside) :] == ["a chain of addresses, which is not read"] * 2 + [*special.values(), "no such file"]
     assert f"{len(names)} rows of the list name what is not read" in open_source(CARD, str(source)).note
     for name in ("link.png", "linked/scan.png", "~/scan.png", f"file://{private}"):
-        assert "--allow-root" in reasons(jsonl(images, [*GOOD, {"path": name, "label": "ant"}]))[0]
+        assert "--allow-root" in reasons(jsonl(images, [*GOOD, {"path": name, "label": "ant", "split": "val"}]))[0]
         assert reasons(source, allow_roots=[str(private.parent)]) == []
 
 
@@ -203,3 +203,44 @@ def test_a_list_that_is_too_large_is_refused_before_it_is_read(
         file.truncate(1 << 40)  # of holes: read, it would be a terabyte of memory
     with pytest.raises(UserError, match=rf"{name} is larger than \d+ MiB"):
         read_classes(str(tmp_path / name)) if name == "classes.txt" else csv_jsonl.open_list(str(tmp_path / name))
+
+
+ROWS = [f"{row['path']},{row['label']}" for row in GOOD]
+
+
+def csv(folder: Path, header: str, ends: list[str]) -> Path:
+    rows = (row + end for row, end in zip(ROWS, ends * len(ROWS), strict=False))
+    (folder / "list.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "list.csv"
+
+
+@pytest.mark.parametrize(
+    ("header", "ends", "message"),
+    [
+        ("path,label,is_valid", [",True", ",False"], "a column is_valid that seems to tell splits"),
+        ("path,label,fold", [",1", ",2"], "a column fold that seems to tell splits"),
+        ("path,label,Test-Set", [",0"], "a column test-set that seems to tell splits"),
+        ("path,label,split", [",train", ","], "line 3: split is empty, and [0-9]+ rows have one"),
+        ("path,label", [", domestic"], "line 2: more cells than the 2 columns"),
+    ],
+)
+def test_a_list_that_may_tell_splits_or_labels_otherwise_is_refused(images, header, ends, message):
+    with pytest.raises(UserError, match=message):
+        found(csv(images, header, ends))
+
+
+def test_columns_that_are_not_read_and_labels_of_two_kinds_are_said(images):
+    assert note(csv(images, "path,label,split,is_valid", [",train,0"])).endswith("list were not read (is_valid)")
+    assert "1 columns of the list were not read (width)" in note(csv(images, "path,label,width", [",8"]))
+    assert note(csv(images, "path,label", [",", ""])) == ""  # as spreadsheets end their rows
+    rows = [{**row, "label": "nan" if not number else number % 2, "split": "train"} for number, row in enumerate(GOOD)]
+    floats = [{**row, "label": f"{number % 2}.0", "split": "train"} for number, row in enumerate(GOOD)]
+    assert note(jsonl(images, floats)) == "the classes are numbers with a fraction, in the order of text"
+    assert note(jsonl(images, rows)) == "2 classes are whole numbers and 1 are not, such as nan"
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.txt", "list.xlsx"])
+def test_a_file_that_is_neither_list_nor_archive_is_refused_as_that(images, name):
+    (images / name).write_text("[]")
+    with pytest.raises(UserError, match="is no list that is read: write a CSV, TSV or JSONL"):
+        found(images / name)

@@ -104,3 +104,33 @@ def test_mutated_parquet_is_read_or_refused(tmp_path, num):
     both = [*mutants(SEEDS, num // 2), *(data[::-1] for data in mutants(turned, num // 2, seed=1))]
     counts = fuzz(one, both, place)
     assert counts["read"] > num / 50 and counts["refused"] > num / 20
+
+
+def splits(folder, names):
+    folder.mkdir()
+    for name in names:
+        data = parquet(["a", "b"], images=[image_bytes(f"{name}{i}") for i in range(2)])
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    return {entry.split for entry in open_source(CARD, str(folder), spool=folder.parent / "spool").entries}
+
+
+def test_the_split_is_a_word_of_the_name_wherever_it_stands(tmp_path):
+    assert splits(tmp_path / "a", ["set1k-train-00.parquet", "set1k-validation-00.parquet"]) == {"train", "val"}
+    assert splits(tmp_path / "b", ["train/0.parquet", "test/0.parquet"]) == {"train", "test"}
+    assert splits(tmp_path / "test_c", ["0000.parquet", "0001.parquet"]) == {"train"}
+    for names in (["train-0.parquet", "rest-0.parquet"], ["a-0.parquet", "eval-0.parquet"]):
+        with pytest.raises(UserError, match=f"not clear which split .*{names[1]} belongs to"):
+            splits(tmp_path / f"of {names[1]}", names)
+
+
+def test_a_column_that_seems_to_tell_splits_is_not_passed_over(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(parquet(["a", "b"]))).append_column("split", pa.array(["train", "val"]))
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a column split that seems to tell splits"):
+        read(tmp_path / "a.parquet")
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert {entry.split for entry in read(tmp_path / "train.parquet").entries} == {"train"}
