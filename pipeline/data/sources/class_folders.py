@@ -177,9 +177,9 @@ def _refuse_other_order(images: Sequence[_Image], level: int, source: str) -> No
     """Folders below the class folders that may be what tells splits, or the classes themselves."""
     below: dict[tuple[str, ...], set[str]] = {}
     for image in images:
-        below.setdefault(image.parts[:level], set()).add(image.parts[level] if len(image.parts) > level + 1 else "")
+        below.setdefault(image.parts[:level], set()).add("/".join(image.parts[level:-1]))
     for folder, names in sorted(below.items()):
-        if any(name.lower() in _SPLITS for name in names):
+        if any(part.lower() in _SPLITS for name in names for part in name.split("/")):
             raise UserError(
                 f"{source} has splits below a class folder ({documents.excerpt('/'.join(folder))} holds "
                 f"{', '.join(documents.excerpt(name) for name in sorted(names)[:3])}): <split>/<class>/<file> is needed"

@@ -183,7 +183,7 @@ def refuse_split_columns(columns: Iterable[str], source: str) -> None:
     """A column that seems to tell splits and is not read would make training data of all of them."""
     for name in sorted(columns):
         words = set(re.findall("[a-z]+", name.lower()))
-        if words & (SPLIT_WORDS.keys() | _SPLIT_COLUMNS):
+        if words - _FILLERS and words - _FILLERS <= SPLIT_WORDS.keys() | _SPLIT_COLUMNS:
             raise UserError(
                 f"{source} has a column {documents.excerpt(name)} that seems to tell splits, and nothing else does: call it "
                 "split, with train, val or test in each row, or remove it"
@@ -191,6 +191,7 @@ def refuse_split_columns(columns: Iterable[str], source: str) -> None:
 
 
 _COLUMNS = frozenset({"path", "label", "split", "mask"})
+_FILLERS = {"is", "data", "dataset", "name", "type", "idx", "index", "number", "no"}
 _SPLIT_COLUMNS = {"split", "splits", "set", "subset", "partition", "phase", "fold", "folds"}
 _MAX_CHARACTERS = 4000
 _MAX_BYTES = 1 << 32

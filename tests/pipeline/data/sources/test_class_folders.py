@@ -63,6 +63,8 @@ def test_a_split_that_is_not_wanted_is_not_looked_at(tmp_path):
         ([*TREE, "train/ant/val/3.png"], "splits below a class folder .train/ant holds"),
         (in_folders("fold1", "fold2"), "same folders .ant, bee. in each of its folders .fold1, fold2"),
         (in_folders("train/photo", "train/sketch", "val/photo"), "same folders .ant, bee."),
+        (["ant/data/test/1.png", "bee/data/1.png"], "splits below a class folder .ant holds data/test"),
+        (in_folders("shop/images", "web/images"), "same folders .images/ant, images/bee. in each"),
         ([f"{a}/{b}/1.png" for a in ("ill", "well") for b in ("images", "masks")], "same folders .images, masks."),
     ],
 )

@@ -218,7 +218,7 @@ def csv(folder: Path, header: str, ends: list[str]) -> Path:
     ("header", "ends", "message"),
     [
         ("path,label,is_valid", [",True", ",False"], "a column is_valid that seems to tell splits"),
-        ("path,label,fold", [",1", ",2"], "a column fold that seems to tell splits"),
+        ("path,label,fold_idx", [",1", ",2"], "a column fold_idx that seems to tell splits"),
         ("path,label,Test-Set", [",0"], "a column test-set that seems to tell splits"),
         ("path,label,split", [",train", ","], "line 3: split is empty, and [0-9]+ rows have one"),
         ("path,label", [", domestic"], "line 2: more cells than the 2 columns"),
@@ -231,7 +231,8 @@ def test_a_list_that_may_tell_splits_or_labels_otherwise_is_refused(images, head
 
 def test_columns_that_are_not_read_and_labels_of_two_kinds_are_said(images):
     assert note(csv(images, "path,label,split,is_valid", [",train,0"])).endswith("list were not read (is_valid)")
-    assert "1 columns of the list were not read (width)" in note(csv(images, "path,label,width", [",8"]))
+    for name in ("width", "train_id", "test score", "name"):
+        assert f"1 columns of the list were not read ({name})" in note(csv(images, f"path,label,{name}", [",8"]))
     assert note(csv(images, "path,label", [",", ""])) == ""  # as spreadsheets end their rows
     rows = [{**row, "label": "nan" if not number else number % 2, "split": "train"} for number, row in enumerate(GOOD)]
     floats = [{**row, "label": f"{number % 2}.0", "split": "train"} for number, row in enumerate(GOOD)]
