@@ -102,7 +102,8 @@ def _notes(num_refused: int, num_bare: int, unread: Sequence[str]) -> Iterator[s
     if num_refused:
         yield f"{num_refused} rows of the list name what is not read"
     if unread:
-        yield f"{len(unread)} columns of the list were not read ({', '.join(map(documents.excerpt, unread[:5]))})"
+        names = (documents.excerpt(name) if name else "without a name" for name in unread[:5])
+        yield f"{len(unread)} columns of the list were not read ({', '.join(names)})"
     if num_bare:
         yield f"{num_bare} images have no label: they show none of them"
 

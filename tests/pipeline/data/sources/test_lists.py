@@ -233,6 +233,7 @@ def test_columns_that_are_not_read_and_labels_of_two_kinds_are_said(images):
     assert note(csv(images, "path,label,split,is_valid", [",train,0"])).endswith("list were not read (is_valid)")
     for name in ("width", "train_id", "test score", "name"):
         assert f"1 columns of the list were not read ({name})" in note(csv(images, f"path,label,{name}", [",8"]))
+    assert "(without a name)" in note(csv(images, "path,label,", [",8"]))
     assert note(csv(images, "path,label", [",", ""])) == ""  # as spreadsheets end their rows
     rows = [{**row, "label": "nan" if not number else number % 2, "split": "train"} for number, row in enumerate(GOOD)]
     floats = [{**row, "label": f"{number % 2}.0", "split": "train"} for number, row in enumerate(GOOD)]
