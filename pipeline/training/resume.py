@@ -15,6 +15,7 @@ from pipeline.configuration import from_dict
 from pipeline.data.loading.datasets import TrainData
 from pipeline.distributed import World, from_main
 from pipeline.duration import Duration
+from pipeline.engine.deepspeed_engine import EngineConfig
 from pipeline.errors import UserError
 from pipeline.records import Changed, PassedOver, Record
 from pipeline.storage import objects
@@ -46,7 +47,10 @@ CHANGEABLE = (
     "data.skip_steps",
 )
 """Fields that a restarted run may change: none of them decides which update comes next, but for data.skip_steps, which is
-there to change it, and for the duration; both are reported. Data may lie elsewhere if they are the same."""
+there to change it, for the duration, and for what rounds otherwise (`ROUNDING`); all are reported. Data may lie elsewhere if
+they are the same."""
+ROUNDING = ("compile", "precision", "tf32")
+"""Fields of the engine by which the same update is rounded otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +135,8 @@ def _continue(
         )
     if earlier is not None and num_steps(earlier.duration) != num_steps(run.duration):
         changed["length"] = _other_length(run, step, num_steps(earlier.duration), num_steps(run.duration), num_steps)
-    if earlier is not None and earlier.engine.compile != run.engine.compile:
-        changed["compilation"] = (
-            f"passes run with engine.compile {run.engine.compile} now, and ran with {earlier.engine.compile} before: from here "
-            "on numbers differ by rounding from those of a run that had not changed it"
-        )
+    if earlier is not None:
+        changed |= _other_rounding(earlier.engine, run.engine)
     if earlier is None or _told(earlier) != _told(run):
         objects.write_bytes(objects.join(out, NAME), dump_yaml(run).encode())
     if now != before:
@@ -146,7 +147,16 @@ def _continue(
 
 def _told(run: Run) -> tuple[object, ...]:
     """What a later start compares with the run's file."""
-    return run.duration, run.data.sources(), run.engine.compile
+    return run.duration, run.data.sources(), *(getattr(run.engine, name) for name in ROUNDING)
+
+
+def _other_rounding(before: EngineConfig, now: EngineConfig) -> dict[str, str]:
+    return {
+        f"engine.{name}": f"engine.{name} is {getattr(now, name)} now, and was {getattr(before, name)}: from here on numbers "
+        "differ by rounding from those of a run that had not changed it"
+        for name in ROUNDING
+        if getattr(now, name) != getattr(before, name)
+    }
 
 
 def newest(out: str, cache_dir: str, world: World) -> tuple[Commit | None, list[PassedOver]]:

@@ -222,7 +222,7 @@ def test_a_run_says_what_it_runs_and_what_it_ran_before(
     records = list(train(run, str(tmp_path), leave_at=2))
     assert [r.passes for r in records if isinstance(r, Started)] == ["eager"]
     again = dataclasses.replace(run, engine=dataclasses.replace(run.engine, compile="blocks"))
-    for changes in (["compilation"], []):  # it is compared with the start before
+    for changes in (["engine.compile"], []):  # it is compared with the start before
         records = list(train(again, str(tmp_path), leave_at=3))
         assert [r.what for r in records if isinstance(r, Changed)] == changes
         assert [r.passes for r in records if isinstance(r, Started)] == ["eager, since compiling failed"]

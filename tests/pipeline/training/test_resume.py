@@ -164,6 +164,16 @@ def test_every_changeable_field_is_one_and_may_be_changed(copy: tuple[str, Path]
     assert isinstance(list(train(run, out))[-1], Finished)
 
 
+def test_another_precision_is_said_once(copy: tuple[str, Path]) -> None:
+    out, _ = copy
+    run = override(
+        load_yaml(Path(out, "run.yaml").read_text(), "run.yaml"), {"engine.precision": "bf16", "engine.tf32": True}
+    )
+    for said in ({"engine.precision": "is bf16 now, and was fp32:", "engine.tf32": "is True now, and was False:"}, {}):
+        changed = {r.what: r.text for r in train(run, out) if isinstance(r, Changed) and "engine." in r.what}
+        assert changed.keys() == said.keys() and all(said[what] in text for what, text in changed.items())
+
+
 def test_another_optimiser_is_refused_naming_both(copy: tuple[str, Path]) -> None:
     out, data = copy
     run = small_run(str(data))
