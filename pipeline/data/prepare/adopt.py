@@ -267,7 +267,8 @@ def _notes(
     if len(classes) == 1:
         yield f"all samples are of one class ({excerpt(classes[0])})"
     if label_kind(classes, numbers) != "numbers" and all(name.isdecimal() for name in classes):
-        yield f"the labels are {len(classes)} numbers from {classes[0]} to {classes[-1]}, numbered anew in their order"
+        first, last = excerpt(classes[0]), excerpt(classes[-1])
+        yield f"the labels are {len(classes)} numbers from {first} to {last}, numbered anew in their order"
     if not used.all():
         yield f"{(~used).sum()} classes have no sample in train"
     if repeated:

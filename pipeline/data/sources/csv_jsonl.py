@@ -171,8 +171,8 @@ def _text(value: object, name: str, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise UserError(f"{where}: {name} must be text or a whole number, not {documents.excerpt(value)}")
     text = "" if value is None else str(value).strip().strip("\ufeff").strip()
-    if len(text) > _MAX_CHARACTERS:
-        raise UserError(f"{where}: {name} has {len(text)} characters, more than the {_MAX_CHARACTERS} allowed")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{where}: {name} has {len(text)} characters, more than the {MAX_CHARACTERS} allowed")
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
         raise UserError(f"{where}: {name} has a control character: {documents.excerpt(text)!r}")
     if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
@@ -194,7 +194,7 @@ def refuse_split_columns(columns: Iterable[str], source: str) -> None:
 _COLUMNS = frozenset({"path", "label", "split", "mask"})
 _FILLERS = {"is", "data", "dataset", "name", "type", "idx", "index", "number", "no"}
 _SPLIT_COLUMNS = {"split", "splits", "set", "subset", "partition", "phase", "fold", "folds"}
-_MAX_CHARACTERS = 4000
+MAX_CHARACTERS = 4000
 _MAX_BYTES = 1 << 32
 
 

@@ -172,10 +172,12 @@ def _class_notes(entries: Sequence[ImageEntry], classes: Sequence[str]) -> Itera
     alike: dict[str, list[str]] = {}
     for name in classes:
         alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            shown = ", ".join(ascii(name) for name in names[:4])
-            yield f"these classes differ in case, spaces or Unicode form only: {shown}"
+    groups = [names for names in alike.values() if len(names) > 1]
+    for names in groups[:3]:
+        shown = ", ".join(ascii(documents.excerpt(name)) for name in names[:4])
+        yield f"these classes differ in case, spaces or Unicode form only: {shown}"
+    if len(groups) > 3:
+        yield f"so do {len(groups) - 3} more groups of classes"
     numbers = [name for name in classes if is_number(name)]
     if numbers and len(numbers) < len(classes):
         other = documents.excerpt(next(name for name in classes if not is_number(name)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipeline.data.sources.csv_jsonl import label_order
+from pipeline.data.sources.csv_jsonl import MAX_CHARACTERS, label_order
 from pipeline.documents import excerpt, parse_json
 from pipeline.errors import UserError
 
@@ -31,6 +31,8 @@ def label_text(members: Mapping[str, bytes], field: str | None = None) -> str:
         text = _from_json(text, field)
     if not text or "\n" in text:
         raise ValueError(f"its {extension} holds {'no label' if not text else 'more than one line'}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"its {extension} holds {len(text)} characters, and a label {MAX_CHARACTERS} at most")
     return text
 
 

@@ -164,6 +164,12 @@ def test_what_is_odd_about_labels_and_tars_is_said(tmp_path):
     assert note(tmp_path / "c") == "existing tars, indexed in place; 1 classes have no sample in train"
 
 
+def test_a_label_without_end_is_no_class_of_a_manifest_that_nobody_reads_again(tmp_path):
+    tar(tmp_path / "train-0.tar", samples(labels=("ant", "x" * 70_000)))
+    with pytest.raises(UserError, match="its cls holds 70000 characters, and a label 4000 at most"):
+        adopt(str(tmp_path))
+
+
 @pytest.mark.parametrize("labels", [[f"a photo of {i}" for i in range(100)], [str(i) for i in range(100)]])
 def test_captions_and_numbers_of_images_are_no_classes(tmp_path, labels):
     tar(tmp_path / "train-0.tar", samples(num=100, labels=tuple(labels)))

@@ -125,5 +125,8 @@ def test_classes_that_read_alike_and_those_that_a_split_lacks_are_said(tmp_path)
     assert "these classes differ in case, spaces or Unicode form only: 'Cat', 'cat '" in said
     assert r"'cafe\u0301', 'caf\xe9'" in said
     assert "val has no images of 4 of 5 classes (Cat, cafe" in said
+    names = [f"train/{'x' * 200}{number}{case}/1.png" for number in range(9) for case in "aA"]
+    said = note(folder_of(tmp_path / "d", names))  # a note that is too long is not read again
+    assert "so do 6 more groups of classes" in said and len(said) < 1500
     many = folder_of(tmp_path / "c", [f"train/person{i}/1.png" for i in range(100)])
     assert note(many) == "100 images have 100 classes: are these classes, or names of images"
