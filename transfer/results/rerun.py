@@ -65,7 +65,8 @@ def rerun(folder: Folder, name: str, *, data_root: str = "", tell: Tell = lambda
     cell = cell_name(first)
     recorded = estimate([float(e.value or 0.0) for e in entries], within=facts_of(first.metric).within)
     assert recorded is not None
-    if draws_nothing(first.method_kind or first.method, first.init, first.shots):
+    all_equal = recorded.n > 1 and recorded.low is None
+    if all_equal or draws_nothing(first.method_kind or first.method, first.init, first.shots):
         recorded = replace(recorded, low=recorded.mean, high=recorded.mean)  # the same number, up to an image
     if recorded.half_width is None:
         raise UserError(f"{cell} has one seed and so no interval to land in; extend the sweep with --seeds 3 first")

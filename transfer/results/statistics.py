@@ -31,7 +31,8 @@ class Estimate:
     n: int
     low: float | None = None
     high: float | None = None
-    """None with one drawn value, and for differences that are all equal: there is a spread, but they do not show it."""
+    """None with one drawn value, for values that are all equal (there is a spread, but they do not show it), and for a share whose
+    mean is not inside its range."""
     rule: str = ""
     """How the interval was made; "" = there is none."""
     p: float | None = None
@@ -61,19 +62,19 @@ def estimate(
         return Estimate(mean, 1)
     error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     half = t_quantile(n - 1, confidence) * error
-    if within is None and error < LEAST_ERROR:
-        # Shares of a few hundred images agree by chance: three draws that each differ by 7 of 200 images prove nothing more.
-        return Estimate(mean, n, p=1.0)
+    # Shares of a few hundred images agree by chance: three draws that each differ by 7 of 200 images prove nothing more.
     if within is None:
+        if error < LEAST_ERROR:
+            return Estimate(mean, n, p=1.0)
         return Estimate(mean, n, mean - half, mean + half, "t", _p_of_zero(mean, error, n - 1))
+    if error < LEAST_ERROR or not within[0] < mean < within[1]:
+        return Estimate(mean, n)
     return Estimate(mean, n, *_on_logit_scale(mean, half, within), "logit t")
 
 
 def _on_logit_scale(mean: float, half: float, within: Range) -> Range:
     width = within[1] - within[0]
     share = (mean - within[0]) / width
-    if not half or not 0 < share < 1:  # all values are equal
-        return mean, mean
     middle, reach = math.log(share / (1 - share)), half / width / (share * (1 - share))
     low, high = (0.5 * (1 + math.tanh(place / 2)) for place in (middle - reach, middle + reach))
     return within[0] + width * low, within[0] + width * high
