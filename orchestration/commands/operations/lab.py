@@ -28,6 +28,7 @@ def lab_command(commands: Any) -> None:
         lab,
         "train with each of several normalisers, or none, on equal terms; or check a paper's claim about them",
         [
+            "normfree lab --data data/cifar100 --out labs/all",
             "normfree lab --methods batch_norm,group_norm,none --data data/cifar100 --out labs/first",
             "normfree lab --methods batch_norm,group_norm --stat-groups 2,4,16,128 --shots 40 --seeds 3 --data data/cifar100 "
             "--out labs/groups",
@@ -46,7 +47,7 @@ def _add_options(p: argparse.ArgumentParser) -> None:
         "experiment",
         metavar="EXPERIMENT",
         nargs="?",
-        help="name of an experiment (--list), path of its YAML, or claims for all; without one, what the options say",
+        help="name of an experiment (--list), path of its YAML, or claims for all; without one, all methods, or what the options say",
     )
     p.add_argument("--list", action="store_true", help="methods, trunks and experiments")
     p.add_argument("--data", metavar="URL", help="a prepared dataset, ROOT/<card>")
@@ -57,7 +58,9 @@ def _add_options(p: argparse.ArgumentParser) -> None:
         help="of an experiment: full as its file says, tiny for two cores (default full)",
     )
     p.add_argument(
-        "--methods", metavar="A,B", help="methods, or all; with settings as normalizer_free:clipping=0.02:alpha=0.2"
+        "--methods",
+        metavar="A,B",
+        help="methods (default all); with settings as normalizer_free:clipping=0.02:alpha=0.2",
     )
     p.add_argument("--trunk", metavar="NAME", help="the network between the normalisers (--list)")
     p.add_argument("--batches", metavar="N,N", help="samples of an update")
@@ -79,7 +82,7 @@ def _add_options(p: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="prepared datasets beside --data, by card: few-shot ridge on each trained network's frozen features",
     )
-    p.add_argument("--epochs", metavar="X", help="passes over the training images")
+    p.add_argument("--epochs", metavar="X", help="passes over the training images (default 2)")
     p.add_argument("--shots", metavar="N", help="training images of a class; 0 = all")
     p.add_argument("--image-px", metavar="N", help="side of the images")
     p.add_argument("--seeds", metavar="N", help="of weights, order, augmentation and drawn images")
@@ -164,9 +167,7 @@ def experiments_of(args: argparse.Namespace) -> list["Experiment"]:
         return [_changed(load_experiment(args.experiment).at_size(size), given)]
     if args.size:
         raise UserError("--size is an experiment's; name one, or claims, or leave it out")
-    if "methods" not in given:
-        raise UserError("name an experiment, or the methods with --methods A,B; 'normfree lab --list' shows both")
-    return [_changed(None, {**given, "name": "lab"})]
+    return [_changed(None, {"methods": "all", **given, "name": "lab"})]
 
 
 def _changed(experiment: "Experiment | None", given: dict[str, Any]) -> "Experiment":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nfnet.normalizers.registry import list_methods
 from orchestration.cli import build_parser, main
 from orchestration.commands.operations.lab import experiments_of
 from transfer.lab.experiment import RateSearch, list_experiments
@@ -14,7 +15,6 @@ from transfer.lab.experiment import RateSearch, list_experiments
     [
         ("lab --methods none --out {tmp}/x", "--data is missing"),
         ("lab --methods none --data {tmp}/digits", "--out is missing"),
-        ("lab --data {tmp}/digits --out {tmp}/x", "name an experiment, or the methods"),
         ("lab agc --data {tmp}/digits --out {tmp}/x", "no experiment 'agc'"),
         ("lab claims --epochs 3 --data {tmp}/digits --out {tmp}/x", "--epochs does not go with all claims"),
         ("lab claims --each-rate --data {tmp}/digits --out {tmp}/x", "--each-rate does not go with all claims"),
@@ -41,6 +41,11 @@ def test_the_list_has_methods_trunks_and_experiments(capsys: pytest.CaptureFixtu
     assert main(["lab", "--list"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("normalizer_free", "resnet50_v2", "agc_high_rate"))
+
+
+def test_without_an_experiment_all_methods_are_trained() -> None:
+    (found,) = experiments_of(build_parser().parse_args(["lab", "--data", "d", "--out", "o"]))
+    assert found.methods == tuple(list_methods()) and found.seeds == 3
 
 
 def test_options_change_an_experiments_fields_at_its_size() -> None:
