@@ -31,8 +31,8 @@ class Estimate:
     n: int
     low: float | None = None
     high: float | None = None
-    """None with one drawn value, for values that are all equal (there is a spread, but they do not show it), and for a share whose
-    mean is not inside its range."""
+    """None with one drawn value, for values that are all equal (there is a spread, but they do not show it), and for a share
+    whose mean is not inside its range."""
     rule: str = ""
     """How the interval was made; "" = there is none."""
     p: float | None = None

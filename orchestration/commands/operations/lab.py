@@ -47,7 +47,8 @@ def _add_options(p: argparse.ArgumentParser) -> None:
         "experiment",
         metavar="EXPERIMENT",
         nargs="?",
-        help="name of an experiment (--list), path of its YAML, or claims for all; without one, all methods, or what the options say",
+        help="name of an experiment (--list), path of its YAML, or claims for all; without one, all methods or what the options "
+        "say",
     )
     p.add_argument("--list", action="store_true", help="methods, trunks and experiments")
     p.add_argument("--data", metavar="URL", help="a prepared dataset, ROOT/<card>")
