@@ -18,7 +18,7 @@ from transfer.measurement.downstream import PREFIX
 from transfer.report import plots
 from transfer.report.html_page import whole_page
 from transfer.report.html_template import fill, hours, plural, record
-from transfer.report.plot_style import SOURCES
+from transfer.report.plot_style import DASHES, line_style
 from transfer.report.write_report import text_console, text_table
 from transfer.sweep.ledger import Ledger
 
@@ -152,6 +152,7 @@ def render(experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None
         (hours(sum(e.seconds_s for e in entries)), "of trials"),
         *([(found.word, "verdict")] if found else []),
     ]
+    names, styles = names_of(rows), [line_style(i) for i in range(len(rows))]
     section = fill(
         "lab.html.j2",
         kicker=f"laboratory · {experiment.trunk} · {plural(experiment.seeds, 'seed')} · {experiment.epochs:g} epochs",
@@ -161,13 +162,32 @@ def render(experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None
         judged=_judged(found),
         titles=TITLES,
         lines=[cells_of(row) for row in rows],
-        colors=[(SOURCES[i % len(SOURCES)], cells_of(row)[0]) for i, row in enumerate(rows)],
+        accuracies=_accuracies(rows, names),
+        key=[(color, DASHES[stroke], name) for name, (color, stroke) in zip(names, styles, strict=True)],
         figures=_figures(rows),
         hardware=info.hardware,
         command=info.command,
         settings=record(to_dict(experiment)),
     )
     return whole_page(experiment.title or experiment.name, [section])
+
+
+def names_of(rows: Sequence[LabRow]) -> list[str]:
+    """Of each line: its method, and batch and rate where the lines differ in them."""
+    batches, rates = {row.line.batch for row in rows}, {row.line.rate for row in rows}
+    return [
+        row.line.shown
+        + (f", batch {row.line.batch}" if len(batches) > 1 else "")
+        + (f", rate {row.line.rate:g}" if len(rates) > 1 and row.line.rate is not None else "")
+        for row in rows
+    ]
+
+
+def _accuracies(rows: Sequence[LabRow], names: Sequence[str]) -> Any:
+    """Figure of all lines that finished; None where none did."""
+    means = [(name, row.mean("accuracy")) for name, row in zip(names, rows, strict=True)]
+    lines = [(name, 100 * mean.value, 100 * mean.error) for name, mean in means if mean is not None]
+    return plots.lab_accuracies(lines) if lines else None
 
 
 def _judged(found: Verdict | None) -> list[dict[str, Any]]:

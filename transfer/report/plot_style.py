@@ -28,6 +28,8 @@ PRINT = {
     **dict(zip(SOURCES, ("#14708a", "#6a4c93", "#4d7c0f", "#a3195b", "#8a6d14", "#3b5bb5"), strict=True)),
 }
 
+DASHES = {"-": "none", "--": "6 3", ":": "2 2", "-.": "7 2 2 2"}
+"""Strokes of lines: matplotlib's name, and SVG's pattern for the key."""
 
 MAX_LABEL_CHARACTERS = 48
 
@@ -35,6 +37,12 @@ MAX_LABEL_CHARACTERS = 48
 def color_of(source: str, sources: Sequence[str]) -> str:
     """Name of a source's colour."""
     return SOURCES[(sources.index(source) if source in sources else 0) % len(SOURCES)]
+
+
+def line_style(index: int) -> tuple[str, str]:
+    """(name of the colour, stroke) of the line at a place: the first 24 look differently."""
+    strokes = list(DASHES)
+    return SOURCES[index % len(SOURCES)], strokes[index // len(SOURCES) % len(strokes)]
 
 
 def log_axis(axes: Axes, which: str) -> None:

@@ -10,7 +10,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from transfer.metric_facts import facts_of
-from transfer.report.plot_style import MARKS, PRINT, SOURCES, color_of, dress, literal, log_axis, new_figure, quiet, svg
+from transfer.report.plot_style import (
+    MARKS,
+    PRINT,
+    SOURCES,
+    color_of,
+    dress,
+    line_style,
+    literal,
+    log_axis,
+    new_figure,
+    quiet,
+    svg,
+)
 from transfer.results.scorecard import Row, shots_order, shots_phrase, shots_text
 from transfer.sweep.entry import LedgerEntry
 
@@ -115,14 +127,27 @@ def learning(cells: Sequence[LedgerEntry], sources: Sequence[str]) -> Markup:
 
 
 def lab_lines(series: Sequence[tuple[int, Sequence[float], Sequence[float]]], x: str, y: str) -> Markup:
-    """Lines of (place of the colour, xs, ys), on a logarithmic axis where all values allow it."""
+    """Lines of (place in the key, xs, ys), on a logarithmic axis where all values allow it."""
     figure, axes = new_figure(4.6, 2.7)
     for index, xs, ys in series:
-        axes.plot(xs, ys, color=MARKS[SOURCES[index % len(SOURCES)]], lw=1.3, alpha=0.8)
+        color, stroke = line_style(index)
+        axes.plot(xs, ys, stroke, color=MARKS[color], lw=1.3, alpha=0.8)
     if all(value > 0 for _, _, ys in series for value in ys):
         log_axis(axes, "y")
     dress(axes, MARKS, x, y)
     return svg(figure, f"{y} over {x}")
+
+
+def lab_accuracies(lines: Sequence[tuple[str, float, float]]) -> Markup:
+    """(name, mean, standard error) of lines in %, the best at the top."""
+    figure, axes = new_figure(7.4, 0.8 + 0.21 * len(lines))
+    found = sorted(lines, key=lambda line: line[1])
+    places, (names, means, errors) = range(len(found)), zip(*found, strict=True)
+    axes.errorbar(means, places, xerr=errors, fmt="o", color=MARKS[SOURCES[0]], ms=4.5, lw=1.3)
+    axes.set_yticks(places, [literal(name) for name in names])
+    axes.set_ylim(-0.7, len(found) - 0.3)
+    dress(axes, MARKS, "test accuracy, %", "", grid="x")
+    return svg(figure, "test accuracy of each line")
 
 
 def held_out(searched: Sequence[tuple[LedgerEntry, bool]], sources: Sequence[str]) -> Markup:
