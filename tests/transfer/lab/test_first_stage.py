@@ -96,7 +96,7 @@ def test_a_teacher_is_trained_before_and_teaches_every_stage_on_the_trials_own_i
     asked = Experiment(**TAUGHT, first=FirstStage(card=card, epochs=0.02 if card else 0.5))
     sweep, lines = sweep_of_experiment(asked, data=digits, out=str(tmp_path))
     assert [line.shown for line in lines] == ["group_norm", "group_norm taught True"]
-    plain, taught = plan(sweep)[0]
+    taught = plan(sweep)[0][1]
     taught.select(sweep.out, dict(taught.points[0]), [], "one point")
     runs: list[tuple[Run, str, str]] = []
     real = loop.train
@@ -154,6 +154,6 @@ def test_a_teacher_that_diverges_is_no_result_of_its_trial(digits: str, tmp_path
     sweep, _ = sweep_of_experiment(Experiment(**{**TAUGHT, "teacher": wild}), data=digits, out=str(tmp_path))
     cell = plan(sweep)[0][1]
     cell.select(sweep.out, dict(cell.points[0]), [], "one point")
-    with pytest.raises(TrialFailed, match="the teacher diverged .*; lower teacher.learning_rate") as failed:
+    with pytest.raises(TrialFailed, match=r"the teacher diverged .*; lower teacher\.learning_rate") as failed:
         run_finetune(sweep, cell.finals(dict(cell.points[0]), 1)[0], lambda row: None)
     assert failed.value.cause == "error"
