@@ -110,3 +110,14 @@ def test_a_run_is_trained_to_what_its_teacher_says_of_its_own_images(taught: tup
     )
     assert first.gradient_norm < 1e-5 < other.gradient_norm and first.loss != other.loss
     assert first.accuracy == other.accuracy  # of the labels, in both
+
+
+@pytest.mark.parametrize("sam_rho", [0.0, 0.05])
+def test_a_run_that_goes_on_hears_the_same_teacher(taught: tuple[Run, str], tmp_path: Path, sam_rho: float) -> None:
+    run, url = taught
+    student = replace(run, seed=1, optim=replace(run.optim, sam_rho=sam_rho))
+    losses = [
+        [r.loss for r in train(student, str(tmp_path / out), teacher=url, leave_at=until) if isinstance(r, Step)]
+        for out, until in (("whole", 0), ("parts", 2), ("parts", 0))
+    ]
+    assert losses[0] == losses[1] + losses[2] and len(losses[1]) == 2
