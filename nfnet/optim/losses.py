@@ -19,6 +19,16 @@ class MixedLabels(NamedTuple):
         return torch.where(self.weight >= 0.5, self.first, self.second)
 
 
+class TaughtLabels(NamedTuple):
+    """A teacher's word on images, for the loss, and their classes, by which hits are counted.
+
+    `targets` (N, C) probabilities of classes; `larger` (N,) int64 classes, of a mixed image the one with the larger share.
+    """
+
+    targets: torch.Tensor
+    larger: torch.Tensor
+
+
 def label_smoothing_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor | MixedLabels, smoothing: float = 0.0, reduction: str = "mean"
 ) -> torch.Tensor:

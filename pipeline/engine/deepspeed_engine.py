@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from nfnet.network import Network
-from nfnet.optim.losses import MixedLabels, binary_cross_entropy, label_smoothing_cross_entropy
+from nfnet.optim.losses import MixedLabels, TaughtLabels, binary_cross_entropy, label_smoothing_cross_entropy
 from pipeline import distributed
 from pipeline.configuration import check_fields
 from pipeline.engine.optim_config import OptimConfig
@@ -120,7 +120,7 @@ class Objective(nn.Module):
         self.network, self.smoothing, self.bf16 = network, optim.label_smoothing, precision == "bf16"
         self.loss = binary_cross_entropy if optim.loss == "binary" else label_smoothing_cross_entropy
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | None = None) -> Any:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | TaughtLabels | None = None) -> Any:
         """Without labels: logits, as the network gives them. ZeRO's hooks want every pass to begin here."""
         if labels is None:
             return self.logits(images)
@@ -130,15 +130,17 @@ class Objective(nn.Module):
         found: torch.Tensor = self.network(images)
         return found
 
-    def losses(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(
+        self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | TaughtLabels
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(images)
         logits = logits.float()
-        loss = self.loss(logits, labels, self.smoothing)
+        loss = self.loss(logits, labels.targets if isinstance(labels, TaughtLabels) else labels, self.smoothing)
         best = logits.detach().argmax(1)
-        if not isinstance(labels, MixedLabels) and labels.dim() == 2:
+        if isinstance(labels, torch.Tensor) and labels.dim() == 2:
             return loss, (labels.gather(1, best[:, None]) >= 0.5).sum()
-        return loss, (best == (labels.larger if isinstance(labels, MixedLabels) else labels)).sum()
+        return loss, (best == (labels if isinstance(labels, torch.Tensor) else labels.larger)).sum()
 
 
 OURS = ("_param_dict", "float16_config", "bfloat16_config.enabled", "timers_config.enabled", "grad_accum_dtype", "global_rank",

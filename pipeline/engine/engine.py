@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from nfnet.optim.losses import MixedLabels
+from nfnet.optim.losses import MixedLabels, TaughtLabels
 from nfnet.optim.sgd import SGD, average_keep
 from pipeline.distributed import World
 from pipeline.engine import optimisers
@@ -103,7 +103,9 @@ class Engine(NamedState):
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
-    def forward_backward(self, images: torch.Tensor, labels: torch.Tensor | MixedLabels, *, is_last: bool) -> None:
+    def forward_backward(
+        self, images: torch.Tensor, labels: torch.Tensor | MixedLabels | TaughtLabels, *, is_last: bool
+    ) -> None:
         """One micro-batch; gradients accumulate, and are averaged over ranks with the step's last one."""
         self._engine.train()
         # Said explicitly: the library counts micro-batches by calls of its step(), which is called once an update here.

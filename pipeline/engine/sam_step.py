@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfnet.optim.losses import MixedLabels
+from nfnet.optim.losses import MixedLabels, TaughtLabels
 from nfnet.optim.sam import sam_backward
 from pipeline.engine.buffers import Buffers
 from pipeline.engine.deepspeed_engine import Objective
@@ -21,7 +21,7 @@ def sam_losses(
     layout: FragmentLayout,
     buffers: Buffers,
     images: torch.Tensor,
-    labels: torch.Tensor | MixedLabels,
+    labels: torch.Tensor | MixedLabels | TaughtLabels,
     optim: OptimConfig,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both passes of a micro-batch: the ascent, and DeepSpeed's forward and backward pass at the perturbed weights.
@@ -34,7 +34,7 @@ def sam_losses(
     seen: list[torch.Tensor] = []
 
     def loss_of(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        chosen = MixedLabels(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
+        chosen = type(labels)(*(t[rows] for t in labels)) if isinstance(labels, tuple) else labels[rows]
         buffers.put(before)
         with span("forward"):
             loss, correct = next(passes)(images, chosen)

@@ -23,6 +23,7 @@ from pipeline.distributed import World
 from pipeline.fitting.micro_batch import Asked, find
 from pipeline.join import library_settings
 from pipeline.join.agreement import joined
+from pipeline.models.teacher import Teacher
 from pipeline.profiling.asked import Steps
 from pipeline.profiling.profiler import Profiler
 from pipeline.profiling.ranges import span
@@ -52,6 +53,7 @@ def train(
     may_save: Callable[[], bool] = lambda: True,
     goes_back: bool = True,
     profile: Steps | None = None,
+    teacher: str = "",
 ) -> Iterator[Record]:
     """Train `run` to its end, starting from the newest verified checkpoint in the folder `out` if there is one.
 
@@ -68,6 +70,7 @@ def train(
         goes_back: to the newest checkpoint, from updates that are not finite; False ends the run there (`Diverged`), so that
             its numbers do not depend on which saves there were.
         profile: steps to look at closely (`pipeline.profiling`).
+        teacher: a checkpoint of the same classes that takes the place of the labels (`pipeline.models.teacher`).
     """
     clock = Clock()
     with (
@@ -84,7 +87,7 @@ def train(
                 allow=run.join.allow,
             ) as (me, differences):
                 fitted, found = distributed.together(me, lambda: _fitted(run, out, me))
-                job = distributed.together(me, lambda: _job(fitted, out, me, clock, stop, on_scores, profile))
+                job = distributed.together(me, lambda: _job(fitted, out, me, clock, stop, on_scores, profile, teacher))
                 yield from job.start()
                 yield from differences
                 yield from library_settings.compared(out, me, job.engine.library_defaults, job.step)
@@ -134,8 +137,10 @@ def _job(
     stop: StopSignal,
     on_scores: OnScores | None,
     profile: Steps | None,
+    teacher: str,
 ) -> Job:
     job = Job(without_skipped(run, out, me), out, me, clock, stop, on_scores)
+    job.teacher = Teacher(teacher, job.data.classes, me.device) if teacher else None
     if profile is not None:
         profile.check(job.total_steps)
     return job
@@ -239,7 +244,8 @@ def _forward_backward(job: Job, batches: Iterator[Batch]) -> list[Batch]:
             images = normalise(batch.images, job.run.augment, world.device)
             labels = batch.targets(world.device, job.label_table)
         with clock("compute"):
-            job.engine.forward_backward(images, labels, is_last=micro == job.accumulation - 1)
+            taught = job.teacher(images, labels) if job.teacher else labels
+            job.engine.forward_backward(images, taught, is_last=micro == job.accumulation - 1)
     return seen
 
 

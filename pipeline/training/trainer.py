@@ -27,6 +27,7 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.update_stats import UpdateStats, over_updates
 from pipeline.errors import UserError
 from pipeline.models.backbone import build_model
+from pipeline.models.teacher import Teacher
 from pipeline.records import Notice, Phase, Record, Started, Step
 from pipeline.supervision.phase_clock import Clock
 from pipeline.supervision.stop_signals import StopSignal
@@ -67,6 +68,7 @@ class Job:
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
         self.check = ResumeCheck(run.saving.stop_after_resume, me)
+        self.teacher: Teacher | None = None
         self.must_leave = False
         """All ranks have agreed to stop."""
         self.evaluation: dict[str, float] = {}
@@ -140,14 +142,13 @@ class Job:
             metric=saving.best_metric,
         )
         taken = retention.folder_names(self.out) if self.world.is_main else set()
-        watchdog = run.watchdog
         self.saver = Saver(
             self.out,
             config=saving,
             policy=policy,
             world=self.world,
             taken=taken,
-            stall_s=STALLED * max(watchdog.save_limit_s, watchdog.limit_s),
+            stall_s=STALLED * max(run.watchdog.save_limit_s, run.watchdog.limit_s),
             is_enough=lambda: self.stop.left_s < KEPT_FOR_THE_DISK * self.stop.grace_s,
         )
         self.saver.newest = commit
@@ -283,7 +284,6 @@ class Job:
 
     def _facts(self) -> dict[str, Any]:
         """What a commit file says besides its files."""
-        manifest = self.data.manifest
         return {
             "samples": self.samples,
             "num_updates": self.engine.num_updates,
@@ -291,7 +291,7 @@ class Job:
             "buffers": self.engine.buffer_types,
             "config": to_dict(self.run),
             "config_digest": self.run.digest(),
-            "dataset": {"name": manifest.name, "url": self.run.data.url, "digest": self.data.digest},
+            "dataset": {"name": self.data.manifest.name, "url": self.run.data.url, "digest": self.data.digest},
             "classes": self.data.classes,
             "evaluation": self.evaluation,
             "expected": self.check.expected(

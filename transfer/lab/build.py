@@ -15,7 +15,7 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.make_order import check_classes
 from pipeline.errors import UserError
-from pipeline.models import trunks
+from pipeline.models import backbone, trunks
 from pipeline.models.backbone import typed_options
 from pipeline.storage import objects
 from transfer.lab.experiment import Experiment, parse_method
@@ -73,6 +73,7 @@ def lines_of(experiment: Experiment) -> list[Line]:
     """All lines. UserError, before anything is trained, for one that cannot be."""
     found: list[Line] = []
     rates = experiment.rates if experiment.each_rate else (None,)
+    _check_teacher(experiment)
     for word in experiment.methods:
         name, own, recipe = parse_method(word)
         clipping = (
@@ -122,6 +123,19 @@ def _check(experiment: Experiment, word: str, name: str, settings: dict[str, Any
         make_method(name, **{k: v for k, v in settings.items() if k != "method"}).check_batch(batch)
     except (UserError, ValueError) as error:
         raise UserError(f"{word} at batch {batch}: {error}") from None
+
+
+def _check_teacher(experiment: Experiment) -> None:
+    import torch
+
+    if (teacher := experiment.teacher) is None:
+        return
+    for batch in experiment.batches:
+        try:
+            with torch.device("meta"):
+                trunks.check_batch(backbone.make(teacher.model, 2, teacher.options), batch)
+        except UserError as error:
+            raise UserError(f"the teacher at batch {batch}: {error}") from None
 
 
 def sweep_of_experiment(
@@ -191,13 +205,15 @@ def _own_options(experiment: Experiment, settings: dict[str, Any], options: dict
 
 
 def _recipe(experiment: Experiment, line: Line) -> Method:
+    words = {key: value for key, value in line.settings.items() if key != "taught"}
     settings = FinetuneSettings(
         split="few_shot" if experiment.shots else "full",
         shots=(experiment.shots,) if experiment.shots else (),
         learning_rates=experiment.rates if line.rate is None else (line.rate,),
         epochs=(experiment.epochs,),
         batch=line.batch,
-        **line.settings,
+        **words,
+        teacher=experiment.teacher if line.settings.get("taught") else None,
         weight_decay=experiment.weight_decay,
         warmup_share=experiment.warmup_share,
     )

@@ -17,7 +17,7 @@ from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positiv
 from pipeline.storage import objects
 from pipeline.yaml_files.parse import parse_yaml, read_yaml
 from pipeline.yaml_files.refusals import located, within
-from transfer.protocol.method_settings import FinetuneSettings
+from transfer.protocol.method_settings import FinetuneSettings, TeacherStage
 from transfer.sweep.sources import FirstStage
 
 SIZES = ("tiny", "full")
@@ -31,8 +31,9 @@ RECIPE = (
     "mixup_alpha",
     "cutmix_alpha",
     "policy_magnitude",
+    "taught",
 )
-"""Settings that are the recipe's and not the network's: fields of `FinetuneSettings`."""
+"""Settings that are the recipe's and not the network's: fields of `FinetuneSettings`, and `taught`, by the `teacher`."""
 Statistic = Literal[
     "accuracy",
     "images_per_s",
@@ -127,6 +128,8 @@ class Experiment:
     """Find the largest stable rate of each line too."""
     first: FirstStage | None = None
     """What each trial trains before, and starts from: another form of the network (`options`), or other data (`card`)."""
+    teacher: TeacherStage | None = None
+    """Of the methods with `taught=true`: each of their trials trains it before, and is then trained to its softmax."""
     seeds: Count = 3
     compare: tuple[Comparison, ...] = ()
     """All of them must hold for the claim to pass."""
@@ -146,7 +149,10 @@ class Experiment:
             raise UserError(f"trunk is {self.trunk!r}; {nearest(self.trunk, list_trunks())}")
         for word in self.methods:
             with within(f"methods[{word}]"):
-                parse_method(word)
+                _, _, recipe = parse_method(word)
+                if recipe.get("taught") and self.teacher is None:
+                    usual = "teacher: {model: trunk:resnet_v2_tiny, epochs: 10}"
+                    raise UserError(f"{word} is taught, and the experiment has no teacher; give it one, as {usual}")
 
 
 def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -157,7 +163,7 @@ def parse_method(word: str) -> tuple[str, dict[str, str], dict[str, Any]]:
     known = [f.name for f in fields(get_method(name))]
     own: dict[str, str] = {}
     recipe: dict[str, Any] = {}
-    types = hints(FinetuneSettings)
+    types = {**hints(FinetuneSettings), "taught": bool}
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or key not in (*known, *RECIPE):

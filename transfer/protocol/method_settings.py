@@ -1,14 +1,15 @@
 """What each kind of method takes: its settings, their ranges and defaults."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pipeline.configuration import check_fields
 from pipeline.data.sources import cards
 from pipeline.engine.optim_config import Clip
 from pipeline.errors import UserError
 from pipeline.field_types import Count, CountOrZero, Items, NonNegative, Positive, Range, Share, ShareBelowOne, Text
+from pipeline.models.backbone import typed_options
 from pipeline.models.batch_norm import Statistics
 from transfer.protocol.search_space import Search
 
@@ -139,6 +140,29 @@ GRID = ("learning_rates", "num_steps", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherStage:
+    """A network that each trial trains first, on its own images in its own batches, and that then says what it is trained to.
+
+    Its rate, decay and clipping are not the trial's, so that lines and candidates that differ in these have the same teacher.
+    """
+
+    model: Text
+    """As `model.name`, with fresh weights from the trial's seed."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """As `model.options`."""
+    epochs: Positive
+    """Passes over the trial's training images."""
+    learning_rate: Positive = 0.1
+    weight_decay: NonNegative = 5e-4
+    clipping: NonNegative = 0.0
+    """AGC's lambda; 0 = no clipping."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "teacher")
+        object.__setattr__(self, "options", typed_options(self.model, self.options))
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(Settings):
     """Fine-tuning of all layers with a new head (`transfer.sweep.finetune`).
 
@@ -193,6 +217,8 @@ class FinetuneSettings(Settings):
     cutmix_alpha: Share = 0.0
     policy_magnitude: Annotated[float, Range(0, 30)] = 0.0
     """Of RandAugment as torchvision has it, with two operations an image; 0 = none."""
+    teacher: TeacherStage | None = None
+    """Trained first, in each trial; its softmax then takes the place of the labels (`pipeline.models.teacher`)."""
     search: Search | None = None
     """In place of the grid."""
 

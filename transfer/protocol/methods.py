@@ -51,6 +51,7 @@ LATER = frozenset(
         "rate_factors",
         "batch_norm",
         "correlated",
+        "teacher",
     ]
 )
 """Settings that earlier protocols did not have, and that change no digest with their usual values."""

@@ -96,4 +96,6 @@ class Truth:
         what = WHAT[self.kind]
         if shots != ALL_IMAGES:
             return f"{name}: {what}, so that images of each class cannot be drawn; set split: full"
+        if getattr(settings, "teacher", None) is not None:
+            return f"{name}: {what}, and a teacher's softmax is over one class an image; leave the teacher out"
         return None if metric in fitting else f"{name}: {what}; set metric to one of {', '.join(fitting)}"

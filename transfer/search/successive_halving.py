@@ -153,6 +153,12 @@ def work_url(sweep: str, digest: str) -> str:
     return objects.join(sweep, "work", digest)
 
 
+def remove_work(sweep: str, digest: str) -> None:
+    """Of a trial that is over, with what it trained before (`transfer.sweep.finetune.begin`)."""
+    for name in ("", "-teacher", "-first"):
+        objects.remove_tree(work_url(sweep, digest) + name)
+
+
 def asha_url(sweep: str, cell: str) -> str:
     return objects.join(sweep, "decisions", f"{cell}-asha.json")
 

@@ -17,12 +17,13 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig, samples_per_epoch
 from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
+from pipeline.errors import Diverged
 from pipeline.models.backbone import ModelConfig
 from pipeline.models.batch_norm import Statistics
 from pipeline.records import Record, Stopped
 from pipeline.storage import objects
 from pipeline.training.run import Run
-from transfer.protocol.method_settings import FinetuneSettings, HyperruleSettings
+from transfer.protocol.method_settings import FinetuneSettings, HyperruleSettings, TeacherStage
 from transfer.protocol.methods import Method
 from transfer.protocol.recipes.bit_hyperrule import HyperRule, hyperrule
 from transfer.protocol.sealed_splits import TestSplit, read_selection
@@ -159,15 +160,41 @@ def first_run(run: Run, first: FirstStage, data_root: str) -> Run:
     )
 
 
-def after_first(run: Run, first: FirstStage | None, data_root: str, place: str) -> Run:
-    """A trial's run from the weights of its first stage, if it has one, which is trained here, or was before a kill."""
+def teacher_run(run: Run, teacher: TeacherStage) -> Run:
+    """What trains a trial's teacher: as a first stage, but another network by a recipe of its own."""
+    stage = first_run(run, FirstStage(epochs=teacher.epochs, weight_decay=teacher.weight_decay), "")
+    optim = OptimConfig(
+        learning_rate=teacher.learning_rate,
+        warmup=stage.optim.warmup,
+        weight_decay=teacher.weight_decay,
+        clipping=teacher.clipping,
+    )
+    model = ModelConfig(name=teacher.model, options=teacher.options)
+    return dataclasses.replace(stage, name=f"{run.name}-teacher", model=model, optim=optim)
+
+
+def begin_stages(run: Run, method: Method, first: FirstStage | None, root: str, place: str) -> tuple[Run, str]:
+    """What comes before a trial, trained here, or before a kill: its run from the weights of its first stage, if it has one, and
+    the place of its teacher, or "". A teacher knows the trial's classes, so a first stage on other data has none."""
+    teacher, taught = getattr(method.settings, "teacher", None), ""
+    if teacher is not None:
+        taught = f"{place}-teacher"
+        try:
+            _train_stage(teacher_run(run, teacher), taught)
+        except Diverged as error:  # of this setting, and not a result of the trial's
+            raise TrialFailed(f"the teacher diverged ({error}); lower teacher.learning_rate", "error") from None
+    if first is None:
+        return run, taught
+    _train_stage(first_run(run, first, root), f"{place}-first", "" if first.card else taught)
+    model = dataclasses.replace(run.model, init_from=f"{place}-first", new_head=bool(first.card))
+    return dataclasses.replace(run, model=model), taught
+
+
+def _train_stage(run: Run, place: str, teacher: str = "") -> None:
     from pipeline.training.train import train
 
-    if first is None:
-        return run
-    for record in train(first_run(run, first, data_root), place, goes_back=False):
+    for record in train(run, place, goes_back=False, teacher=teacher):
         refuse_stop(record)
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, init_from=place, new_head=bool(first.card)))
 
 
 def refuse_stop(record: Record) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.storage import objects
 from transfer.search.grids import Bracket, brackets
-from transfer.search.successive_halving import Rung, decide, decision_url, read_rung, work_url
+from transfer.search.successive_halving import Rung, decide, decision_url, read_rung, remove_work
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.choices import NothingChosen, asked, choose, taken_up
 from transfer.sweep.entry import LedgerEntry, Trial
@@ -80,7 +80,7 @@ class Book:
             stopped_at=int(rows[-1]["step"]),
         )
         self.over(found, write=True)
-        objects.remove_tree(work_url(self.sweep.out, trial.digest))
+        remove_work(self.sweep.out, trial.digest)
 
 
 class Searches:

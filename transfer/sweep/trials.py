@@ -30,11 +30,11 @@ from transfer.protocol.methods import Method
 from transfer.protocol.sealed_splits import TestSplit, open_test, selection_url
 from transfer.protocol.tasks import Task
 from transfer.search.grids import candidates, grace_steps
-from transfer.search.successive_halving import Rung, read_rung, work_url, write_rung
+from transfer.search.successive_halving import Rung, read_rung, remove_work, work_url, write_rung
 from transfer.sweep.cells import Sweep, name_of, open_again, plan
 from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.failures import TrialFailed, cause_of, reason
-from transfer.sweep.finetune import after_first, finetune_run, num_processes, refuse_stop
+from transfer.sweep.finetune import begin_stages, finetune_run, num_processes, refuse_stop
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import run_probes
 from transfer.sweep.sources import Backbone
@@ -128,8 +128,8 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
     run = _run_of(trial, task, method, source, test, live=live)
     seen, earlier, pace = _Seen(trial, task, me), _earlier(sweep, trial, until), SavePace(me)
     work = work_url(sweep.out, trial.digest)
-    begun = after_first(run, source.first, sweep.data_root, f"{work}-first")
-    records = train(begun, work, on_scores=seen.take, leave_at=until, may_save=pace, goes_back=False)
+    begun, taught = begin_stages(run, method, source.first, sweep.data_root, work)
+    records = train(begun, work, on_scores=seen.take, leave_at=until, may_save=pace, goes_back=False, teacher=taught)
     _follow(records, seen, pace, report if live and me.is_main else None)
     first = seen.curve[0]["step"] if seen.curve else int(trial.hyperparameters["num_steps"]) + 1
     rows = [r for r in (earlier.rows if earlier else []) if r["step"] < first] + seen.curve
@@ -163,8 +163,7 @@ def run_finetune(sweep: Sweep, trial: Trial, report: Report, *, until: int = 0) 
         **spent,
     )
     Ledger(sweep.out).write(found)
-    objects.remove_tree(work)
-    objects.remove_tree(f"{work}-first")
+    remove_work(sweep.out, trial.digest)
     return found
 
 

@@ -15,7 +15,14 @@ from tests.transfer.conftest import _pixels, run_sweep
 from transfer.measurement import predictions
 from transfer.metrics import compute
 from transfer.probes import fit
-from transfer.protocol.method_settings import KnnSettings, LinearSettings, LogisticSettings, RidgeSettings
+from transfer.protocol.method_settings import (
+    FinetuneSettings,
+    KnnSettings,
+    LinearSettings,
+    LogisticSettings,
+    RidgeSettings,
+    TeacherStage,
+)
 from transfer.protocol.methods import Method
 from transfer.protocol.own_data import default_suite
 from transfer.protocol.tasks import Task, TaskEntry, open_task
@@ -176,6 +183,10 @@ def test_average_precision_and_auroc_with_ties_are_scikit_learns() -> None:
 def test_what_does_not_fit_is_said_before_a_trial(task: Task) -> None:
     assert "set split: full" in (task.cannot(RidgeSettings(shots=(5,)), 5) or "")
     assert "set metric to one of map11" in (task.cannot(RidgeSettings(split="full", metric="top1"), 0) or "")
+    teacher = TeacherStage(model="nfnet_tiny", epochs=1.0)
+    taught = FinetuneSettings(split="full", learning_rates=(0.1,), num_steps=(3,), teacher=teacher)
+    assert "a teacher's softmax is over one class an image" in (task.cannot(taught, 0) or "")
+    assert task.cannot(replace(taught, teacher=None), 0) is None
     one_label = replace(task, truth=Truth(), card=load_card("digits"))
     assert "is not of one class an image" in (one_label.cannot(RidgeSettings(split="full", metric="map"), 0) or "")
 

@@ -44,6 +44,18 @@ def test_what_is_called_the_same_must_be_the_same(asked: Suite, words: str) -> N
         grown(suite(), asked, "out")
 
 
+def test_a_teacher_is_a_setting_that_a_sweeps_folder_keeps_and_that_does_not_change() -> None:
+    recipe = {"learning_rates": [0.1], "epochs": [1], "shots": [5]}
+    teacher = {"model": "trunk:resnet_v2_tiny", "options": {"method": "batch_norm", "widths": [8, 8]}, "epochs": 2}
+    taught, plain = suite(finetune={**recipe, "teacher": teacher}), suite(finetune=recipe)
+    jsonschema.validate(
+        {"name": "mine", "tasks": ["digits"], "methods": {"finetune": {**recipe, "teacher": teacher}}}, schema()
+    )
+    assert suite_of(taught.plain(), "out").digest() == taught.digest() != plain.digest()
+    with pytest.raises(UserError, match="its method finetune differs in teacher"):
+        grown(plain, taught, "out")
+
+
 def test_a_task_may_lie_elsewhere_and_be_called_otherwise() -> None:
     one = suite(
         [{"card": "images", "data": "cats", "label": "cats"}, {"card": "images", "data": "/d/dogs", "label": "dogs"}]
