@@ -202,7 +202,7 @@ def _profile(alive: _Alive, repeated: list[tuple[nn.Module, int, _Marks]]) -> St
 
 def _without_repeats(network: Any) -> list[tuple[nn.Module, int]]:
     """Of successive blocks alike all but the last become nothing; (block, how many were taken out before it)."""
-    blocks = network.blocks if isinstance(network, NFNet) else []
+    blocks: Any = network.blocks if isinstance(network, NFNet) else []
     found: list[tuple[nn.Module, int]] = []
     for i, block in enumerate(blocks):
         after = blocks[i + 1] if i + 1 < len(blocks) else None
