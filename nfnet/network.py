@@ -19,8 +19,8 @@ class Network(nn.Module):
     blocks: nn.ModuleList
     num_features: int
     num_classes: int
-    num_checkpointed: int = 0
-    """Blocks, from the first on, that are computed again in the backward pass."""
+    checkpointed: range = range(0)
+    """Numbers of the blocks that are computed again in the backward pass."""
 
     def add_head(self, drop_rate: float, head_init: str) -> None:
         """Dropout and classifier; needs `num_features` and `num_classes`. ValueError for an unknown `head_init`."""
@@ -51,13 +51,14 @@ class Network(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def set_grad_checkpointing(self, enable: bool = True, share: float = 1.0) -> None:
+    def set_grad_checkpointing(self, enable: bool = True, share: float = 1.0, every: int = 1) -> None:
         """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more work.
 
         Args:
             share: of the blocks, at least one: the first ones, whose maps are the largest.
+            every: of these the first, and each that is so many blocks after one.
         """
-        self.num_checkpointed = math.ceil(round(share * len(self.blocks), 6)) if enable else 0
+        self.checkpointed = range(0, math.ceil(round(share * len(self.blocks), 6)) if enable else 0, every)
 
     def end(self, x: torch.Tensor) -> torch.Tensor:
         """After the last block, its activation included."""
@@ -66,9 +67,9 @@ class Network(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_chans, H, W) -> (N, num_features, h, w)."""
         x = self.stem(x)
-        num_again = self.num_checkpointed if self.training and torch.is_grad_enabled() else 0
+        again = self.checkpointed if self.training and torch.is_grad_enabled() else range(0)
         for number, block in enumerate(self.blocks):
-            if number < num_again:
+            if number in again:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)

@@ -132,7 +132,7 @@ def _in_kernel() -> bool:
 
 
 def step_profile(
-    model: nn.Module, px: int, *, precision: str = "fp32", checkpointing: float = 0.0, in_chans: int = 3
+    model: nn.Module, px: int, *, precision: str = "fp32", checkpointing: float = 0.0, every: int = 1, in_chans: int = 3
 ) -> StepProfile:
     """Of a training pass over images (N, in_chans, px, px), with softmax cross-entropy.
 
@@ -140,16 +140,18 @@ def step_profile(
         model: on any device, the meta device included; it is not touched.
         precision: fp32, or bf16 for autocast over fp32 weights.
         checkpointing: share of the blocks, the first ones, that are computed again in the backward pass.
+        every: of these the first, and each that is so many blocks after one.
     Raises:
         ValueError: the network cannot recompute its blocks, or not a part of them.
     """
+    is_part = checkpointing < 1 or every > 1
     with FakeTensorMode():
         network: Any = fake_copy(model).train()
         if checkpointing:
             try:
-                network.set_grad_checkpointing(True, *([checkpointing] if checkpointing < 1 else []))
+                network.set_grad_checkpointing(True, *([checkpointing, every] if is_part else []))
             except (AttributeError, AssertionError, TypeError):
-                part = " a part of" if checkpointing < 1 else ""
+                part = " a part of" if is_part else ""
                 raise ValueError(f"this network cannot recompute{part} its blocks") from None
         repeated = _without_repeats(network)
         alive = _Alive({t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())})
@@ -198,14 +200,15 @@ def _profile(alive: _Alive, repeated: list[tuple[nn.Module, int, _Marks]]) -> St
     )
 
 
-def _without_repeats(network: nn.Module) -> list[tuple[nn.Module, int]]:
+def _without_repeats(network: Any) -> list[tuple[nn.Module, int]]:
     """Of successive blocks alike all but the last become nothing; (block, how many were taken out before it)."""
     blocks: Any = network.blocks if isinstance(network, NFNet) else []
     found: list[tuple[nn.Module, int]] = []
     for i, block in enumerate(blocks):
         after = blocks[i + 1] if i + 1 < len(blocks) else None
-        # The last block that is computed again is not as the first that is not.
-        if after is not None and _form(block) == _form(after) and i + 1 != network.num_checkpointed:
+        # A block that is computed again is not as one that is not.
+        is_again, is_next_again = (n in network.checkpointed for n in (i, i + 1))
+        if after is not None and _form(block) == _form(after) and is_again == is_next_again:
             blocks[i] = nn.Identity()
         elif i and isinstance(blocks[i - 1], nn.Identity):
             first = i - 1

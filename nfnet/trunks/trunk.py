@@ -57,12 +57,12 @@ class Trunk(Network):
         """The convolutions of each residual branch, in order; [] in a chain of layers."""
         return []
 
-    def set_grad_checkpointing(self, enable: bool = True, share: float = 1.0) -> None:
-        """Keep only the input of each block, or of a share of them, for the backward pass. Running averages then
+    def set_grad_checkpointing(self, enable: bool = True, share: float = 1.0, every: int = 1) -> None:
+        """Keep only the input of each block, or of a part of them, for the backward pass. Running averages then
         move twice a step, so it is refused with those."""
         if enable and not self.method.batch_free:
             raise ValueError(f"{self.method.name} takes statistics in the forward pass, which checkpointing repeats")
-        super().set_grad_checkpointing(enable, share)
+        super().set_grad_checkpointing(enable, share, every)
 
     def end(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.final(x)

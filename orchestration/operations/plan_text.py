@@ -56,9 +56,10 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield "  " + ", ".join(f"{name} {size(n)}" for name, n in held.parts.items())
     if (num := plan.least_checkpointed) is not None:
         share = math.floor(1000 * num / plan.network.num_blocks) / 1000  # of which the blocks are the next whole number
+        every = " --engine.checkpointed_every 1" if plan.run.engine.checkpointed_every > 1 else ""
         yield (
             f"  it fits where {num} of {plan.network.num_blocks} blocks are computed again: "
-            f"--engine.activation_checkpointing true --engine.checkpointed_share {share:g}"
+            f"--engine.activation_checkpointing true --engine.checkpointed_share {share:g}{every}"
         )
     yield f"  and {plan.value('context_gb') + plan.value('workspace_gb'):.2g} GB for the process, its context and workspaces"
     yield "  stage      memory  largest micro-batch   checkpointing  largest micro-batch   sent a step"

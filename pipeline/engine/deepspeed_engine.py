@@ -38,6 +38,8 @@ class EngineConfig:
     """Keep each block's input only and compute the rest again in the backward pass: less memory, a third more work."""
     checkpointed_share: Annotated[float, Range(0, 1, without="low")] = 1.0
     """Of the blocks, the first ones, to which activation_checkpointing is confined: `normfree plan` says how many are enough."""
+    checkpointed_every: Annotated[int, Range(low=1)] = 1
+    """Of the blocks in that share, only the first and each that is so many blocks after one; 2 recomputes half of them."""
     compile: Literal["none", "blocks", "network"] = "none"
     """Passes through torch.compile: each kind of block once (blocks), or network and loss as one graph (network); minutes at the
     start, and other rounding (docs/compilation.md)."""
@@ -60,11 +62,12 @@ class EngineConfig:
                 f"engine.compile is {self.compile} and engine.zero_stage 3, whose gathering of weights before each layer no "
                 "graph holds; set engine.compile to none, or engine.zero_stage to 2"
             )
-        if self.checkpointed_share < 1 and not self.activation_checkpointing:
-            raise UserError(
-                f"engine.checkpointed_share is {self.checkpointed_share:g} and engine.activation_checkpointing false; set "
-                "that to true, or the share to 1"
-            )
+        for name in ("checkpointed_share", "checkpointed_every"):
+            if (value := getattr(self, name)) != 1 and not self.activation_checkpointing:
+                raise UserError(
+                    f"engine.{name} is {value:g} and engine.activation_checkpointing false; set that to true, or "
+                    f"engine.{name} to 1"
+                )
         if self.cuda_graphs and self.compile == "none":
             raise UserError("engine.cuda_graphs records compiled passes, and engine.compile is none; set it to network")
         if self.cuda_graphs and self.compile == "blocks" and self.activation_checkpointing:
@@ -74,9 +77,9 @@ class EngineConfig:
             )
 
     @property
-    def recomputed_share(self) -> float:
-        """Of the blocks."""
-        return self.checkpointed_share if self.activation_checkpointing else 0.0
+    def recomputed(self) -> tuple[float, int]:
+        """(share of the blocks, every which of these)."""
+        return self.checkpointed_share if self.activation_checkpointing else 0.0, self.checkpointed_every
 
     def check_device(self, device: torch.device) -> None:
         """Raises UserError for what this device cannot do."""
@@ -86,17 +89,18 @@ class EngineConfig:
 
 def recompute_blocks(network: Any, config: EngineConfig) -> None:
     """Have the network compute again in the backward pass what the configuration says. UserError where it cannot."""
-    share = config.recomputed_share
-    if not share:
+    if not config.activation_checkpointing:
         return
+    part = [] if config.recomputed == (1.0, 1) else config.recomputed
     if not hasattr(network, "set_grad_checkpointing"):
         raise UserError("this network cannot recompute its blocks; set engine.activation_checkpointing to false")
-    if share < 1 and not isinstance(network, Network):
+    if part and not isinstance(network, Network):
+        name = "checkpointed_share" if config.checkpointed_share < 1 else "checkpointed_every"
         raise UserError(
-            f"engine.checkpointed_share is {share:g}, and only our own networks say what their blocks are; set it to 1"
+            f"engine.{name} is {getattr(config, name):g}, and only our own networks say what their blocks are; set it to 1"
         )
     try:
-        network.set_grad_checkpointing(True, *([share] if share < 1 else []))
+        network.set_grad_checkpointing(True, *part)
     except (ValueError, AssertionError) as error:
         raise UserError(
             f"this network cannot recompute its blocks ({error}); set engine.activation_checkpointing to false"

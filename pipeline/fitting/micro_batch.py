@@ -114,14 +114,16 @@ class _Held:
         with torch.device("meta"):
             self._network = make(asked.model.name, asked.num_classes, asked.model.options)
         self._parameters = Parameters.of(self._network)
-        self._profiles: dict[float, StepProfile] = {}
+        self._profiles: dict[tuple[float, int], StepProfile] = {}
 
     def memory(self, micro: int, engine: EngineConfig | None = None) -> Memory:
         """ValueError where the network cannot compute its blocks again."""
         engine = engine or self._asked.engine
-        again, px = engine.recomputed_share, self._asked.image_px
+        again, px, precision = engine.recomputed, self._asked.image_px, engine.precision
         if again not in self._profiles:
-            self._profiles[again] = step_profile(self._network, px, precision=engine.precision, checkpointing=again)
+            share, every = again
+            profile = step_profile(self._network, px, precision=precision, checkpointing=share, every=every)
+            self._profiles[again] = profile
         return memory(
             self._parameters,
             self._profiles[again],
@@ -189,23 +191,20 @@ def _nothing_fits(asked: Asked, held: _Held, room: int) -> str:
         f"holds {held.bytes(least) / 1e9:.3g} GB and {room / 1e9:.3g} GB are left for it; "
     )
     stages = [s for s in (0, 1, 2, 3) if s >= asked.engine.zero_stage]
-    own = asked.engine.activation_checkpointing, asked.engine.checkpointed_share
-    for again, share in (own, (True, 1.0)):
+    whole: dict[str, Any] = {"activation_checkpointing": True, "checkpointed_share": 1.0, "checkpointed_every": 1}
+    for form in ({}, whole):
         for stage in stages:
-            engine = replace(
-                asked.engine,
-                zero_stage=stage,  # type: ignore[arg-type]
-                activation_checkpointing=again,
-                checkpointed_share=share,
-            )
             try:
+                engine = replace(asked.engine, zero_stage=stage, **form)  # type: ignore[arg-type]
                 needed = held.bytes(least, engine)
-            except ValueError:
+            except ValueError:  # the network cannot, or not with what else is asked for
                 continue
             if needed <= room:
-                set_ = [f"engine.zero_stage {stage}"] * (stage != asked.engine.zero_stage)
-                set_ += ["engine.activation_checkpointing true"] * (again != own[0])
-                set_ += ["engine.checkpointed_share 1"] * (share != own[1])
+                set_ = [
+                    f"engine.{name} {str(getattr(engine, name)).removesuffix('.0').lower()}"
+                    for name in ("zero_stage", "activation_checkpointing", "checkpointed_share", "checkpointed_every")
+                    if getattr(engine, name) != getattr(asked.engine, name)
+                ]
                 return (
                     head + f"{' and '.join(set_) or 'less beside it on the device'} would fit ({needed / 1e9:.3g} GB)"
                 )

@@ -68,7 +68,7 @@ class Plan:
     ) -> Memory | None:
         """As the run has it, or otherwise (`checkpointing`: the share of blocks that are computed again); None where the network
         cannot recompute its blocks."""
-        profile = self.network.at(self.run.engine.recomputed_share if checkpointing is None else checkpointing)
+        profile = self.network.at(*(self.run.engine.recomputed if checkpointing is None else (checkpointing, 1)))
         micro = micro_batch or self.batches[0]
         if profile is None:
             return None
@@ -125,7 +125,7 @@ class Plan:
     @property
     def multiply_adds(self) -> float:
         """Of one image in a step, forward and backward; SAM's ascent included."""
-        profile = self.network.at(self.run.engine.recomputed_share) or self.network.profile
+        profile = self.network.at(*self.run.engine.recomputed) or self.network.profile
         ascent = self.run.optim.sam_share if self.run.optim.sam_rho > 0 else 0.0
         return profile.multiply_adds + ascent * self.network.profile.multiply_adds
 

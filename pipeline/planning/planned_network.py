@@ -24,8 +24,8 @@ class Network:
     """All blocks computed again."""
     num_blocks: int = 0
     """Of which a part can be computed again; 0 where it is all or none."""
-    profile_of: Callable[[float], StepProfile] | None = None
-    """By the share of the blocks that are computed again."""
+    profile_of: Callable[[float, int], StepProfile] | None = None
+    """By the share of the blocks that are computed again, and every which of these."""
 
     @classmethod
     def of(cls, run: Run, num_classes: int) -> "Network":
@@ -41,15 +41,17 @@ class Network:
             checkpointed = None
 
         @lru_cache
-        def profile_of(share: float) -> StepProfile:
-            return step_profile(network, px, precision=precision, checkpointing=share)
+        def profile_of(share: float, every: int) -> StepProfile:
+            return step_profile(network, px, precision=precision, checkpointing=share, every=every)
 
         num_blocks = len(network.blocks) if isinstance(network, Blocks) and checkpointed is not None else 0
         parameters, plain = Parameters.of(network), step_profile(network, px, precision=precision)
         return cls(parameters, plain, checkpointed, num_blocks, profile_of)
 
-    def at(self, share: float) -> StepProfile | None:
+    def at(self, share: float, every: int = 1) -> StepProfile | None:
         """None where the network cannot."""
-        if share in (0.0, 1.0) or self.profile_of is None:
-            return self.checkpointed if share else self.profile
-        return self.profile_of(share)
+        if not share:
+            return self.profile
+        if (share, every) == (1.0, 1) or self.profile_of is None:
+            return self.checkpointed
+        return self.profile_of(share, every)

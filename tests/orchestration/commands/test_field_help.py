@@ -38,7 +38,7 @@ TEXTS = {
     "augment.crop": "none",
 }
 NEEDS = {
-    "engine.checkpointed_share": {"engine.activation_checkpointing": "true"},
+    **{f"engine.checkpointed_{name}": {"engine.activation_checkpointing": "true"} for name in ("share", "every")},
     "engine.cuda_graphs": {"engine.compile": "network"},
     "optim.schedule": {"optim.decay_steps": "64"},
     "optim.decay_steps": {"optim.schedule": "steps"},

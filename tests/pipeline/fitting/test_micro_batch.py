@@ -37,18 +37,16 @@ ASKED = Asked(
 
 
 @lru_cache
-def profiled(px: int, precision: str, checkpointing: bool) -> StepProfile:
+def profiled(px: int, **how: Any) -> StepProfile:
     with torch.device("meta"):
         network = make(ASKED.model.name, ASKED.num_classes, {})
-    return step_profile(network, px, precision=precision, checkpointing=checkpointing)
+    return step_profile(network, px, **how)
 
 
 @pytest.fixture(autouse=True)
 def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is the same in all of them, and its profile takes a second."""
-    monkeypatch.setattr(
-        micro_batch, "step_profile", lambda _, px, *, precision, checkpointing: profiled(px, precision, checkpointing)
-    )
+    monkeypatch.setattr(micro_batch, "step_profile", lambda _, px, **how: profiled(px, **how))
 
 
 def free(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:
@@ -76,9 +74,13 @@ def test_where_nothing_fits_one_sentence_says_what_would(monkeypatch: pytest.Mon
     free(monkeypatch, held(again, 64) / micro_batch.CPU_SHARE + 2)
     with pytest.raises(UserError, match=r"not even 64 images .*; engine\.activation_checkpointing true would fit"):
         find(asked, ALONE)
+    third = EngineConfig(activation_checkpointing=True, checkpointed_every=3)
+    with pytest.raises(UserError, match=r"; engine\.checkpointed_every 1 would fit"):
+        find(dataclasses.replace(asked, engine=third), ALONE)
     free(monkeypatch, 1e6)
-    with pytest.raises(UserError, match="no ZeRO stage and no checkpointing makes it fit; use more"):
-        find(asked, ALONE)
+    for engine in (EngineConfig(), EngineConfig(compile="network")):  # which stage 3 does not take
+        with pytest.raises(UserError, match="no ZeRO stage and no checkpointing makes it fit; use more"):
+            find(dataclasses.replace(asked, engine=engine), ALONE)
 
 
 def test_a_device_that_runs_out_of_memory_does_not_fit() -> None:
@@ -159,15 +161,19 @@ def test_a_run_writes_down_what_it_found_and_keeps_it(
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
-def test_a_share_of_the_blocks_is_refused_where_blocks_are_not_known(digits: str) -> None:
-    with pytest.raises(UserError, match=r"set that to true, or the share to 1"):
-        EngineConfig(checkpointed_share=0.5)
+@pytest.mark.parametrize("part", [{"checkpointed_share": 0.5}, {"checkpointed_every": 2}])
+def test_a_part_of_the_blocks_is_refused_where_blocks_are_not_known(digits: str, part: dict[str, Any]) -> None:
+    (name,) = part
+    with pytest.raises(UserError, match=rf"set that to true, or engine\.{name} to 1"):
+        EngineConfig(**part)
     pytest.importorskip("timm")
-    engine = EngineConfig(activation_checkpointing=True, checkpointed_share=0.5)
+    engine = EngineConfig(activation_checkpointing=True, **part)
     run = make_run(digits, model=ModelConfig(name="timm:resnet10t"), engine=engine)
-    with pytest.raises(UserError, match="only our own networks say what their blocks are; set it to 1"):
+    with pytest.raises(
+        UserError, match=rf"engine\.{name} is .*, and only our own networks say what their blocks are; set it to 1"
+    ):
         check_network(run)
-    whole = dataclasses.replace(run, engine=dataclasses.replace(engine, checkpointed_share=1.0))
+    whole = dataclasses.replace(run, engine=EngineConfig(activation_checkpointing=True))
     check_network(whole)
     vgg = dataclasses.replace(whole, model=ModelConfig(name="timm:vgg11"))
     with pytest.raises(

@@ -60,9 +60,9 @@ def test_the_longest_interval_loses_what_was_stated() -> None:
     assert Upkeep(cost_s=5.0, mean_time_s=math.inf, restart_s=1.0).longest_s(0.01) == math.inf
 
 
-@pytest.mark.parametrize("checkpointing", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("share", "every"), [(0.0, 1), (0.5, 1), (1.0, 1), (1.0, 4)])
 def test_a_pass_without_its_repeats_counts_as_the_whole_one(
-    checkpointing: float, monkeypatch: pytest.MonkeyPatch
+    share: float, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Successive blocks alike are run once and counted as often as they are there."""
     import nfnet.analysis.step_profile as module
@@ -71,9 +71,9 @@ def test_a_pass_without_its_repeats_counts_as_the_whole_one(
                       group_width=16)  # fmt: skip
     with torch.device("meta"):
         network = nfnet.NFNet(variant, 10)
-    short = step_profile(network, 64, checkpointing=checkpointing)
+    short = step_profile(network, 64, checkpointing=share, every=every)
     monkeypatch.setattr(module, "_without_repeats", lambda network: [])
-    whole = step_profile(network, 64, checkpointing=checkpointing)
+    whole = step_profile(network, 64, checkpointing=share, every=every)
     assert len(short.constant) < len(whole.constant)
     for batch in (1, 32):
         for weight in (-1.0, 0.0, 1.0):
@@ -123,6 +123,11 @@ def test_a_plan_names_the_fewest_blocks_that_make_it_fit(monkeypatch: pytest.Mon
     as_told = plan(1e-9 * (sizes[2] + 1), activation_checkpointing=True, checkpointed_share=share)
     held = as_told.memory()
     assert held is not None and as_told.fits(held)
+    every = plan(1, activation_checkpointing=True, checkpointed_every=2)
+    held, all_again = every.memory(), every.memory(checkpointing=1.0)
+    assert held is not None and all_again is not None
+    assert sizes[0] > every.used(held) > every.used(all_again) == sizes[num]
+    assert tight.multiply_adds < every.multiply_adds
 
 
 @pytest.mark.slow
