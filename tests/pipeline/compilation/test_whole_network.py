@@ -16,10 +16,10 @@ from pipeline.engine.optim_config import OptimConfig
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize(("backend", "precision"), [("aot_eager", "fp32"), ("aot_eager", "bf16"), ("inductor", "fp32")])
-def test_f0_is_one_graph_of_eager_numbers(backend: str, precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_f0_is_one_graph_of_eager_numbers(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(passes, "BACKEND", backend)
+    monkeypatch.setattr(passes, "BACKEND", "aot_eager")  # inductor takes twenty minutes for it
     torch.manual_seed(0)
     network = nfnet.create_model("nfnet_f0", num_classes=1000)
     for name, parameter in network.named_parameters():
