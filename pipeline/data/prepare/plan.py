@@ -17,7 +17,7 @@ from pipeline.data.sources.csv_jsonl import is_list
 from pipeline.data.sources.entry import ImageEntry, ImageSource
 from pipeline.data.sources.list_access import AllowedPlaces
 from pipeline.data.sources.open_source import SpoolProgress, local_copy
-from pipeline.data.sources.parquet import is_parquet, parquet_files
+from pipeline.data.sources.parquet import parquet_files
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -33,25 +33,30 @@ class Access:
     progress: SpoolProgress | None
 
     def asked(self, recipe: Mapping[str, Any]) -> str:
-        """Digest of what a listing and a plan follow from."""
-        what = (self.card, self.source, sorted(self.allow_roots), self._stamp, sorted(recipe.items()))
-        return hashlib.sha256(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
+        """Digest of what a listing and a plan follow from, as far as is seen without listing anything: lists by their content."""
+        seen: list[tuple[str, object]] = []
+        if self._is_listed:
+            seen = [(url, _sha256(url)) for url in self._lists if objects.is_file(url)]
+        elif objects.is_file(self.source):
+            seen = [(self.source, objects.size_bytes(self.source))]
+        return _digest((self.card, self.source, sorted(self.allow_roots), seen, sorted(recipe.items())))
+
+    def copied(self) -> str:
+        """Digest of the files that are copied; empty where images are read in place. A folder in a store is listed for it."""
+        if self.copy is None:
+            return ""
+        urls = [self.source] if objects.is_file(self.source) else parquet_files(self.source)
+        return _digest([(url, objects.size_bytes(url)) for url in urls])
 
     @property
     def _is_listed(self) -> bool:
         return is_list(self.source) or self.card.boxes
 
     @property
-    def _stamp(self) -> list[tuple[str, str | int]]:
-        """Changes when the source does, as far as is seen without listing it: lists by their content, files by their size."""
-        if not self._is_listed:
-            is_single = objects.is_file(self.source)
-            urls = [self.source] if is_single else parquet_files(self.source) if is_parquet(self.source) else []
-            return [(url, objects.size_bytes(url)) for url in urls]
-        lists = [self.source]
-        if not is_list(self.source):
-            lists = [objects.join(self.source, FOLDER, name) for name, *_ in annotations(self.source)]
-        return [(url, _sha256(url)) for url in lists if objects.is_file(url)]
+    def _lists(self) -> list[str]:
+        if is_list(self.source):
+            return [self.source]
+        return [objects.join(self.source, FOLDER, name) for name, *_ in annotations(self.source)]
 
     @property
     def reader(self) -> FileReader:
@@ -87,6 +92,10 @@ class Plan:
     """read(begin, end): some of the shards. UserError where they were read from an output and are damaged."""
     copy: Callable[[], str] | None = None
     """Of a plan that was left: makes the local file in which the images lie that are said to lie in the source itself."""
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _sha256(url: str) -> str:

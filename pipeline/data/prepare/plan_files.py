@@ -53,6 +53,8 @@ class _File:
 @dataclass(frozen=True)
 class _Seal:
     asked: Sha256
+    copied: Text
+    """Digest of files of which each part needs a copy."""
     work: Sha256
     images: Mapping[str, Count]
     fingerprint: Sha256
@@ -78,6 +80,7 @@ def write(folder: str, asked: str, plan: Plan, access: Access) -> None:
             pending = []
     seal = {
         "asked": asked,
+        "copied": access.copied(),
         "work": plan.work,
         "images": dict(plan.images),
         **{name: getattr(plan.source, name) for name in ("fingerprint", "note", "classes")},
@@ -98,7 +101,7 @@ def read(folder: str, asked: str, access: Access) -> Plan | None:
         seal = documents.read(url, _Seal, max_bytes=_MAX_BYTES, remedy="remove it, and run the part again")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if seal.asked != asked:
+    if seal.asked != asked or (seal.copied and seal.copied != access.copied()):
         return None
 
     def shards(begin: int, end: int) -> list[PlannedShard]:
@@ -113,7 +116,7 @@ def read(folder: str, asked: str, access: Access) -> Plan | None:
     several = {"labels": seal.labels, "masks": seal.masks, "boxes": seal.boxes}
     opened = ImageSource((), seal.classes, seal.fingerprint, seal.note, access.reader, **several)
     num_shards = sum(file.num_shards for file in seal.files)
-    return Plan(opened, seal.images, seal.work, num_shards, shards, access.copy)
+    return Plan(opened, seal.images, seal.work, num_shards, shards, access.copy if seal.copied else None)
 
 
 def shared(

@@ -143,8 +143,10 @@ class Preparation:
             return found
         if (access := self._access(folders)) is None:
             return ours()
-        if (copy := access.copy) is not None:
-            copy()  # each part needs its own: none waits for another's before it begins
+        # Each part needs a copy of its own: none waits for another's before it begins. To know whether a folder in a store is
+        # copied is to list it.
+        if (objects.is_local(access.source) or objects.is_file(access.source)) and (copy := access.copy) is not None:
+            copy()
         wait = partial(self.progress, "another part lists the source", 0, 1) if self.progress else None
         return plan_files.shared(self._plan_folder, access.asked(recipe), access, ours, wait)
 

@@ -26,6 +26,7 @@ from tests.pipeline.data.sources import test_boxes, test_several_labels
 from tests.pipeline.data.sources.test_mask_folders import ade
 from tests.pipeline.data.sources.test_parquet import parquet
 from tests.pipeline.data.sources.trees import CARD, TREE, folder_of, image_bytes
+from tests.pipeline.storage.test_stream import Store, store  # noqa: F401
 
 PARTS = [Part(number, 3) for number in (2, 3, 1)]
 
@@ -121,6 +122,25 @@ def killed(made: Preparation, ending: str) -> None:
     objects.write_bytes = before(objects.write_bytes, 0)
     shard_writer.publish = before(shard_writer.publish, 1)
     made.run_part(PARTS[0])
+
+
+@pytest.mark.parametrize("form", ["list", "parquet"])
+def test_a_source_in_a_bucket_is_listed_once(form: str, store: Store, tmp_path: Path) -> None:  # noqa: F811
+    made = preparation(form, tmp_path)
+    bucket = f"s3://bucket/{form}"
+    for path in (tmp_path / "source").rglob("*"):
+        if path.is_file():
+            objects.write_bytes(f"{bucket}/{path.relative_to(tmp_path / 'source')}", path.read_bytes())
+    made = replace(made, source=(made.source or "").replace(str(tmp_path / "source"), bucket))
+    whole = replace(made, out=str(tmp_path / "whole"))
+    whole.run()
+    made.run_part(PARTS[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepares, "open_source", pytest.fail)
+        for part in PARTS[1:]:
+            made.run_part(part)
+        made.run(merge=True)
+    assert contents(made.out) == contents(whole.out)
 
 
 @pytest.mark.parametrize("form", ["parquet", "compressed tar"])
