@@ -62,8 +62,7 @@ def open_list(
         where = f"{source}, line {line}"
         unread |= row.keys() - _COLUMNS - ({"boxes"} if boxes else set())
         path, split = _text(row.get("path"), "path", where), _split(row, where)
-        mask, listed, beside_name = None, boxes_of_row(row, boxes, where) if boxes else None, ""
-        mask_size = -1
+        mask, listed, beside_name, mask_size = None, boxes_of_row(row, boxes, where) if boxes else None, "", -1
         if listed is not None:
             label, beside_name = IMAGES, listed.digest
         elif masks:
@@ -83,9 +82,8 @@ def open_list(
             )
         lines[same] = line
         num_refused += isinstance(locator, Refused)
-        key, extension = _named(path)
         beside = (mask, listed, beside_name, mask_size)
-        entries.append(ImageEntry(split or "train", label, key, extension, locator, size, *beside))
+        entries.append(ImageEntry(split or "train", label, *_named(path), locator, size, *beside))
     if not entries:
         raise UserError(f"the list {source} has no rows: one image a line is needed")
     _refuse_unclear_splits(source, without_split, len(entries), unread)
