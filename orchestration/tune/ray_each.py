@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import ray
 
 from orchestration.tune.ray_cluster import TrialResources, running_ray
-from pipeline.data.process_pool import Each
+from pipeline.data.process_pool import Each, told
 from pipeline.errors import UserError
+from pipeline.storage.store_errors import Silent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,7 +41,7 @@ def _each(work: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
             done, pending = ray.wait(pending)
             yield ray.get(done[0])
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UserError) else error from None
+        raise error.cause if isinstance(error.cause, UserError | Silent) else error from None
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         raise UserError(
             f"a task was lost {MAX_RETRIES + 1} times ({str(error).splitlines()[0]}): run the same command again, which goes on"
@@ -54,4 +55,4 @@ def _run(work: Callable[[T], R], item: T, here: str) -> R:
     # Relative places start where the command was typed. A node without that folder can still serve places in stores.
     with contextlib.suppress(OSError):
         os.chdir(here)
-    return work(item)
+    return told(work, item)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline import places
 from pipeline.errors import UserError
+from pipeline.storage import store_errors
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,4 +89,14 @@ def _end_with_parent() -> None:
 
 def _run(item: Any) -> Any:
     assert _work is not None
-    return _work(item)
+    return told(_work, item)
+
+
+def told(work: Callable[[T], R], item: T) -> R:
+    """`work(item)` in another process than the one that reports its error. `Silent` where a store did not answer."""
+    try:
+        return work(item)
+    except Exception as error:
+        if (said := store_errors.silence(error)) is not None:
+            raise store_errors.Silent(said) from error
+        raise

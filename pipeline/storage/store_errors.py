@@ -125,10 +125,16 @@ def sentence(error: BaseException, url: str) -> str | None:
     return None
 
 
+class Silent(OSError):
+    """What `silence` said of an error. Between processes an error loses its cause, and with it the store's answer."""
+
+
 def silence(error: BaseException) -> str | None:
     """Of a store that was not reached, or only asked for patience: a sentence for the end of a command; None for other errors.
 
     No `UserError` where it happens: what cannot be read now is no damaged checkpoint, and a save is tried again."""
+    if isinstance(error, Silent):
+        return str(error)
     kind = type(error).__name__
     if kind not in _TRANSIENT_NAMES | _UNREACHED_NAMES and not is_throttled(error) and answer_of(error).status < 500:
         return None

@@ -10,7 +10,6 @@ In memory are the listing and the plan (some 0.5 KB an image) and one image a wo
 once to the staging folder, as large as it is unpacked; other sources cost no disk.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from pipeline.data.format.label_sets import without_image
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.shards import SHARD_BYTES
 from pipeline.data.parts import Part
-from pipeline.data.prepare import journal
+from pipeline.data.prepare import journal, plan_files
 from pipeline.data.prepare import plan as plans
 from pipeline.data.prepare.assemble import MadePiece, PieceMaker, assemble, plan_pieces
 from pipeline.data.prepare.output_folder import (
@@ -36,14 +35,14 @@ from pipeline.data.prepare.output_folder import (
     remove_written,
     staging,
 )
-from pipeline.data.prepare.plan import Plan
+from pipeline.data.prepare.plan import Access, Plan
 from pipeline.data.prepare.reencode import Reencode
 from pipeline.data.prepare.shard_plan import PlannedShard
 from pipeline.data.prepare.shard_writer import ShardWriter
 from pipeline.data.process_pool import Each, each
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.entry import ImageSource
-from pipeline.data.sources.open_source import is_listed_in_place, open_source
+from pipeline.data.sources.open_source import open_source
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -100,7 +99,7 @@ class Preparation:
         with explain_full_disk(self.out), only_writer(self.out, existing), staging(self.out) as folders:
             if existing is not None:
                 return _of_this_source(existing, self._open(folders), self.source)
-            plan = (self._left_plan(recipe) if merge else None) or self._make_plan(folders, recipe)
+            plan = (self._left_plan(folders, recipe) if merge else None) or self._make_plan(folders, recipe)
             if merge:
                 parts.results(journal.parts_folder(self.out), plan.work)
             recipe["source_fingerprint"] = plan.source.fingerprint
@@ -140,27 +139,31 @@ class Preparation:
             claim(self.out, self.card, {**recipe, "source_fingerprint": made.source.fingerprint}, is_shared=True)
             return made
 
-        if (found := self._left_plan(recipe)) is not None:
+        if (found := self._left_plan(folders, recipe)) is not None:
             return found
-        if self.source is None or not is_listed_in_place(self.card, self.source):
+        if (access := self._access(folders)) is None:
             return ours()
+        # Each part needs a copy of its own: none waits for another's before it begins. To know whether a folder in a store is
+        # copied is to list it.
+        if (objects.is_local(access.source) or objects.is_file(access.source)) and (copy := access.copy) is not None:
+            copy()
         wait = partial(self.progress, "another part lists the source", 0, 1) if self.progress else None
-        return plans.shared(self._plan_folder, self._asked(recipe), self.source, ours, wait)
+        return plan_files.shared(self._plan_folder, access.asked(recipe), access, ours, wait)
 
-    def _left_plan(self, recipe: Mapping[str, Any]) -> Plan | None:
-        if self.source is None:
+    def _left_plan(self, folders: Staging, recipe: Mapping[str, Any]) -> Plan | None:
+        access = self._access(folders)
+        return None if access is None else plan_files.read(self._plan_folder, access.asked(recipe), access)
+
+    def _access(self, folders: Staging) -> Access | None:
+        """None of a set that a package holds: whoever reads its images opens all of it."""
+        if self.source is None or self.card.kind in ("embedded", "torchvision"):
             return None
-        return plans.read(self._plan_folder, self._asked(recipe), self.source)
+        copying = partial(self.progress, "copying") if self.progress else None
+        return Access(self.card, self.source, tuple(self.allow_roots), folders.spool, copying)
 
     @property
     def _plan_folder(self) -> str:
         return objects.join(self.out, journal.FOLDER, "plan")
-
-    def _asked(self, recipe: Mapping[str, Any]) -> str:
-        """Digest of what a listing and a plan follow from; of a source that is one file, its size is a part."""
-        assert self.source is not None
-        size = objects.size_bytes(self.source) if objects.is_file(self.source) else -1
-        return hashlib.sha256(repr((self.card, self.source, size, sorted(recipe.items()))).encode()).hexdigest()
 
     def _make_plan(self, folders: Staging, recipe: Mapping[str, Any]) -> Plan:
         opened = self._open(folders)
@@ -171,6 +174,9 @@ class Preparation:
         return ShardWriter(raw.reader, self.out, folders.work, self.reencode, len(raw.masks), self.card.mask_of_first)
 
     def _write(self, writer: ShardWriter, shards: Sequence[PlannedShard], plan: Plan) -> None:
+        # A copy as large as the source is made where some image will be read: a merge has none to read.
+        if plan.copy is not None and self.source is not None and not all(map(writer.is_done, shards)):
+            shards = plans.in_copy(shards, self.source, plan.copy())
         _write(writer, shards, sum(plan.images.values()), self.max_bad_share, self._each, self.progress)
 
     @property
@@ -179,10 +185,20 @@ class Preparation:
 
     def _existing(self) -> tuple[dict[str, Any], Manifest | None]:
         _check_arguments(self.shard_bytes, self.shard_samples, self.max_bad_share, self.splits)
-        recipe = _recipe(
-            self.card, self.splits, self.shard_bytes, self.shard_samples, self.seed, self.val_share, self.reencode
-        )
-        return recipe, existing_dataset(self.out, self.card, recipe)
+        return (recipe := self._recipe()), existing_dataset(self.out, self.card, recipe)
+
+    def _recipe(self) -> dict[str, Any]:
+        """What the bytes of the dataset follow from, besides the source; kept in the manifest."""
+        return {
+            "card": self.card.name,
+            **({"multi_label": self.card.multi_label} if self.card.multi_label else {}),
+            "splits": sorted(self.splits) if self.splits else None,
+            "shard_bytes": self.shard_bytes if self.shard_samples is None else None,
+            "shard_samples": self.shard_samples,
+            "seed": self.seed,
+            "val_share": self.val_share,
+            "reencode": self.reencode.to_recipe(),
+        }
 
     @property
     def _source_is_gone(self) -> bool:
@@ -205,28 +221,6 @@ class Preparation:
 def prepare(card: Card, out: str, **options: Any) -> Manifest:
     """`Preparation` in one go; `options` are its fields."""
     return Preparation(card=card, out=out, **options).run()
-
-
-def _recipe(
-    card: Card,
-    splits: Sequence[str] | None,
-    shard_bytes: int,
-    shard_samples: int | None,
-    seed: int,
-    val_share: float | None,
-    reencode: Reencode,
-) -> dict[str, Any]:
-    """What the bytes of the dataset follow from, besides the source; kept in the manifest."""
-    return {
-        "card": card.name,
-        **({"multi_label": card.multi_label} if card.multi_label else {}),
-        "splits": sorted(splits) if splits else None,
-        "shard_bytes": shard_bytes if shard_samples is None else None,
-        "shard_samples": shard_samples,
-        "seed": seed,
-        "val_share": val_share,
-        "reencode": reencode.to_recipe(),
-    }
 
 
 def _of_this_source(existing: Manifest, opened: ImageSource, source: str | None) -> Manifest:

@@ -61,6 +61,9 @@ class ShardWriter:
     def plan(self, planned: PlannedShard) -> str:
         return planned.digest(str(self.reencode.to_recipe()))
 
+    def is_done(self, planned: PlannedShard) -> bool:
+        return read_record(self.out, planned.name, self.plan(planned)) is not None
+
     def __call__(self, planned: PlannedShard) -> Finished:
         """The shard is there afterwards; OSError or UserError where reading or writing fails."""
         plan = self.plan(planned)
@@ -129,10 +132,11 @@ class ShardWriter:
 
     def _mask(self, entry: ImageEntry, pixels: np.ndarray) -> bytes:
         """Bytes of an image's mask. UserError where it cannot be had or does not fit: a wrong one is mended, not left out."""
-        (data,) = self.reader.read([replace(entry, locator=entry.mask, size=-1)])
+        (data,) = self.reader.read([replace(entry, locator=entry.mask)])
         where = f"{entry.split}/{entry.key}.{entry.extension}"
         if isinstance(data, Unreadable):
             raise UserError(f"{where}: its mask cannot be read ({data}); restore it")
+        _refuse_changed(f"{where}: its mask", data, entry.mask_size)
         mask = decode_mask(data, where)
         if self.mask_of_first:
             mask, data = masks.from_first(mask, self.mask_of_first)
@@ -143,11 +147,7 @@ class ShardWriter:
         """(bytes, extension, pixels) as they are written, or the reason why not."""
         if isinstance(data, Unreadable):
             return str(data)
-        if entry.size not in (-1, len(data)):
-            raise UserError(
-                f"{entry.split}/{printable(entry.raw_name)} has {len(data)} bytes, and {entry.size} when the source was listed: "
-                "leave the source as it is, and prepare it into an empty --out"
-            )
+        _refuse_changed(f"{entry.split}/{printable(entry.raw_name)}", data, entry.size)
         try:
             pixels = decode_image(data)
         except DecodeError as error:
@@ -156,3 +156,11 @@ class ShardWriter:
         if extension is None:
             return "no image of a format that is read"
         return self.reencode.apply(data, "jpg" if extension in JPEG.endings else extension, pixels)
+
+
+def _refuse_changed(what: str, data: bytes, size: int) -> None:
+    if size not in (-1, len(data)):
+        raise UserError(
+            f"{what} has {len(data)} bytes, and {size} when the source was listed: leave the source as it is, and prepare it "
+            "into an empty --out"
+        )

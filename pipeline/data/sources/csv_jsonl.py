@@ -62,11 +62,11 @@ def open_list(
         where = f"{source}, line {line}"
         unread |= row.keys() - _COLUMNS - ({"boxes"} if boxes else set())
         path, split = _text(row.get("path"), "path", where), _split(row, where)
-        mask, listed, beside_name = None, boxes_of_row(row, boxes, where) if boxes else None, ""
+        mask, listed, beside_name, mask_size = None, boxes_of_row(row, boxes, where) if boxes else None, "", -1
         if listed is not None:
             label, beside_name = IMAGES, listed.digest
         elif masks:
-            label, (mask, beside_name) = IMAGES, _mask(row, places, where)
+            label, (mask, beside_name, mask_size) = IMAGES, _mask(row, places, where)
         elif separator:
             label = several(row.get("label"), separator, where, known)
             num_bare += label == NONE
@@ -82,8 +82,8 @@ def open_list(
             )
         lines[same] = line
         num_refused += isinstance(locator, Refused)
-        key, extension = _named(path)
-        entries.append(ImageEntry(split or "train", label, key, extension, locator, size, mask, listed, beside_name))
+        beside = (mask, listed, beside_name, mask_size)
+        entries.append(ImageEntry(split or "train", label, *_named(path), locator, size, *beside))
     if not entries:
         raise UserError(f"the list {source} has no rows: one image a line is needed")
     _refuse_unclear_splits(source, without_split, len(entries), unread)
@@ -118,13 +118,13 @@ def _refuse_unclear_splits(source: str, without: Sequence[int], num: int, unread
         )
 
 
-def _mask(row: dict[str, Any], places: AllowedPlaces, where: str) -> tuple[Locator, str]:
-    """Where a row's mask is, and what a fingerprint sees of it."""
+def _mask(row: dict[str, Any], places: AllowedPlaces, where: str) -> tuple[Locator, str, int]:
+    """Where a row's mask is, what a fingerprint sees of it, and its size."""
     place = _text(row.get("mask"), "mask", where)
     if not place:
         raise UserError(f"{where}: mask is empty; name the PNG of each image")
     _, locator, size = places.locate(place)
-    return locator, f"{place} {size}"
+    return locator, f"{place} {size}", size
 
 
 def _named(path: str) -> tuple[str, str]:

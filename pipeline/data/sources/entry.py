@@ -74,6 +74,8 @@ class ImageEntry:
     """None = it has no list of them."""
     beside_name: str = ""
     """What the list calls the mask, and its bytes, or a digest of its boxes: what a fingerprint of the source sees of them."""
+    mask_size: int = -1
+    """Bytes; -1 where the listing does not tell."""
 
     @property
     def raw_name(self) -> str:

@@ -47,6 +47,11 @@ class AllowedPlaces:
         url = path if "://" in path or path.startswith(("/", "~/")) else f"{self._folder}/{path}"
         return self._local_place(url) if objects.is_local(url) else self._address(url)
 
+    def allows(self, place: str) -> bool:
+        """Whether `place` is one that `locate` gave, be the file still there or not."""
+        same, locator, _ = self.locate(place)
+        return same == place and locator not in (_OUTSIDE, _CHAIN, _LINK_LOCAL)
+
     def _local_place(self, url: str) -> tuple[str, Locator, int]:
         try:
             folder, name = os.path.split(os.path.abspath(objects.local_path(url)))

@@ -15,13 +15,15 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline import documents
 from pipeline.data.format.label_sets import labels_of
 from pipeline.data.sources import imagenet
-from pipeline.data.sources.archives.find_files import is_packed, list_files
+from pipeline.data.sources.archives.find_files import compression, list_files
 from pipeline.data.sources.archives.reader import FileReader
+from pipeline.data.sources.archives.unpack import unpacked
 from pipeline.data.sources.boxes.coco import is_coco, open_coco
 from pipeline.data.sources.builtin import PackagedReader, open_packaged
 from pipeline.data.sources.cards import Card
@@ -29,7 +31,7 @@ from pipeline.data.sources.class_folders import arrange
 from pipeline.data.sources.csv_jsonl import is_list, is_number, label_order, open_list
 from pipeline.data.sources.entry import IMAGES, ImageEntry, ImageSource
 from pipeline.data.sources.masks.folders import open_mask_folders
-from pipeline.data.sources.parquet import is_parquet, open_parquet
+from pipeline.data.sources.parquet import is_parquet, open_parquet, spooled
 from pipeline.errors import UserError
 
 SpoolProgress = Callable[[int, int], None]
@@ -84,12 +86,14 @@ def open_source(
     return replace(opened, classes=classes, note="; ".join(filter(None, notes)))
 
 
-def is_listed_in_place(card: Card, source: str | None) -> bool:
-    """Whether a source is class folders in a folder, a plain tar or a zip, or ImageNet as distributed: opening it is listing
-    it, and all of its files lie below it."""
-    if source is None or card.kind in ("embedded", "torchvision") or card.multi_label or card.masks or card.boxes:
-        return False
-    return not (is_list(source) or is_parquet(source) or is_packed(source))
+def local_copy(card: Card, source: str, spool: Path, progress: SpoolProgress | None) -> Callable[[], str] | None:
+    """Makes the file in the spool that a given source is read from, once; None where it is read in place."""
+    if is_list(source) or card.boxes:
+        return None
+    if not card.masks and is_parquet(source):
+        return lambda: spooled(source, spool, progress)[0]
+    magic = compression(source)
+    return None if magic is None else partial(unpacked, source, magic, spool)
 
 
 def _open_packaged(card: Card, source: str | None) -> ImageSource:

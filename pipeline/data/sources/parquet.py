@@ -62,11 +62,9 @@ def open_parquet(
     """
     if spool is None:
         raise ValueError(f"a spool folder is needed to read {source}")
-    urls = objects.list_urls(source, suffix=".parquet") if is_folder(source) else [source]
-    if not urls or not objects.exists(urls[0]):
-        raise UserError(f"there is no parquet file at {source}")
+    urls = parquet_files(source)
     splits = splits_of_names(map(_named, urls), "call it train-*.parquet, val-*.parquet or test-*.parquet")
-    path, offsets, sizes = _spooled(urls, source, spool, progress)
+    path, offsets, sizes = spooled(source, spool, progress)
     entries: list[ImageEntry] = []
     classes: tuple[str, ...] = ()
     row = num_unlabelled = 0
@@ -145,12 +143,8 @@ def _open(url: str) -> Iterator[Any]:
                 )
             yield file
         # Arrow's errors are of many kinds; those of the operating system carry a number and are not about the file.
-        except (pa.ArrowException, UnicodeError, OverflowError, RecursionError) as error:
-            raise UserError(
-                f"{url} is no readable parquet, or is cut short ({_short(error)}): fetch it again"
-            ) from error
-        except OSError as error:
-            if error.errno is not None:
+        except (pa.ArrowException, UnicodeError, OverflowError, RecursionError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise UserError(
                 f"{url} is no readable parquet, or is cut short ({_short(error)}): fetch it again"
@@ -252,10 +246,19 @@ def _label_rows(file: Any, image: str, label: str) -> Iterator[tuple[Any, str | 
         yield from zip(labels, paths, strict=True)
 
 
-def _spooled(
-    urls: Sequence[str], source: str, spool: Path, progress: Callable[[int, int], None] | None
+def parquet_files(source: str) -> list[str]:
+    """UserError where there is none."""
+    urls = objects.list_urls(source, suffix=".parquet") if is_folder(source) else [source]
+    if not urls or not objects.exists(urls[0]):
+        raise UserError(f"there is no parquet file at {source}")
+    return urls
+
+
+def spooled(
+    source: str, spool: Path, progress: Callable[[int, int], None] | None
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """The spool file with the image bytes of all rows, and where each row lies in it; made once."""
+    urls = parquet_files(source)
     stamp = json.dumps([source, [(url, objects.size_bytes(url)) for url in urls]])
     path = spool / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.images"
     places = path.with_suffix(".npy")
@@ -282,11 +285,8 @@ def _spooled(
 def _copy_images(url: str, target: Any) -> Iterator[int]:
     with _open(url) as file:
         image = _image_column(file.schema_arrow, url)
-        nested = [
-            file.schema.column(i).path
-            for i in range(len(file.schema))
-            if file.schema.column(i).path == f"{image}.bytes"
-        ]
+        paths = (file.schema.column(i).path for i in range(len(file.schema)))
+        nested = [path for path in paths if path == f"{image}.bytes"]
         limit = max(_FREE_BYTES, _MAX_RATIO * objects.size_bytes(url))
         for batch in _batches(file, nested or [image]):
             for value in batch.column(image):

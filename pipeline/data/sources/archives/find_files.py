@@ -46,12 +46,13 @@ def list_files(source: str, spool: Path | None = None) -> Listing | None:
     return list_tar(source)
 
 
-def is_packed(source: str) -> bool:
-    """Whether `source` is a compressed tar, which is unpacked to the spool."""
+def compression(source: str) -> bytes | None:
+    """The first bytes of a compressed tar, as `unpacked` wants them; None where `source` is none."""
     if not objects.is_file(source):
-        return False
+        return None
     with objects.open_read(source) as file:
-        return file.read(2) in MAGICS
+        start = file.read(2)
+    return start if start in MAGICS else None
 
 
 def is_folder(source: str) -> bool:

@@ -57,7 +57,7 @@ class _Instances:
 
 
 def is_coco(source: str) -> bool:
-    return bool(_files(source))
+    return bool(annotations(source))
 
 
 def open_coco(source: str, classes: Sequence[str]) -> tuple[list[ImageEntry], str]:
@@ -69,7 +69,7 @@ def open_coco(source: str, classes: Sequence[str]) -> tuple[list[ImageEntry], st
     """
     entries: list[ImageEntry] = []
     num_flat = 0
-    for name, folder, split in _files(source):
+    for name, folder, split in annotations(source):
         url = objects.join(source, FOLDER, name)
         found = documents.read(url, _Instances, max_bytes=MAX_BYTES)
         by_image, flat = _boxes(found, classes, url)
@@ -86,7 +86,7 @@ def open_coco(source: str, classes: Sequence[str]) -> tuple[list[ImageEntry], st
     return entries, f"{num_flat} boxes of no area are left out" if num_flat else ""
 
 
-def _files(source: str) -> list[tuple[str, str, str]]:
+def annotations(source: str) -> list[tuple[str, str, str]]:
     """(name of the file, folder of its images, split), by name."""
     found = []
     for item in listing.items(objects.join(source, FOLDER)):

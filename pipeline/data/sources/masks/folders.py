@@ -101,7 +101,9 @@ def _entry(split: str, image: FoundFile, files: Mapping[str, FoundFile], mask: s
         raise UserError(f"{source}: the image {image.name} has no mask {mask}; restore it, or remove the image")
     key, _, extension = image.name.rpartition("/")[2].rpartition(".")
     beside = f"{mask} {there.size}"
-    return ImageEntry(split, IMAGES, key, extension.lower(), image.locator, image.size, there.locator, None, beside)
+    return ImageEntry(
+        split, IMAGES, key, extension.lower(), image.locator, image.size, there.locator, None, beside, there.size
+    )
 
 
 def _lines(file: FoundFile, source: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Batches in lanes: the laws of ranks, micro-batches, repeats, skipped steps and small sets."""
+"""Batches in lanes: the laws of ranks, workers, resume, micro-batches, repeats, skipped steps, the ledger and small sets."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import torch
 
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.datasets import DataConfig, TrainData
+from pipeline.data.loading.sample_ledger import Ledger
 from pipeline.data.sampling.subset import Subset
 from pipeline.distributed import World
 from pipeline.errors import UserError
@@ -52,6 +53,30 @@ def test_micro_batches_are_the_same_for_any_number_of_ranks(digits: str, repeats
         assert sorted(s for samples, _ in alone.values() for s in samples) == sorted(drawn[1].tolist())
         for samples, _ in alone.values():
             assert len(set(samples)) == MICRO  # copies lie in different micro-batches
+
+
+def test_loader_processes_and_a_start_in_the_middle_change_neither_samples_nor_pixels(digits: str) -> None:
+    world = World(rank=1, size=2, local_rank=1, device=torch.device("cpu"))
+
+    def batches(first: int, num_workers: int) -> list[tuple[list[int], torch.Tensor]]:
+        data = train_data(config(digits, num_workers=num_workers))
+        found = data.batches(steps=range(first, 6), global_batch=BATCH, micro_batch=MICRO, world=world)
+        return [(batch.samples.tolist(), batch.images.clone()) for batch in found]
+
+    expected, found = batches(0, 0)[3 * BATCH // 2 // MICRO :], batches(3, 2)
+    assert [samples for samples, _ in found] == [samples for samples, _ in expected]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found, expected, strict=True))
+
+
+def test_the_ledger_counts_what_was_drawn(digits: str) -> None:
+    data = train_data(config(digits, skip_steps=("2:5",)))
+    num_steps, num = 40, data.num_samples
+    pages = Ledger(data, global_batch=BATCH, total_steps=num_steps).pages(num_steps)
+    assert len(pages) == 2 and all(p.used + p.skipped + p.dropped + p.excluded == p.manifest == num for p in pages)
+    assert [page.skipped for page in pages] == [3 * BATCH, 0]
+    drawn = [data.draw(step, BATCH)[1].tolist() for step in range(num_steps)]
+    assert sum(page.used for page in pages) == len(drawn) * BATCH
+    assert len({s for step in drawn[: num // BATCH - 3] for s in step}) == (num // BATCH - 3) * BATCH
 
 
 def test_skipped_steps_leave_the_others_as_they_are(digits: str) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.data import parts
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.parts import Part
-from pipeline.data.prepare import plan as plans
+from pipeline.data.prepare import plan_files
 from pipeline.data.prepare import prepare as prepares
 from pipeline.data.prepare.adopt import adopt
 from pipeline.data.prepare.prepare import Preparation
@@ -62,8 +62,8 @@ def test_parts_that_start_at_once_list_the_source_once(whole, tmp_path, monkeypa
         return open_source(*args, **options)
 
     monkeypatch.setattr(prepares, "open_source", opened)
-    monkeypatch.setattr(plans, "FILE_IMAGES", 10)  # several files, of which a part reads its own
-    monkeypatch.setattr(plans, "WAIT_S", 0.1)
+    monkeypatch.setattr(plan_files, "FILE_IMAGES", 10)  # several files, of which a part reads its own
+    monkeypatch.setattr(plan_files, "WAIT_S", 0.1)
     made = replace(whole, out=str(tmp_path / "out"))
     processes = [multiprocessing.get_context("fork").Process(target=made.run_part, args=(part,)) for part in ALL]
     [process.start() for process in processes]
@@ -84,10 +84,10 @@ def test_a_plan_of_another_source_is_not_taken_and_a_damaged_one_is_refused(whol
     with pytest.raises(UserError, match=r"parts of another preparation \(source_fingerprint"):
         replace(made, source=str(tmp_path / "link")).run_part(ALL[1])
     folder = tmp_path / "out/PREPARING/plan"
-    (plan,) = [path for path in folder.glob("*.json") if path.name != plans.NAME]
+    (plan,) = [path for path in folder.glob("*.json") if path.name != plan_files.NAME]
     forged = plan.read_bytes().replace(str(source).encode(), b"/etc")
     name = hashlib.sha256(forged).hexdigest()
-    (folder / plans.NAME).write_text((folder / plans.NAME).read_text().replace(plan.stem, name))
+    (folder / plan_files.NAME).write_text((folder / plan_files.NAME).read_text().replace(plan.stem, name))
     for content, sentence in ((b"", "is gone, or does not hold"), (forged, "names files outside")):
         (folder / f"{name}.json").write_bytes(content)
         with pytest.raises(UserError, match=sentence):
@@ -95,10 +95,10 @@ def test_a_plan_of_another_source_is_not_taken_and_a_damaged_one_is_refused(whol
 
 
 def test_a_plan_that_lost_shards_makes_no_smaller_dataset(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(plans, "FILE_IMAGES", 10)
+    monkeypatch.setattr(plan_files, "FILE_IMAGES", 10)
     made = replace(whole, out=str(tmp_path / "out"))
     [made.run_part(part) for part in ALL]
-    file = tmp_path / "out/PREPARING/plan" / plans.NAME
+    file = tmp_path / "out/PREPARING/plan" / plan_files.NAME
     seal = json.loads(file.read_text())
     file.write_text(json.dumps({**seal, "files": seal["files"][:-1]}))
     with pytest.raises(UserError, match="is not whole any more"):

@@ -56,7 +56,7 @@ def test_boxes_come_back_as_they_were_drawn(tmp_path: Path) -> None:
         check_loss(replace(run, data=replace(run.data, url=url)))
 
 
-def _list(folder: Path, *of_val: Any, name: str = "list.jsonl") -> str:
+def list_of_boxes(folder: Path, *of_val: Any, name: str = "list.jsonl") -> str:
     rows: list[dict[str, Any]] = [{"split": "train", "boxes": [BOX]}]
     rows += [{"split": "val", "boxes": boxes} for boxes in of_val]
     for number, row in enumerate(rows):
@@ -68,7 +68,7 @@ def _list(folder: Path, *of_val: Any, name: str = "list.jsonl") -> str:
 
 def test_a_list_with_boxes_is_prepared(tmp_path: Path) -> None:
     crowd = {"label": "ring", "xyxy": [1.5, 0, 2, 0.5], "crowd": True}
-    found = prepare(CARD, str(tmp_path / "out"), source=_list(tmp_path, [BOX, crowd], []), shard_samples=9)
+    found = prepare(CARD, str(tmp_path / "out"), source=list_of_boxes(tmp_path, [BOX, crowd], []), shard_samples=9)
     by_key = dict(zip(found.split("val").keys, boxes_of(found.split("val"), 5), strict=True))
     one, none = by_key["images_1"], by_key["images_2"]
     assert (one.width, one.height) == (6, 8) and one.edges.tolist() == [[0, 1, 6, 8], [1.5, 0, 2, 0.5]]
@@ -93,22 +93,22 @@ def test_a_list_with_boxes_is_prepared(tmp_path: Path) -> None:
 )
 def test_a_box_that_does_not_fit_is_refused_with_file_and_line(tmp_path: Path, boxes: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(CARD, str(tmp_path / "out"), source=_list(tmp_path, boxes))
+        prepare(CARD, str(tmp_path / "out"), source=list_of_boxes(tmp_path, boxes))
 
 
 def test_changed_boxes_are_another_source_and_scaled_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave out --resize-shortest"):
-        prepare(CARD, str(tmp_path / "small"), source=_list(tmp_path, [BOX]), reencode=Reencode(longest_px=8))
-    prepare(CARD, str(tmp_path / "out"), source=_list(tmp_path, [BOX]))
+        prepare(CARD, str(tmp_path / "small"), source=list_of_boxes(tmp_path, [BOX]), reencode=Reencode(longest_px=8))
+    prepare(CARD, str(tmp_path / "out"), source=list_of_boxes(tmp_path, [BOX]))
     with pytest.raises(UserError, match="source"):
-        prepare(CARD, str(tmp_path / "out"), source=_list(tmp_path, [BOX, BOX]))
+        prepare(CARD, str(tmp_path / "out"), source=list_of_boxes(tmp_path, [BOX, BOX]))
     with pytest.raises(UserError, match="boxes do not fit into a cell"):
-        prepare(CARD, str(tmp_path / "csv"), source=_list(tmp_path, [BOX], name="list.csv"))
+        prepare(CARD, str(tmp_path / "csv"), source=list_of_boxes(tmp_path, [BOX], name="list.csv"))
     with pytest.raises(UserError, match="is no list; images with boxes are read from a JSONL file"):
         prepare(CARD, str(tmp_path / "folder"), source=str(tmp_path))
 
 
-def _coco(folder: Path, **changed: Any) -> str:
+def coco(folder: Path, **changed: Any) -> str:
     """COCO's layout: two images a split; `changed` annotations of val."""
     classes = [{"id": 3 * i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(shapes.BOX_LABELS)]
     for split in ("train", "val"):
@@ -135,7 +135,7 @@ def _coco(folder: Path, **changed: Any) -> str:
 
 
 def test_cocos_folder_is_prepared_as_it_is_distributed(tmp_path: Path) -> None:
-    found = prepare(CARD, str(tmp_path / "out"), source=_coco(tmp_path / "coco"))
+    found = prepare(CARD, str(tmp_path / "out"), source=coco(tmp_path / "coco"))
     assert {name: split.num_samples for name, split in found.splits.items()} == {"train": 2, "val": 2}
     assert "6 boxes of no area" not in found.source_note and "2 boxes of no area are left out" in found.source_note
     by_key = dict(zip(found.split("val").keys, boxes_of(found.split("val"), 5), strict=True))
@@ -163,7 +163,7 @@ def test_cocos_folder_is_prepared_as_it_is_distributed(tmp_path: Path) -> None:
 )
 def test_an_annotation_that_does_not_fit_is_refused_with_its_file(tmp_path: Path, changed: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(CARD, str(tmp_path / "out"), source=_coco(tmp_path / "coco", **changed))
+        prepare(CARD, str(tmp_path / "out"), source=coco(tmp_path / "coco", **changed))
 
 
 @pytest.mark.parametrize(
