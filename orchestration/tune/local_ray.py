@@ -66,8 +66,10 @@ def local_ray(num_cpus: int) -> Iterator[LocalRay]:
         stack.enter_context(_guard(f"{ray_guard.MARK}={mark}", found.folder))
         stack.callback(ray.shutdown)
         _read_token_again()
-        # The mark is for Ray's processes, and not for what this one starts later.
-        with workers_import_this_package(), _loopback(), _variables(**{ray_guard.MARK: mark}):
+        # The mark is for Ray's processes, and not for what this one starts later. Where memory runs out the kernel ends a worker,
+        # which a sweep survives; Ray's own monitor would end it in a way that ends all of Tune.
+        own = {ray_guard.MARK: mark, "RAY_memory_monitor_refresh_ms": "0"}
+        with workers_import_this_package(), _loopback(), _variables(**own):
             _start(num_cpus, os.path.join(found.folder, "r"))  # Ray opens its folder to everybody
         yield found
 

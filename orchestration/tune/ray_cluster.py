@@ -138,7 +138,8 @@ def running_ray(address: str | None, plan: TrialResources) -> Iterator[LocalRay 
     """A Ray of this process's own, never one that happens to run on the machine; or the cluster that was named (None).
 
     Raises:
-        UserError: no cluster answers; or what a trial reserves is not to be had anywhere.
+        UserError: no cluster answers; what a trial reserves is not to be had anywhere; or the cluster has ended a trial for want
+            of memory, upon which Tune gives up.
     """
     if ray.is_initialized():
         raise UserError("Ray runs in this process already; call transfer from a process of its own")
@@ -159,6 +160,13 @@ def running_ray(address: str | None, plan: TrialResources) -> Iterator[LocalRay 
     try:
         _check_room(plan, "a node of the cluster")
         yield None
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+            raise
+        raise UserError(
+            "a node of the cluster ran out of memory, and Ray ended a trial there; run fewer at a time with --max-concurrent, or "
+            "reserve more cores for each; the same command goes on"
+        ) from error
     finally:
         ray.shutdown()
 

@@ -214,3 +214,13 @@ def test_more_than_any_node_has_is_refused_instead_of_waited_for(monkeypatch: py
     ray_cluster._check_room(TrialResources(num_concurrent=0, num_processes=1, gpus=1.0), "a node of the cluster")
     with pytest.raises(UserError, match=r"wants 2 cores and 2 GPUs at once, and a node of the cluster has 8 and 1"):
         ray_cluster._check_room(TrialResources(num_concurrent=0, num_processes=2, gpus=2.0), "a node of the cluster")
+
+
+def test_a_cluster_that_ends_a_trial_for_want_of_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, name in ((ray, "init"), (ray, "shutdown"), (ray_cluster, "_knock"), (ray_cluster, "_check_room")):
+        monkeypatch.setattr(place, name, lambda *_, **__: None)
+    plan = TrialResources(num_concurrent=1, num_processes=1, gpus=0.0)
+    with pytest.raises(UserError, match=r"out of memory.*--max-concurrent.*goes on"), running_ray("head:1", plan):
+        raise RuntimeError("Caught unexpected exception") from ray.exceptions.OutOfMemoryError("killed")  # as Tune does
+    with pytest.raises(RuntimeError, match="another"), running_ray("head:1", plan):
+        raise RuntimeError("another")

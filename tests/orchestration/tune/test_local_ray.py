@@ -93,6 +93,24 @@ def ray_guard_processes(folder: Path) -> list[int]:
     return found
 
 
+MEMORY = """
+import time, ray
+from orchestration.tune.ray_cluster import TrialResources, running_ray
+def trial():
+    time.sleep(2)
+    return "lived"
+with running_ray(None, TrialResources(num_concurrent=1, num_processes=1, gpus=0.0)):
+    print(ray.get(ray.remote(max_retries=0)(trial).remote()))
+"""
+
+
+def test_rays_memory_monitor_ends_no_trial() -> None:
+    """It did on a full machine, and Tune, which knows no actor that ends so, ended the whole sweep with it."""
+    environment = {**os.environ, "RAY_memory_usage_threshold": "0.001"}  # full, as Ray counts here
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["lived"], done.stderr[-2000:]
+
+
 def test_a_machine_that_is_too_busy_for_ray_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def late(**_: object) -> None:
         raise RuntimeError("The current node timed out during startup.")
