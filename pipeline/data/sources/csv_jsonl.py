@@ -82,8 +82,8 @@ def open_list(
             )
         lines[same] = line
         num_refused += isinstance(locator, Refused)
-        beside = (mask, listed, beside_name, mask_size)
-        entries.append(ImageEntry(split or "train", label, *_named(path), locator, size, *beside))
+        place = (split or "train", label, *_named(path), locator, size)
+        entries.append(ImageEntry(*place, mask, listed, beside_name, mask_size))
     if not entries:
         raise UserError(f"the list {source} has no rows: one image a line is needed")
     _refuse_unclear_splits(source, without_split, len(entries), unread)
