@@ -26,7 +26,7 @@ def a_run(digits: str, **changes: Any) -> Run:
 
 def first_samples(run: Run, steps: range) -> list[int]:
     """One sample of each step, of the last rank's share."""
-    data = TrainData(run.data, run.augment, seed=run.seed)
+    data = TrainData(run.data, run.augment, seed=run.seed, global_batch=run.global_batch)
     return [int(data.draw(step, run.global_batch)[1][-1]) for step in steps]
 
 
