@@ -12,6 +12,7 @@ NAMES = (
     "overlap",
     "stream",
     "engine",
+    "typed_run",
     "checkpoint",
     "object_copy",
     "tracking",
