@@ -1,10 +1,12 @@
-"""Watts while a trial runs, where the machine tells them: RAPL's counters for processors, NVML's for GPUs.
+"""Memory and watts of a trial, where the machine tells them. Watts: RAPL's counters for processors, NVML's for GPUs.
 
 Both speak of the whole device and not of a process: trials that share one are each told all of it. Nothing is estimated; what
 cannot be read (RAPL is root's on most machines) is not measured.
 """
 
 import contextlib
+import ctypes
+import gc
 import time
 from pathlib import Path
 
@@ -68,15 +70,23 @@ def _own_gpu() -> str:
     return f"GPU-{uuid}" if uuid else ""
 
 
+def _give_back() -> None:
+    """To the system what was freed: glibc keeps it, in arenas that grew by gigabytes over the trials of a deep network."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Memory:
     """The most that was in use between its making and `max_bytes`: of the GPU where there is one, else of this process.
 
-    A process that has run other trials keeps some of what they took; Linux lets the mark be set back to what is held now.
+    What earlier trials of this process have left is given back first, and the mark set to what is held then (Linux).
     """
 
     def __init__(self) -> None:
         import torch
 
+        _give_back()
         self._gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
         if self._gpu:
             torch.cuda.reset_peak_memory_stats()
