@@ -276,8 +276,8 @@ def test_the_pages_of_methods_are_their_modules_words() -> None:
     from orchestration.commands.operations.method_pages import markdown
 
     pages = {p.stem: p.read_text() for p in (ROOT / "docs/normalizers").glob("*.md")}
-    remedy = "run: python -m orchestration.commands.operations.method_pages docs/normalizers"
-    assert pages == {name: markdown(name) for name in list_methods()}, remedy
+    remedy = "run: python -m orchestration.commands.operations.method_pages docs"
+    assert pages == {name: markdown(name, ROOT / "docs") for name in list_methods()}, remedy
 
 
 def test_the_documented_method_of_ones_own_is_short_and_works() -> None:
