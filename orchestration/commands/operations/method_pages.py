@@ -51,8 +51,8 @@ def _numbers(name: str, results: Path) -> str:
         error, speed, memory = (float(rows[name][k]) for k in ("accuracy_error", "speed_ratio", "memory_ratio"))
         found.append(
             f"{100 * accuracy[name]:.1f} ± {100 * error:.1f} % of a part of CIFAR-100 after 312 updates at one rate for all, "
-            f"place {place} of {len(rows)}; a pass at {speed:.2f} of the speed and {memory:.2f} of the memory of batch normalisation "
-            f"([all methods](../{RESULTS}/README.md))."
+            f"place {place} of {len(rows)}; a pass at {speed:.2f} of the speed and {memory:.2f} of the memory of batch "
+            f"normalisation ([all methods](../{RESULTS}/README.md))."
         )
     verdicts: dict[str, set[str]] = {}
     for row in claims:
