@@ -17,6 +17,7 @@ from transfer.protocol.method_settings import (
     HyperruleSettings,
     KnnSettings,
     RidgeSettings,
+    TeacherStage,
 )
 from transfer.protocol.methods import METHOD_KINDS, Method, as_before, parse_methods, sha256
 from transfer.protocol.suite_files import list_suites, load_suite, suite_of
@@ -153,7 +154,7 @@ def test_every_deciding_field_of_every_method_changes_the_protocol(kind: str) ->
     for field in dataclasses.fields(settings):
         if field.name in skipped or (field.name in ("epochs", "num_steps") and not getattr(few, field.name)):
             continue
-        odd = {"unclipped": ("stem",), "width": 128}
+        odd = {"unclipped": ("stem",), "width": 128, "teacher": TeacherStage(model="nfnet_tiny", epochs=1.0)}
         value = odd.get(field.name) or other_value(getattr(few, field.name))
         changed = dataclasses.replace(few, **{field.name: value})
         digests.append(digest_of(make_task(), dataclasses.replace(base, settings=changed)))
