@@ -2,7 +2,8 @@
 
 The bare loop has the same network on one batch in memory: forward, loss, backward, torch's SGD; no clipping, no averaged
 weights, no data. The engine has its own update beside that, and the command data from shards, the account of samples,
-records, the tracker, pictures, an evaluation and a save. Two threads each; the command's loader works on the same cores.
+records, the tracker and pictures; the evaluation and the save come after its last step and are not timed. Two threads each;
+the command's loader works on the same cores.
 """
 
 import json

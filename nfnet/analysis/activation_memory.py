@@ -43,9 +43,8 @@ class SavedBytes:
         if storage._cdata not in self._own and storage._cdata not in self._seen:
             self._seen[storage._cdata] = storage
             self.total += storage.nbytes()
-        return (
-            tensor.detach()
-        )  # a node that keeps its own output would never be freed: no garbage collector sees through it
+        # A node that keeps its own output would never be freed: no garbage collector sees through it.
+        return tensor.detach()
 
 
 @contextmanager

@@ -42,7 +42,10 @@ class BatchRenorm(BatchStatisticsNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             return self.train_forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_std.square(), self.weight, self.bias, False, 0.0, 0.0)
+        var = self.running_std.square()  # with `eps` in it already, and torch 2.11 takes no 0
+        return F.batch_norm(
+            x, self.running_mean, var, self.weight, self.bias, False, 0.0, torch.finfo(torch.float32).tiny
+        )
 
     def limits(self) -> Moments:
         """(r_max, d_max) now."""

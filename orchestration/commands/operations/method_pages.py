@@ -50,9 +50,9 @@ def _numbers(name: str, results: Path) -> str:
         place = sorted(accuracy.values(), reverse=True).index(accuracy[name]) + 1
         error, speed, memory = (float(rows[name][k]) for k in ("accuracy_error", "speed_ratio", "memory_ratio"))
         found.append(
-            f"{100 * accuracy[name]:.1f} ± {100 * error:.1f} % of a part of CIFAR-100 after 312 updates at one rate for all, "
-            f"place {place} of {len(rows)}; a pass at {speed:.2f} of the speed and {memory:.2f} of the memory of batch "
-            f"normalisation ([all methods](../{RESULTS}/README.md))."
+            f"{100 * accuracy[name]:.1f} ± {100 * error:.1f} % in the table of [all methods](../{RESULTS}/README.md), a short training "
+            f"at one rate for all: place {place} of {len(rows)}, with {speed:.2f} of the speed and {memory:.2f} of the memory of a "
+            "pass with batch normalisation."
         )
     verdicts: dict[str, set[str]] = {}
     for row in claims:
