@@ -49,10 +49,11 @@ def _numbers(name: str, results: Path) -> str:
         accuracy = {method: float(row["accuracy"]) for method, row in rows.items()}
         place = sorted(accuracy.values(), reverse=True).index(accuracy[name]) + 1
         error, speed, memory = (float(rows[name][k]) for k in ("accuracy_error", "speed_ratio", "memory_ratio"))
+        table = f"[all methods](../{RESULTS}/README.md)"
         found.append(
-            f"{100 * accuracy[name]:.1f} ± {100 * error:.1f} % in the table of [all methods](../{RESULTS}/README.md), a short training "
-            f"at one rate for all: place {place} of {len(rows)}, with {speed:.2f} of the speed and {memory:.2f} of the memory of a "
-            "pass with batch normalisation."
+            f"{100 * accuracy[name]:.1f} ± {100 * error:.1f} % in the table of {table}, a short training at one rate for all: "
+            f"place {place} of {len(rows)}, with {speed:.2f} of the speed and {memory:.2f} of the memory of a pass with batch "
+            "normalisation."
         )
     verdicts: dict[str, set[str]] = {}
     for row in claims:
