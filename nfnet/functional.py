@@ -5,16 +5,20 @@ whatever the kernels do not take: other types, other devices, other layouts.
 """
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from nfnet.kernels import cpu, dispatch, reference
+from nfnet.kernels import cpu, dispatch, reference, usable
 
 FEW_PIXELS = 256
 """Up to here a 1x1 convolution on the CPU is a matrix product: oneDNN's weight gradient takes three times as long."""
+FEW_PIXELS_BF16 = 5000
+"""Up to here the weight gradient alone of one in bf16 is, where the processor multiplies bf16: 0.63 to 0.85 of the time of
+oneDNN's kernel, which is its older one there; forward and the image's gradient gain nothing (docs/LOG.md, 2026-11-30)."""
 
 
 def is_autocast(x: torch.Tensor) -> bool:
@@ -23,14 +27,36 @@ def is_autocast(x: torch.Tensor) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
-def linear_fp32(head: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """(N, features) -> `head` of it, in fp32 where autocast would take less: rounded logits tie, and the top class is lost."""
-    if not is_autocast(x):
-        out: torch.Tensor = head(x)
+def pooled_mean(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, C), the mean over positions; fp32 under autocast."""
+    dtype = torch.float32 if is_autocast(x) else x.dtype
+    if usable() and cpu.is_ordinary(x):
+        out: torch.Tensor = _PooledMean.apply(x, dtype)
         return out
+    return x.mean(dim=(2, 3), dtype=dtype)
+
+
+class _PooledMean(torch.autograd.Function):
+    """torch lays the derivative of a channels-last image's mean out as contiguous; adding it to the image's other gradient
+    then takes ten times as long as the sum of two images alike in memory. Here it is one number a sample and channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return x.mean(dim=(2, 3), dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        h, w = ctx.shape[2:]
+        return (grad / (h * w)).to(ctx.dtype)[:, :, None, None].expand(ctx.shape), None
+
+
+def outside_autocast(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """`function` of `x`, in fp32 where autocast would take less."""
+    if not is_autocast(x):
+        return function(x)
     with torch.autocast(x.device.type, enabled=False):
-        wide: torch.Tensor = head(x.float())
-        return wide
+        return function(x.float())
 
 
 def standardised(
@@ -87,7 +113,7 @@ class _WSConv2d(torch.autograd.Function):
         ctx.save_for_backward(x, weight, gain, bias, *made)
         ctx.stride, ctx.padding, ctx.groups, ctx.fused = stride, padding, groups, fused
         ctx.numbers = floor, added_eps
-        pixels = _pixels(x, weight, stride, groups)
+        pixels = _pixels(x, weight, stride, groups, FEW_PIXELS)
         if pixels is not None:
             return _image(torch.addmm(bias, pixels, made.out.view(len(weight), -1).t()), x)
         return F.conv2d(x, made.out, bias, stride, padding, groups=groups)
@@ -107,27 +133,22 @@ class _WSConv2d(torch.autograd.Function):
             return *_differentiable(again, (x, weight, gain, bias), grad, ctx.needs_input_grad), *[None] * 6
         wants_x, wants_weight, wants_gain, wants_bias = ctx.needs_input_grad[:4]
         of_weight = wants_weight or wants_gain
-        pixels = _pixels(x, weight, ctx.stride, ctx.groups)
-        grad_x = grad_out = grad_bias = grad_weight = grad_gain = None
+        pixels = _pixels(x, weight, ctx.stride, ctx.groups, _few_pixels_of_gradient(x))
+        few_x = few_out = few_bias = grad_weight = grad_gain = None
         if pixels is not None:
             grads = grad.permute(0, 2, 3, 1).reshape(len(pixels), -1)
-            grad_x = _image(grads @ out.view(len(weight), -1), x) if wants_x else None
-            grad_out = (grads.t() @ pixels).view_as(weight) if of_weight else None
-            grad_bias = grads.sum(0) if wants_bias else None
-        else:
-            grad_x, grad_out, grad_bias = torch.ops.aten.convolution_backward(
-                grad,
-                x,
-                out,
-                [len(weight)],
-                [ctx.stride] * 2,
-                ctx.padding,
-                [1, 1],
-                False,
-                [0, 0],
-                ctx.groups,
-                [wants_x, of_weight, wants_bias],
-            )
+            few_out = (grads.t() @ pixels).view_as(weight) if of_weight else None
+            # A product with ones: a sum over the rows of a bf16 matrix takes as long as half of the gradient.
+            few_bias = (grads.new_ones(1, len(grads)) @ grads).view(-1) if wants_bias else None
+            if wants_x and len(pixels) <= FEW_PIXELS:
+                few_x, wants_x = _image(grads @ out.view(len(weight), -1), x), False
+            of_weight = wants_bias = False
+        shape = [len(weight)], [ctx.stride] * 2, ctx.padding, [1, 1], False, [0, 0], ctx.groups
+        asked = [wants_x, of_weight, wants_bias]
+        made = torch.ops.aten.convolution_backward(grad, x, out, *shape, asked) if any(asked) else asked
+        grad_x, grad_out, grad_bias = (
+            m if a else f for m, a, f in zip(made, asked, (few_x, few_out, few_bias), strict=True)
+        )
         if grad_out is not None:
             grad_weight, grad_gain = ctx.fused.standardise_backward(
                 grad_out, weight, gain, mean, rstd, floored, in_place=True
@@ -145,10 +166,20 @@ def _differentiable(
     return tuple(next(found) if w else None for _, w in zip(inputs, wanted, strict=False))
 
 
-def _pixels(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int) -> torch.Tensor | None:
-    """(N * H * W, C), a view of a channels-last image; None where the convolution is no small matrix product."""
+@lru_cache
+def _multiplies_bf16() -> bool:
+    """Whether this processor does; elsewhere torch multiplies bf16 matrices in plain loops."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _few_pixels_of_gradient(x: torch.Tensor) -> int:
+    return FEW_PIXELS_BF16 if x.dtype == torch.bfloat16 and _multiplies_bf16() else FEW_PIXELS
+
+
+def _pixels(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int, most: int) -> torch.Tensor | None:
+    """(N * H * W, C), a view of a channels-last image; None where the convolution is no matrix product of `most` pixels."""
     n, c, h, w = x.shape
-    if x.is_cuda or weight.shape[2] > 1 or stride > 1 or groups > 1 or n * h * w > FEW_PIXELS:
+    if x.is_cuda or weight.shape[2] > 1 or stride > 1 or groups > 1 or n * h * w > most:
         return None
     if not x.is_contiguous(memory_format=torch.channels_last):
         return None

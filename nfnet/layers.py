@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nfnet.functional import padded, scaled_activation, standardised, ws_conv2d
+from nfnet.functional import outside_autocast, padded, pooled_mean, scaled_activation, standardised, ws_conv2d
 
 GAMMA = {
     "identity": 1.0,
@@ -173,8 +173,11 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gates = 2 * torch.sigmoid(self.expand(self.act(self.reduce(x.mean(dim=(2, 3))))))
-        return gates[:, :, None, None]
+        # For so few numbers the casts of the weights to bf16 take longer than the products.
+        return outside_autocast(self._gates, pooled_mean(x))[:, :, None, None]
+
+    def _gates(self, mean: torch.Tensor) -> torch.Tensor:
+        return 2 * torch.sigmoid(self.expand(self.act(self.reduce(mean))))
 
 
 class StochasticDepth(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from nfnet.functional import is_autocast, linear_fp32
+from nfnet.functional import outside_autocast, pooled_mean
 
 HEAD_STD = 0.01
 
@@ -77,7 +77,7 @@ class Network(nn.Module):
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """(N, num_features, h, w) -> (N, num_features), fp32 under autocast."""
-        return x.mean(dim=(2, 3), dtype=torch.float32) if is_autocast(x) else x.mean(dim=(2, 3))
+        return pooled_mean(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(N, num_features, h, w) -> pooled features (N, num_features) if `pre_logits`, else logits.
@@ -85,7 +85,7 @@ class Network(nn.Module):
         Both are fp32 under autocast.
         """
         features = self.pooled(x)
-        return features if pre_logits else linear_fp32(self.head, self.dropout(features))
+        return features if pre_logits else outside_autocast(self.head, self.dropout(features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))

@@ -16,7 +16,7 @@ from nfnet.kernels.reference import Rates, Standardised, Tensors, num_units
 
 KINDS = {"gelu": 0, "silu": 1, "relu": 2}
 HALF = {torch.float32: 0, torch.bfloat16: 1}
-INTERFACE = 1
+INTERFACE = 2
 """As `nf_interface` of `native.c`: called with other arguments than it was compiled for, a loop would write anywhere."""
 
 
@@ -188,14 +188,16 @@ def scaled_activation_backward(
 
 
 def can_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> bool:
-    """fp32 images of one shape, channels-last, and an fp32 coefficient for each sample and channel."""
+    """Images of one shape and type, channels-last, and an fp32 coefficient for each sample and channel."""
     if _library is None or not usable() or x.dim() != 4 or shortcut.shape != x.shape:
         return False
     if coefficient.shape != (*x.shape[:2], 1, 1) or x.device.type != "cpu":
         return False
-    if not all(t.dtype == torch.float32 and is_ordinary(t) for t in (shortcut, x, coefficient)):
+    if x.dtype not in HALF or shortcut.dtype != x.dtype or coefficient.dtype != torch.float32:
         return False
-    return all(t.is_contiguous(memory_format=torch.channels_last) for t in (shortcut, x))
+    return all(is_ordinary(t) for t in (shortcut, x, coefficient)) and all(
+        t.is_contiguous(memory_format=torch.channels_last) for t in (shortcut, x)
+    )
 
 
 def scaled_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
@@ -203,7 +205,8 @@ def scaled_add(shortcut: torch.Tensor, x: torch.Tensor, coefficient: torch.Tenso
     out = torch.empty_like(x)
     n, c, h, w = x.shape
     coefficient = coefficient.contiguous()
-    _call("nf_scaled_add", _at(shortcut), _at(x), _at(coefficient), _at(out), _long(n), _long(h * w), _long(c))
+    images = _at(shortcut), _at(x), _at(coefficient), _at(out), HALF[x.dtype]
+    _call("nf_scaled_add", *images, _long(n), _long(h * w), _long(c))
     return out
 
 
@@ -220,6 +223,7 @@ def scaled_add_backward(
         _at(x),
         _at(coefficient),
         _at(grad_x),
+        HALF[x.dtype],
         _at(grad_coefficient),
         _long(n),
         _long(h * w),
@@ -242,14 +246,23 @@ def can_update(*lists: Sequence[torch.Tensor]) -> bool:
     return True
 
 
+def _pointers(tensors: Sequence[torch.Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+def _rows(tensors: Sequence[torch.Tensor]) -> tuple[int, Any, Any]:
+    """Rows of all, and of each its rows and their length."""
+    rows = [num_units(t) for t in tensors]
+    lengths = [t.numel() // max(units, 1) for t, units in zip(tensors, rows, strict=True)]
+    array = _long * len(rows)
+    return sum(rows), array(*rows), array(*lengths)
+
+
 def square_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """As `reference.square_sums`, of dense fp32 tensors."""
-    sums = torch.empty(sum(num_units(t) for t in tensors))
-    start = 0
-    for t in tensors:
-        units = num_units(t)
-        _call("nf_square_sums", _at(t), _at(sums[start:]), _long(units), _long(t.numel() // max(units, 1)))
-        start += units
+    count, rows, lengths = _rows(tensors)
+    sums = torch.empty(count)
+    _call("nf_square_sums", _pointers(tensors), _at(sums), rows, lengths, _long(len(tensors)))
     return sums
 
 
@@ -262,20 +275,16 @@ def update_(
     factors: torch.Tensor | None = None,
 ) -> None:
     """As `reference.update_`."""
-    start = 0
-    for i, (w, g, m) in enumerate(zip(params, grads, momenta, strict=True)):
-        units = num_units(w)
-        _call(
-            "nf_update",
-            _at(w),
-            _at(g),
-            _at(m),
-            _at(averages[i] if averages else None),
-            _long(units),
-            _long(w.numel() // max(units, 1)),
-            _at(None if factors is None else factors[start:]),
-            *map(_float, (rates.lr, rates.momentum, rates.weight_decay, 1 - rates.keep)),
-        )
-        start += units
+    _, rows, lengths = _rows(params)
+    _call(
+        "nf_update",
+        *map(_pointers, (params, grads, momenta)),
+        _pointers(averages) if averages else None,
+        rows,
+        lengths,
+        _long(len(params)),
+        _at(factors),
+        *map(_float, (rates.lr, rates.momentum, rates.weight_decay, 1 - rates.keep)),
+    )
     # Autograd, and whoever keeps something computed from a weight, sees writes by this number alone.
     torch.autograd.graph.increment_version([*params, *momenta, *averages])

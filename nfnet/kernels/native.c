@@ -19,7 +19,7 @@
 
 /* Number of this file's interface: raised with every change of an exported function's arguments, here and in cpu.py, which
  * takes no library with another number. */
-EXPORT int nf_interface(void) { return 1; }
+EXPORT int nf_interface(void) { return 2; }
 
 /* ---- bfloat16 ---- */
 static inline float widen(uint16_t h) {
@@ -234,9 +234,13 @@ EXPORT void nf_activation_backward(int kind, const void *g, const void *x, void 
     }
 }
 
-/* ---- a branch added to its shortcut: out = s + x * c, images channels-last, c one number a sample and channel ---- */
+/* ---- a branch added to its shortcut: out = s + x * c, images channels-last, c one fp32 number a sample and channel ---- */
 VECTORISED static void row_scaled_add(const float *s, const float *x, const float *c, float *out, int64_t n) {
     for (int64_t j = 0; j < n; j++) out[j] = s[j] + x[j] * c[j];
+}
+
+VECTORISED static void row_scaled_add_half(const uint16_t *s, const uint16_t *x, const float *c, uint16_t *out, int64_t n) {
+    for (int64_t j = 0; j < n; j++) out[j] = narrow(widen(s[j]) + widen(x[j]) * c[j]);
 }
 
 VECTORISED static void row_scaled_add_back(const float *g, const float *x, const float *c, float *gx, float *gc, int64_t n) {
@@ -246,23 +250,42 @@ VECTORISED static void row_scaled_add_back(const float *g, const float *x, const
     }
 }
 
-EXPORT void nf_scaled_add(const float *s, const float *x, const float *c, float *out, int64_t samples, int64_t pixels,
-                          int64_t channels) {
-#pragma omp parallel for schedule(static) if (samples * pixels * channels > SMALL)
-    for (int64_t k = 0; k < samples * pixels; k++)
-        row_scaled_add(s + k * channels, x + k * channels, c + k / pixels * channels, out + k * channels, channels);
+VECTORISED static void row_scaled_add_back_half(const uint16_t *g, const uint16_t *x, const float *c, uint16_t *gx, float *gc,
+                                                int64_t n) {
+    for (int64_t j = 0; j < n; j++) {
+        gx[j] = narrow(widen(g[j]) * c[j]);
+        gc[j] += widen(g[j]) * widen(x[j]);
+    }
 }
 
-EXPORT void nf_scaled_add_backward(const float *g, const float *x, const float *c, float *gx, float *gc, int64_t samples,
-                                   int64_t pixels, int64_t channels) {
+EXPORT void nf_scaled_add(const void *s, const void *x, const float *c, void *out, int half, int64_t samples, int64_t pixels,
+                          int64_t channels) {
+#pragma omp parallel for schedule(static) if (samples * pixels * channels > SMALL)
+    for (int64_t k = 0; k < samples * pixels; k++) {
+        const int64_t at = k * channels;
+        const float *of_sample = c + k / pixels * channels;
+        if (half)
+            row_scaled_add_half((const uint16_t *)s + at, (const uint16_t *)x + at, of_sample, (uint16_t *)out + at, channels);
+        else
+            row_scaled_add((const float *)s + at, (const float *)x + at, of_sample, (float *)out + at, channels);
+    }
+}
+
+EXPORT void nf_scaled_add_backward(const void *g, const void *x, const float *c, void *gx, int half, float *gc,
+                                   int64_t samples, int64_t pixels, int64_t channels) {
     const int64_t width = 256, parts = (channels + width - 1) / width; /* a thread sums a part of the channels */
 #pragma omp parallel for schedule(static) if (samples * pixels * channels > SMALL)
     for (int64_t k = 0; k < samples * parts; k++) {
         const int64_t i = k / parts, first = k % parts * width, n = channels - first < width ? channels - first : width;
-        memset(gc + i * channels + first, 0, (size_t)n * sizeof(float));
+        const float *by = c + i * channels + first;
+        float *sum = gc + i * channels + first;
+        memset(sum, 0, (size_t)n * sizeof(float));
         for (int64_t p = 0; p < pixels; p++) {
             const int64_t at = (i * pixels + p) * channels + first;
-            row_scaled_add_back(g + at, x + at, c + i * channels + first, gx + at, gc + i * channels + first, n);
+            if (half)
+                row_scaled_add_back_half((const uint16_t *)g + at, (const uint16_t *)x + at, by, (uint16_t *)gx + at, sum, n);
+            else
+                row_scaled_add_back((const float *)g + at, (const float *)x + at, by, (float *)gx + at, sum, n);
         }
     }
 }
@@ -282,9 +305,27 @@ static float squares(const float *x, int64_t n) {
     return (float)sum;
 }
 
-EXPORT void nf_square_sums(const float *x, float *sums, int64_t rows, int64_t n) {
-#pragma omp parallel for schedule(static) if (rows * n > SMALL)
-    for (int64_t i = 0; i < rows; i++) sums[i] = squares(x + i * n, n);
+/* Both loops below take all tensors of a network at once, tensor t of (rows[t], n[t]): threads meet once a call and not once
+ * a tensor, and one that another program holds up has less to do. A row is still one thread's. */
+static int64_t total(const int64_t *rows, const int64_t *n, int64_t count) {
+    int64_t sum = 0;
+    for (int64_t t = 0; t < count; t++) sum += rows[t] * n[t];
+    return sum;
+}
+
+/* Rows that a thread takes at a time. */
+static int64_t share(int64_t n) { return n < SMALL ? 1 + SMALL / (n + 1) : 1; }
+
+/* sums: (rows of all tensors,), one tensor after the other. */
+EXPORT void nf_square_sums(const float *const *x, float *sums, const int64_t *rows, const int64_t *n, int64_t count) {
+#pragma omp parallel if (total(rows, n, count) > SMALL)
+    {
+        float *of_tensor = sums;
+        for (int64_t t = 0; t < count; of_tensor += rows[t++]) {
+#pragma omp for schedule(dynamic, share(n[t])) nowait
+            for (int64_t i = 0; i < rows[t]; i++) of_tensor[i] = squares(x[t] + i * n[t], n[t]);
+        }
+    }
 }
 
 VECTORISED static void row_update(float *w, const float *g, float *m, float *e, int64_t n, float scale, float lr,
@@ -307,14 +348,25 @@ VECTORISED static void row_update(float *w, const float *g, float *m, float *e, 
         }
 }
 
-/* One parameter of (rows, n). factors: (rows,) what each row's gradient is multiplied with, or NULL for 1. */
-EXPORT void nf_update(float *w, const float *g, float *m, float *e, int64_t rows, int64_t n, const float *factors, float lr,
-                      float momentum, float decay, float drop) {
-    const int64_t parts = rows > 1 ? 1 : (n + CHUNK - 1) / CHUNK;
-#pragma omp parallel for schedule(static) if (rows * n > SMALL)
-    for (int64_t k = 0; k < rows * parts; k++) {
-        const int64_t i = rows > 1 ? k : 0, start = rows > 1 ? 0 : k * CHUNK;
-        const int64_t size = rows > 1 ? n : (n - start < CHUNK ? n - start : CHUNK), at = i * n + start;
-        row_update(w + at, g + at, m + at, e ? e + at : NULL, size, factors ? factors[i] : 1.0f, lr, momentum, decay, drop);
+static void update_part(float *w, const float *g, float *m, float *e, int64_t rows, int64_t n, int64_t k, const float *factors,
+                        float lr, float momentum, float decay, float drop) {
+    const int64_t i = rows > 1 ? k : 0, start = rows > 1 ? 0 : k * CHUNK;
+    const int64_t size = rows > 1 ? n : (n - start < CHUNK ? n - start : CHUNK), at = i * n + start;
+    row_update(w + at, g + at, m + at, e ? e + at : NULL, size, factors ? factors[i] : 1.0f, lr, momentum, decay, drop);
+}
+
+/* e: the averages, or NULL for none. factors: (rows of all tensors,) what each row's gradient is multiplied with, or NULL for 1. */
+EXPORT void nf_update(float *const *w, const float *const *g, float *const *m, float *const *e, const int64_t *rows,
+                      const int64_t *n, int64_t count, const float *factors, float lr, float momentum, float decay, float drop) {
+#pragma omp parallel if (total(rows, n, count) > SMALL)
+    {
+        int64_t first = 0;
+        for (int64_t t = 0; t < count; first += rows[t++]) {
+            const int64_t parts = rows[t] > 1 ? rows[t] : (n[t] + CHUNK - 1) / CHUNK; /* a vector's are not its rows */
+#pragma omp for schedule(dynamic, rows[t] > 1 ? share(n[t]) : 1) nowait
+            for (int64_t k = 0; k < parts; k++)
+                update_part(w[t], g[t], m[t], e ? e[t] : NULL, rows[t], n[t], k, factors ? factors + first : NULL, lr, momentum,
+                            decay, drop);
+        }
     }
 }

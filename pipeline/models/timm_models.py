@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfnet.functional import linear_fp32
+from nfnet.functional import outside_autocast
 from nfnet.weights.files import check_file
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
@@ -58,7 +58,7 @@ class PeerNetwork(nn.Module):
         pooled: torch.Tensor = self.trunk.forward_head(x)  # type: ignore[operator]
         if pre_logits:
             return pooled
-        return linear_fp32(self.head, self.dropout(pooled))
+        return outside_autocast(self.head, self.dropout(pooled))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
