@@ -63,8 +63,8 @@ class Page:
 class Ledger:
     """The account of a run, equal on all ranks."""
 
-    def __init__(self, data: TrainData, *, global_batch: int, total_steps: int) -> None:
-        self._data, self._global_batch, self._total_steps = data, global_batch, total_steps
+    def __init__(self, data: TrainData, *, global_batch: int) -> None:
+        self._data, self._global_batch = data, global_batch
         self._distinct = data.distinct(global_batch)
         self._entries: Entries = defaultdict(list)
         self._closed: dict[int, int] = {}
@@ -224,7 +224,7 @@ def _merged(pages: Sequence[Page]) -> Iterable[dict[str, Any]]:
 
 def plan(data: TrainData, *, global_batch: int, total_steps: int) -> tuple[str, ...]:
     """What will become of the samples, in sentences, before the first step."""
-    config, ledger = data.config, Ledger(data, global_batch=global_batch, total_steps=total_steps)
+    config, ledger = data.config, Ledger(data, global_batch=global_batch)
     lines = []
     for source, (name, pool) in enumerate(zip(data.names, data.pools, strict=True)):
         covered = ledger.covered(source, total_steps)
