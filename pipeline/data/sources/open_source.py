@@ -273,20 +273,15 @@ def _open_tree(
 
 def _fingerprint(entries: Sequence[ImageEntry]) -> str:
     """Hex digest over the names and sizes of the images, in any order and wherever they lie."""
-    lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}{_beside(e)}\n" for e in entries]
+    lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}{e.beside_mark}\n" for e in entries]
     return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _beside(entry: ImageEntry) -> str:
-    """Nothing without masks or boxes: the fingerprints of such sources stay what they were."""
-    return f"\0{entry.beside_name}" if entry.beside_name else ""
 
 
 def _hold_out(entries: Sequence[ImageEntry], share: float) -> list[ImageEntry]:
     """`share` of each class moved to val, at least one image and never all: those whose paths hash lowest."""
     by_class: dict[str, list[tuple[bytes, int]]] = {}
     for number, entry in enumerate(entries):
-        name = f"{entry.class_name}/{entry.key}.{entry.extension}".encode("utf-8", "surrogateescape")
+        name = entry.raw_name.encode("utf-8", "surrogateescape")
         by_class.setdefault(entry.class_name, []).append((hashlib.sha256(name).digest(), number))
     held: set[int] = set()
     for members in by_class.values():
