@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.data.prepare.assemble import MadePiece, PieceMaker, assemble, plan
 from pipeline.data.prepare.convert import convert
 from pipeline.data.prepare.find_tars import FoundTar, find_tars
 from pipeline.data.prepare.journal import Record
-from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish, staging
+from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish_manifest, staging
 from pipeline.data.process_pool import Each, each
 from pipeline.data.verify.tar_scan import DOTTED, TarScan, in_order, scan_tar
 from pipeline.data.verify.wds_labels import label_classes, label_kind
@@ -151,11 +150,14 @@ def adopt(
         return existing
     refuse_unfinished(base)
     run_each = run_each or partial(each, num_workers=workers)
+    folder = journal.parts_folder(base)
     if part is not None:
-        _scan_part(scanner, tars, part, run_each, progress)
+        with explain_full_disk(base), parts.hold(folder, part):
+            found = _scan_all(scanner, part.share(tars), run_each, progress)
+            parts.record(folder, part, scanner.work(tars), {"tars": len(found)})
         return None
     if merge:
-        parts.results(journal.parts_folder(base), scanner.work(tars))
+        parts.results(folder, scanner.work(tars))
     with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
         scanned = _scan_all(scanner, tars, run_each, progress)
         _refuse_bad(base, scanned, max_bad_share)
@@ -166,29 +168,9 @@ def adopt(
         title = name or re.sub(r"[^a-z0-9_]+", "_", base.rstrip("/").rpartition("/")[2].lower()) or "adopted"
         note = "; ".join((*_notes(scanned, made, class_names, numbers), *notes))
         folders.work.mkdir(parents=True, exist_ok=True)
-        _publish(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
+        publish_manifest(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
     return Manifest.open(base)
-
-
-def _scan_part(
-    scanner: _Scanner,
-    tars: Sequence[FoundTar],
-    part: Part,
-    run_each: Each,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    folder = journal.parts_folder(scanner.base)
-    with explain_full_disk(scanner.base), parts.hold(folder, part):
-        found = _scan_all(scanner, part.share(tars), run_each, progress)
-        parts.record(folder, part, scanner.work(tars), {"tars": len(found)})
-
-
-def _publish(result: Manifest, work: Path) -> None:
-    """The manifest last: with it the dataset exists."""
-    if result.skipped_list is not None:
-        publish(work / result.skipped_list.name, objects.join(result.url, result.skipped_list.name))
-    objects.write_bytes(objects.join(result.url, manifests.NAME), result.to_json())
 
 
 def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) -> Manifest | None:
