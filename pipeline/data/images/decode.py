@@ -96,9 +96,8 @@ class JpegPicture:
         if at_least is not None:
             width, height = box[2] - box[0], box[3] - box[1]
             # One pixel to spare, because a box that is off the grid of the fraction is rounded to it.
-            while denominator < 8 and min(
-                width - at_least[0] * denominator * 2, height - at_least[1] * denominator * 2
-            ) >= (2 * denominator):
+            most = min(width // (at_least[0] + 1), height // (at_least[1] + 1))
+            while denominator < 8 and 2 * denominator <= most:
                 denominator *= 2
         pixels = turbojpeg.decode_box(self._data, self._header, self._stored(box), denominator)
         if pixels is None:  # damaged, or odd: Pillow has the last word on what can be read

@@ -24,7 +24,7 @@ from pipeline.data.sources import imagenet
 from pipeline.data.sources.archives.find_files import compression, list_files
 from pipeline.data.sources.archives.reader import FileReader
 from pipeline.data.sources.archives.unpack import unpacked
-from pipeline.data.sources.boxes.coco import is_coco, open_coco
+from pipeline.data.sources.boxes.coco import annotations, open_coco
 from pipeline.data.sources.builtin import PackagedReader, open_packaged
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.class_folders import arrange
@@ -214,7 +214,7 @@ def _open_given(
         known, boxes = card.classes or (), card.classes if card.boxes else None
         entries, note = open_list(source, allow_roots, card.multi_label, known, masks=card.masks, boxes=boxes or ())
         classes = _numeric_order(entries)
-    elif card.boxes and is_coco(source):
+    elif card.boxes and annotations(source):
         entries, note = open_coco(source, card.classes or ())
     elif card.boxes:
         raise UserError(

@@ -146,13 +146,8 @@ def _open(url: str) -> Iterator[Any]:
         except (pa.ArrowException, UnicodeError, OverflowError, RecursionError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UserError(
-                f"{url} is no readable parquet, or is cut short ({_short(error)}): fetch it again"
-            ) from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+            short = " ".join(str(error).split())[:200]
+            raise UserError(f"{url} is no readable parquet, or is cut short ({short}): fetch it again") from error
 
 
 def _group_bytes(file: Any) -> list[int]:
@@ -172,6 +167,10 @@ def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
         yield batch
     if num_rows != file.metadata.num_rows:  # Arrow gives what the pages say they hold, whatever the foot says
         raise pa.ArrowInvalid(f"{num_rows} rows of {columns[0]} where it says {file.metadata.num_rows}")
+
+
+def _has_column(file: Any, path: str) -> bool:
+    return any(file.schema.column(i).path == path for i in range(len(file.schema)))
 
 
 def _is_image(kind: Any) -> bool:
@@ -235,7 +234,7 @@ def _named(url: str) -> str:
 
 def _label_rows(file: Any, image: str, label: str) -> Iterator[tuple[Any, str | None]]:
     """(label, path of the image inside its struct) of each row; no image bytes are read."""
-    has_path = image + ".path" in {file.schema.column(i).path for i in range(len(file.schema))}
+    has_path = _has_column(file, f"{image}.path")
     for batch in _batches(file, [label, image + ".path"] if has_path else [label]):
         labels = batch.column(label).to_pylist()
         paths = (
@@ -285,8 +284,7 @@ def spooled(
 def _copy_images(url: str, target: Any) -> Iterator[int]:
     with _open(url) as file:
         image = _image_column(file.schema_arrow, url)
-        paths = (file.schema.column(i).path for i in range(len(file.schema)))
-        nested = [path for path in paths if path == f"{image}.bytes"]
+        nested = [f"{image}.bytes"] if _has_column(file, f"{image}.bytes") else []
         limit = max(_FREE_BYTES, _MAX_RATIO * objects.size_bytes(url))
         for batch in _batches(file, nested or [image]):
             for value in batch.column(image):
