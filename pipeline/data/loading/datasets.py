@@ -64,7 +64,8 @@ class TrainData:
         ]
         readers = [_reader(config, index, layout) for index, layout in zip(self.indices, self.layouts, strict=True)]
         self.faults = look_at_shards(readers, world)
-        sets = _union(self.manifests)
+        # Class names of all sources, the first one's first.
+        sets = list(dict.fromkeys(name for manifest in self.manifests for name in manifest.classes))
         labels = label_sets.common_labels([(m.url, m.labels) for m in self.manifests])
         self.classes = list(labels or sets)
         """What the network has a logit for: the labels where an image has several."""
@@ -263,11 +264,6 @@ def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: lis
     maps = [np.array([number[name] for name in manifest.classes]) for manifest in manifests]
     counts = [reader.index.num_samples for reader in readers]
     return Sources(readers, maps, [sum(counts[:i]) for i in range(len(counts))])
-
-
-def _union(manifests: list[Manifest]) -> list[str]:
-    """Class names of all sources, the first one's first."""
-    return list(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
 
 
 def _table(sets: Sequence[str], labels: Sequence[str]) -> torch.Tensor | None:
