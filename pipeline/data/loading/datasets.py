@@ -57,7 +57,6 @@ class TrainData:
         self.names = [f"{i.url} ({i.name})" if "+" in config.train_split else i.url for i in self.indices]
         """Of the sources, in accounts."""
         self.pools = [pool_of(m, i, config.subset) for m, i in zip(self.manifests, self.indices, strict=True)]
-        self.pool = self.pools[0]
         self.layouts = [
             choose_order(config, index, distinct=self.distinct(global_batch)) if config.order == "lanes" else None
             for index in self.indices
