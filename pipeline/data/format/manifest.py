@@ -183,7 +183,7 @@ def write_skipped(folder: Path, entries: Iterable[Skipped]) -> StoredFile | None
         return None
     path = folder / SKIPPED_NAME
     path.write_text("".join(lines))
-    return StoredFile(path.name, path.stat().st_size, objects.sha256_file(path))
+    return StoredFile.of(path)
 
 
 def checksum(content: Mapping[str, Any]) -> str:
