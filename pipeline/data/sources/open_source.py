@@ -211,8 +211,7 @@ def _open_given(
         raise UserError(f"the set '{card.name}' needs a source: {card.source_hint}")
     classes: tuple[str, ...] = ()
     if is_list(source):
-        known, boxes = card.classes or (), card.classes if card.boxes else None
-        entries, note = open_list(source, allow_roots, card.multi_label, known, masks=card.masks, boxes=boxes or ())
+        entries, note = open_list(source, card, allow_roots)
         classes = _numeric_order(entries)
     elif card.boxes and annotations(source):
         entries, note = open_coco(source, card.classes or ())
@@ -224,7 +223,7 @@ def _open_given(
     elif card.masks:
         entries, note = open_mask_folders(source, spool)
     elif is_parquet(source):
-        entries, classes, note = open_parquet(source, spool, progress, card.multi_label, card.classes or ())
+        entries, classes, note = open_parquet(source, card, spool, progress)
         classes = classes or _numeric_order(entries)
     elif card.multi_label:
         raise UserError(
