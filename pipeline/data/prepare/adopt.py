@@ -150,14 +150,11 @@ def adopt(
         return existing
     refuse_unfinished(base)
     run_each = run_each or partial(each, num_workers=workers)
-    folder = journal.parts_folder(base)
     if part is not None:
-        with explain_full_disk(base), parts.hold(folder, part):
-            found = _scan_all(scanner, part.share(tars), run_each, progress)
-            parts.record(folder, part, scanner.work(tars), {"tars": len(found)})
+        _scan_part(scanner, tars, part, run_each, progress)
         return None
     if merge:
-        parts.results(folder, scanner.work(tars))
+        parts.results(journal.parts_folder(base), scanner.work(tars))
     with explain_full_disk(base), only_writer(base, None), staging(base) as folders:
         scanned = _scan_all(scanner, tars, run_each, progress)
         _refuse_bad(base, scanned, max_bad_share)
@@ -171,6 +168,19 @@ def adopt(
         publish_manifest(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
     return Manifest.open(base)
+
+
+def _scan_part(
+    scanner: _Scanner,
+    tars: Sequence[FoundTar],
+    part: Part,
+    run_each: Each,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    folder = journal.parts_folder(scanner.base)
+    with explain_full_disk(scanner.base), parts.hold(folder, part):
+        found = _scan_all(scanner, part.share(tars), run_each, progress)
+        parts.record(folder, part, scanner.work(tars), {"tars": len(found)})
 
 
 def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) -> Manifest | None:
