@@ -27,7 +27,7 @@ class Account:
     def __init__(self, data: TrainData, run: Run, *, total_steps: int, out: str, world: World) -> None:
         self._data, self._run, self._out, self._world = data, run, out, world
         self._total_steps = total_steps
-        self._ledger = Ledger(data, global_batch=run.global_batch, total_steps=total_steps)
+        self._ledger = Ledger(data, global_batch=run.global_batch)
         self._notices: set[str] = set()
         self._writing: threading.Thread | None = None
         self._failure = ""

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline import distributed
-from pipeline.data.augment.corruptions import SEVERITIES, change_of
+from pipeline.data.augment.corruptions import SEVERITIES, corrupt
 from pipeline.data.loading.datasets import DataConfig, EvalData
 from pipeline.models.backbone import load_backbone
 from pipeline.training.evaluate import Scores, evaluate
@@ -75,7 +75,7 @@ def scores_of(
             DataConfig(url=task.url, convert_icc=run.data.convert_icc),
             run.augment,
             split=test.name,
-            change=partial(change_of, *corruption) if corruption else None,
+            change=partial(corrupt, *corruption) if corruption else None,
         ),
         run.augment,
         world=me,

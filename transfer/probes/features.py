@@ -17,7 +17,7 @@ import torch
 
 from pipeline.configuration import to_dict
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.augment.corruptions import change_of
+from pipeline.data.augment.corruptions import corrupt
 from pipeline.data.augment.transforms import normalise
 from pipeline.data.loading.datasets import DataConfig, EvalData
 from pipeline.errors import UserError
@@ -158,7 +158,7 @@ def extract(
     """One pass over a split in evaluation form, in the order of its index: (N, D) float32 and (N,) int64."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    change = partial(change_of, *corruption) if corruption else None
+    change = partial(corrupt, *corruption) if corruption else None
     data = EvalData(DataConfig(url=task.url, convert_icc=convert_icc), augment, split=split, change=change)
     parts, labels = [], []
     for batch in data.batches(batch_size):

@@ -180,13 +180,13 @@ def _measured(
 
 def _say_corruptions(names: Sequence[str], split: str, clean: float, num_classes: int, measured: "Measured") -> None:
     """A line of errors for each corruption, severities 1 to 5, then the mean over corruptions."""
-    from pipeline.data.augment.corruptions import CORRUPTIONS, NOT_OFFERED, SEVERITIES, change_of
+    from pipeline.data.augment.corruptions import CORRUPTIONS, NOT_OFFERED, SEVERITIES, corrupt
 
     errors = []
     for name in names:
         found = []
         for severity in SEVERITIES:
-            result, _ = measured(split, change=partial(change_of, name, severity))
+            result, _ = measured(split, change=partial(corrupt, name, severity))
             found.append(1 - result.top1)
         errors.append(sum(found) / len(found))
         say(f"{name}: error {', '.join(f'{e:.2%}' for e in found)}; mean {errors[-1]:.2%}")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.augment.counter_rng import Draws
 from pipeline.data.augment.image_ops import Canvas
 from pipeline.data.augment.mixup_cutmix import mix
 from pipeline.data.augment.randaugment import CLASSIC, NFNET, rand_augment, three_augment
@@ -42,15 +41,12 @@ def finish_batch(
 def _apply_policy(images: np.ndarray, keys: Sequence[Key], config: AugmentConfig, seed: int) -> None:
     if config.policy == "none":
         return
-    for image, (view, sample) in zip(images, keys, strict=True):
-        canvas = Canvas(image)
-        _paint(canvas, config, sample_rng(seed, view, sample, "policy"))
-        image[...] = canvas.pixels()
-
-
-def _paint(canvas: Canvas, config: AugmentConfig, draws: Draws) -> None:
-    if config.policy == "three":
-        three_augment(canvas, draws)
-        return
+    layers, magnitude = config.policy_layers, config.policy_magnitude
     operations = NFNET if config.policy == "nfnet" else CLASSIC
-    rand_augment(canvas, operations, layers=config.policy_layers, magnitude=config.policy_magnitude, draws=draws)
+    for image, (view, sample) in zip(images, keys, strict=True):
+        canvas, draws = Canvas(image), sample_rng(seed, view, sample, "policy")
+        if config.policy == "three":
+            three_augment(canvas, draws)
+        else:
+            rand_augment(canvas, operations, layers=layers, magnitude=magnitude, draws=draws)
+        image[...] = canvas.pixels()

@@ -35,8 +35,9 @@ class Corruption:
     google-research/augmix, imagenet.py, which has them from the authors)."""
 
 
-def corrupt(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W, 3) uint8, a pure function of its arguments; `seed`: of the image."""
+def corrupt(name: str, severity: int, image: np.ndarray, seed: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W, 3) uint8, a pure function of its arguments; `seed`: of the image, as its number. With name and
+    severity bound a `pipeline.data.loading.batches.Change`."""
     found = CORRUPTIONS[name]
     rng = np.random.default_rng([seed, severity, list(CORRUPTIONS).index(name)])
     changed = found.change(image / 255.0, rng, found.constants[severity - 1])
@@ -50,11 +51,6 @@ def names_of(asked: Sequence[str], where: str) -> tuple[str, ...]:
             why = ", which needs what is not here" if name in NOT_OFFERED else ""
             raise UserError(f"{where} has {name!r}{why}; choose all, or of {', '.join(CORRUPTIONS)}")
     return tuple(name for name in CORRUPTIONS if "all" in asked or name in asked)
-
-
-def change_of(name: str, severity: int, image: np.ndarray, number: int) -> np.ndarray:
-    """`corrupt`, seeded by the image's number: with name and severity bound a `pipeline.data.loading.batches.Change`."""
-    return corrupt(image, name, severity, number)
 
 
 def _gaussian_noise(x: np.ndarray, rng: Draws, scale: float) -> np.ndarray:

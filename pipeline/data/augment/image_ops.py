@@ -10,6 +10,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 IDENTITY = np.arange(256)
 INVERTED = 255 - IDENTITY
+_FILL = (128, 128, 128)  # what comes in where geometry moves the image out
 _BAND = 32
 """Rows worked on at once: their intermediate arrays fit the cache, and stay below the size that malloc maps anew each time."""
 
@@ -34,12 +35,11 @@ def _smooth(rows: np.ndarray) -> np.ndarray:
 
 
 class Canvas:
-    """One image in the making. `fill` is what comes in where geometry moves the image out."""
+    """One image in the making."""
 
-    def __init__(self, pixels: np.ndarray, fill: int = 128) -> None:
+    def __init__(self, pixels: np.ndarray) -> None:
         """pixels: (H, W, 3) uint8, copied."""
         self._image = Image.fromarray(pixels)
-        self._fill = (fill, fill, fill)
         self._table: np.ndarray | None = None  # (3, 256): value of each channel -> value, not painted yet
 
     @property
@@ -148,17 +148,17 @@ class Canvas:
 
     def rotate(self, degrees: float) -> None:
         """Counter-clockwise about the centre, nearest pixel."""
-        self._image = self.image.rotate(degrees, Image.Resampling.NEAREST, fillcolor=self._fill)
+        self._image = self.image.rotate(degrees, Image.Resampling.NEAREST, fillcolor=_FILL)
 
     def shear(self, x: float, y: float) -> None:
         """Output (u, v) shows input (u + x * v, v + y * u), nearest pixel."""
         self._image = self.image.transform(
-            self.size, Image.Transform.AFFINE, (1, x, 0, y, 1, 0), Image.Resampling.NEAREST, fillcolor=self._fill
+            self.size, Image.Transform.AFFINE, (1, x, 0, y, 1, 0), Image.Resampling.NEAREST, fillcolor=_FILL
         )
 
     def translate(self, x: int, y: int) -> None:
         """To the right and down."""
-        moved = Image.new("RGB", self.size, self._fill)
+        moved = Image.new("RGB", self.size, _FILL)
         moved.paste(self.image, (x, y))
         self._image = moved
 
@@ -167,4 +167,4 @@ class Canvas:
         width, height = self.size
         box = (max(0, x - half), max(0, y - half), min(width, x + half), min(height, y + half))
         image = self.image
-        image.paste(self._fill, box)
+        image.paste(_FILL, box)

@@ -50,9 +50,7 @@ def _area_box(size: tuple[int, int], config: AugmentConfig, rng: Draws) -> Box:
     return left, top, left + side, top + side
 
 
-def resize_into(
-    out: torch.Tensor, pixels: np.ndarray, *, mirrored: bool = False, interpolation: str = "bicubic"
-) -> None:
+def resize_into(out: torch.Tensor, pixels: np.ndarray, *, interpolation: str = "bicubic") -> None:
     """With antialiasing (bicubic: a = -0.5), as Pillow's: (h, w, 3) uint8 into `out`, (H, W, 3) uint8.
 
     torch's own kernel for uint8 with channels last takes a fifth of Pillow's time. It rounds between its two passes like
@@ -63,8 +61,6 @@ def resize_into(
         target.copy_(source)
     else:
         _RESIZE[interpolation](source, out.shape[:2], False, None, out=target)
-    if mirrored:
-        _mirror(out)
 
 
 def _planes(image: torch.Tensor) -> torch.Tensor:
@@ -72,7 +68,7 @@ def _planes(image: torch.Tensor) -> torch.Tensor:
     return image.unsqueeze(0).permute(0, 3, 1, 2)
 
 
-def _mirror(image: torch.Tensor) -> None:
+def mirror(image: torch.Tensor) -> None:
     """Left and right of (H, W, 3) exchanged in place; torch does it 15 times as fast as NumPy."""
     planes = _planes(image)
     planes.copy_(planes.flip(3))
@@ -87,21 +83,16 @@ def train_image(
         picture = WholePicture(picture)
     px = config.image_px
     out = torch.empty((px, px, 3), dtype=torch.uint8) if out is None else out
-    if config.crop == "area":
-        box = _area_box(picture.size, config, rng)
-        mirrored = config.flip and rng.coin()
-        resize_into(out, picture.crop(box, (px, px)), mirrored=mirrored, interpolation=config.interpolation)
-        return out.numpy()
+    whole = (0, 0, *picture.size)
     if config.crop == "resized":
         side = config.resized_px
-        whole = torch.empty((side, side, 3), dtype=torch.uint8)
-        resize_into(whole, picture.crop((0, 0, *picture.size), (side, side)), interpolation=config.interpolation)
+        larger = torch.empty((side, side, 3), dtype=torch.uint8)
+        resize_into(larger, picture.crop(whole, (side, side)), interpolation=config.interpolation)
         top, left = rng.below(side - px + 1), rng.below(side - px + 1)
-        out.copy_(whole[top : top + px, left : left + px])
-        if config.flip and rng.coin():
-            _mirror(out)
-        return out.numpy()
-    resize_into(out, picture.crop((0, 0, *picture.size), (px, px)), interpolation=config.interpolation)
+        out.copy_(larger[top : top + px, left : left + px])
+    else:
+        box = _area_box(picture.size, config, rng) if config.crop == "area" else whole
+        resize_into(out, picture.crop(box, (px, px)), interpolation=config.interpolation)
     array = out.numpy()
     if config.crop == "pad" and config.pad_px:
         pad = config.pad_px
@@ -109,7 +100,7 @@ def train_image(
         padded = np.pad(array, ((pad, pad), (pad, pad), (0, 0)), mode="reflect" if pad < px else "edge")
         array[...] = padded[top : top + px, left : left + px]
     if config.flip and rng.coin():
-        _mirror(out)
+        mirror(out)
     return array
 
 

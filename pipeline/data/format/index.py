@@ -190,10 +190,6 @@ class SplitIndex:
         """uint64, perceptual hash of the pixels (`pipeline.data.images.perceptual_hash`)."""
         return _frozen(self._whole(np.dtype(np.uint64), self.keys.hashes))
 
-    def class_counts(self) -> np.ndarray:
-        """Samples of each class, (num_classes,) int64."""
-        return np.bincount(self.label, minlength=self.num_classes)
-
     @functools.cached_property
     def _checked_pieces(self) -> range:
         """Numbers of all pieces, whose rows are as many as their tables say: looked at once, before anything as long as the

@@ -158,9 +158,7 @@ class Manifest:
             "source_note": self.source_note,
             "created_with": dict(self.created_with),
             "former_digest": self.former_digest,
-            **({"labels": list(self.labels)} if self.labels else {}),
-            **({"masks": list(self.masks)} if self.masks else {}),
-            **({"boxes": list(self.boxes)} if self.boxes else {}),
+            **{name: list(getattr(self, name)) for name in ("labels", "masks", "boxes") if getattr(self, name)},
         }
         content["checksum"] = checksum(content)
         return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
@@ -185,7 +183,7 @@ def write_skipped(folder: Path, entries: Iterable[Skipped]) -> StoredFile | None
         return None
     path = folder / SKIPPED_NAME
     path.write_text("".join(lines))
-    return StoredFile(path.name, path.stat().st_size, objects.sha256_file(path))
+    return StoredFile.of(path)
 
 
 def checksum(content: Mapping[str, Any]) -> str:

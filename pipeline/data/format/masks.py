@@ -16,7 +16,6 @@ from pipeline.errors import UserError
 ENDING = "seg.png"
 VOID = 255
 """Of pixels that nothing is said of: neither trained on nor counted."""
-MAX_CLASSES = 255
 
 
 def decode_mask(data: bytes, where: str) -> np.ndarray:

@@ -52,6 +52,11 @@ class StoredFile:
     size_bytes: Count
     sha256: Sha256
 
+    @staticmethod
+    def of(path: Path) -> "StoredFile":
+        """What a local file will be there."""
+        return StoredFile(path.name, path.stat().st_size, objects.sha256_file(path))
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -219,16 +224,12 @@ def write_piece(
     ends = np.cumsum([shard.num_samples for shard in shards], dtype=np.int64)
     parts = np.split(rows, ends[:-1])
     digests = tuple(hashlib.sha256(part.tobytes()).hexdigest() for part in parts)
-    files = [_stored(folder / f"{stem}.{ending}") for ending in ("rows.npy", "keys.parquet")]
+    files = [StoredFile.of(folder / f"{stem}.{ending}") for ending in ("rows.npy", "keys.parquet")]
     table = PieceTable(tuple(shards), digests, *files)
     path = folder / f"{stem}.index.json"
     path.write_text(json.dumps(asdict(table), separators=(",", ":")) + "\n")
-    piece = Piece(**asdict(table.summary()), table=_stored(path))
+    piece = Piece(**asdict(table.summary()), table=StoredFile.of(path))
     return piece, (*(file.name for file in files), path.name)
-
-
-def _stored(path: Path) -> StoredFile:
-    return StoredFile(path.name, path.stat().st_size, objects.sha256_file(path))
 
 
 def _digest(parts: Sequence[str]) -> str:

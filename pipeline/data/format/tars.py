@@ -5,7 +5,6 @@ size into memory. Here each of these is an error with its place.
 """
 
 import hashlib
-import io
 import posixpath
 import tarfile
 import zlib
@@ -54,14 +53,11 @@ class _Careful(tarfile.TarInfo):
         return found
 
 
-class HashingStream(io.RawIOBase):
+class HashingStream:
     """A forward-only view of a file that hashes what passes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
-
-    def readable(self) -> bool:
-        return True
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)

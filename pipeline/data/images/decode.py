@@ -77,28 +77,19 @@ class JpegPicture:
     differs by a few units of 255 at edges.
     """
 
-    def __init__(
-        self,
-        data: bytes,
-        header: turbojpeg.Header,
-        orientation: int,
-        profile: bytes | None,
-        *,
-        convert_icc: bool = True,
-    ) -> None:
-        self._data, self._header, self._orientation, self._profile = data, header, orientation, profile
-        self._convert_icc = convert_icc
+    def __init__(self, data: bytes, header: turbojpeg.Header, *, convert_icc: bool) -> None:
+        self._data, self._header, self._convert_icc = data, header, convert_icc
+        self._orientation, self._profile = _jpeg_metadata(data) if header.has_metadata else (1, None)
         width, height = header.width, header.height
-        self.size = (height, width) if orientation in _TURNED else (width, height)
+        self.size = (height, width) if self._orientation in _TURNED else (width, height)
 
     def crop(self, box: Box, at_least: tuple[int, int] | None = None) -> np.ndarray:
         denominator = 1
         if at_least is not None:
             width, height = box[2] - box[0], box[3] - box[1]
             # One pixel to spare, because a box that is off the grid of the fraction is rounded to it.
-            while denominator < 8 and min(
-                width - at_least[0] * denominator * 2, height - at_least[1] * denominator * 2
-            ) >= (2 * denominator):
+            most = min(width // (at_least[0] + 1), height // (at_least[1] + 1))
+            while denominator < 8 and 2 * denominator <= most:
                 denominator *= 2
         pixels = turbojpeg.decode_box(self._data, self._header, self._stored(box), denominator)
         if pixels is None:  # damaged, or odd: Pillow has the last word on what can be read
@@ -150,10 +141,7 @@ def open_picture(data: bytes, *, convert_icc: bool = True) -> Picture:
     if header is None:
         return WholePicture(decode_image(data, convert_icc=convert_icc))
     _refuse_large(header.width, header.height, data)
-    orientation, profile = 1, None
-    if header.has_metadata:
-        orientation, profile = _jpeg_metadata(data)
-    return JpegPicture(data, header, orientation, profile, convert_icc=convert_icc)
+    return JpegPicture(data, header, convert_icc=convert_icc)
 
 
 def _jpeg_metadata(data: bytes) -> tuple[int, bytes | None]:

@@ -168,17 +168,11 @@ def _header(frame: bytes, has_metadata: bool) -> Header | None:
     return Header(width, height, gray, block_width, has_metadata)
 
 
-def scaled_box(box: tuple[int, int, int, int], denominator: int) -> tuple[int, int, int, int]:
-    """The pixels of the image at 1/denominator that a box (left, top, right, bottom) of it covers, rounded to the nearest."""
-    left, top, right, bottom = ((v + denominator // 2) // denominator for v in box)
-    return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
 def decode_box(data: bytes, header: Header, box: tuple[int, int, int, int], denominator: int = 1) -> np.ndarray | None:
     """Pixels (h, w, 3) uint8 RGB of a box (left, top, right, bottom) of the image at 1, 1/2, 1/4 or 1/8 of its size.
 
     Args:
-        box: in pixels of the whole image; at a fraction it is rounded by `scaled_box`.
+        box: in pixels of the whole image; at a fraction it is rounded to the nearest.
 
     Returns:
         A view that holds until this thread's next call; None where the data are damaged or not for this decoder.
@@ -187,8 +181,8 @@ def decode_box(data: bytes, header: Header, box: tuple[int, int, int, int], deno
     if decoder is None:
         return None
     width, height = (-(-side // denominator) for side in (header.width, header.height))
-    left, top, right, bottom = scaled_box(box, denominator)
-    right, bottom = min(right, width), min(bottom, height)
+    left, top, right, bottom = ((v + denominator // 2) // denominator for v in box)
+    right, bottom = min(max(right, left + 1), width), min(max(bottom, top + 1), height)
     left, top = min(left, right - 1), min(top, bottom - 1)
     step = max(1, header.block_width // denominator)
     first = max(0, left - _MARGIN) // step * step

@@ -22,7 +22,8 @@ from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.batch_augment import finish_batch
 from pipeline.data.augment.transforms import eval_image, sample_rng, train_image
 from pipeline.data.images.decode import DecodeError, Picture, WholePicture, open_picture
-from pipeline.data.loading.prefetch import Place, ReadAhead, Reading
+from pipeline.data.loading.data_config import DataConfig
+from pipeline.data.loading.prefetch import Place, ReadAhead, Reading, places_of
 from pipeline.data.loading.shard_reader import ShardReader, Unreadable
 
 DECODED_CACHE_BYTES = 512 << 20
@@ -179,14 +180,13 @@ class BatchStream(IterableDataset[Batch]):
         draws: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
         sources: Sources,
         pixels: Pixels,
+        config: DataConfig,
         *,
         repeats: int,
-        budget_bytes: int,
-        num_threads: int,
     ) -> None:
+        """`repeats`: views of a sample in an epoch, which those of an evaluation are not."""
         self._draws, self._sources, self._pixels, self._repeats = draws, sources, pixels, repeats
-        self._budget_bytes, self._num_threads = budget_bytes, num_threads
-        self._first = 0
+        self._config, self._first = config, 0
 
     def starting_at(self, number: int) -> "BatchStream":
         """The same stream without its first `number` micro-batches."""
@@ -198,9 +198,11 @@ class BatchStream(IterableDataset[Batch]):
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         mine = itertools.islice(iter(self._draws), self._first + first, None, stride)
-        places = ([Place(*p) for p in zip(*(a.tolist() for a in draw), strict=True)] for draw in mine)
-        ahead = ReadAhead(self._sources.readers, places, budget_bytes=self._budget_bytes, num_threads=self._num_threads)
-        for reading in ahead:
+        places, config = (places_of(*draw) for draw in mine), self._config
+        budget_bytes = int(config.read_ahead_mb * 1e6)
+        for reading in ReadAhead(
+            self._sources.readers, places, budget_bytes=budget_bytes, num_threads=config.read_threads
+        ):
             yield self._batch(reading)
 
     def _batch(self, reading: Reading) -> Batch:

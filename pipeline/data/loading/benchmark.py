@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.datasets import TrainData
-from pipeline.data.loading.prefetch import Place, ReadAhead
+from pipeline.data.loading.prefetch import ReadAhead, places_of
 from pipeline.distributed import ALONE
 
 WARM_UP_S = 1.0
@@ -69,13 +69,9 @@ def measure(config: DataConfig, augment: AugmentConfig, *, num_workers: int, bat
 def bare_read(config: DataConfig, *, seconds: float) -> Rate:
     """The same samples in the same order, read and proven and thrown away."""
     data = TrainData(config, AugmentConfig(), seed=0, global_batch=BARE_BATCH)
-    draws = (zip(*(a.tolist() for a in data.draw(step, BARE_BATCH)), strict=True) for step in range(_STEPS))
-    ahead = ReadAhead(
-        data.sources.readers,
-        ([Place(*p) for p in draw] for draw in draws),
-        budget_bytes=int(config.read_ahead_mb * 1e6),
-        num_threads=config.read_threads,
-    )
+    places = (places_of(*data.draw(step, BARE_BATCH)) for step in range(_STEPS))
+    budget_bytes = int(config.read_ahead_mb * 1e6)
+    ahead = ReadAhead(data.sources.readers, places, budget_bytes=budget_bytes, num_threads=config.read_threads)
     begin = time.perf_counter()
     images = num_bytes = 0
     mark = None

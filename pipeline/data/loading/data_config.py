@@ -9,16 +9,7 @@ from pipeline import places
 from pipeline.configuration import check_fields
 from pipeline.data.sampling.subset import Subset
 from pipeline.errors import UserError
-from pipeline.field_types import (
-    GIGABYTES,
-    MEGABYTES,
-    Count,
-    CountOrZero,
-    Positive,
-    Range,
-    Share,
-    Text,
-)
+from pipeline.field_types import GIGABYTES, MEGABYTES, Count, CountOrZero, Positive, Range, Share, Text
 
 
 @dataclass(frozen=True, kw_only=True)

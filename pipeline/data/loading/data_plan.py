@@ -45,8 +45,7 @@ def data_plan(
         batch: different samples in a global batch; the lanes divide it.
         samples_per_s: of all hosts together.
         between_blocks: share of the variance of classes that lies between blocks, from 0 (shards shuffled when written) to 1
-        (sorted by
-            class); see `class_variance_between_blocks`.
+            (sorted by class); see `class_variance_between_blocks`.
     Raises:
         UserError: the batch does not divide among the ranks.
     """
@@ -113,9 +112,8 @@ def class_variance_between_blocks(labels: np.ndarray, block_samples: int) -> flo
     # Sum over blocks of squared counts, without a table of blocks x classes.
     block = np.repeat(np.arange(num // block_samples), block_samples)
     _, counts = np.unique(block * len(share) + labels[:num], return_counts=True)
-    found = float((counts.astype(np.float64) ** 2).sum()) * block_samples / num - block_samples**2 * float(
-        (share**2).sum()
-    )
+    squares = float((counts.astype(np.float64) ** 2).sum())
+    found = squares * block_samples / num - block_samples**2 * float((share**2).sum())
     return float(np.clip((found / expected - 1) / (block_samples - 1), 0.0, 1.0))
 
 

@@ -19,7 +19,7 @@ from pipeline.data.loading.batches import Batch, BatchStream, Change, Pixels, So
 from pipeline.data.loading.data_config import DataConfig
 from pipeline.data.loading.loader_processes import load
 from pipeline.data.loading.make_order import by_class, choose_order, make_cache, make_order, pool_of, united
-from pipeline.data.loading.prefetch import Place
+from pipeline.data.loading.prefetch import places_of
 from pipeline.data.loading.shard_faults import look_at_shards, refuse_faults
 from pipeline.data.loading.shard_reader import ShardReader
 from pipeline.data.sampling.lanes import LaneLayout
@@ -51,30 +51,20 @@ class TrainData:
         """`global_batch`: of the run; needed for lanes only. `world`: the main rank looks at the shards for all of them."""
         self.config = config
         self._augment, self._seed = augment, seed
-        opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
-        self.manifest = opened[0][2]
-        sources = united(config.train_split, opened)
-        urls, weights = [u for u, *_ in sources], [w for _, w, *_ in sources]
-        self.manifests, self.indices = [m for *_, m, _ in sources], [i for *_, i in sources]
-        splits = config.train_split.split("+") * len(opened)
-        self.names = [
-            f"{m.url} ({s})" if "+" in config.train_split else m.url
-            for m, s in zip(self.manifests, splits, strict=True)
-        ]
+        sources = united(config)
+        self.manifests, self.indices = [m for _, m, _ in sources], [i for *_, i in sources]
+        self.manifest, self.index = self.manifests[0], self.indices[0]
+        self.names = [f"{i.url} ({i.name})" if "+" in config.train_split else i.url for i in self.indices]
         """Of the sources, in accounts."""
-        self.index = self.indices[0]
         self.pools = [pool_of(m, i, config.subset) for m, i in zip(self.manifests, self.indices, strict=True)]
-        self.pool = self.pools[0]
         self.layouts = [
             choose_order(config, index, distinct=self.distinct(global_batch)) if config.order == "lanes" else None
             for index in self.indices
         ]
-        readers = [
-            _reader(config, index, url, layout)
-            for index, url, layout in zip(self.indices, urls, self.layouts, strict=True)
-        ]
+        readers = [_reader(config, index, layout) for index, layout in zip(self.indices, self.layouts, strict=True)]
         self.faults = look_at_shards(readers, world)
-        sets = _union(self.manifests)
+        # Class names of all sources, the first one's first.
+        sets = list(dict.fromkeys(name for manifest in self.manifests for name in manifest.classes))
         labels = label_sets.common_labels([(m.url, m.labels) for m in self.manifests])
         self.classes = list(labels or sets)
         """What the network has a logit for: the labels where an image has several."""
@@ -84,7 +74,7 @@ class TrainData:
             make_order(config, index, pool, layout, seed if source == 0 else seed + (source << 32))
             for source, (index, pool, layout) in enumerate(zip(self.indices, self.pools, self.layouts, strict=True))
         ]
-        self.mixture = Mixture(orders, weights)
+        self.mixture = Mixture(orders, [weight for weight, *_ in sources])
         self.lost_allowed = config.lost_allowed(self.num_samples)
         refuse_faults(self.faults, self.lost_allowed)
 
@@ -135,8 +125,7 @@ class TrainData:
         if distinct % micro_batch:
             raise UserError(
                 f"micro_batch {micro_batch} does not divide the {distinct} different samples of a global batch, as "
-                f"data.order lanes needs; "
-                "set it to a divisor"
+                f"data.order lanes needs; set it to a divisor"
             )
         accumulation = global_batch // (num_ranks * micro_batch)
         numbers = np.arange(rank * accumulation, (rank + 1) * accumulation)
@@ -175,7 +164,7 @@ class TrainData:
     def keys(self, step: int, global_batch: int) -> list[tuple[int, int, str, str]]:
         """(source, epoch, shard, key) of each different sample of a step."""
         distinct = self.distinct(global_batch)
-        places = [Place(*p) for p in zip(*(a[:distinct].tolist() for a in self.draw(step, global_batch)), strict=True)]
+        places = places_of(*(a[:distinct] for a in self.draw(step, global_batch)))
         return [(p.source, p.view // self.config.repeats, self.sources.shard(p), self.sources.key(p)) for p in places]
 
     def key(self, number: int) -> str:
@@ -191,18 +180,15 @@ class TrainData:
             draws,
             self.sources,
             Pixels(self._augment, self._seed, convert_icc=self.config.convert_icc),
+            self.config,
             repeats=self.config.repeats,
-            budget_bytes=int(self.config.read_ahead_mb * 1e6),
-            num_threads=self.config.read_threads,
         )
         return load(stream, self.config.num_workers, pin=world.device.type == "cuda")
 
 
 def samples_per_epoch(config: DataConfig) -> int:
     """`TrainData.samples_per_epoch`, from the manifests alone."""
-    opened = [(url, weight, Manifest.open(url)) for url, weight in config.sources()]
-    sources = united(config.train_split, opened)
-    return sum(len(pool_of(manifest, index, config.subset)) for *_, manifest, index in sources) * config.repeats
+    return sum(len(pool_of(manifest, index, config.subset)) for _, manifest, index in united(config)) * config.repeats
 
 
 class _Draws:
@@ -239,7 +225,7 @@ class EvalData:
         self.index = self.manifest.split(self.split)
         self.pool = pool_of(self.manifest, self.index, subset or config.eval_subset if split is None else subset)
         self.label_table = _table(self.manifest.classes, self.manifest.labels)
-        reader = _reader(config, self.index, config.url)
+        reader = _reader(config, self.index)
         refuse_faults(look_at_shards([reader], world), 0)
         self._sources = _sources([reader], [self.manifest], list(self.manifest.classes))
         self._pixels = Pixels(augment, None, convert_icc=config.convert_icc, change=change)
@@ -257,14 +243,7 @@ class EvalData:
         mine = self.pool[rank::num_ranks]
         parts = [np.asarray(mine[i : i + batch_size], np.int64) for i in range(0, len(mine), batch_size)]
         draws = [(np.zeros_like(part), part, np.zeros_like(part)) for part in parts]
-        stream = BatchStream(
-            draws,
-            self._sources,
-            self._pixels,
-            repeats=1,
-            budget_bytes=int(self._config.read_ahead_mb * 1e6),
-            num_threads=self._config.read_threads,
-        )
+        stream = BatchStream(draws, self._sources, self._pixels, self._config, repeats=1)
         for batch in load(stream, self._config.num_workers, pin=pin):
             if batch.lost:
                 loss = batch.lost[0]
@@ -275,8 +254,8 @@ class EvalData:
             yield batch
 
 
-def _reader(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None = None) -> ShardReader:
-    return ShardReader(index, url, config.block_bytes, make_cache(config, index, url, layout), layout=layout)
+def _reader(config: DataConfig, index: SplitIndex, layout: LaneLayout | None = None) -> ShardReader:
+    return ShardReader(index, index.url, config.block_bytes, make_cache(config, index, layout), layout=layout)
 
 
 def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: list[str]) -> Sources:
@@ -284,11 +263,6 @@ def _sources(readers: list[ShardReader], manifests: list[Manifest], classes: lis
     maps = [np.array([number[name] for name in manifest.classes]) for manifest in manifests]
     counts = [reader.index.num_samples for reader in readers]
     return Sources(readers, maps, [sum(counts[:i]) for i in range(len(counts))])
-
-
-def _union(manifests: list[Manifest]) -> list[str]:
-    """Class names of all sources, the first one's first."""
-    return list(dict.fromkeys(name for manifest in manifests for name in manifest.classes))
 
 
 def _table(sets: Sequence[str], labels: Sequence[str]) -> torch.Tensor | None:

@@ -1,7 +1,5 @@
 """The samples of a run's splits, and their order as it configures it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from pipeline.data.format.index import SplitIndex
@@ -83,12 +81,12 @@ def by_class(sources: Sources, source: np.ndarray, epoch: np.ndarray, sample: np
     return source[order], epoch[order], sample[order]
 
 
-def make_cache(config: DataConfig, index: SplitIndex, url: str, layout: LaneLayout | None) -> BlockCache | None:
+def make_cache(config: DataConfig, index: SplitIndex, layout: LaneLayout | None) -> BlockCache | None:
     """Where blocks of a store are kept, None where none are. UserError: the disk is too small for the open blocks of lanes."""
     cache, bound_bytes, needed_bytes = None, int(config.cache_gb * 1e9), 0
     if layout is not None:  # the window of open blocks, whatever else is kept
         needed_bytes = int(WINDOW_ROOM * window_bytes(index, layout) / num_hosts())
-    if not objects.is_local(url) and max(bound_bytes, needed_bytes) > 0:
+    if not objects.is_local(index.url) and max(bound_bytes, needed_bytes) > 0:
         cache = BlockCache(config.shard_cache(), max(bound_bytes, needed_bytes))
         # Streamed past the window, each block would be fetched once for each of its parts.
         if needed_bytes and (missing_bytes := cache.missing_bytes(needed_bytes)):
@@ -122,14 +120,15 @@ def window_bytes(index: SplitIndex, layout: LaneLayout) -> float:
     return layout.lanes * layout.window * layout.block_samples * sample_bytes
 
 
-def united(split: str, opened: Sequence[tuple[str, float, Manifest]]) -> list[tuple[str, float, Manifest, SplitIndex]]:
-    """Sources, one for each split of each dataset; a dataset's weight is shared by the sizes of its splits, so that each of
-    its images comes as often as any other."""
+def united(config: DataConfig) -> list[tuple[float, Manifest, SplitIndex]]:
+    """Sources of training with their weights, one for each split of each dataset; a dataset's weight is shared by the sizes of
+    its splits, so that each of its images comes as often as any other."""
+    opened = [(weight, Manifest.open(url)) for url, weight in config.sources()]
     found = []
-    for url, weight, manifest in opened:
-        indices = [manifest.split(name) for name in split.split("+")]
+    for weight, manifest in opened:
+        indices = [manifest.split(name) for name in config.train_split.split("+")]
         num = sum(index.num_samples for index in indices)
-        found += [(url, weight * (index.num_samples / num), manifest, index) for index in indices]
+        found += [(weight * (index.num_samples / num), manifest, index) for index in indices]
     return found
 
 

@@ -33,6 +33,11 @@ class Place(NamedTuple):
     view: int
 
 
+def places_of(sources: np.ndarray, samples: np.ndarray, views: np.ndarray) -> list[Place]:
+    """What was drawn, (n,) each, one by one."""
+    return [Place(*p) for p in zip(sources.tolist(), samples.tolist(), views.tolist(), strict=True)]
+
+
 Bytes = dict[tuple[int, int], Future[dict[int, bytes | Unreadable]]]
 """By source and sample."""
 
@@ -95,12 +100,12 @@ class ReadAhead:
                     return
                 batch, futures = ahead.popleft()
                 begin = time.perf_counter()
-                contents = [futures[p.source, p.sample].result().get(p.sample) for p in batch.places]
+                contents = [futures[p.source, p.sample].result()[p.sample] for p in batch.places]
                 wait_s = time.perf_counter() - begin
                 held_bytes -= batch.num_bytes
                 del futures
                 notice = self._gate.notice if self._gate and self._gate.num_overloads > self._num_before else ""
-                yield Reading(batch.places, batch.rows, [_there(c) for c in contents], wait_s, notice)
+                yield Reading(batch.places, batch.rows, contents, wait_s, notice)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             index_pool.shutdown(wait=False, cancel_futures=True)
@@ -147,8 +152,3 @@ class ReadAhead:
                     futures[source, sample] = future
         for batch in portion:
             yield batch, {(p.source, p.sample): futures[p.source, p.sample] for p in batch.places}
-
-
-def _there(content: bytes | Unreadable | None) -> bytes | Unreadable:
-    assert content is not None
-    return content

@@ -63,8 +63,8 @@ class Page:
 class Ledger:
     """The account of a run, equal on all ranks."""
 
-    def __init__(self, data: TrainData, *, global_batch: int, total_steps: int) -> None:
-        self._data, self._global_batch, self._total_steps = data, global_batch, total_steps
+    def __init__(self, data: TrainData, *, global_batch: int) -> None:
+        self._data, self._global_batch = data, global_batch
         self._distinct = data.distinct(global_batch)
         self._entries: Entries = defaultdict(list)
         self._closed: dict[int, int] = {}
@@ -94,17 +94,19 @@ class Ledger:
     def _epoch(self, step: int) -> int:
         return self._data.config.data_step(step) * self._distinct // self._data.num_samples
 
+    def _reach(self, step: int) -> int:
+        """Steps of the data that the first `step` steps used or skipped by name."""
+        return self._data.config.data_step(step - 1) + 1 if step else 0
+
     def epochs(self, step: int) -> float:
         """Passes over the data after `step` steps, what was skipped by name included."""
-        reach = self._data.config.data_step(step - 1) + 1 if step else 0
-        return reach * self._distinct / self._data.num_samples
+        return self._reach(step) * self._distinct / self._data.num_samples
 
     # --- what it comes to ---------------------------------------------------------------------------------------------
 
     def covered(self, source: int, step: int) -> int:
         """Samples of a source that the first `step` steps drew or skipped by name."""
-        reach = self._data.config.data_step(step - 1) + 1 if step else 0
-        return self._data.mixture.consumed(source, reach * self._distinct)
+        return self._data.mixture.consumed(source, self._reach(step) * self._distinct)
 
     def page(self, source: int, epoch: int, step: int) -> Page:
         """The account of a pass after `step` steps."""
@@ -134,7 +136,7 @@ class Ledger:
     def _skipped_by_name(self, source: int, epoch: int, step: int) -> int:
         """Samples of a pass in the ranges of data.skip_steps that lie before `step`."""
         pool, total = len(self._data.pools[source]), 0
-        reach = self._data.config.data_step(step - 1) + 1 if step else 0
+        reach = self._reach(step)
         for first, end in self._data.config.skipped_ranges():
             bounds = [
                 min(max(self._data.mixture.consumed(source, s * self._distinct) - epoch * pool, 0), pool)
@@ -145,11 +147,11 @@ class Ledger:
 
     def pages(self, step: int) -> list[Page]:
         """All passes that the first `step` steps have begun, source by source."""
-        found = []
-        for source, pool in enumerate(self._data.pools):
-            for epoch in range(-(-self.covered(source, step) // len(pool))):
-                found.append(self.page(source, epoch, step))
-        return found
+        return [
+            self.page(source, epoch, step)
+            for source, pool in enumerate(self._data.pools)
+            for epoch in range(-(-self.covered(source, step) // len(pool)))
+        ]
 
     def closed(self, step: int) -> list[Page]:
         """The passes with losses that ended since the last call: those that a reader must hear of."""
@@ -166,7 +168,7 @@ class Ledger:
 
     def to_json(self, step: int) -> bytes:
         """The content of `ledger.json`; passes with equal numbers and nothing lost share a line."""
-        content = {"format": "normfree-ledger", "step": step, "pages": list(_merged(self.pages(step)))}
+        content = {"format": "normfree-ledger", "step": step, "pages": _merged(self.pages(step))}
         return (json.dumps(content, indent=1) + "\n").encode()
 
     def read(self, folder: str, step: int) -> Entries | None:
@@ -207,24 +209,21 @@ class _Written:
     pages: list[_WrittenPage]
 
 
-def _merged(pages: Sequence[Page]) -> Iterable[dict[str, Any]]:
-    run: dict[str, Any] | None = None
+def _merged(pages: Sequence[Page]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for page in pages:
         facts = asdict(page)
         epoch, facts["entries"] = facts.pop("epoch"), list(facts["entries"])
-        if run is not None and not page.entries and {**facts, "epochs": run["epochs"]} == run:
-            run["epochs"] = [run["epochs"][0], epoch]
-            continue
-        if run is not None:
-            yield run
-        run = {"epochs": [epoch, epoch], **facts}
-    if run is not None:
-        yield run
+        if found and not page.entries and {**facts, "epochs": found[-1]["epochs"]} == found[-1]:
+            found[-1]["epochs"][1] = epoch
+        else:
+            found.append({"epochs": [epoch, epoch], **facts})
+    return found
 
 
 def plan(data: TrainData, *, global_batch: int, total_steps: int) -> tuple[str, ...]:
     """What will become of the samples, in sentences, before the first step."""
-    config, ledger = data.config, Ledger(data, global_batch=global_batch, total_steps=total_steps)
+    config, ledger = data.config, Ledger(data, global_batch=global_batch)
     lines = []
     for source, (name, pool) in enumerate(zip(data.names, data.pools, strict=True)):
         covered = ledger.covered(source, total_steps)

@@ -55,7 +55,6 @@ class Request:
 class ShardFault:
     """A shard that was not as its manifest says before the first sample was read."""
 
-    shard: int
     reason: str
     num_samples: int
     """Samples that are lost with it."""
@@ -100,7 +99,7 @@ class ShardReader:
                 rows = self.index.shard_rows(number)
                 lost = int((rows["offset"] + rows["size"] > found.size_bytes).sum())
             has = "is missing" if found is None else f"has {found.size_bytes} bytes"
-            faults.append(ShardFault(number, f"{place} {has}, its manifest says {shard.size_bytes} bytes", lost))
+            faults.append(ShardFault(f"{place} {has}, its manifest says {shard.size_bytes} bytes", lost))
         return faults
 
     def requests(self, samples: Sequence[int], rows: np.ndarray | None = None) -> list[Request]:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.data.prepare.assemble import MadePiece, PieceMaker, assemble, plan
 from pipeline.data.prepare.convert import convert
 from pipeline.data.prepare.find_tars import FoundTar, find_tars
 from pipeline.data.prepare.journal import Record
-from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish, staging
+from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish_manifest, staging
 from pipeline.data.process_pool import Each, each
 from pipeline.data.verify.tar_scan import DOTTED, TarScan, in_order, scan_tar
 from pipeline.data.verify.wds_labels import label_classes, label_kind
@@ -166,7 +165,7 @@ def adopt(
         title = name or re.sub(r"[^a-z0-9_]+", "_", base.rstrip("/").rpartition("/")[2].lower()) or "adopted"
         note = "; ".join((*_notes(scanned, made, class_names, numbers), *notes))
         folders.work.mkdir(parents=True, exist_ok=True)
-        _publish(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
+        publish_manifest(assemble(title, base, class_names, made, recipe, note, folders.work), folders.work)
     journal.remove_records(base)
     return Manifest.open(base)
 
@@ -182,13 +181,6 @@ def _scan_part(
     with explain_full_disk(scanner.base), parts.hold(folder, part):
         found = _scan_all(scanner, part.share(tars), run_each, progress)
         parts.record(folder, part, scanner.work(tars), {"tars": len(found)})
-
-
-def _publish(result: Manifest, work: Path) -> None:
-    """The manifest last: with it the dataset exists."""
-    if result.skipped_list is not None:
-        publish(work / result.skipped_list.name, objects.join(result.url, result.skipped_list.name))
-    objects.write_bytes(objects.join(result.url, manifests.NAME), result.to_json())
 
 
 def _existing(base: str, tars: Sequence[FoundTar], asked: Mapping[str, object]) -> Manifest | None:

@@ -14,7 +14,7 @@ from pipeline import documents
 from pipeline.data.format import manifest as manifests
 from pipeline.data.format.manifest import Manifest, Skipped, Split, dataset_digest, write_skipped
 from pipeline.data.format.pieces import PIECE_SHARDS, ROW, Piece, Shard, StoredFile, write_piece
-from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish, staging
+from pipeline.data.prepare.output_folder import explain_full_disk, only_writer, publish, publish_manifest, staging
 from pipeline.documents import Count, Sha256, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
@@ -67,24 +67,20 @@ def convert(url: str) -> Manifest | None:
         folders.work.mkdir(parents=True, exist_ok=True)
         splits = {}
         for name, split in old.splits.items():
-            pieces = _pieces(url, name, split, folders.work)
-            splits[name] = Split(split.num_samples, pieces)
-        skipped = write_skipped(folders.work, old.skipped)
-        if skipped is not None:
-            publish(folders.work / skipped.name, objects.join(url, skipped.name))
+            splits[name] = Split(split.num_samples, _pieces(url, name, split, folders.work))
         made = Manifest(
             url,
             old.name,
             old.classes,
             dataset_digest(old.classes, splits),
             splits,
-            skipped,
+            write_skipped(folders.work, old.skipped),
             old.recipe,
             old.source_note,
             old.created_with,
             former_digest=old.digest,
         )
-        objects.write_bytes(where, made.to_json())
+        publish_manifest(made, folders.work)
         for split in old.splits.values():
             for file in (split.index.columns, split.index.keys):
                 objects.remove(objects.join(url, file.name))

@@ -128,10 +128,6 @@ def _read(url: str) -> Record | None:
     return Record(**others, **arrays)
 
 
-def _file_name(shard: str) -> str:
-    return shard.replace("/", "%2F") + ".json"
-
-
 def url_of(out: str, shard: str) -> str:
     """Where the record of a shard lies."""
-    return objects.join(out, FOLDER, _file_name(shard))
+    return objects.join(out, FOLDER, shard.replace("/", "%2F") + ".json")

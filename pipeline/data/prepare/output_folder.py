@@ -47,6 +47,7 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
     """The dataset that is at `out` if it is the one asked for; None if `out` is free; else UserError."""
     if objects.is_local(out) and objects.local_path(out).is_file():
         raise UserError(f"the output {out} is a file: give a folder")
+    mark = objects.join(out, UNFINISHED_NAME)
     if objects.exists(objects.join(out, NAME)):
         found = Manifest.open(out)
         if found.name != card.name:
@@ -57,14 +58,13 @@ def existing_dataset(out: str, card: Card, recipe: dict[str, Any]) -> Manifest |
                 f"{out} holds '{card.name}' prepared otherwise ({', '.join(differing)}): "
                 "choose another --out, or remove it first"
             )
-        if objects.exists(objects.join(out, UNFINISHED_NAME)):  # killed after the manifest was there
+        if objects.exists(mark):  # killed after the manifest was there
             owner = ownership.look(out)
             if owner is not None and not ownership.is_alive(out, owner):
                 with ownership.hold(out, "dataset", remedy="choose another folder"):
                     pass  # taken over, and given back: its file is gone
             release(out)
         return found
-    mark = objects.join(out, UNFINISHED_NAME)
     if objects.exists(mark):
         found_mark = documents.read(mark, _Mark, remedy=_MARK_REMEDY)
         if found_mark.card != card.name:
@@ -161,11 +161,19 @@ def publish(path: Path, url: str) -> None:
         os.close(folder)
 
 
+def publish_manifest(made: Manifest, work: Path) -> None:
+    """The list of what was skipped, out of the local folder `work`, and the manifest last: with it the dataset exists."""
+    if made.skipped_list is not None:
+        publish(work / made.skipped_list.name, objects.join(made.url, made.skipped_list.name))
+    objects.write_bytes(objects.join(made.url, NAME), made.to_json())
+
+
 @contextlib.contextmanager
 def staging(out: str, spool: str = "spool") -> Iterator[Staging]:
     """Folders on the disk of a local `out`, else in the user's cache; gone afterwards, but the spool stays on a failure."""
     local = objects.is_local(out)
-    root = objects.local_path(out) / STAGING if local else _cache() / hashlib.sha256(out.encode()).hexdigest()[:16]
+    cache = places.cache_folder() / "staging"
+    root = objects.local_path(out) / STAGING if local else cache / hashlib.sha256(out.encode()).hexdigest()[:16]
     was_there = root.parent.exists()
     host = socket.gethostname()
     for left in root.glob(f"work-{host}-*"):
@@ -204,10 +212,6 @@ def _clear(root: Path, folders: Staging, was_there: bool) -> None:
     if not was_there:
         with contextlib.suppress(OSError):
             root.parent.rmdir()
-
-
-def _cache() -> Path:
-    return places.cache_folder() / "staging"
 
 
 def _is_alive(pid: str) -> bool:

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from pipeline.data import parts
-from pipeline.data.format import manifest as manifests
 from pipeline.data.format.label_sets import without_image
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.shards import SHARD_BYTES
@@ -30,7 +29,7 @@ from pipeline.data.prepare.output_folder import (
     existing_dataset,
     explain_full_disk,
     only_writer,
-    publish,
+    publish_manifest,
     release,
     remove_written,
     staging,
@@ -98,7 +97,12 @@ class Preparation:
             return existing
         with explain_full_disk(self.out), only_writer(self.out, existing), staging(self.out) as folders:
             if existing is not None:
-                return _of_this_source(existing, self._open(folders), self.source)
+                if existing.recipe.get("source_fingerprint") != self._open(folders).fingerprint:
+                    raise UserError(
+                        f"{existing.url} holds '{existing.name}' from another source than {self.source}: "
+                        "remove it or choose another --out"
+                    )
+                return existing
             plan = (self._left_plan(folders, recipe) if merge else None) or self._make_plan(folders, recipe)
             if merge:
                 parts.results(journal.parts_folder(self.out), plan.work)
@@ -108,8 +112,7 @@ class Preparation:
             self._write(writer, [shard for shard, _ in shards], plan)
             pieces = plan_pieces((shard.split, shard.name, digest) for shard, digest in shards)
             made = list(self._each(PieceMaker(self.out, folders.work, len(plan.source.classes)), pieces))
-            note = "; ".join(filter(None, [plan.source.note, plans.count_note(self.card, plan.images)]))
-            _finish(self.card, self.out, plan.source, made, recipe, note, folders)
+            self._finish(plan, made, recipe, folders)
         release(self.out)
         return Manifest.open(self.out)
 
@@ -174,18 +177,64 @@ class Preparation:
         return ShardWriter(raw.reader, self.out, folders.work, self.reencode, len(raw.masks), self.card.mask_of_first)
 
     def _write(self, writer: ShardWriter, shards: Sequence[PlannedShard], plan: Plan) -> None:
+        """Shards that an earlier run has written stay as they are."""
         # A copy as large as the source is made where some image will be read: a merge has none to read.
         if plan.copy is not None and self.source is not None and not all(map(writer.is_done, shards)):
             shards = plans.in_copy(shards, self.source, plan.copy())
-        _write(writer, shards, sum(plan.images.values()), self.max_bad_share, self._each, self.progress)
+        num_done, num_bad, to_do = 0, 0, sum(len(shard.entries) for shard in shards)
+        total = sum(plan.images.values())  # of the dataset
+        report = self.progress or (lambda *_: None)
+        report("writing", 0, to_do)
+        for finished in self._each(writer, shards):
+            num_done += finished.num_planned
+            num_bad += len(finished.skipped)
+            report("writing", num_done, to_do)
+            if num_bad > self.max_bad_share * total:
+                last = finished.skipped[-1]
+                raise UserError(
+                    f"{num_bad} of the first {num_done} images (of {total}) cannot be read or decoded, above the share of "
+                    f"{self.max_bad_share:g} that is allowed; the last is {last.split}/{last.key} ({last.reason}): mend the "
+                    "source, or raise --max-bad-share and run again, which keeps what is written"
+                )
+
+    def _finish(self, plan: Plan, made: Sequence[MadePiece], recipe: dict[str, Any], folders: Staging) -> None:
+        """What is not needed goes, and the manifest comes: with it the dataset exists."""
+        card, opened = self.card, plan.source
+        counts = [part.class_counts for part in made if part.split == "train"]
+        if not (card.indexed or card.tests_only) and (bare := without_image(opened.classes, opened.labels, counts)):
+            raise UserError(
+                f"the class {bare[0]} has no image in train that can be read: mend its images, or remove it"
+            )
+        folders.work.mkdir(parents=True, exist_ok=True)
+        note = "; ".join(filter(None, [opened.note, plans.count_note(card, plan.images)]))
+        result = assemble(card.name, self.out, opened.classes, made, recipe, note, folders.work, **opened.several)
+        names = {name for part in made for name in (*part.names, *part.shards)}
+        if result.skipped_list is not None:
+            names.add(result.skipped_list.name)
+        remove_written(self.out, keep=names)  # what an interrupted run with other options left
+        publish_manifest(result, folders.work)
 
     @property
     def _each(self) -> Each:
         return self.run_each or partial(each, num_workers=self.workers)
 
     def _existing(self) -> tuple[dict[str, Any], Manifest | None]:
-        _check_arguments(self.shard_bytes, self.shard_samples, self.max_bad_share, self.splits)
+        self._check()
         return (recipe := self._recipe()), existing_dataset(self.out, self.card, recipe)
+
+    def _check(self) -> None:
+        if self.shard_bytes < 1 << 12:
+            raise UserError(
+                f"shard_bytes {self.shard_bytes} is too small: give at least 4096, or leave it at {SHARD_BYTES}"
+            )
+        if self.shard_samples is not None and self.shard_samples < 1:
+            raise UserError(f"shard_samples {self.shard_samples} must be at least 1, for example 1000")
+        if not 0 <= self.max_bad_share < 1:
+            raise UserError(f"max_bad_share {self.max_bad_share} must be at least 0 and below 1, for example 0.001")
+        if self.splits is not None and "train" not in self.splits:
+            raise UserError(
+                f"splits {', '.join(self.splits) or '(none)'} must include train: the classes are defined by it"
+            )
 
     def _recipe(self) -> dict[str, Any]:
         """What the bytes of the dataset follow from, besides the source; kept in the manifest."""
@@ -221,74 +270,3 @@ class Preparation:
 def prepare(card: Card, out: str, **options: Any) -> Manifest:
     """`Preparation` in one go; `options` are its fields."""
     return Preparation(card=card, out=out, **options).run()
-
-
-def _of_this_source(existing: Manifest, opened: ImageSource, source: str | None) -> Manifest:
-    """The dataset that is there, if it was made from this source."""
-    if existing.recipe.get("source_fingerprint") != opened.fingerprint:
-        raise UserError(
-            f"{existing.url} holds '{existing.name}' from another source than {source}: "
-            "remove it or choose another --out"
-        )
-    return existing
-
-
-def _check_arguments(
-    shard_bytes: int, shard_samples: int | None, max_bad_share: float, splits: Sequence[str] | None
-) -> None:
-    if shard_bytes < 1 << 12:
-        raise UserError(f"shard_bytes {shard_bytes} is too small: give at least 4096, or leave it at {SHARD_BYTES}")
-    if shard_samples is not None and shard_samples < 1:
-        raise UserError(f"shard_samples {shard_samples} must be at least 1, for example 1000")
-    if not 0 <= max_bad_share < 1:
-        raise UserError(f"max_bad_share {max_bad_share} must be at least 0 and below 1, for example 0.001")
-    if splits is not None and "train" not in splits:
-        raise UserError(f"splits {', '.join(splits) or '(none)'} must include train: the classes are defined by it")
-
-
-def _write(
-    writer: ShardWriter,
-    plan: Sequence[PlannedShard],
-    total: int,
-    max_bad_share: float,
-    run_each: Each,
-    progress: Progress | None,
-) -> None:
-    """Shards that an earlier run has written stay as they are; `total`: images of the dataset."""
-    num_done, num_bad, to_do = 0, 0, sum(len(shard.entries) for shard in plan)
-    report = progress or (lambda *_: None)
-    report("writing", 0, to_do)
-    for finished in run_each(writer, plan):
-        num_done += finished.num_planned
-        num_bad += len(finished.skipped)
-        report("writing", num_done, to_do)
-        if num_bad > max_bad_share * total:
-            last = finished.skipped[-1]
-            raise UserError(
-                f"{num_bad} of the first {num_done} images (of {total}) cannot be read or decoded, above the share of "
-                f"{max_bad_share:g} that is allowed; the last is {last.split}/{last.key} ({last.reason}): mend the source, or "
-                "raise --max-bad-share and run again, which keeps what is written"
-            )
-
-
-def _finish(
-    card: Card,
-    out: str,
-    opened: ImageSource,
-    made: Sequence[MadePiece],
-    recipe: dict[str, Any],
-    note: str,
-    folders: Staging,
-) -> None:
-    """What is not needed goes, and the manifest comes: with it the dataset exists."""
-    counts = [part.class_counts for part in made if part.split == "train"]
-    if not (card.indexed or card.tests_only) and (bare := without_image(opened.classes, opened.labels, counts)):
-        raise UserError(f"the class {bare[0]} has no image in train that can be read: mend its images, or remove it")
-    folders.work.mkdir(parents=True, exist_ok=True)
-    result = assemble(card.name, out, opened.classes, made, recipe, note, folders.work, **opened.several)
-    names = {name for part in made for name in (*part.names, *part.shards)}
-    if result.skipped_list is not None:
-        publish(folders.work / result.skipped_list.name, objects.join(out, result.skipped_list.name))
-        names.add(result.skipped_list.name)
-    remove_written(out, keep=names)  # what an interrupted run with other options left
-    objects.write_bytes(objects.join(out, manifests.NAME), result.to_json())

@@ -37,8 +37,7 @@ class PlannedShard:
         """Changes with everything that decides the bytes of the shard: its samples, and `how` they are written."""
         lines = [how, self.name]
         for entry, key, label in zip(self.entries, self.keys, self.labels, strict=True):
-            beside = f"\0{entry.beside_name}" if entry.beside_name else ""
-            lines.append(f"{key}\0{label}\0{entry.raw_name}\0{entry.size}{beside}")
+            lines.append(f"{key}\0{label}\0{entry.raw_name}\0{entry.size}{entry.beside_mark}")
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

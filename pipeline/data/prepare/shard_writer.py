@@ -39,7 +39,6 @@ class _Taken(NamedTuple):
 class Finished:
     """A shard that is there, with its record."""
 
-    name: str
     num_planned: int
     skipped: tuple[Skipped, ...]
 
@@ -71,7 +70,7 @@ class ShardWriter:
         if record is None:
             with explain_full_disk(self.out):
                 record = self._write(planned, plan)
-        return Finished(planned.name, record.num_planned, record.skipped)
+        return Finished(record.num_planned, record.skipped)
 
     def _write(self, planned: PlannedShard, plan: str) -> Record:
         self.work.mkdir(parents=True, exist_ok=True)

@@ -124,28 +124,22 @@ def choose_layout(num_samples: int, *, block_samples: int, lanes: int, window: i
             fitting = max(n for n in range(1, lanes + 1) if batch % n == 0)
             raise UserError(
                 f"data.lanes is {lanes}, which does not divide the {batch} different samples of a global batch, so lanes "
-                f"would wander "
-                f"from rank to rank; set it to a divisor, as {fitting}"
+                f"would wander from rank to rank; set it to a divisor, as {fitting}"
             )
-        found = lane_layout(num_samples, block_samples=block_samples, lanes=lanes, window=window, min_turns=MIN_TURNS)
+        found = lane_layout(num_samples, block_samples=block_samples, lanes=lanes, window=window)
         if found is None:
             most = num_samples // (block_samples * window * MIN_TURNS)
+            advice = (
+                f"set it to at most {most}" if most else "set data.order to windowed, which suits a set of this size"
+            )
             raise UserError(
                 f"data.lanes is {lanes}, and {num_samples} samples in blocks of {block_samples} give a lane less than "
-                f"{MIN_TURNS} times "
-                f"its window of {window} blocks; "
-                + (
-                    f"set it to at most {most}"
-                    if most
-                    else "set data.order to windowed, which suits a set of this size"
-                )
+                f"{MIN_TURNS} times its window of {window} blocks; {advice}"
             )
         return found
     for candidate in range(min(DEFAULT_LANES, batch), 0, -1):
         if batch % candidate == 0:
-            found = lane_layout(
-                num_samples, block_samples=block_samples, lanes=candidate, window=window, min_turns=MIN_TURNS
-            )
+            found = lane_layout(num_samples, block_samples=block_samples, lanes=candidate, window=window)
             if found is not None:
                 return found
     return None
@@ -216,9 +210,8 @@ class LaneOrder:
         """(n, block_samples) samples of n ticks, given as (n, 2): lane, number."""
         layout, size = self.layout, self.layout.block_samples
         permute, shuffle = np.random.PCG64([self.seed, epoch, _SHUFFLE]).random_raw(2)
-        slots = (ticks[:, 1:] - np.arange(layout.window)) % layout.blocks_per_lane + ticks[
-            :, :1
-        ] * layout.blocks_per_lane
+        lane, tick = ticks[:, :1], ticks[:, 1:]
+        slots = (tick - np.arange(layout.window)) % layout.blocks_per_lane + lane * layout.blocks_per_lane
         blocks = Bijection(layout.num_blocks, self.seed, epoch, _PERMUTE)(slots.ravel()).reshape(slots.shape)
         members = blocks[..., None] * size + np.arange(size)  # (n, W, B)
         inner = np.argsort(keyed(members, permute), axis=2, kind="stable")

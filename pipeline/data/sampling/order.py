@@ -39,7 +39,6 @@ def permutation(num: int, *seed: int) -> np.ndarray:
 class Blocks:
     """Runs of neighbouring samples of one shard; arrays (num_blocks,). Samples are numbered in the order of the blocks."""
 
-    shard: np.ndarray
     first: np.ndarray
     """int64, number of the block's first sample."""
     count: np.ndarray
@@ -62,7 +61,7 @@ def cut_blocks(shard: np.ndarray, offset: np.ndarray, block_bytes: int) -> Block
     else:
         starts = np.arange(len(shard))
     starts = starts.astype(np.int64)
-    return Blocks(np.asarray(shard)[starts], starts, np.diff(starts, append=len(shard)))
+    return Blocks(starts, np.diff(starts, append=len(shard)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +122,8 @@ class Order:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         sizes = np.zeros((len(order) + self._mix_blocks) // self._chunk_blocks + 1, np.int64)
-        for begin in range(
-            0, self.num_samples, _PIECE
-        ):  # piece by piece, for ten million would take much memory at once
+        # Piece by piece, for ten million would take much memory at once.
+        for begin in range(0, self.num_samples, _PIECE):
             piece = np.arange(begin, min(begin + _PIECE, self.num_samples))
             block = np.searchsorted(self.blocks.first, piece, side="right") - 1
             sizes += np.bincount(self._keys(place[block], moves[piece]) // self._per_chunk, minlength=len(sizes))

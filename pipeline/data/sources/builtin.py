@@ -3,9 +3,8 @@ torchvision downloads."""
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from pipeline.data.format.boxes import ListedBoxes
 from pipeline.data.format.label_sets import NONE, set_name
 from pipeline.data.sources import glyph_sets, glyphs, shapes
 from pipeline.data.sources.cards import Card
-from pipeline.data.sources.entry import ImageEntry
+from pipeline.data.sources.entry import IMAGES, ImageEntry
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -81,50 +80,43 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _splits(counts: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+    """(number, split) of each drawn image: one row of numbers, so that no image of val is one of train."""
+    return enumerate(split for split, num in counts.items() for _ in range(num))
+
+
 def _glyphs() -> Packaged:
     names = glyphs.class_names()
     counts = {"train": glyphs.NUM_TRAIN_PER_CLASS, "val": glyphs.NUM_VAL_PER_CLASS}
-    samples: list[tuple[str, str, str, Any]] = []
-    for label, name in enumerate(names):
-        index = 0
-        for split, num in counts.items():  # one row of indices, so that no sample of val is one of train
-            for _ in range(num):
-                samples.append((split, name, f"{index:05d}", (label, index)))
-                index += 1
+    samples = tuple(
+        (split, name, f"{index:05d}", (label, index))
+        for label, name in enumerate(names)
+        for index, split in _splits(counts)
+    )
 
     def read(locator: tuple[int, int]) -> bytes:
-        return glyphs.render_png(GLYPHS_SEED, *locator)
+        return png_bytes(glyphs.render(GLYPHS_SEED, *locator))
 
-    return Packaged(tuple(samples), names, f"glyphs-{glyphs.VERSION}-{GLYPHS_SEED}", "", read)
+    return Packaged(samples, names, f"glyphs-{glyphs.VERSION}-{GLYPHS_SEED}", "", read)
 
 
 def _glyph_sets() -> Packaged:
-    samples: list[tuple[str, str, str, Any]] = []
-    index = 0
-    for split, num in glyph_sets.COUNTS.items():
-        for _ in range(num):
-            samples.append((split, set_name(glyph_sets.shown(index)), f"{index:05d}", index))
-            index += 1
+    samples = tuple(
+        (split, set_name(glyph_sets.shown(index)), f"{index:05d}", index) for index, split in _splits(glyph_sets.COUNTS)
+    )
     note = "; ".join(
         f"{sum(s == split and name == NONE for s, name, *_ in samples)} images of {split} have no label"
         for split in glyph_sets.COUNTS
     )
-    return Packaged(
-        tuple(samples),
-        glyph_sets.LABELS,
-        f"glyph_sets-{glyph_sets.VERSION}",
-        note,
-        lambda i: png_bytes(glyph_sets.render(i)),
-    )
+
+    def read(index: int) -> bytes:
+        return png_bytes(glyph_sets.render(index))
+
+    return Packaged(samples, glyph_sets.LABELS, f"glyph_sets-{glyph_sets.VERSION}", note, read)
 
 
 def _shapes() -> Packaged:
-    starts = dict(zip(shapes.COUNTS, accumulate(shapes.COUNTS.values(), initial=0), strict=False))
-    samples = tuple(
-        (split, "images", f"{index:05d}", index)
-        for split, num in shapes.COUNTS.items()
-        for index in range(starts[split], starts[split] + num)
-    )
+    samples = tuple((split, IMAGES, f"{index:05d}", index) for index, split in _splits(shapes.COUNTS))
 
     def read(locator: int | tuple[int]) -> bytes:
         """The picture of a number, or in a tuple its mask."""

@@ -61,21 +61,23 @@ def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequenc
         )
     images, depth = _without_outer_folders(found)
     tops = sorted({image.parts[0] for image in images if len(image.parts) > 1})
-    has_splits = _has_splits(images, tops, source)
+    level = 2 if _has_splits(images, tops, source) else 1
     notes = [*listing.notes]
-    if has_splits:
+    if level == 2:
         _refuse_odd_splits(tops, source)
-    if has_splits and wanted is not None:
         kept = [image for image in images if len(image.parts) == 1 or _is_wanted(image.parts[0], wanted)]
         if len(kept) < len(images):
             notes.append(f"{len(images) - len(kept)} images of other splits were not looked at")
         images = kept
-    _refuse_other_depths(images, has_splits, source)
-    _refuse_bare_classes(listing, images, depth, has_splits, wanted, source)
-    _refuse_other_order(images, 2 if has_splits else 1, source)
-    if not has_splits:
-        notes += _guesses_without_splits(tops, alone)
-    level = 2 if has_splits else 1
+    _refuse_other_depths(images, level, source)
+    _refuse_bare_classes(listing, images, depth, level, wanted, source)
+    _refuse_other_order(images, level, source)
+    if level == 1:
+        notes += [
+            f"the folder {documents.excerpt(top)} was taken for a class" for top in tops if top.lower() in _SPLITS
+        ]
+        if alone == "train":
+            notes.append("the source has no split folders, so every image is train unless val_share is given")
     num_deeper = sum(len(image.parts) > level + 1 for image in images)
     if num_deeper:
         notes.append(
@@ -86,6 +88,7 @@ def arrange(listing: Listing, source: str, alone: str = "train", wanted: Sequenc
 
 
 def _entry(image: _Image, level: int, alone: str) -> ImageEntry:
+    """`level`: folders above an image that say its split, if any does, and its class."""
     split = _SPLITS[image.parts[0].lower()] if level == 2 else alone
     key, _, extension = "/".join(image.parts[level:]).rpartition(".")
     return ImageEntry(
@@ -159,15 +162,14 @@ def _refuse_odd_splits(tops: Sequence[str], source: str) -> None:
         )
 
 
-def _refuse_other_depths(images: Sequence[_Image], has_splits: bool, source: str) -> None:
-    level = 2 if has_splits else 1
+def _refuse_other_depths(images: Sequence[_Image], level: int, source: str) -> None:
     outside = [image for image in images if len(image.parts) <= level]
     if not outside:
         return
     name = documents.excerpt("/".join(outside[0].parts))
     others = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
-    advice = "<split>/<class>/<file> is needed" if has_splits else "<class>/<file> or <split>/<class>/<file> is needed"
-    if has_splits and len(outside[0].parts) == 2 and len(outside) > 1:
+    advice = "<split>/<class>/<file> is needed" if level == 2 else "<class>/<file> or <split>/<class>/<file> is needed"
+    if level == 2 and len(outside[0].parts) == 2 and len(outside) > 1:
         folder = documents.excerpt(outside[0].parts[0])
         advice += f"; if {folder} has no labels, remove it or name the other splits with --splits"
     raise UserError(f"{source} has an image outside the class folders ({name}{others}): {advice}")
@@ -199,7 +201,7 @@ def _refuse_bare_classes(
     listing: Listing,
     images: Sequence[_Image],
     depth: int,
-    has_splits: bool,
+    level: int,
     wanted: Sequence[str] | None,
     source: str,
 ) -> None:
@@ -210,21 +212,13 @@ def _refuse_bare_classes(
             f"the source {source} has an empty folder ({documents.excerpt(empty[0])}): add its images, or remove it"
             + _what_was_skipped(listing)
         )
-    level = 2 if has_splits else 1
     filled = {image.parts[:level] for image in images}
     for file in listing.files:
         parts = tuple(file.name.split("/")[depth:])
-        is_class = len(parts) > level and (not has_splits or _is_wanted(parts[0], wanted))
+        is_class = len(parts) > level and (level == 1 or _is_wanted(parts[0], wanted))
         if is_class and parts[:level] not in filled:
             folder = documents.excerpt("/".join(parts[:level]))
             raise UserError(f"the source {source} has no image in the class folder {folder}: add images, or remove it")
-
-
-def _guesses_without_splits(tops: Sequence[str], alone: str) -> list[str]:
-    notes = [f"the folder {documents.excerpt(top)} was taken for a class" for top in tops if top.lower() in _SPLITS]
-    if alone == "train":
-        notes.append("the source has no split folders, so every image is train unless val_share is given")
-    return notes
 
 
 def _skipped(listing: Listing, num_no_images: int) -> list[str]:

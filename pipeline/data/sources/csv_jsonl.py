@@ -17,6 +17,7 @@ from pipeline import documents
 from pipeline.data.format.label_sets import NONE, labels_of, set_name
 from pipeline.data.sources.archives.locators import Locator, Refused
 from pipeline.data.sources.boxes.listed import boxes_of_row
+from pipeline.data.sources.cards import Card
 from pipeline.data.sources.entry import IMAGES, SPLIT_WORDS, ImageEntry
 from pipeline.data.sources.list_access import AllowedPlaces
 from pipeline.errors import UserError
@@ -29,22 +30,12 @@ def is_list(source: str) -> bool:
     return source.lower().endswith(EXTENSIONS)
 
 
-def open_list(
-    source: str,
-    allow_roots: Sequence[str] = (),
-    separator: str = "",
-    known: Sequence[str] = (),
-    *,
-    masks: bool = False,
-    boxes: Sequence[str] = (),
-) -> tuple[list[ImageEntry], str]:
+def open_list(source: str, card: Card, allow_roots: Sequence[str] = ()) -> tuple[list[ImageEntry], str]:
     """The entries of a list, in its order, and a note.
 
     Args:
-        separator: between several labels of an image; their set is then its class, and it may have none. Empty: one label.
-        known: the labels that there are, where the card says so.
-        masks: each image has one; it is of the class `images`.
-        boxes: the classes of boxes, where each image has a list of them; likewise.
+        card: of a set with several labels an image: their set is its class, and it may have none. Of one with masks or boxes:
+            each image has one, or a list of them, and is of the class `images`.
         allow_roots: places that paths may lie below, besides the folder of the list (`list_access`); all else is counted as
             images that cannot be read.
     Raises:
@@ -56,19 +47,21 @@ def open_list(
     lines: dict[str, int] = {}
     num_refused = num_bare = 0
     unread, without_split = set[str](), list[int]()
-    if boxes and not source.lower().endswith(EXTENSIONS[2:]):
+    classes = card.classes or ()
+    if card.boxes and not source.lower().endswith(EXTENSIONS[2:]):
         raise UserError(f"{source}: boxes do not fit into a cell; give a JSONL list with path and boxes")
-    for line, row in _rows(source, "mask" if masks else "label"):
+    for line, row in _rows(source, "mask" if card.masks else "label"):
         where = f"{source}, line {line}"
-        unread |= row.keys() - _COLUMNS - ({"boxes"} if boxes else set())
+        unread |= row.keys() - _COLUMNS - ({"boxes"} if card.boxes else set())
         path, split = _text(row.get("path"), "path", where), _split(row, where)
-        mask, listed, beside_name, mask_size = None, boxes_of_row(row, boxes, where) if boxes else None, "", -1
+        listed = boxes_of_row(row, classes, where) if card.boxes else None
+        mask, beside_name, mask_size = None, "", -1
         if listed is not None:
             label, beside_name = IMAGES, listed.digest
-        elif masks:
+        elif card.masks:
             label, (mask, beside_name, mask_size) = IMAGES, _mask(row, places, where)
-        elif separator:
-            label = several(row.get("label"), separator, where, known)
+        elif card.multi_label:
+            label = several(row.get("label"), card.multi_label, where, classes)
             num_bare += label == NONE
         else:
             label = _text(row.get("label"), "label", where)

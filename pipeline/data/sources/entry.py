@@ -81,6 +81,11 @@ class ImageEntry:
     def raw_name(self) -> str:
         return f"{self.class_name}/{self.key}.{self.extension}"
 
+    @property
+    def beside_mark(self) -> str:
+        """For digests. Nothing without masks or boxes: those of such sources stay what they were."""
+        return f"\0{self.beside_name}" if self.beside_name else ""
+
 
 class Unreadable(Exception):
     """One image is not there or not to be had; the message is the reason. Counted like one that does not decode."""

@@ -6,7 +6,6 @@ distance into ink. So stroke width, thinning, softness and bending cost one inte
 """
 
 import functools
-import io
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,15 +109,6 @@ def render(seed: int, label: int, index: int) -> np.ndarray:
     pixels = np.round(255 * ink).astype(np.uint8)
     # At scale 1 as few as eight pixels a side; smaller glyphs keep as many across.
     return _coarse(pixels, round(rng.uniform(8, 16) / scale)) if rng.random() < 0.3 else pixels
-
-
-def render_png(seed: int, label: int, index: int) -> bytes:
-    """`render` as the bytes of a grayscale PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(render(seed, label, index)).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
 
 
 def _warp(rng: np.random.Generator, scale: float) -> tuple[np.ndarray, np.ndarray]:

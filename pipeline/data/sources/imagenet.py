@@ -138,15 +138,10 @@ def _label_file(text: str, stems: Sequence[str], where: str) -> dict[str, str]:
         labels = {_stem(row[0]): row[1] for row in rows if len(row) > 1}
     odd = sorted({wnid for wnid in labels.values() if not _WNID.fullmatch(wnid)})
     missing = sorted(set(stems) - set(labels))
-    if odd or missing:
-        raise UserError(
-            f"{where} "
-            + (
-                f"has a label '{documents.excerpt(odd[0])}' that is no wnid (n########)"
-                if odd
-                else f"lacks {documents.excerpt(missing[0])}"
-            )
-        )
+    if odd:
+        raise UserError(f"{where} has a label '{documents.excerpt(odd[0])}' that is no wnid (n########)")
+    if missing:
+        raise UserError(f"{where} lacks {documents.excerpt(missing[0])}")
     return labels
 
 

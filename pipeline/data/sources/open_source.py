@@ -24,7 +24,7 @@ from pipeline.data.sources import imagenet
 from pipeline.data.sources.archives.find_files import compression, list_files
 from pipeline.data.sources.archives.reader import FileReader
 from pipeline.data.sources.archives.unpack import unpacked
-from pipeline.data.sources.boxes.coco import is_coco, open_coco
+from pipeline.data.sources.boxes.coco import annotations, open_coco
 from pipeline.data.sources.builtin import PackagedReader, open_packaged
 from pipeline.data.sources.cards import Card
 from pipeline.data.sources.class_folders import arrange
@@ -211,10 +211,9 @@ def _open_given(
         raise UserError(f"the set '{card.name}' needs a source: {card.source_hint}")
     classes: tuple[str, ...] = ()
     if is_list(source):
-        known, boxes = card.classes or (), card.classes if card.boxes else None
-        entries, note = open_list(source, allow_roots, card.multi_label, known, masks=card.masks, boxes=boxes or ())
+        entries, note = open_list(source, card, allow_roots)
         classes = _numeric_order(entries)
-    elif card.boxes and is_coco(source):
+    elif card.boxes and annotations(source):
         entries, note = open_coco(source, card.classes or ())
     elif card.boxes:
         raise UserError(
@@ -224,7 +223,7 @@ def _open_given(
     elif card.masks:
         entries, note = open_mask_folders(source, spool)
     elif is_parquet(source):
-        entries, classes, note = open_parquet(source, spool, progress, card.multi_label, card.classes or ())
+        entries, classes, note = open_parquet(source, card, spool, progress)
         classes = classes or _numeric_order(entries)
     elif card.multi_label:
         raise UserError(
@@ -273,20 +272,15 @@ def _open_tree(
 
 def _fingerprint(entries: Sequence[ImageEntry]) -> str:
     """Hex digest over the names and sizes of the images, in any order and wherever they lie."""
-    lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}{_beside(e)}\n" for e in entries]
+    lines = [f"{e.split}\0{e.class_name}\0{e.key}\0{e.extension}\0{e.size}{e.beside_mark}\n" for e in entries]
     return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _beside(entry: ImageEntry) -> str:
-    """Nothing without masks or boxes: the fingerprints of such sources stay what they were."""
-    return f"\0{entry.beside_name}" if entry.beside_name else ""
 
 
 def _hold_out(entries: Sequence[ImageEntry], share: float) -> list[ImageEntry]:
     """`share` of each class moved to val, at least one image and never all: those whose paths hash lowest."""
     by_class: dict[str, list[tuple[bytes, int]]] = {}
     for number, entry in enumerate(entries):
-        name = f"{entry.class_name}/{entry.key}.{entry.extension}".encode("utf-8", "surrogateescape")
+        name = entry.raw_name.encode("utf-8", "surrogateescape")
         by_class.setdefault(entry.class_name, []).append((hashlib.sha256(name).digest(), number))
     held: set[int] = set()
     for members in by_class.values():

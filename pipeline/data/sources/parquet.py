@@ -18,6 +18,7 @@ from pipeline import documents
 from pipeline.data.images.formats import has_image_ending
 from pipeline.data.sources.archives.find_files import is_folder
 from pipeline.data.sources.archives.locators import Range
+from pipeline.data.sources.cards import Card
 from pipeline.data.sources.csv_jsonl import refuse_split_columns, several
 from pipeline.data.sources.entry import SPLIT_WORDS, ImageEntry, splits_of_names
 from pipeline.errors import UserError
@@ -44,17 +45,13 @@ def is_parquet(source: str) -> bool:
 
 
 def open_parquet(
-    source: str,
-    spool: Path | None,
-    progress: Callable[[int, int], None] | None = None,
-    separator: str = "",
-    known: Sequence[str] = (),
+    source: str, card: Card, spool: Path | None, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[ImageEntry], tuple[str, ...], str]:
     """Entries that lie in the spool, the class names in label order (empty: not recorded), and a note.
 
     Rows without a label are skipped and counted in the note; the split is a word in the file's name, or the folder's name; where
-    no name says one, all are train. With a `separator` an image has several labels, as a list or with it between them, and
-    their set is its class (`csv_jsonl.open_list`); `classes` are then the labels.
+    no name says one, all are train. Where the card says that an image has several labels, it has them as a list or with its
+    separator between them, and their set is its class (`csv_jsonl.open_list`); `classes` are then the labels.
 
     Raises:
         UserError: no parquet at `source`, splits that are not clear, damaged, without one column of images and one of labels, or
@@ -71,7 +68,7 @@ def open_parquet(
     for url in urls:
         with _open(url) as file:
             image = _image_column(file.schema_arrow, url)
-            label = _label_column(file.schema_arrow, url, lists=bool(separator))
+            label = _label_column(file.schema_arrow, url, lists=bool(card.multi_label))
             names = _class_names(file.schema_arrow, label, url)
             classes = classes or names
             if names != classes:
@@ -85,7 +82,7 @@ def open_parquet(
                     raise UserError(f"{url} has more labels than images: fetch it again")
                 where = f"{url}, row {number}"
                 class_name = (
-                    _several(value, classes, separator, where, known) if separator else _class_of(value, classes, where)
+                    _several(value, classes, where, card) if card.multi_label else _class_of(value, classes, where)
                 )
                 if class_name is None:
                     num_unlabelled += 1
@@ -102,12 +99,13 @@ def open_parquet(
     return entries, classes, f"{num_unlabelled} rows without a label were skipped" if num_unlabelled else ""
 
 
-def _several(value: Any, classes: tuple[str, ...], separator: str, where: str, known: Sequence[str]) -> str | None:
+def _several(value: Any, classes: tuple[str, ...], where: str, card: Card) -> str | None:
     """The class that stands for a row's labels; None for a row without any word on them (null)."""
     if value is None:
         return None
-    cells = value if isinstance(value, list) else value.split(separator) if isinstance(value, str) else [value]
-    return several([_class_of(cell, classes, where) or "" for cell in cells], separator, where, known)
+    cells = value if isinstance(value, list) else value.split(card.multi_label) if isinstance(value, str) else [value]
+    names = [_class_of(cell, classes, where) or "" for cell in cells]
+    return several(names, card.multi_label, where, card.classes or ())
 
 
 def _class_of(value: Any, classes: tuple[str, ...], where: str) -> str | None:
@@ -146,13 +144,8 @@ def _open(url: str) -> Iterator[Any]:
         except (pa.ArrowException, UnicodeError, OverflowError, RecursionError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UserError(
-                f"{url} is no readable parquet, or is cut short ({_short(error)}): fetch it again"
-            ) from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+            short = " ".join(str(error).split())[:200]
+            raise UserError(f"{url} is no readable parquet, or is cut short ({short}): fetch it again") from error
 
 
 def _group_bytes(file: Any) -> list[int]:
@@ -172,6 +165,10 @@ def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
         yield batch
     if num_rows != file.metadata.num_rows:  # Arrow gives what the pages say they hold, whatever the foot says
         raise pa.ArrowInvalid(f"{num_rows} rows of {columns[0]} where it says {file.metadata.num_rows}")
+
+
+def _has_column(file: Any, path: str) -> bool:
+    return any(file.schema.column(i).path == path for i in range(len(file.schema)))
 
 
 def _is_image(kind: Any) -> bool:
@@ -235,7 +232,7 @@ def _named(url: str) -> str:
 
 def _label_rows(file: Any, image: str, label: str) -> Iterator[tuple[Any, str | None]]:
     """(label, path of the image inside its struct) of each row; no image bytes are read."""
-    has_path = image + ".path" in {file.schema.column(i).path for i in range(len(file.schema))}
+    has_path = _has_column(file, f"{image}.path")
     for batch in _batches(file, [label, image + ".path"] if has_path else [label]):
         labels = batch.column(label).to_pylist()
         paths = (
@@ -285,8 +282,7 @@ def spooled(
 def _copy_images(url: str, target: Any) -> Iterator[int]:
     with _open(url) as file:
         image = _image_column(file.schema_arrow, url)
-        paths = (file.schema.column(i).path for i in range(len(file.schema)))
-        nested = [path for path in paths if path == f"{image}.bytes"]
+        nested = [f"{image}.bytes"] if _has_column(file, f"{image}.bytes") else []
         limit = max(_FREE_BYTES, _MAX_RATIO * objects.size_bytes(url))
         for batch in _batches(file, nested or [image]):
             for value in batch.column(image):

@@ -77,7 +77,7 @@ class Overlap:
         return text.getvalue().encode()
 
     def to_json(self) -> bytes:
-        return (json.dumps({**asdict(self), "pairs": [asdict(pair) for pair in self.pairs]}, indent=1) + "\n").encode()
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def overlap(
     a, b = Manifest.open(url_a), Manifest.open(url_b)
     side_a = _Side(a, splits_a or list(a.splits))
     side_b = _Side(b, splits_b or [next((name for name in ("test", "val") if name in b.splits), "train")])
-    hashes_b = side_b.hashes
+    hashes_b = np.concatenate([index.phash for index in side_b.indices])
     flat = hashes_b == FLAT_HASH
     structured = np.flatnonzero(~flat)
     chunks = list(side_a.chunks())
@@ -190,10 +190,6 @@ class _Side:
         self.indices = [manifest.split(name) for name in splits]
         self._ends = np.cumsum([index.num_samples for index in self.indices])
         self._last: tuple[int, bytes] | None = None
-
-    @property
-    def hashes(self) -> np.ndarray:
-        return np.concatenate([index.phash for index in self.indices])
 
     def chunks(self) -> Iterator[_Chunk]:
         first = 0

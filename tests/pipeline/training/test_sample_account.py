@@ -142,7 +142,7 @@ def test_a_resumed_run_whose_account_is_gone_says_so(digits: str, tmp_path: Path
 def test_plan_and_account_of_repeats_a_subset_and_skipped_steps(digits: str) -> None:
     config = DataConfig(url=digits, subset=Subset(per_class=50), repeats=2, skip_steps=("3:5",))
     data = TrainData(config, AUGMENT, seed=0)
-    ledger = Ledger(data, global_batch=100, total_steps=10)
+    ledger = Ledger(data, global_batch=100)
     (first, second) = ledger.pages(10)
     assert (first.used, first.skipped, first.dropped, first.excluded, first.repeated) == (400, 100, 0, 600, 400)
     assert (second.used, second.dropped) == (100, 400) and second.manifest == 1100

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.data.augment.augment_config import AugmentConfig
-from pipeline.data.augment.corruptions import change_of, corrupt
+from pipeline.data.augment.corruptions import corrupt
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import DataConfig, EvalData
 from pipeline.data.prepare.prepare import prepare
@@ -62,11 +62,11 @@ def test_corruptions_change_each_image_as_the_function_does_and_alike_in_any_bat
     augment = AugmentConfig(image_px=32)
     config = DataConfig(url=imagenet_a, eval_split="test")
     (plain,) = EvalData(config, augment).batches(200)
-    change = partial(change_of, "gaussian_noise", 3)
+    change = partial(corrupt, "gaussian_noise", 3)
     (noisy,) = EvalData(config, augment, change=change).batches(200)
     small = [batch.images for batch in EvalData(config, augment, change=change).batches(64)]
     assert torch.equal(noisy.images, torch.cat(small))
     for i in (0, 7, 199):
-        wanted = corrupt(plain.images[i].numpy(), "gaussian_noise", 3, int(plain.samples[i]))
+        wanted = corrupt("gaussian_noise", 3, plain.images[i].numpy(), int(plain.samples[i]))
         assert np.array_equal(noisy.images[i].numpy(), wanted)
     assert Path(imagenet_a).is_dir() and not torch.equal(noisy.images, plain.images)

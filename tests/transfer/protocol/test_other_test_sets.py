@@ -67,7 +67,7 @@ def _changed(task: Task, split: str, corruption: tuple[str, int]) -> tuple[np.nd
     whole = [objects.read_bytes(objects.join(task.url, shard.name)) for shard in index.shards]
     places = zip(index.shard.tolist(), index.offset.tolist(), index.size.tolist(), strict=True)
     images = [
-        corrupt(decode_image(whole[s][b : b + n]), *corruption, i)[:, :, 0].ravel()
+        corrupt(*corruption, decode_image(whole[s][b : b + n]), i)[:, :, 0].ravel()
         for i, (s, b, n) in enumerate(places)
     ]
     return np.stack(images).astype(np.float32), index.label.astype(np.int64)

@@ -57,12 +57,9 @@ def _unpack(packed: BinaryIO, magic: bytes, plain: BinaryIO, source: str, limit:
                     "if you trust it, unpack it yourself and give the folder"
                 )
             plain.write(block)
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"the source {source} is damaged or cut short ({documents.excerpt(str(error), 200)}): fetch it again"
-        ) from error
-    except OSError as error:
-        if error.errno is not None:  # of the disk; bz2 says "Invalid data stream" by one without a number
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        # Of the disk; bz2 says "Invalid data stream" and gzip that it is none by one without a number.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(
             f"the source {source} is damaged or cut short ({documents.excerpt(str(error), 200)}): fetch it again"

@@ -51,7 +51,10 @@ def list_zip(source: str) -> Listing:
                 elif kind == stat.S_IFLNK and info.file_size <= _MAX_LINK_BYTES:
                     links[name] = target_of(name, archive.read(info).decode("utf-8", "surrogateescape"))
                 elif kind in (0, stat.S_IFREG):
-                    found.files.append(FoundFile(name, info.file_size, _locator(info, source)))
+                    place = Zipped(
+                        source, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
+                    )
+                    found.files.append(FoundFile(name, info.file_size, place))
                 else:
                     found.skip(name, SPECIAL)
     except UserError:
@@ -106,10 +109,6 @@ def _check(info: zipfile.ZipInfo, name: str, source: str, total: int) -> None:
         raise UserError(
             f"the source {source} is no readable zip, or is cut short ({shown} would end behind the file): fetch it again"
         )
-
-
-def _locator(info: zipfile.ZipInfo, source: str) -> Zipped:
-    return Zipped(source, info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
 
 
 def _refuse_overlaps(found: Listing, source: str) -> None:

@@ -56,10 +56,6 @@ class _Instances:
     categories: list[_Category]
 
 
-def is_coco(source: str) -> bool:
-    return bool(annotations(source))
-
-
 def open_coco(source: str, classes: Sequence[str]) -> tuple[list[ImageEntry], str]:
     """All images of all splits, those without a box included, and a note.
 

@@ -117,7 +117,7 @@ def test_a_flipped_byte_is_one_unreadable_sample(digits: str, tmp_path: Path) ->
 
 def test_the_ledger_of_the_product_passes_its_law(digits: str, tmp_path: Path) -> None:
     run = override(recipes.get("nfnet_tiny_glyphs"), {"data.url": digits, "data.repeats": 2})
-    ledger = Ledger(TrainData(run.data, run.augment, seed=0), global_batch=16, total_steps=300)
+    ledger = Ledger(TrainData(run.data, run.augment, seed=0), global_batch=16)
     (tmp_path / "ledger.json").write_bytes(ledger.to_json(300))
     assert evidence.account(tmp_path, positions=300 * 16).lost_keys == []
 

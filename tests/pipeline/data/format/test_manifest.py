@@ -38,7 +38,7 @@ def test_what_it_gives(dataset):
     assert set(manifest.splits) == {"train", "val"} and len(manifest.digest) == 64
     index = manifest.split("train")
     assert (index.shard.dtype, index.offset.dtype, index.size.dtype, index.label.dtype) == ("i4", "i8", "i4", "i4")
-    assert index.num_samples == len(index.keys) == index.class_counts().sum() == 1100
+    assert index.num_samples == len(index.keys) == len(index.label) == 1100
     assert sum(shard.num_samples for shard in index.shards) == 1100 and len(index.shards) > 1
     assert (np.diff(index.shard) >= 0).all()
     sent = pickle.dumps(index)  # as it goes to a worker: places of files, not arrays

@@ -12,7 +12,7 @@ from PIL import Image, features
 from torch.nn import functional as F
 
 from pipeline.data.augment.counter_rng import Draws
-from pipeline.data.augment.transforms import eval_image, resize_into, train_image
+from pipeline.data.augment.transforms import eval_image, mirror, resize_into, train_image
 from pipeline.data.images import turbojpeg
 from pipeline.data.images.decode import DecodeError, JpegPicture, WholePicture, decode_image, open_picture
 
@@ -220,7 +220,7 @@ def test_resizing_is_pillows_bicubic(size: tuple[int, int]) -> None:
         torch.from_numpy(pixels).permute(2, 0, 1)[None], size=(224, 224), mode="bicubic", antialias=True
     )
     assert torch.equal(out, plain[0].permute(1, 2, 0))
-    resize_into(out, pixels, mirrored=True)
+    mirror(out)
     assert torch.equal(out, plain[0].permute(1, 2, 0).flip(1))
 
 

@@ -71,7 +71,7 @@ def test_loader_processes_and_a_start_in_the_middle_change_neither_samples_nor_p
 def test_the_ledger_counts_what_was_drawn(digits: str) -> None:
     data = train_data(config(digits, skip_steps=("2:5",)))
     num_steps, num = 40, data.num_samples
-    pages = Ledger(data, global_batch=BATCH, total_steps=num_steps).pages(num_steps)
+    pages = Ledger(data, global_batch=BATCH).pages(num_steps)
     assert len(pages) == 2 and all(p.used + p.skipped + p.dropped + p.excluded == p.manifest == num for p in pages)
     assert [page.skipped for page in pages] == [3 * BATCH, 0]
     drawn = [data.draw(step, BATCH)[1].tolist() for step in range(num_steps)]

@@ -79,7 +79,7 @@ def test_a_subset_trains_on_its_images_only(digits: str) -> None:
     batches = list(data.batches(steps=range(3), global_batch=30, micro_batch=30, world=world(0, 1)))
     assert data.num_samples == 30
     for batch in batches:  # each epoch of thirty is one batch here: each image once
-        assert sorted(batch.samples.tolist()) == sorted(data.pool)
+        assert sorted(batch.samples.tolist()) == sorted(data.pools[0])
         assert torch.bincount(batch.labels).tolist() == [3] * 10
 
 

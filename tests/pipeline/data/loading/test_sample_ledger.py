@@ -74,7 +74,7 @@ def test_pages_are_what_counting_each_position_gives(
     pools: tuple[int, ...], weights: tuple[float, ...], config: dict[str, Any]
 ) -> None:
     data = made(pools, weights, **config)
-    ledger = Ledger(data, global_batch=BATCH, total_steps=12)
+    ledger = Ledger(data, global_batch=BATCH)
     for step in range(12):
         steps = [data.config.data_step(s) for s in range(step)]
         reach = steps[-1] + 1 if steps else 0
@@ -89,7 +89,7 @@ def test_pages_are_what_counting_each_position_gives(
             assert page.used + page.skipped + page.dropped + page.excluded == page.manifest
             assert page.repeated == page.used * (data.config.repeats - 1)
         assert ledger.epochs(step) == reach * data.distinct(BATCH) / sum(pools)
-    assert Ledger(data, global_batch=BATCH, total_steps=12).page(0, 99, 3).dropped == pools[0]
+    assert Ledger(data, global_batch=BATCH).page(0, 99, 3).dropped == pools[0]
 
 
 def lose(ledger: Ledger, step: int, key: str, *, epoch: int = 0, filled_with: str = "x") -> None:
@@ -97,7 +97,7 @@ def lose(ledger: Ledger, step: int, key: str, *, epoch: int = 0, filled_with: st
 
 
 def test_losses_are_skipped_once_filled_and_only_those_of_steps_that_were_used() -> None:
-    ledger = Ledger(made((10,)), global_batch=BATCH, total_steps=12)
+    ledger = Ledger(made((10,)), global_batch=BATCH)
     for step, key in ((0, "1"), (0, "1"), (1, "7"), (2, "3")):
         lose(ledger, step, key, epoch=step // 2, filled_with="" if key == "7" else "x")
     page = ledger.page(0, 0, 2)
@@ -111,14 +111,14 @@ def test_losses_are_skipped_once_filled_and_only_those_of_steps_that_were_used()
 
 
 def test_each_sources_passes_with_losses_are_told_once() -> None:
-    ledger = Ledger(made((6, 12), (0.5, 0.5)), global_batch=BATCH, total_steps=12)
+    ledger = Ledger(made((6, 12), (0.5, 0.5)), global_batch=BATCH)
     ledger.lost(0, [UnreadableSample(1, 0, "t.tar", "1", "cut", "x")])
     told = [[(p.source, p.epoch) for p in ledger.closed(step)] for step in range(9)]
     assert [t for t in told if t] == [[("source 1", 0)]]
 
 
 def test_an_update_that_is_left_out_used_no_sample() -> None:
-    ledger = Ledger(made((10,)), global_batch=BATCH, total_steps=12)
+    ledger = Ledger(made((10,)), global_batch=BATCH)
     ledger.skipped(1, "not finite")
     first, second = ledger.pages(3)
     assert (first.used, first.skipped, second.used, second.skipped) == (6, 4, 6, 2) and first.repeated == 0
@@ -127,7 +127,7 @@ def test_an_update_that_is_left_out_used_no_sample() -> None:
 
 
 def test_the_budget_counts_the_filled_losses_of_the_epoch_in_which_a_step_begins() -> None:
-    ledger = Ledger(made((12,)), global_batch=BATCH, total_steps=12)  # an epoch is two steps
+    ledger = Ledger(made((12,)), global_batch=BATCH)  # an epoch is two steps
     for step in (0, 1, 2, 3):
         lose(ledger, step, f"{step}", epoch=step // 2)
     lose(ledger, 3, "9", epoch=1, filled_with="")
@@ -135,13 +135,13 @@ def test_the_budget_counts_the_filled_losses_of_the_epoch_in_which_a_step_begins
 
 
 def test_what_was_lost_goes_on_after_a_resume_and_later_losses_do_not(tmp_path: Any) -> None:
-    ledger = Ledger(made((10, 10), (0.5, 0.5)), global_batch=BATCH, total_steps=12)
+    ledger = Ledger(made((10, 10), (0.5, 0.5)), global_batch=BATCH)
     lose(ledger, 0, "1")
     lose(ledger, 5, "4", epoch=1)
     objects.write_bytes(tmp_path / "ledger.json", ledger.to_json(6))
     content = json.loads((tmp_path / "ledger.json").read_text())
     assert (content["format"], content["step"]) == ("normfree-ledger", 6)
-    again = Ledger(made((10, 10), (0.5, 0.5)), global_batch=BATCH, total_steps=12)
+    again = Ledger(made((10, 10), (0.5, 0.5)), global_batch=BATCH)
     found = again.read(str(tmp_path), 5)
     assert {key: [e.key for e in entries] for key, entries in found.items()} == {(0, 0): ["1"]}
     assert found is not None
@@ -153,15 +153,15 @@ def test_what_was_lost_goes_on_after_a_resume_and_later_losses_do_not(tmp_path: 
 
 
 def test_losses_of_a_source_that_the_run_no_longer_has_are_passed_over(tmp_path: Any) -> None:
-    ledger = Ledger(made((10, 10), (0.5, 0.5)), global_batch=BATCH, total_steps=12)
+    ledger = Ledger(made((10, 10), (0.5, 0.5)), global_batch=BATCH)
     ledger.lost(0, [UnreadableSample(source, 0, "t.tar", "1", "cut", "x") for source in (0, 1)])
     objects.write_bytes(tmp_path / "ledger.json", ledger.to_json(6))
-    found = Ledger(made((10,)), global_batch=BATCH, total_steps=12).read(str(tmp_path), 6)
+    found = Ledger(made((10,)), global_batch=BATCH).read(str(tmp_path), 6)
     assert found is not None and set(found) == {(0, 0)}
 
 
 def test_passes_with_equal_numbers_share_a_line_and_those_with_losses_do_not() -> None:
-    ledger = Ledger(made((6,)), global_batch=BATCH, total_steps=12)
+    ledger = Ledger(made((6,)), global_batch=BATCH)
     lose(ledger, 2, "1", epoch=2)
     pages = json.loads(ledger.to_json(6))["pages"]
     assert [(p["epochs"], p["used"], len(p["entries"])) for p in pages] == [
@@ -181,7 +181,7 @@ def test_the_plan_says_what_becomes_of_the_samples() -> None:
         "unreadable images allowed an epoch: 3",
     ):
         assert words in "\n".join(lines), (words, lines)
-    ledger = Ledger(made((10,)), global_batch=8, total_steps=12)
+    ledger = Ledger(made((10,)), global_batch=8)
     assert (ledger.epochs(0), ledger.epochs(5)) == (0.0, 4.0)
     assert not [
         line for line in plan(made((10,)), global_batch=8, total_steps=12) if "times" in line or "% of each" in line
@@ -189,7 +189,7 @@ def test_the_plan_says_what_becomes_of_the_samples() -> None:
 
 
 def test_losses_that_cannot_be_are_a_fault_of_ours() -> None:
-    ledger = Ledger(made((10,)), global_batch=BATCH, total_steps=12)
+    ledger = Ledger(made((10,)), global_batch=BATCH)
     for key in "012345678":
         lose(ledger, 0, key)
     with pytest.raises(RuntimeError, match="does not add up: 9 skipped of 6"):

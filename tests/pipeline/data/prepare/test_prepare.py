@@ -81,7 +81,7 @@ def assert_sound(manifest, raw):
             (data,) = (value for key, value in record.items() if key not in ("cls",) and not key.startswith("__"))
             assert data == image_at(manifest, index, sample)
             found[split, int(index.label[sample]), data] += 1
-        assert index.class_counts().sum() == index.num_samples == manifest.splits[split].num_samples
+        assert len(index.label) == index.num_samples == manifest.splits[split].num_samples
     assert found == expected
 
 
@@ -90,7 +90,7 @@ def test_a_hard_tree(source, tmp_path):
     assert_sound(manifest, list(iterate(CARD, source)))
     assert manifest.classes == ("cat", "dog.v2", "Éléphant")
     index = manifest.split("train")
-    assert index.class_counts().tolist() == [8, 8, 8] and len(index.shards) > 1
+    assert np.bincount(index.label).tolist() == [8, 8, 8] and len(index.shards) > 1
     assert all(shard.size_bytes <= 16384 for shard in index.shards)
     keys = [*index.keys, *manifest.split("val").keys]
     assert len({key.lower() for key in keys}) == 30
@@ -188,7 +188,7 @@ def test_splits_val_share_and_arguments(source, tmp_path):
     with pytest.raises(UserError, match=r"no split val.*val_share"):
         prepare(CARD, str(tmp_path / "b"), source=flat, splits=["train", "val"])
     manifest = prepare(CARD, str(tmp_path / "b"), source=flat, splits=["train", "val"], val_share=0.25)
-    assert manifest.split("val").class_counts().tolist() == [2, 2, 2]
+    assert np.bincount(manifest.split("val").label).tolist() == [2, 2, 2]
     assert "held out" in manifest.source_note
     for options, message in (
         ({"splits": ["val"]}, "must include train"),

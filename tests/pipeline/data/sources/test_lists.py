@@ -202,7 +202,7 @@ def test_a_list_that_is_too_large_is_refused_before_it_is_read(
     with (tmp_path / name).open("wb") as file:
         file.truncate(1 << 40)  # of holes: read, it would be a terabyte of memory
     with pytest.raises(UserError, match=rf"{name} is larger than \d+ MiB"):
-        read_classes(str(tmp_path / name)) if name == "classes.txt" else csv_jsonl.open_list(str(tmp_path / name))
+        read_classes(str(tmp_path / name)) if name == "classes.txt" else csv_jsonl.open_list(str(tmp_path / name), CARD)
 
 
 ROWS = [f"{row['path']},{row['label']}" for row in GOOD]
