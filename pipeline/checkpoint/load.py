@@ -21,6 +21,8 @@ from pipeline.errors import UserError
 from pipeline.records import PassedOver
 from pipeline.storage import content_cache, objects
 
+WhichWeights = Literal["evaluated", "ema", "raw"]
+"""evaluated: the averaged ones where they were kept, else the raw ones."""
 State = dict[str, dict[str, torch.Tensor]]
 """kind ("weights", "momentum", "ema") -> name -> whole tensor, fp32 but for buffers."""
 
@@ -257,11 +259,9 @@ def resolve(url: str, cache_dir: str) -> Commit:
     return commit
 
 
-def load_weights(
-    url: str, weights: Literal["evaluated", "ema", "raw"] = "evaluated", cache_dir: str | None = None
-) -> tuple[dict[str, torch.Tensor], Commit]:
+def load_weights(url: str, weights: WhichWeights = "evaluated") -> tuple[dict[str, torch.Tensor], Commit]:
     """Weights by parameter name and the commit they come from. `url` is a checkpoint or a run folder."""
-    cache = cache_dir or default_cache()
+    cache = default_cache()
     commit = resolve(url, cache)
     kind = {"ema": "ema", "raw": "weights", "evaluated": "ema" if "ema" in commit.kinds else "weights"}[weights]
     if kind not in commit.kinds:

@@ -50,7 +50,6 @@ class _Work:
     done: threading.Event = field(default_factory=threading.Event)
     give_up: threading.Event = field(default_factory=threading.Event)
     is_reported: bool = False
-    thread: threading.Thread | None = None
 
 
 class Saver:
@@ -274,8 +273,7 @@ class Saver:
 
         self._work = work
         # A daemon: a process that ends for another reason does not wait for a store that does not answer.
-        work.thread = threading.Thread(target=run, name="save", daemon=True)
-        work.thread.start()
+        threading.Thread(target=run, name="save", daemon=True).start()
 
     def _retain(self, work: _Work) -> None:
         try:

@@ -18,6 +18,7 @@ from nfnet.weights.files import load_tensors, save_tensors
 from pipeline.checkpoint import exported
 from pipeline.checkpoint.commit import FileInfo
 from pipeline.checkpoint.exported import Exported
+from pipeline.checkpoint.load import WhichWeights
 from pipeline.errors import UserError
 from pipeline.export.card_facts import CardFacts
 from pipeline.export.model_card import NO_FACTS, model_card
@@ -27,7 +28,6 @@ from pipeline.export.source import (
     Answer,
     ExportSource,
     Probe,
-    WhichWeights,
     Writer,
     open_source,
 )

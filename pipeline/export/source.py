@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +15,16 @@ from torch import nn
 from nfnet.model import NFNet
 from pipeline.checkpoint import load
 from pipeline.checkpoint.commit import Commit
+from pipeline.checkpoint.load import WhichWeights
 from pipeline.configuration import from_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise
 from pipeline.data.images.decode import decode_image
 from pipeline.models.backbone import load_backbone, typed_options
 from pipeline.models.evaluation_options import activation_of
-from pipeline.models.timm_models import is_timm
-
-WhichWeights = Literal["evaluated", "ema", "raw"]
-
 
 TOLERANCE = 1e-4
 """Of the largest logit. Between two programs in fp32 the sums' order differs; measured are 1e-6 and below."""
-
-
 PROBE_IMAGES = 4
 
 
@@ -55,10 +50,6 @@ class ExportSource:
     @property
     def px(self) -> int:
         return self.augment.evaluation_px
-
-    @property
-    def is_timm(self) -> bool:
-        return is_timm(self.name)
 
     @property
     def name(self) -> str:

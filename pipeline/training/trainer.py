@@ -25,7 +25,6 @@ from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
 from pipeline.engine.update_stats import UpdateStats, over_updates
-from pipeline.errors import UserError
 from pipeline.models.backbone import build_model
 from pipeline.models.teacher import Teacher
 from pipeline.records import Notice, Phase, Record, Started, Step
@@ -63,8 +62,6 @@ class Job:
         self.warmup_steps = self._steps(run.optim.warmup)
         self.eval_steps = self._steps(run.eval_every) if run.eval_every else 0
         self.save_steps = self._steps(run.save_every) if run.save_every else 0
-        if self.total_steps < 1:
-            raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
         self.check = ResumeCheck(run.saving.stop_after_resume, me)
