@@ -202,6 +202,12 @@ def make_private(folder: Path) -> None:
         os.chmod(folder, 0o700)
 
 
+def free_bytes(folder: Path) -> int:
+    """Room on the disk that holds the folder, or will when it is made."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return shutil.disk_usage(there).free
+
+
 def socket_folder() -> str:
     """A folder whose path is short enough for Unix sockets: the temporary folder where it is, else /tmp."""
     folder = tempfile.gettempdir()
