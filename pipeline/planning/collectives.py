@@ -43,14 +43,10 @@ def step_collectives(parameters: Parameters, *, stage: int, world: int, accumula
         ]
     gathered, small = parameters.padded(world, whole=False), parameters.padded(world, whole=True)
     num_small = sum(n <= STAGE_3_WHOLE for n in parameters.each)
-    found = [
-        Collective("reduce_scatter", "gradients", accumulation * parameters.padded(world), accumulation * buckets)
-    ]
+    found = [Collective("reduce_scatter", "gradients", accumulation * parameters.padded(world), accumulation * buckets)]
     if gathered:
         num_large = len(parameters.each) - num_small
-        found.append(
-            Collective("all_gather", "weights of layers", accumulation * gathered, accumulation * num_large)
-        )
+        found.append(Collective("all_gather", "weights of layers", accumulation * gathered, accumulation * num_large))
     found += own
     if num_small:
         found.append(Collective("all_gather", "small weights after the update", small, num_small))
