@@ -28,8 +28,3 @@ class Recipe:
     @property
     def summary(self) -> str:
         return self.header.partition("\n")[0]
-
-    def total_steps(self) -> int:
-        """Updates on the data that it is written for."""
-        run = self.make()
-        return run.duration.steps(samples_per_epoch=self.num_images * run.data.repeats, global_batch=run.global_batch)
