@@ -84,17 +84,18 @@ def meeting_point() -> dist.Store:
     That of the launcher, else of rank 0's process, which must not end before the others have read what they need.
     """
     global _store
+    if _store is not None:
+        return _store
     here = place()
-    if _store is None and here.size > 1 and (folder := os.environ.get(unix_store.FOLDER)):
+    if here.size > 1 and (folder := os.environ.get(unix_store.FOLDER)):
         _store = unix_store.UnixStore(folder, wait_s=COLLECTIVE_TIMEOUT.total_seconds())
-    if _store is None and dist.is_initialized():
+    elif dist.is_initialized():
         return dist.distributed_c10d._get_default_store()
-    if _store is None:
-        if here.size == 1:
-            _store = dist.HashStore()
-        else:
-            _store, *_ = next(dist.rendezvous("env://", here.rank, here.size, timeout=COLLECTIVE_TIMEOUT))
-            _store.set_timeout(COLLECTIVE_TIMEOUT)
+    elif here.size == 1:
+        _store = dist.HashStore()
+    else:
+        _store, *_ = next(dist.rendezvous("env://", here.rank, here.size, timeout=COLLECTIVE_TIMEOUT))
+        _store.set_timeout(COLLECTIVE_TIMEOUT)
     return _store
 
 
@@ -134,7 +135,7 @@ def device_name(device: torch.device) -> str:
     return f"{text}; {cpu.problem}, and until then a step takes a third longer" if cpu.problem else text
 
 
-def broadcast(world: World, value: object) -> object:
+def broadcast(world: World, value: T) -> T:
     """Rank 0's value on every rank: the way in which anything that one rank found out is agreed."""
     if world.size == 1:
         return value
@@ -145,7 +146,7 @@ def broadcast(world: World, value: object) -> object:
 
 def from_main(world: World, work: Callable[[], T]) -> T:
     """What `work` gives on rank 0, on every rank; a UserError of it too."""
-    found: object = None
+    found: T | UserError | None = None
     if world.is_main:
         try:
             found = work()
@@ -166,16 +167,16 @@ def together(world: World, work: Callable[[], T]) -> T:
         found = error
     failed = gather(world, (socket.gethostname(), str(found)) if isinstance(found, UserError) else None)
     if any(failed):
-        host, reason = next(cast(tuple[str, str], f) for f in failed if f)
+        host, reason = next(f for f in failed if f)
         raise UserError(reason if failed[0] else f"{reason} (found on {host})")
     return cast(T, found)
 
 
-def gather(world: World, value: object) -> list[object]:
+def gather(world: World, value: T) -> list[T]:
     """Every rank's value on every rank, by rank. A collective: all ranks call it, or none does."""
     if world.size == 1:
         return [value]
-    box: list[object] = [None] * world.size
+    box = cast(list[T], [None] * world.size)
     dist.all_gather_object(box, value)
     return box
 

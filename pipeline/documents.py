@@ -1,6 +1,7 @@
 r"""The one door for JSON and JSONL that somebody else may have written, typed values out. YAML has `pipeline.yaml_files`.
 
     commit = documents.read(url, Commit)                     a file, bounded, parsed, as a dataclass
+    commit = documents.parse(data, Commit, where)            the same of bytes
     value = documents.parse_json(data, where)                bytes -> plain containers
     for line, value in documents.parse_jsonl(data, where):   one a line
     entry = documents.convert(value, Entry, where)           plain containers -> a dataclass, types and ranges checked
@@ -50,7 +51,12 @@ def read(url: str, kind: type[T], *, max_bytes: int = MAX_BYTES, remedy: str = R
         FileNotFoundError: there is none.
         UserError: empty, cut, damaged, too large, or not of this kind.
     """
-    return convert(read_json(url, max_bytes=max_bytes, remedy=remedy), kind, url, remedy=remedy)
+    return parse(objects.read_bytes(url, max_bytes=max_bytes + 1), kind, url, max_bytes=max_bytes, remedy=remedy)
+
+
+def parse(data: bytes | str, kind: type[T], where: str, *, max_bytes: int = MAX_BYTES, remedy: str = REMEDY) -> T:
+    """`read`, of a document that is at hand."""
+    return convert(parse_json(data, where, max_bytes=max_bytes, remedy=remedy), kind, where, remedy=remedy)
 
 
 def read_json(url: str, *, max_bytes: int = MAX_BYTES, remedy: str = REMEDY) -> Any:

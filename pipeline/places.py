@@ -74,7 +74,7 @@ def below(root: str | os.PathLike[str], name: str, where: str) -> Path:
     return path
 
 
-def open_below(root: str | os.PathLike[str], name: str, flags: int, where: str, mode: int = 0o600) -> int:
+def open_below(root: str | os.PathLike[str], name: str, flags: int, where: str) -> int:
     """A descriptor of the regular file `name` below `root`, opened with `flags`, without following any link below `root`.
 
     Raises:
@@ -89,7 +89,7 @@ def open_below(root: str | os.PathLike[str], name: str, flags: int, where: str, 
             os.close(at)
             at = deeper
         # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
-        file = os.open(last, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=at)
+        file = os.open(last, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=at)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -200,6 +200,12 @@ def make_private(folder: Path) -> None:
         )
     if stat.S_IMODE(found.st_mode) & 0o077:
         os.chmod(folder, 0o700)
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk that holds the folder, or will when it is made."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    return shutil.disk_usage(there).free
 
 
 def socket_folder() -> str:

@@ -1,9 +1,7 @@
 """Where a run comes from: the revision of the code, whether it was changed, and the versions that it ran with."""
 
-import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -20,7 +18,7 @@ LIBRARIES = ("normfree", "torch", "deepspeed", "ray", "mlflow", "webdataset", "s
 DECIDE = ("torch", "deepspeed", "numpy", "pillow", "turbojpeg")
 """Libraries whose versions decide numbers: of the network, its update, the order of the data, pixels."""
 PACKAGES = ("nfnet", "pipeline", "transfer", "orchestration")
-GIT_S = 5.0
+ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "NORMFREE_COMMAND"
 """The variable by which a launcher tells its ranks what was typed."""
 
@@ -30,7 +28,8 @@ def facts(root: Path | None = None) -> dict[str, str]:
 
     Code that was installed from a package has no revision; its version stands among the libraries.
     """
-    revision = _git(root or Path(__file__).resolve().parents[1])
+    # Tag, commits since and hash, or just the hash; with -dirty where tracked files are changed.
+    revision = _git(root or ROOT, "describe", "--always", "--dirty", "--tags", "--abbrev=12", limit_s=5) or None
     found = {
         "code.revision": revision.removesuffix("-dirty") if revision else None,
         "code.dirty": None if revision is None else str(revision.endswith("-dirty")).lower(),
@@ -58,9 +57,9 @@ def deciding_versions() -> dict[str, str]:
 @functools.cache
 def code_digest() -> str:
     """SHA-256 over the Python files of our packages as they lie on this machine: committed or not, a checkout or installed."""
-    root, whole = Path(__file__).resolve().parents[1], hashlib.sha256()
-    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
-        whole.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    whole = hashlib.sha256()
+    for path in sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
+        whole.update(f"{path.relative_to(ROOT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
 
 
@@ -89,16 +88,15 @@ def _as_typed(words: list[str]) -> list[str]:
     return [name if is_found else words[1], *words[2:]]
 
 
-def _git(root: Path) -> str | None:
-    """Tag, commits since and hash, or just the hash; with -dirty where tracked files are changed."""
+def _git(root: Path, *words: str, limit_s: float) -> str | None:
+    """What git says of the checkout `root`; None where there is none, or git does not answer."""
     if not (root / ".git").exists():  # a package inside somebody else's repository is no revision of ours
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_S)
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=limit_s)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(name: str) -> str | None:
@@ -111,18 +109,9 @@ def _version(name: str) -> str | None:
 @functools.cache
 def code_revision() -> str:
     """Git's commit of the checkout, with + where files differ from it; the package's version where there is no checkout."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        if not (root / ".git").exists():
-            raise OSError
-        found = [
-            subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
-            ).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-        return found[0].strip() + ("+" if found[1].strip() else "")
-    except (OSError, subprocess.SubprocessError):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return "version " + importlib.metadata.version("normfree")
-        return "unknown"
+    head = _git(ROOT, "rev-parse", "HEAD", limit_s=20)
+    changed = _git(ROOT, "status", "--porcelain", "--untracked-files=no", limit_s=20)
+    if head is not None and changed is not None:
+        return head + ("+" if changed else "")
+    version = _version("normfree")
+    return "unknown" if version is None else f"version {version}"

@@ -68,12 +68,8 @@ class Hidden:
         return public(text)
 
 
-def has_secret(text: str) -> bool:
-    """Whether a URL in `text` carries a password, an access key, a token or a signature."""
-    return _has_secret(text, 0)
-
-
-def _has_secret(text: str, depth: int) -> bool:
+def has_secret(text: str, depth: int = 0) -> bool:
+    """Whether a URL in `text` carries a password, an access key, a token or a signature; `depth`: quoted so many times."""
     urls = [(scheme, rest) for scheme, rest in _urls(text) if scheme]
     return any(_credentials(scheme, rest) is not None or any(_secret_pairs(rest, depth)) for scheme, rest in urls)
 
@@ -146,7 +142,7 @@ def _holds_a_secret(value: str, depth: int) -> bool:
     # A connection string: "DRIVER=...;UID=...;PWD=...", perhaps with blanks and quoted once more.
     pairs = re.sub(r"\s", "", "?" + plain.lstrip("?&;#"))
     return (
-        _has_secret(plain, depth + 1)
+        has_secret(plain, depth + 1)
         or any(_secret_pairs(pairs, depth + 1))
         or (plain != value and _holds_a_secret(plain, depth + 1))
     )

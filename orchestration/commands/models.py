@@ -15,8 +15,9 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.exported import Exported
+    from pipeline.checkpoint.load import WhichWeights
     from pipeline.export.card_facts import CardFacts
-    from pipeline.export.source import Answer, ExportSource, WhichWeights
+    from pipeline.export.source import Answer, ExportSource
     from pipeline.models.classify import Prediction
 
 

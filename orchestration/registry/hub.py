@@ -69,7 +69,7 @@ def push(folder: Path, url: str, *, private: bool = False) -> str:
     return str(made.commit_url)
 
 
-def pull(url: str, to: str, *, connections: int = 8) -> exported.Verified:
+def pull(url: str, to: str, *, connections: int = 8) -> exported.Description:
     """Fetch an exported folder into the new local folder `to`; what has arrived of a broken pull waits in `to`.partial.
 
     Raises:
@@ -89,7 +89,7 @@ def pull(url: str, to: str, *, connections: int = 8) -> exported.Verified:
     return found
 
 
-def _fetch(hub: Any, url: str, commit: str, work: Path, connections: int) -> exported.Verified:
+def _fetch(hub: Any, url: str, commit: str, work: Path, connections: int) -> exported.Description:
     """The exported folder of one commit, and nothing beside it, in `work`."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError

@@ -20,6 +20,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -97,6 +98,14 @@ def checkpoint_url(run_dir: str, step: int, attempt: int = 1) -> str:
     """Where a step's checkpoint lies; `attempt` > 1 where a damaged or unfinished one has the first name."""
     name = f"step_{step:08d}" if attempt == 1 else f"step_{step:08d}_{attempt:02d}"
     return objects.join(checkpoints_url(run_dir), name)
+
+
+def unused_url(run_dir: str, step: int, taken: Collection[str]) -> str:
+    """Where a step's checkpoint may be written: under the first name that no folder has, `taken` being those of all."""
+    attempt = 1
+    while (url := checkpoint_url(run_dir, step, attempt)).rsplit("/", 1)[-1] in taken:
+        attempt += 1
+    return url
 
 
 def place_in_order(url: str) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pipeline import documents
 from pipeline.checkpoint.commit import BufferType, Commit, FileInfo, check_format, refuse_pickle
-from pipeline.documents import Count, Dimensions, Text
+from pipeline.documents import Count, Dimensions, Sha256, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
 
@@ -64,6 +64,8 @@ def is_exported(url: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
+    """Fields of the checkpoint's `Commit`."""
+
     step: Count
     samples: Count
     num_updates: Count
@@ -73,9 +75,10 @@ class _Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Description:
-    """The fields of `export.json` that are read back."""
+class Description:
+    """The fields of `export.json` that are read back, and its digest."""
 
+    digest: Sha256
     kind: Literal["safetensors", "timm", "onnx", "mlflow"]
     weights: Literal["ema", "raw"]
     classes: list[Text]
@@ -83,30 +86,20 @@ class _Description:
     source: _Source
     run: dict[str, Any]
     license: Text = ""
+    """As Hugging Face spells it; "" where none was given."""
     shapes: dict[Text, Dimensions] = field(default_factory=dict)
     buffers: dict[Text, BufferType] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verified:
-    """What the description of an exported folder says of it."""
-
-    kind: str
-    license: str
-    """As Hugging Face spells it; "" where none was given."""
-    digest: str
-    files: list[FileInfo]
-
-
-def listed(url: str | os.PathLike[str]) -> Verified:
+def listed(url: str | os.PathLike[str]) -> Description:
     """What `export.json` says. UserError if it is absent, damaged, of another format, or names a pickle."""
-    found, digest = _read(os.fspath(url))
+    found = _read(os.fspath(url))
     for file in found.files:
         refuse_pickle(file["name"])
-    return Verified(kind=found.kind, license=found.license, digest=digest, files=found.files)
+    return found
 
 
-def verify(folder: Path) -> Verified:
+def verify(folder: Path) -> Description:
     """`listed`, of a local folder whose every file has the size and the SHA-256 that stand there, or UserError."""
     found = listed(folder)
     for file in found.files:
@@ -120,8 +113,7 @@ def verify(folder: Path) -> Verified:
     return found
 
 
-def _read(url: str) -> tuple[_Description, str]:
-    """The description and its digest."""
+def _read(url: str) -> Description:
     place, remedy = objects.join(url, NAME), "export again"
     try:
         data = objects.read_bytes(place, max_bytes=documents.MAX_BYTES + 1)
@@ -129,7 +121,8 @@ def _read(url: str) -> tuple[_Description, str]:
         raise UserError(f"{url} is no exported folder: it has no {NAME}; see 'normfree export --help'") from None
     body = documents.parse_json(data, place, remedy=remedy)
     check_format(body, FORMAT, place, remedy=remedy)
-    return documents.convert(body, _Description, place, remedy=remedy), hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
+    return documents.convert({**body, "digest": digest}, Description, place, remedy=remedy)
 
 
 def as_commit(url: str) -> Commit:
@@ -140,26 +133,20 @@ def as_commit(url: str) -> Commit:
     Raises:
         UserError: `export.json` is absent, damaged or of another format, or the weights are of a kind that is not read back.
     """
-    found, digest = _read(url)
+    found = _read(url)
     if found.kind != "safetensors":
         raise UserError(
             f"{url} is an export to {found.kind}, which is not read back; give the checkpoint, or one made with "
             "--format safetensors"
         )
-    source = found.source
     return Commit(
         url=url,
-        digest=digest,
-        step=source.step,
-        samples=source.samples,
-        num_updates=source.num_updates,
+        digest=found.digest,
         shapes=found.shapes,
         kinds=[{"ema": "ema", "raw": "weights"}[found.weights]],
         files=[f for f in found.files if f["name"] == WEIGHTS],
         config=found.run,
-        config_digest=source.config_digest,
-        dataset=source.dataset,
         classes=found.classes,
-        evaluation=source.evaluation,
         buffers=found.buffers,
+        **vars(found.source),
     )

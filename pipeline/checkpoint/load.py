@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import functools
 import itertools
 import math
 import re
@@ -13,6 +14,7 @@ import safetensors
 import torch
 
 from pipeline import places
+from pipeline.checkpoint import exported
 from pipeline.checkpoint.commit import COMMIT, Commit, FileInfo, committed, read_commit, refuse_pickle
 from pipeline.checkpoint.snapshot import DTYPES
 from pipeline.distributed import ALONE, World, ask_main, from_main, together
@@ -21,6 +23,8 @@ from pipeline.errors import UserError
 from pipeline.records import PassedOver
 from pipeline.storage import content_cache, objects
 
+WhichWeights = Literal["evaluated", "ema", "raw"]
+"""evaluated: the averaged ones where they were kept, else the raw ones."""
 State = dict[str, dict[str, torch.Tensor]]
 """kind ("weights", "momentum", "ema") -> name -> whole tensor, fp32 but for buffers."""
 
@@ -58,8 +62,8 @@ def newest(run_dir: str, cache_dir: str, world: World = ALONE) -> tuple[Commit |
     passed: list[PassedOver] = []
     for url in from_main(world, lambda: committed(run_dir)):
         try:
-            commit = from_main(world, lambda url=url: read_commit(url))  # type: ignore[misc]
-            together(world, lambda commit=commit: verify(commit, cache_dir, _share(commit, world)))  # type: ignore[misc]
+            commit = from_main(world, functools.partial(read_commit, url))
+            together(world, functools.partial(verify, commit, cache_dir, _share(commit, world)))
             return commit, passed
         except UserError as error:
             passed.append(PassedOver(step=0, url=url, reason=str(error)))
@@ -241,8 +245,6 @@ def _in_order(parts: list[_Part], commit: Commit, kinds: Sequence[str]) -> dict[
 
 def resolve(url: str, cache_dir: str) -> Commit:
     """A checkpoint's commit from its own URL, or the newest verified one of a run folder; an exported folder counts too."""
-    from pipeline.checkpoint import exported  # it reads commits, so it comes after this module
-
     refuse_pickle(url)
     if url.startswith("hf://"):  # its library has a file system of that name, which verifies nothing
         raise UserError(f"{url} is on the Hub; fetch it with 'normfree pull {url} --to DIR', and give DIR")
@@ -257,11 +259,9 @@ def resolve(url: str, cache_dir: str) -> Commit:
     return commit
 
 
-def load_weights(
-    url: str, weights: Literal["evaluated", "ema", "raw"] = "evaluated", cache_dir: str | None = None
-) -> tuple[dict[str, torch.Tensor], Commit]:
+def load_weights(url: str, weights: WhichWeights = "evaluated") -> tuple[dict[str, torch.Tensor], Commit]:
     """Weights by parameter name and the commit they come from. `url` is a checkpoint or a run folder."""
-    cache = cache_dir or default_cache()
+    cache = default_cache()
     commit = resolve(url, cache)
     kind = {"ema": "ema", "raw": "weights", "evaluated": "ema" if "ema" in commit.kinds else "weights"}[weights]
     if kind not in commit.kinds:

@@ -63,7 +63,7 @@ def wait_for_parts(
         wait_s = 0.02
         while part is None:
             try:
-                part = documents.convert(documents.read_json(place), dict[str, Any], place)
+                part = documents.read(place, dict[str, Any])
             except FileNotFoundError:
                 if give_up.wait(wait_s):
                     raise Cancelled("given up") from None

@@ -14,18 +14,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from pipeline.checkpoint import retention, unsaved
-from pipeline.checkpoint.commit import Commit, checkpoint_url, write_commit
+from pipeline.checkpoint.commit import Commit, checkpoint_url, unused_url, write_commit
 from pipeline.checkpoint.part_writer import Cancelled, sentence, wait_for_parts, write_part
 from pipeline.checkpoint.retention import Policy
 from pipeline.checkpoint.saving_config import SavingConfig
 from pipeline.checkpoint.snapshot import HostMemory, room_bytes
-from pipeline.distributed import World, broadcast
+from pipeline.distributed import World, from_main, gather
 from pipeline.records import Notice, Record, Saved, SaveFailed, SaveSkipped
 from pipeline.storage import objects
 from pipeline.supervision import fault_points
@@ -50,7 +49,6 @@ class _Work:
     done: threading.Event = field(default_factory=threading.Event)
     give_up: threading.Event = field(default_factory=threading.Event)
     is_reported: bool = False
-    thread: threading.Thread | None = None
 
 
 class Saver:
@@ -165,7 +163,9 @@ class Saver:
             # Short talks in turn, not one long wait: a collective has a time limit, an upload has none.
             now_s = time.perf_counter()
             is_late = now_s - begin_s >= limit_s if limit_s is not None else self._is_hopeless(now_s - moved_s)
-            answers = self._exchange((work.done.is_set(), work.error, work.commit, is_late, fault_points.num_reached))
+            answers = gather(
+                self.world, (work.done.is_set(), work.error, work.commit, is_late, fault_points.num_reached)
+            )
             errors = [f"rank {r}: {e}" if self.world.size > 1 else e for r, (_, e, *_) in enumerate(answers) if e]
             if (total := sum(num for *_, num in answers)) != moves:
                 moves, moved_s = total, now_s
@@ -239,27 +239,14 @@ class Saver:
 
     def _agree(self, step: int, has_fragments: bool) -> tuple[str, str, list[int]]:
         """The folder, what is to be reported about it, and the ranks that write; equal on all ranks."""
-        writers = [r for r, writes in enumerate(self._exchange(has_fragments)) if writes]
-        choice: tuple[str, str] | None = None
-        if self.world.is_main:
-            attempt = 1
-            while (url := checkpoint_url(self.run_dir, step, attempt)).rsplit("/", 1)[-1] in self._taken:
-                attempt += 1
-            self._taken.add(url.rsplit("/", 1)[-1])
-            first = checkpoint_url(self.run_dir, step)
-            choice = (
-                url,
-                "" if url == first else f"{first} holds a damaged or unfinished checkpoint and was left as it is",
-            )
-        url, note = cast(tuple[str, str], broadcast(self.world, choice))
+        writers = [r for r, writes in enumerate(gather(self.world, has_fragments)) if writes]
+        url, note = from_main(self.world, lambda: self._place(step))
         return url, note, writers
 
-    def _exchange(self, value: Any) -> list[Any]:
-        if self.world.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world.size
-        dist.all_gather_object(values, value)
-        return values
+    def _place(self, step: int) -> tuple[str, str]:
+        first, url = checkpoint_url(self.run_dir, step), unused_url(self.run_dir, step, self._taken)
+        self._taken.add(url.rsplit("/", 1)[-1])
+        return url, "" if url == first else f"{first} holds a damaged or unfinished checkpoint and was left as it is"
 
     def _start(self, work: _Work, write: Callable[[], None]) -> None:
         def run() -> None:
@@ -274,8 +261,7 @@ class Saver:
 
         self._work = work
         # A daemon: a process that ends for another reason does not wait for a store that does not answer.
-        work.thread = threading.Thread(target=run, name="save", daemon=True)
-        work.thread.start()
+        threading.Thread(target=run, name="save", daemon=True).start()
 
     def _retain(self, work: _Work) -> None:
         try:

@@ -8,7 +8,6 @@ checkpoint of it.
 """
 
 import os
-import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 
 from pipeline import places
 from pipeline.checkpoint import load, retention
-from pipeline.checkpoint.commit import COMMIT, Commit, checkpoint_url, read_commit, write_commit
+from pipeline.checkpoint.commit import COMMIT, Commit, checkpoint_url, read_commit, unused_url, write_commit
 from pipeline.checkpoint.part_writer import sentence, write_part
 from pipeline.checkpoint.snapshot import Image
 from pipeline.errors import UserError
@@ -38,7 +37,7 @@ def keep(run_dir: str, images: list[Image], *, step: int, facts: dict[str, Any])
     try:
         folder = places.private_folder("unsaved", _folder(run_dir).name)
         size_bytes = sum(image.size_bytes for image in images)
-        free_bytes = shutil.disk_usage(folder).free
+        free_bytes = places.free_bytes(folder)
         if free_bytes < ROOM * size_bytes:
             return (
                 f"and could not be kept in {folder} ({free_bytes / 1e9:.1f} GB are free, {size_bytes / 1e9:.1f} needed)"
@@ -83,9 +82,7 @@ def hand_in(
 
 def _copy(kept: Commit, run_dir: str, cache_dir: str) -> Commit:
     """UserError where the run's place does not take it."""
-    taken, attempt = retention.folder_names(run_dir), 1
-    while (url := checkpoint_url(run_dir, kept.step, attempt)).rsplit("/", 1)[-1] in taken:
-        attempt += 1
+    url = unused_url(run_dir, kept.step, retention.folder_names(run_dir))
     try:
         for path, info in zip(load.verify(kept, cache_dir), kept.files, strict=True):
             objects.put_file(path, objects.join(url, info["name"]))

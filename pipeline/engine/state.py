@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -95,7 +94,7 @@ class NamedState:
     def whole_state(self) -> dict[str, torch.Tensor]:
         """All of the state on rank 0, in host memory, as `local_fragments` names it; nothing on the others. A collective."""
         mine = {key.partition("/")[0] for key in self.local_fragments()}
-        kinds = set[str]().union(*cast(list[set[str]], gather(self.world, mine)))
+        kinds = set[str]().union(*gather(self.world, mine))
         found = {}
         for kind in (k for k in self.kinds if k in kinds):
             whole = self.gather(kind)

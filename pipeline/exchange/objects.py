@@ -91,7 +91,7 @@ def loads(data: bytes, more: dict[tuple[str, str], Any] | None = None) -> Any:
 
 def document(data: bytes, kind: type[T], where: str = "the ranks' store") -> T:
     """What stands in a store that may have no password, as JSON. Raises UserError."""
-    return documents.convert(documents.parse_json(data, where, remedy=REMEDY), kind, where, remedy=REMEDY)
+    return documents.parse(data, kind, where, remedy=REMEDY)
 
 
 def admit_data_alone() -> None:

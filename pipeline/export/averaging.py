@@ -18,7 +18,6 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.export.source import ExportSource, preprocessing
-from pipeline.models.backbone import make
 
 Method = Literal["uniform", "greedy", "wise"]
 ALPHAS = tuple(n / 10 for n in range(11))
@@ -86,13 +85,11 @@ def average(
             "weights": member.weights,
             "step": member.commit.step,
             "share": share,
-            "top1": one.top1 if one else None,
-            "loss": one.loss if one else None,
+            **_numbers(one),
         }
         for member, share, one in zip(members, shares, scores, strict=True)
     ]
-    facts: dict[str, Any] = {"method": method, "members": rows, "curve": curve, "data": None}
-    facts |= {"top1": score.top1 if score else None, "loss": score.loss if score else None}
+    facts = {"method": method, "members": rows, "curve": curve, "data": None, **_numbers(score)}
     return Average(source=with_state(members[0], mean(states, shares)), facts=facts, score=score)
 
 
@@ -116,10 +113,11 @@ def mean(states: Sequence[dict[str, torch.Tensor]], shares: Sequence[float]) -> 
 
 def with_state(like: ExportSource, state: dict[str, torch.Tensor]) -> ExportSource:
     """A network of the same make with other weights."""
-    with torch.random.fork_rng(devices=[]):
-        model = make(like.name, len(like.commit.classes), like.options)
-    model.load_state_dict(state)
-    return replace(like, model=model.eval(), commit=replace(like.commit, evaluation={}))
+    return replace(like, model=like.made_with(state), commit=replace(like.commit, evaluation={}))
+
+
+def _numbers(score: Score | None) -> dict[str, float | None]:
+    return {"top1": None, "loss": None} if score is None else asdict(score)
 
 
 def _between(alpha: float) -> Shares:
@@ -159,17 +157,14 @@ def _check(members: Sequence[ExportSource], method: Method) -> None:
         pair = f"{first.commit.url} and {other.commit.url}"
         if other.commit.digest == first.commit.digest and other.weights == first.weights:
             raise UserError(f"{pair} are the same weights; give each checkpoint once")
-        if (other.name, _shapes(other)) != (
-            first.name,
-            _shapes(first),
-        ) and other.commit.classes == first.commit.classes:
-            raise UserError(
-                f"{pair} are different networks ({first.name} and {other.name}, or of other sizes); average alike ones"
-            )
         if other.commit.classes != first.commit.classes:
             raise UserError(
                 f"{pair} have heads of different classes ({len(first.commit.classes)} and {len(other.commit.classes)}); average "
                 "checkpoints that were trained on the same classes, in the same order"
+            )
+        if (other.name, _shapes(other)) != (first.name, _shapes(first)):
+            raise UserError(
+                f"{pair} are different networks ({first.name} and {other.name}, or of other sizes); average alike ones"
             )
         if preprocessing(other.augment) != preprocessing(first.augment):
             raise UserError(

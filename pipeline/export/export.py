@@ -18,6 +18,7 @@ from nfnet.weights.files import load_tensors, save_tensors
 from pipeline.checkpoint import exported
 from pipeline.checkpoint.commit import FileInfo
 from pipeline.checkpoint.exported import Exported
+from pipeline.checkpoint.load import WhichWeights
 from pipeline.errors import UserError
 from pipeline.export.card_facts import CardFacts
 from pipeline.export.model_card import NO_FACTS, model_card
@@ -26,14 +27,11 @@ from pipeline.export.source import (
     TOLERANCE,
     Answer,
     ExportSource,
-    Probe,
-    WhichWeights,
     Writer,
     open_source,
 )
 from pipeline.export.to_onnx import write_onnx
 from pipeline.export.to_timm import write_timm
-from pipeline.models.backbone import make
 from pipeline.storage import objects
 
 
@@ -44,15 +42,7 @@ def write_safetensors(source: ExportSource, folder: Path) -> Answer:
         nfnet.save_weights(source.model, path)
         return lambda probe: nfnet.load_model(path)(probe.images)
     save_tensors(source.model.state_dict(), path)
-
-    def answer(probe: Probe) -> torch.Tensor:
-        with torch.random.fork_rng(devices=[]):
-            model = make(source.name, len(source.commit.classes), source.options)
-        model.load_state_dict(load_tensors(path))
-        logits: torch.Tensor = model.eval()(probe.images)
-        return logits
-
-    return answer
+    return lambda probe: source.made_with(load_tensors(path))(probe.images)
 
 
 WRITERS: dict[str, Writer] = {"safetensors": write_safetensors, "timm": write_timm, "onnx": write_onnx}

@@ -1,11 +1,10 @@
 """What an export starts from, and how its answers are compared."""
 
 import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +14,16 @@ from torch import nn
 from nfnet.model import NFNet
 from pipeline.checkpoint import load
 from pipeline.checkpoint.commit import Commit
+from pipeline.checkpoint.load import WhichWeights
 from pipeline.configuration import from_dict
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image, normalise
 from pipeline.data.images.decode import decode_image
-from pipeline.models.backbone import load_backbone, typed_options
+from pipeline.models.backbone import load_backbone, make, typed_options
 from pipeline.models.evaluation_options import activation_of
-from pipeline.models.timm_models import is_timm
-
-WhichWeights = Literal["evaluated", "ema", "raw"]
-
 
 TOLERANCE = 1e-4
 """Of the largest logit. Between two programs in fp32 the sums' order differs; measured are 1e-6 and below."""
-
-
 PROBE_IMAGES = 4
 
 
@@ -57,16 +51,19 @@ class ExportSource:
         return self.augment.evaluation_px
 
     @property
-    def is_timm(self) -> bool:
-        return is_timm(self.name)
-
-    @property
     def name(self) -> str:
         return str(self.commit.config["model"]["name"])
 
     @property
     def options(self) -> dict[str, Any]:
         return typed_options(self.name, self.commit.config["model"]["options"])
+
+    def made_with(self, state: dict[str, torch.Tensor]) -> nn.Module:
+        """A network of the same make with other weights, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            model = make(self.name, len(self.commit.classes), self.options)
+        model.load_state_dict(state)
+        return model.eval()
 
     def probe(self) -> Probe:
         # Larger than the input and not square, so that resizing is part of what is compared.
@@ -132,12 +129,10 @@ def preprocessing(augment: AugmentConfig) -> dict[str, Any]:
 
     `resize_px`: a square of that side where `resize` is "square", else the shorter side; then the centre of `px`.
     """
-    px = augment.evaluation_px
-    larger = math.floor(px / augment.eval_crop)
     return {
-        "px": px,
+        "px": augment.evaluation_px,
         "resize": "shorter side" if augment.eval_resize == "aspect" else "square",
-        "resize_px": {"plain": px, "published": px + 32}.get(augment.eval_resize, larger),
+        "resize_px": augment.evaluation_resize_px,
         "interpolation": f"{augment.interpolation}, antialiased",
         "mean": list(augment.mean),
         "std": list(augment.std),

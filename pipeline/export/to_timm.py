@@ -14,7 +14,7 @@ from nfnet.weights.timm_export import timm_form
 from pipeline.checkpoint import exported
 from pipeline.errors import UserError
 from pipeline.export.source import Answer, ExportSource, preprocessing
-from pipeline.models.timm_models import architecture, as_timm
+from pipeline.models.timm_models import architecture, as_timm, is_timm
 
 
 def write_timm(source: ExportSource, folder: Path) -> Answer:
@@ -65,7 +65,7 @@ class _Form:
 
 def _form(source: ExportSource) -> _Form:
     if not isinstance(source.model, NFNet):
-        if not source.is_timm:
+        if not is_timm(source.name):
             raise UserError(f"timm has no {source.name}; take --format safetensors or onnx")
         whole, arguments = as_timm(source.name, source.model, source.options)
         own: Any = whole.pretrained_cfg

@@ -8,7 +8,7 @@ No trial makes a collective: a rank that runs out of memory in one would leave t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -58,7 +58,8 @@ def find(asked: Asked, world: World) -> Fit:
     """
     is_cpu = world.device.type == "cpu"
     free = available_bytes() // _on_this_host(world) if is_cpu else torch.cuda.mem_get_info(world.device)[0]
-    room = int((CPU_SHARE if is_cpu else GPU_SHARE) * free)
+    part = CPU_SHARE if is_cpu else GPU_SHARE
+    room = int(part * free)
     held = _Held(asked, world)
     try:
         held.bytes(asked.candidates[-1])
@@ -71,22 +72,16 @@ def find(asked: Asked, world: World) -> Fit:
         trial.close()
     else:
         found = largest(asked.candidates, lambda micro: held.bytes(micro) <= room)
-    micro, its_room = min(cast(list[tuple[int, int]], distributed.gather(world, (found, room))))
+    micro, its_room = min(distributed.gather(world, (found, room)))
     if not micro:
         raise UserError(_nothing_fits(asked, held, its_room))
-    how = (
-        "tried on this device"
-        if tries
-        else f"by the plan's estimate, {held.bytes(micro) / 1e9:.3g} GB of {room / 1e9:.3g}"
-    )
-    share = (
-        ""
-        if tries
-        else f" ({CPU_SHARE if is_cpu else GPU_SHARE:.0%} of what is free, divided by the processes of a host)"
-    )
+    how = "tried on this device"
+    if not tries:
+        how = f"by the plan's estimate, {held.bytes(micro) / 1e9:.3g} GB of {room / 1e9:.3g} "
+        how += f"({part:.0%} of what is free, divided by the processes of a host)"
     text = (
         f"micro_batch auto: {micro} images, the largest of {', '.join(map(str, asked.candidates[:12]))} that fits on every "
-        f"one of {world.size} processes, {how}{share}"
+        f"one of {world.size} processes, {how}"
     )
     return Fit(micro_batch=micro, text=text)
 

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import cast
 
 import torch
 
@@ -65,10 +64,10 @@ def compared(out: str, me: World, library: Mapping[str, str], step: int) -> Iter
         UserError: ranks differ in what decides numbers.
     """
     mine = of_process(library)
-    main = cast(dict[str, str], distributed.broadcast(me, mine))
+    main = distributed.broadcast(me, mine)
     names = differences(main, mine)
     shown = [(name, mine.get(name, "not set")) for name in names[:MAX_NAMED]]
-    answers = cast(list[tuple[int, list[tuple[str, str]]]], distributed.gather(me, (len(names), shown)))
+    answers = distributed.gather(me, (len(names), shown))
     odd = {rank: answer for rank, (num, answer) in enumerate(answers) if num}
     for rank, answer in odd.items():
         decides = [(name, value) for name, value in answer if not name.startswith(ENVIRONMENT)]

@@ -61,7 +61,4 @@ class Verdict:
 
 def read(data: bytes, kind: type[T], who: str) -> T:
     """UserError for what is no such document."""
-    where = f"what {who} says of its host"
-    return documents.convert(
-        documents.parse_json(data, where, max_bytes=MAX_BYTES, remedy=REMEDY), kind, where, remedy=REMEDY
-    )
+    return documents.parse(data, kind, f"what {who} says of its host", max_bytes=MAX_BYTES, remedy=REMEDY)

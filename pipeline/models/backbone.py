@@ -27,6 +27,7 @@ from nfnet.variants import adjust, get_variant
 from nfnet.weights.state_dict import load_entries
 from pipeline.checkpoint import commit as checkpoint
 from pipeline.checkpoint import load
+from pipeline.checkpoint.load import WhichWeights
 from pipeline.configuration import check_fields, convert, from_dict, hints, nearest
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.errors import UserError
@@ -34,8 +35,6 @@ from pipeline.field_types import Count, ShareBelowOne, Text
 from pipeline.models import timm_models, trunks
 from pipeline.models.batch_norm import Statistics, set_statistics
 from pipeline.models.weight_files import Origin, of_file, of_timm
-
-Which = Literal["evaluated", "ema", "raw"]
 
 
 def _option_types() -> dict[str, Any]:
@@ -68,7 +67,7 @@ class ModelConfig:
     init_from: str | None = None
     """A checkpoint, run folder or file (see this module) whose weights the run starts from; a head of another size is made
     anew."""
-    init_weights: Which = "evaluated"
+    init_weights: WhichWeights = "evaluated"
     """evaluated: the averaged weights if that run kept them, else the raw ones."""
     batch_norm: Statistics = "local"
     """What batch normalisation uses in training: each rank's micro-batch (local), those of all ranks (synchronised), or its
@@ -167,7 +166,7 @@ def build_model(config: ModelConfig, num_classes: int, *, seed: int) -> tuple[nn
     return set_statistics(model, config.batch_norm), f"weights of {origin.url} ({head})"
 
 
-def load_backbone(url: str, weights: Which = "evaluated", *, need_head: bool = True) -> LoadedBackbone:
+def load_backbone(url: str, weights: WhichWeights = "evaluated", *, need_head: bool = True) -> LoadedBackbone:
     """The network of a checkpoint (or of the newest one in a run folder, or of a file) with its own head, in evaluation mode.
 
     Args:
@@ -202,7 +201,7 @@ def find_origin(url: str) -> Origin:
 
 
 def load_origin(
-    url: str, weights: Which = "evaluated", *, like: nn.Module | None = None
+    url: str, weights: WhichWeights = "evaluated", *, like: nn.Module | None = None
 ) -> tuple[dict[str, torch.Tensor], Origin]:
     """Weights by parameter name, and where they come from.
 

@@ -107,9 +107,10 @@ def _spelled_out(word: str) -> list[str]:
     if "*" in word:
         root = word[: word.index("*")].rpartition("/")[0]
         return _some([url for url in objects.list_urls(root) if fnmatchcase(url, word)], word)
-    if word.endswith("/") or (not word.lower().endswith(ENDINGS) and (inside := _pictures(word))):
-        return _some(_pictures(word) if word.endswith("/") else inside, word)
-    return [word]
+    if word.endswith("/"):
+        return _some(_pictures(word), word)
+    inside = [] if word.lower().endswith(ENDINGS) else _pictures(word)
+    return inside or [word]
 
 
 def _pictures(folder: str) -> list[str]:

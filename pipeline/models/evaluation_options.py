@@ -74,9 +74,7 @@ def with_views(
     if crops == 1:
         return (Views(network, augment.evaluation_px, flip=flip, crops=1) if flip else network), augment
     px = augment.evaluation_px
-    larger = {"published": px + 32, "plain": math.floor(px / MARGIN)}.get(
-        augment.eval_resize, math.floor(px / augment.eval_crop)
-    )
+    larger = math.floor(px / MARGIN) if augment.eval_resize == "plain" else augment.evaluation_resize_px
     if larger <= px:
         raise UserError(f"--crops {crops} needs a margin, and the preprocessing keeps the whole image; leave it out")
     kind: Literal["aspect", "plain"] = "aspect" if augment.eval_resize == "aspect" else "plain"

@@ -80,9 +80,6 @@ class PeerNetwork(nn.Module):
             n: last for n, _ in self.named_parameters() if n.startswith("head.")
         }
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)  # type: ignore[operator]
 

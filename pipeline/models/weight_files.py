@@ -1,5 +1,6 @@
 """Weights out of files and of timm: tensors by our names, and what is known of them (`pipeline.models.backbone`)."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -117,8 +118,6 @@ def _local(file: str) -> str:
         if not path.is_file():
             raise UserError(f"there is no file {file}; give the path of a file of weights after the @")
         return str(path)
-    import hashlib
-
     name = hashlib.sha256(f"{file} {objects.size_bytes(file)}".encode()).hexdigest()[:16]
     path = os.path.join(load.default_cache(), "files", name, os.path.basename(file))  # type: ignore[assignment]
     if not os.path.exists(path):

@@ -6,7 +6,6 @@ from pipeline.configuration import nearest
 from pipeline.engine.deepspeed_engine import EngineConfig
 from pipeline.errors import UserError
 
-GB = 1e9
 _NVIDIA = "https://www.nvidia.com/en-us/data-center"
 _TABLE_3 = "Brock et al. 2021 (arXiv 2102.06171), table 3 and A.5"
 _TIMM = (

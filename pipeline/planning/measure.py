@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import statistics
 import time
 
 import torch
@@ -78,9 +79,8 @@ def _time(engine: Engine, micro: int, px: int, num_classes: int, world: World) -
         engine.update(1e-3)
         marks.append(_now(world))
         rows.append((marks[1] - marks[0], marks[2] - marks[1]))
-    kept = rows[1:]
-    middle = [sorted(column)[len(kept) // 2] for column in zip(*kept, strict=True)]
-    return middle[0], middle[1], len(kept)
+    pass_s, update_s = map(statistics.median_high, zip(*rows[1:], strict=True))
+    return pass_s, update_s, len(rows) - 1
 
 
 def _now(world: World) -> float:

@@ -22,9 +22,9 @@ class Network:
     profile: StepProfile
     checkpointed: StepProfile | None
     """All blocks computed again."""
-    num_blocks: int = 0
+    num_blocks: int
     """Of which a part can be computed again; 0 where it is all or none."""
-    profile_of: Callable[[float, int], StepProfile] | None = None
+    profile_of: Callable[[float, int], StepProfile]
     """By the share of the blocks that are computed again, and every which of these."""
 
     @classmethod
@@ -52,6 +52,4 @@ class Network:
         """None where the network cannot."""
         if not share:
             return self.profile
-        if (share, every) == (1.0, 1) or self.profile_of is None:
-            return self.checkpointed
-        return self.profile_of(share, every)
+        return self.checkpointed if (share, every) == (1.0, 1) else self.profile_of(share, every)

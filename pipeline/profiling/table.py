@@ -59,19 +59,8 @@ def phases(events: Sequence[Event], *, num_steps: int, wall_us: float) -> list[P
         device[OTHER] += kernel.device_us
         kernel = next(kernels)
     host[OTHER] = max(0.0, wall_us - sum(us for name, us in host.items() if name != OTHER))
-    all_device = sum(device.values())
-    return [
-        ProfileRow(
-            name=name,
-            host_ms=host[name] / 1e3 / num_steps,
-            host_share=host[name] / wall_us if wall_us else 0.0,
-            device_ms=device[name] / 1e3 / num_steps,
-            device_share=device[name] / all_device if all_device else 0.0,
-            calls=calls[name] / num_steps,
-        )
-        for name in (*PHASES, OTHER)
-        if host[name] or device[name]
-    ]
+    names = [name for name in (*PHASES, OTHER) if host[name] or device[name]]
+    return _rows(names, host, device, calls, all_host=wall_us, num_steps=num_steps)
 
 
 def operations(events: Iterable[Event], *, num_steps: int) -> list[ProfileRow]:
@@ -82,9 +71,22 @@ def operations(events: Iterable[Event], *, num_steps: int) -> list[ProfileRow]:
             host[event.name] += event.self_us
             device[event.name] += event.device_us
             calls[event.name] += 1
-    all_host, all_device = sum(host.values()), sum(device.values())
-    decides = device if all_device else host
+    decides = device if sum(device.values()) else host
     largest = heapq.nlargest(LARGEST, (name for name in host if decides[name]), key=lambda name: decides[name])
+    return _rows(largest, host, device, calls, all_host=sum(host.values()), num_steps=num_steps)
+
+
+def _rows(
+    names: Iterable[str],
+    host: defaultdict[str, float],
+    device: defaultdict[str, float],
+    calls: defaultdict[str, int],
+    *,
+    all_host: float,
+    num_steps: int,
+) -> list[ProfileRow]:
+    """From microseconds and calls in all steps."""
+    all_device = sum(device.values())
     return [
         ProfileRow(
             name=name,
@@ -94,7 +96,7 @@ def operations(events: Iterable[Event], *, num_steps: int) -> list[ProfileRow]:
             device_share=device[name] / all_device if all_device else 0.0,
             calls=calls[name] / num_steps,
         )
-        for name in largest
+        for name in names
     ]
 
 

@@ -28,13 +28,3 @@ class Recipe:
     @property
     def summary(self) -> str:
         return self.header.partition("\n")[0]
-
-    def total_steps(self) -> int:
-        """Updates on the data that it is written for."""
-        run = self.make()
-        return run.duration.steps(samples_per_epoch=self.num_images * run.data.repeats, global_batch=run.global_batch)
-
-
-def core_hours(num_samples: float, milliseconds: float, *, per_step: int = 32) -> float:
-    """Hours of one core that takes `milliseconds` for a step of `per_step` images, as table 3 of Brock et al. 2021 gives them."""
-    return num_samples / per_step * milliseconds / 3.6e6

@@ -46,7 +46,8 @@ class BlockCache:
         file = self._open(path, length)
         if file is None:
             try:
-                with self._only_one(path):
+                stripe = zlib.crc32(str(path).encode()) % _STRIPES
+                with self._lock(str(stripe), wait=True):
                     file = self._open(path, length)  # another process may have brought it meanwhile
                     if file is None:
                         data = self._fetch_and_keep(path, length, fetch)
@@ -70,9 +71,7 @@ class BlockCache:
 
     def missing_bytes(self, needed_bytes: int) -> int:
         """Room that the disk lacks for so many bytes of entries, those counted that are there; 0 where it has it."""
-        there = next(p for p in (self._folder, *self._folder.parents) if p.exists())
-        stat = os.statvfs(there)
-        lacking = needed_bytes + KEEP_FREE_BYTES - stat.f_bavail * stat.f_frsize
+        lacking = needed_bytes + KEEP_FREE_BYTES - places.free_bytes(self._folder)
         return max(0, lacking - sum(size for _, size, _, _ in self._entries())) if lacking > 0 else 0
 
     def _fetch_and_keep(self, path: Path, length: int, fetch: Callable[[], Fetched]) -> Fetched:
@@ -101,8 +100,7 @@ class BlockCache:
         return file
 
     def _write(self, path: Path, data: Fetched) -> None:
-        free = os.statvfs(self._folder)
-        if free.f_bavail * free.f_frsize < KEEP_FREE_BYTES + len(data):
+        if places.free_bytes(self._folder) < KEEP_FREE_BYTES + len(data):
             raise OSError(f"less than {KEEP_FREE_BYTES >> 20} MiB of the disk are free")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{os.getpid()}-{secrets.token_hex(4)}"
@@ -144,12 +142,6 @@ class BlockCache:
                 with contextlib.suppress(OSError):
                     stat = os.stat(os.path.join(folder, name))
                     yield max(stat.st_atime_ns, stat.st_mtime_ns), stat.st_size, folder, name
-
-    @contextlib.contextmanager
-    def _only_one(self, path: Path) -> Iterator[None]:
-        stripe = zlib.crc32(str(path).encode()) % _STRIPES
-        with self._lock(f"{stripe}", wait=True):
-            yield
 
     @contextlib.contextmanager
     def _lock(self, name: str, *, wait: bool) -> Iterator[bool]:

@@ -74,8 +74,7 @@ class Holder:
 
     def is_seen(self) -> bool:
         """Whether this process finds the owner's record at its own `url`."""
-        found = conditional_put.read(objects.join(self.url, NAME))
-        record = _parse(found[0]) if found else None
+        record = look(self.url)
         return record is not None and record.token == self.token
 
 
@@ -226,11 +225,9 @@ def _describe(owner: Record) -> str:
 
 
 def _beat(url: str, mine: Record, closed: threading.Event, leave: Callable[[int], None]) -> None:
-    place = objects.join(url, NAME)
     while not closed.wait(BEAT_S):
         try:
-            found = conditional_put.read(place)
-            owner = _parse(found[0]) if found else None
+            owner = look(url)
             if owner is not None and owner.token != mine.token:
                 if closed.is_set():
                     return
@@ -241,7 +238,7 @@ def _beat(url: str, mine: Record, closed: threading.Event, leave: Callable[[int]
                 return
             beat = dataclasses.replace(mine, beat_s=time.time())
             if not closed.is_set():
-                objects.write_bytes(place, beat.to_json())
+                objects.write_bytes(objects.join(url, NAME), beat.to_json())
         except Exception:  # the store is away, and clients raise what they like: the next beat tries again
             continue
 

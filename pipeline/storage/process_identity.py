@@ -21,7 +21,7 @@ class Process:
 
     @property
     def is_here(self) -> bool:
-        return self.machine == _machine()
+        return self.machine == machine()
 
     @property
     def is_alive(self) -> bool:
@@ -37,7 +37,7 @@ def this_process(*, launched: bool = False) -> Process:
     """This process, to be named in a record; `launched`: it ends with the process that started it."""
     launcher = os.getppid() if launched else 0
     return Process(
-        _machine(),
+        machine(),
         socket.gethostname(),
         os.getpid(),
         started_at(os.getpid()) or "",
@@ -47,8 +47,11 @@ def this_process(*, launched: bool = False) -> Process:
 
 
 @functools.cache
-def _machine() -> str:
-    """The name too: clones of a running virtual machine share their boot's number."""
+def machine() -> str:
+    """Equal for processes that see each other under their numbers: host, its last start, name space of processes.
+
+    The name too: clones of a running virtual machine share their boot's number.
+    """
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

@@ -103,7 +103,11 @@ def is_stuck(beat: Beat, config: WatchdogConfig) -> bool:
 def judge(heard: dict[int, Heard], config: WatchdogConfig) -> list[Suspect]:
     """The ranks that the others wait for in vain; none while there is reason to wait."""
     is_running = has_begun(heard)
-    silent = [_silent(rank, h) for rank, h in sorted(heard.items()) if _is_silent(h, config, is_running)]
+    silent = [
+        Suspect(rank, True, f"has {'given no sign of life' if h.beat else 'not been heard of'} for {h.age_s:.0f} s")
+        for rank, h in sorted(heard.items())
+        if _is_silent(h, config, is_running)
+    ]
     if silent:
         return silent
     beats = [h.beat for _, h in sorted(heard.items()) if h.beat is not None]
@@ -136,12 +140,6 @@ def _is_silent(heard: Heard, config: WatchdogConfig, is_running: bool) -> bool:
     if heard.beat is None:
         return heard.age_s > JUDGED_AT * (config.limit_s if is_running else max(config.start_limit_s, config.limit_s))
     return heard.beat.state != "left" and heard.age_s > JUDGED_AT * config.limit_s
-
-
-def _silent(rank: int, heard: Heard) -> Suspect:
-    if heard.beat is None:
-        return Suspect(rank, True, f"has not been heard of for {heard.age_s:.0f} s")
-    return Suspect(rank, True, f"has given no sign of life for {heard.age_s:.0f} s")
 
 
 def judge_alone(

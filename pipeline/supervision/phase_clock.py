@@ -10,12 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 Phase = Literal["wait", "transfer", "compute", "save", "log", "evaluate", "other"]
-PHASES: tuple[Phase, ...] = ("wait", "transfer", "compute", "save", "log", "evaluate", "other")
+PHASES: tuple[Phase, ...] = get_args(Phase)
 """wait: for a batch; transfer: handing it to the device; compute: forward, backward, agreement, update; log: whoever reads
 the records; other: what no block names.
 """

@@ -47,9 +47,7 @@ def arm(rank: int) -> None:
     if not text:
         return
     remedy = "unset it: it is for drills"
-    planned = documents.convert(
-        documents.parse_json(text, VARIABLE, remedy=remedy), list[Fault], VARIABLE, remedy=remedy
-    )
+    planned = documents.parse(text, list[Fault], VARIABLE, remedy=remedy)
     unknown = {fault.point for fault in planned} - {*fault_points.POINTS, fault_points.STEP}
     if unknown:
         raise UserError(f"{VARIABLE} names {sorted(unknown)[0]!r}, which is no point of a run; {remedy}")

@@ -10,7 +10,6 @@ import faulthandler
 import mmap
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -47,15 +46,6 @@ def of_all_threads(main_thread: int) -> dict[str, tuple[str, ...]]:
 def _lines(frame: FrameType | None) -> tuple[str, ...]:
     # The names of code objects only: reading sources, as `traceback` does by default, could itself wait for a dead disk.
     return tuple(f"{f.f_code.co_filename}:{line} in {f.f_code.co_name}" for f, line in traceback.walk_stack(frame))
-
-
-def machine() -> str:
-    """Equal for processes that see each other under their numbers: host, its last start, name space of processes."""
-    boot = namespace = ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {boot} {namespace}"
 
 
 class Dump:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from pipeline.errors import UserError
 from pipeline.exchange import objects
+from pipeline.storage.process_identity import machine
 from pipeline.supervision import collective_progress, fault_points, hang_detection, hang_report, stack_dumps
 from pipeline.supervision.attempt_store import AttemptStore, connect
 from pipeline.supervision.hang_detection import JUDGED_AT, Beat, Heard, Suspect, WatchdogConfig
@@ -66,7 +67,7 @@ class Watchdog:
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._dump = stack_dumps.Dump()
-        self._machine = stack_dumps.machine()
+        self._machine = machine()
         self._number, self._mark, self._idle_s = 0, (0, 0), 0.0
         self._state = "start"
         self._heard = dict.fromkeys(range(self.size), Heard(None, 0.0))

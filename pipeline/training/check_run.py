@@ -1,10 +1,10 @@
 """Whether a run fits together, before anything of it starts: its parts, its processes, its network and its data."""
 
-import shutil
 from typing import cast
 
 import torch
 
+from pipeline import places
 from pipeline.compilation.passes import blocks_of
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.loading.datasets import samples_per_epoch
@@ -102,8 +102,7 @@ def check_room(run: Run, out: str) -> str:
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     needed_bytes = 4 * num_weights * run.optim.num_states
     folder = objects.local_path(out).absolute()
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    free_bytes = shutil.disk_usage(there).free
+    free_bytes = places.free_bytes(folder)
     if free_bytes > needed_bytes:
         return ""
     return (

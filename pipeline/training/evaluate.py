@@ -72,7 +72,8 @@ def evaluate(
     agreement = _Agreement(stop, world)
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     table = None if data.label_table is None else data.label_table.to(world.device)
-    for _ in range(-(-_largest_share(data, world) // batch_size)):
+    largest_share = -(-data.num_samples // world.size)  # samples of the rank that has most of them
+    for _ in range(-(-largest_share // batch_size)):
         batch = next(mine, None)
         tick()
         if agreement.is_stop():
@@ -132,11 +133,6 @@ def _numbers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         hits = best == labels[:, None]
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
     return torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.full_like(loss, len(labels))]).double()
-
-
-def _largest_share(data: EvalData, world: World) -> int:
-    """Samples of the rank that has most of them."""
-    return -(-data.num_samples // world.size)
 
 
 class _Agreement:

@@ -163,10 +163,7 @@ def keep_micro_batch(out: str, num_ranks: int, micro_batch: int) -> None:
     """For the next start on as many processes."""
     before = read(out)
     if before is not None:
-        write(
-            out,
-            dataclasses.replace(before, micro_batches={**before.micro_batches, str(num_ranks): micro_batch}),
-        )
+        write(out, dataclasses.replace(before, micro_batches={**before.micro_batches, str(num_ranks): micro_batch}))
 
 
 def claim_start(out: str, initial_weights: str) -> None:
@@ -195,11 +192,9 @@ def facts(run: Run, local_rank: int) -> dict[str, str]:
 
 def _fact(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return (
-        text
-        if len(text) <= MAX_FACT
-        else f"{text[: MAX_FACT - 30]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
-    )
+    if len(text) <= MAX_FACT:
+        return text
+    return f"{text[: MAX_FACT - 30]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
 def changes(before: Identity, now: Identity) -> dict[str, str]:

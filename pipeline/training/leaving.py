@@ -4,7 +4,6 @@ All ranks call the same function at the same step.
 """
 
 from collections.abc import Iterator
-from typing import cast
 
 from pipeline import distributed
 from pipeline.errors import UserError
@@ -26,7 +25,7 @@ def leave_over_budget(job: Job) -> Iterator[Record]:
 def leave_stopped(job: Job) -> Iterator[Record]:
     """All ranks have agreed to stop before the same step: it is saved, if it is not yet, and the run ends."""
     yield from job.save_last()
-    reasons = [cast(str, reason) for reason in distributed.gather(job.world, job.stop.reason)]
+    reasons = distributed.gather(job.world, job.stop.reason)
     # That of a rank that has one of its own, or rank 0's.
     reason = next((reason for reason in reasons if reason != A_SIGNAL), A_SIGNAL)
     newest = job.saver.newest

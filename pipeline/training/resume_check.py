@@ -15,7 +15,6 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import numpy as np
 
@@ -101,7 +100,7 @@ class ResumeCheck:
         due, self._next_samples = self._next_samples, ""
         if stats.num_lost:  # others took the places of those
             return
-        parts = cast(list[np.ndarray], distributed.gather(self._world, np.concatenate(list(numbers))))
+        parts = distributed.gather(self._world, np.concatenate(list(numbers)))
         if digest(np.concatenate(parts)) != due:
             text = f"step {step} got other samples than the checkpoint names: the order, or the place in it, is another"
             self._find(step, "samples", text)

@@ -3,11 +3,10 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import cast
 
 from pipeline import distributed as world
 from pipeline.checkpoint.part_writer import sentence
-from pipeline.data.loading.batches import Batch, UnreadableSample
+from pipeline.data.loading.batches import Batch
 from pipeline.data.loading.datasets import TrainData
 from pipeline.data.loading.sample_ledger import NAME, Ledger, Page
 from pipeline.distributed import World
@@ -53,9 +52,8 @@ class Account:
         if not stats.num_lost:
             return
         allowed = self.allowed(step)
-        found: list[UnreadableSample] = []
-        for part in world.gather(self._world, [loss for b in seen for loss in b.lost]):
-            found += cast(list[UnreadableSample], part)
+        of_ranks = world.gather(self._world, [loss for b in seen for loss in b.lost])
+        found = [loss for losses in of_ranks for loss in losses]
         self._ledger.lost(step, found)
         num_epoch = self._ledger.lost_since_epoch_began(step)
         yield Lost(

@@ -6,7 +6,7 @@ of runs are in `pipeline.training.rollback` and `pipeline.training.leaving`.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from nfnet.analysis.flops import training_flops
 from nfnet.analysis.matrix_rate import matrix_rate
@@ -25,7 +25,6 @@ from pipeline.duration import Duration
 from pipeline.engine import parity_check
 from pipeline.engine.engine import Engine
 from pipeline.engine.update_stats import UpdateStats, over_updates
-from pipeline.errors import UserError
 from pipeline.models.backbone import build_model
 from pipeline.models.teacher import Teacher
 from pipeline.records import Notice, Phase, Record, Started, Step
@@ -61,10 +60,8 @@ class Job:
         self.cache_dir = load.default_cache()
         self.total_steps = self._steps(run.duration)
         self.warmup_steps = self._steps(run.optim.warmup)
-        self.eval_steps = self._steps(run.eval_every) if run.eval_every else 0
-        self.save_steps = self._steps(run.save_every) if run.save_every else 0
-        if self.total_steps < 1:
-            raise UserError(f"duration {run.duration} gives no step of {run.global_batch} samples; make it longer")
+        self.eval_steps = self._steps(run.eval_every)
+        self.save_steps = self._steps(run.save_every)
         self.account = Account(self.data, run, total_steps=self.total_steps, out=out, world=me)
         self.updates: list[UpdateStats] = []  # since the last report
         self.check = ResumeCheck(run.saving.stop_after_resume, me)
@@ -74,7 +71,10 @@ class Job:
         self.evaluation: dict[str, float] = {}
         """loss, top1, top5 of the last one."""
 
-    def _steps(self, duration: Duration) -> int:
+    def _steps(self, duration: Duration | None) -> int:
+        """0 of None."""
+        if duration is None:
+            return 0
         return duration.steps(samples_per_epoch=self.data.samples_per_epoch, global_batch=self.run.global_batch)
 
     def start(self) -> Iterator[Record]:
@@ -137,7 +137,7 @@ class Job:
         run, saving = self.run, self.run.saving
         policy = Policy(
             last=run.keep_checkpoints,
-            every_steps=self._steps(saving.keep_every) if saving.keep_every else 0,
+            every_steps=self._steps(saving.keep_every),
             best=saving.keep_best,
             metric=saving.best_metric,
         )
@@ -275,7 +275,7 @@ class Job:
 
     def _is_unsaved(self) -> bool:
         """Rank 0's word: of a save that was given up, the others may know less."""
-        return cast(bool, distributed.broadcast(self.world, self.saver.newest_step < self.step))
+        return distributed.broadcast(self.world, self.saver.newest_step < self.step)
 
     def _save(self, final: bool) -> list[Record]:
         records = self.account.write(self.step)

@@ -24,7 +24,7 @@ def read_yaml(url: str) -> bytes:
     return objects.read_bytes(url, max_bytes=MAX_YAML_BYTES + 1)
 
 
-def parse_yaml(data: bytes | str, where: str, *, max_bytes: int = MAX_YAML_BYTES, remedy: str = "mend the file") -> Any:
+def parse_yaml(data: bytes | str, where: str) -> Any:
     """Plain containers of a YAML file of one document, which may be a configuration that a person wrote.
 
     Anchors and merge keys are understood as long as what they stand for is bounded. What YAML 1.1 would silently make of a
@@ -37,7 +37,7 @@ def parse_yaml(data: bytes | str, where: str, *, max_bytes: int = MAX_YAML_BYTES
     import yaml
 
     try:
-        text = text_of(data, where, max_bytes, "save it as UTF-8, or mend it")
+        text = text_of(data, where, MAX_YAML_BYTES, "save it as UTF-8, or mend it")
         loader = yaml_loader()
         _bound_yaml(yaml.parse(text, Loader=loader))
         return yaml.load(text, Loader=loader)
@@ -45,11 +45,11 @@ def parse_yaml(data: bytes | str, where: str, *, max_bytes: int = MAX_YAML_BYTES
         mark = error.problem_mark or error.context_mark
         at = f" (line {mark.line + 1} column {mark.column + 1})" if mark else ""
         what = excerpt(" ".join(filter(None, [error.context, error.problem])), 200)
-        raise UserError(f"{where} is not usable as YAML{at}: {what}; {remedy}") from None
+        raise UserError(f"{where} is not usable as YAML{at}: {what}; mend the file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{where} is not usable as YAML: {excerpt(str(error), 200)}; {remedy}") from None
+        raise UserError(f"{where} is not usable as YAML: {excerpt(str(error), 200)}; mend the file") from None
 
 
 def _bound_yaml(events: Iterator[Any]) -> None:

@@ -1,5 +1,6 @@
 """Fields of augmentation."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -81,6 +82,12 @@ class AugmentConfig:
     @property
     def evaluation_px(self) -> int:
         return self.eval_px or self.image_px
+
+    @property
+    def evaluation_resize_px(self) -> int:
+        """Side to which evaluation resizes an image, for aspect its shorter one, before it takes the centre."""
+        px = self.evaluation_px
+        return {"plain": px, "published": px + 32}.get(self.eval_resize, math.floor(px / self.eval_crop))
 
     @property
     def mixes(self) -> bool:

@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_passed_over_kept_and_reported(damage: str, tmp_
     assert [p.url for p in passed] == [str(bad)] and "does not verify" in passed[0].reason
     assert (bad / checkpoint.COMMIT).exists()
     with pytest.raises(UserError, match="does not verify"):
-        load.load_weights(str(bad), cache_dir=str(tmp_path / "cache"))
+        load.load_weights(str(bad))
 
 
 def test_a_damaged_commit_file_is_passed_over(tmp_path: Path) -> None:
@@ -109,17 +109,16 @@ def test_a_folder_without_checkpoint_says_what_to_give(tmp_path: Path) -> None:
         load.load_weights(str(tmp_path / "nothing"))
 
 
-def test_weights_are_those_that_were_asked_for_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "default_cache", lambda: pytest.fail("a cache was given"))
-    cache, raw = str(tmp_path / "cache"), fragments(1.0)
+def test_weights_are_those_that_were_asked_for_or_none(tmp_path: Path) -> None:
+    raw = fragments(1.0)
     save(tmp_path / "raw", 1, raw)
     url = str(tmp_path / "raw")  # a run folder: its newest
-    assert load.load_weights(url, "raw", cache)[0]["b.bias"].tolist() == [3.0] * 5
+    assert load.load_weights(url, "raw")[0]["b.bias"].tolist() == [3.0] * 5
     with pytest.raises(UserError, match="keeps no ema weights"):
-        load.load_weights(url, "ema", cache)
+        load.load_weights(url, "ema")
     averaged = {key.replace("weights/", "ema/"): tensor + 1 for key, tensor in raw.items()}
     both = save(tmp_path / "both", 1, raw | averaged).url
-    assert [float(load.load_weights(both, w, cache)[0]["b.bias"][0]) for w in ("raw", "ema", "evaluated")] == [3, 4, 4]  # type: ignore[arg-type]
+    assert [float(load.load_weights(both, w)[0]["b.bias"][0]) for w in ("raw", "ema", "evaluated")] == [3, 4, 4]  # type: ignore[arg-type]
 
 
 def test_a_pickle_is_refused_by_its_name_before_anything_is_looked_for(tmp_path: Path) -> None:

@@ -31,15 +31,15 @@ def wires(nodes: int, **other: float) -> Wires:
 
 def test_an_all_reduce_sends_twice_its_bytes_at_the_slowest_wire() -> None:
     """2 (N - 1) / N, and half of it for a gathering."""
-    gradients = Collective.of("all_reduce", "", 10**12, 1)
+    gradients = Collective("all_reduce", "", 10**12, 1)
     assert wires(1).seconds(gradients) == pytest.approx(2 * 7 / 8 * 1e12 / 400e9, rel=1e-4)
     assert wires(64).seconds(gradients) == pytest.approx(2 * 511 / 512 * 1e12 / 50e9, rel=1e-4)
-    gathered = Collective.of("all_gather", "", 10**12, 1)
+    gathered = Collective("all_gather", "", 10**12, 1)
     assert wires(64).seconds(gathered) == pytest.approx(wires(64).seconds(gradients) / 2, rel=1e-2)
 
 
 def test_small_all_reduces_grow_with_the_logarithm_of_the_nodes() -> None:
-    small = Collective.of("all_reduce", "", 20, 1)
+    small = Collective("all_reduce", "", 20, 1)
     times = [wires(n).seconds(small) for n in (2, 4, 8, 16, 512)]
     steps = np.diff(times[:4])
     assert steps == pytest.approx([2e-5] * 3, rel=1e-3) and times[-1] < 10 * times[0]

@@ -48,12 +48,16 @@ PRINTED = {
 }
 
 
+def num_steps(name: str, duration: Duration) -> int:
+    """Updates of a recipe on the data that it is written for."""
+    recipe, run = recipes.RECIPES[name], recipes.get(name)
+    return duration.steps(samples_per_epoch=recipe.num_images * run.data.repeats, global_batch=run.global_batch)
+
+
 def rates(name: str, *steps: int) -> list[float]:
     """At some of the run's steps; a negative one counts from its end."""
-    recipe, run = recipes.RECIPES[name], recipes.get(name)
-    total = recipe.total_steps()
-    per_epoch = recipe.num_images * run.data.repeats
-    warmup = run.optim.warmup.steps(samples_per_epoch=per_epoch, global_batch=run.global_batch)
+    run = recipes.get(name)
+    total, warmup = num_steps(name, run.duration), num_steps(name, run.optim.warmup)
     return [run.optim.rate(s if s >= 0 else total + s, total_steps=total, warmup_steps=warmup) for s in steps]
 
 
@@ -71,7 +75,7 @@ def test_a_recipe_resolves_to_the_printed_network_and_steps(name: str) -> None:
     with torch.device("meta"):
         model = make(run.model.name, 1000, run.model.options)
     assert round(count_parameters(model) / 1e6, 1) == millions
-    assert recipes.RECIPES[name].total_steps() == steps
+    assert num_steps(name, run.duration) == steps
     for ranks in (8, 16, 32):
         micro, accumulation = run.batch_plan(ranks)
         assert micro * accumulation * ranks == run.global_batch
