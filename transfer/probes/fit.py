@@ -52,9 +52,7 @@ def grid(method: Method, num_support: int, shots: int = 0) -> list[Point]:
             ks = sorted({*settings.ks, shots}) if shots > 0 else settings.ks
             most = shots if shots > 0 else num_support
             return [{"k": k} for k in ks if k <= most] or [{"k": num_support}]
-        case LinearSettings():
-            return [{"learning_rate": rate} for rate in settings.learning_rates]
-        case SegmentSettings() | DetectSettings():
+        case LinearSettings() | SegmentSettings() | DetectSettings():
             return [{"learning_rate": rate} for rate in settings.learning_rates]
         case LogisticSettings():
             return [{"c": c} for c in settings.cs]
@@ -107,8 +105,7 @@ def fit(
         return lambda x: (head.detections(x) for head in found_by)
     if isinstance(settings, LogisticSettings):
         scaled = _unit if settings.unit_features else np.asarray
-        found = fit_logistic(scaled(features), labels, num_classes, c=[float(p["c"]) for p in points])
-        solutions = found if isinstance(found, list) else [found]
+        solutions = fit_logistic(scaled(features), labels, num_classes, cs=[float(p["c"]) for p in points])
         return lambda x: (solution.scores(scaled(x)) for solution in solutions)
     raise ValueError(f"{method.name} is no probe")
 
