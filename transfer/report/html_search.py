@@ -88,11 +88,10 @@ def search_table(findings: Findings, sources: Sequence[str] = ()) -> str:
 
 def _axes(findings: Findings, cell: LedgerEntry) -> tuple[Axis, ...]:
     """The ranges that a model searched in a cell; () where it was no model."""
-    plan = findings.home[cell.digest].sweep.get("plan") or {}
-    method = ((plan.get("suite") or {}).get("methods") or {}).get(cell.method) or {}
-    if "search" not in method:
+    home = findings.home[cell.digest]
+    if "search" not in home.method(cell.method):
         return ()
-    first = read_generation(generation_url(findings.home[cell.digest].url, cell_name(cell), 0))
+    first = read_generation(generation_url(home.url, cell_name(cell), 0))
     return first.space.axes if first is not None else ()
 
 
