@@ -6,7 +6,7 @@ everywhere inside; points and per cent only where people read.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -22,20 +22,9 @@ from transfer.results.contamination import cleaned, read_overlaps
 from transfer.results.error_analysis import measures_of_cells
 from transfer.results.scorecard import Row, difference_text, scorecard, shots_text, value_text
 from transfer.results.scorecard_table import columns_of, lines_of, notes, p_text
-from transfer.results.sweep_results import load_entries, load_findings
+from transfer.results.sweep_results import load_findings
 from transfer.results.trial_records import check_lineage
 from transfer.results.vtab_score import vtab_scores
-
-__all__ = [
-    "Row",
-    "load_entries",
-    "load_findings",
-    "print_comparisons",
-    "print_table",
-    "scorecard",
-    "to_csv",
-    "write_report",
-]
 
 MAX_CELL_CHARACTERS = 60
 LOG_WIDTH = 160
@@ -156,17 +145,19 @@ def write_report(
         print_comparisons(versus)
         for line in (line for one in findings.played for line in (*one.wrong, *one.not_played)):
             print(terminal(line))
-    files: dict[str, Callable[[], bytes]] = {
-        "csv": lambda: to_csv(rows).encode(),
-        "html": lambda: render(findings, rows, versus, clean, measured).encode(),
-        "png": lambda: picture(rows),
-        "measures": lambda: measures_to_csv(measured).encode(),
+    files: dict[str, tuple[str, str | bytes]] = {
+        "csv": ("scorecard.csv", to_csv(rows)),
+        "html": ("scorecard.html", render(findings, rows, versus, clean, measured)),
+        "png": ("scorecard.png", picture(rows)),
+        "measures": ("measures.csv", measures_to_csv(measured)),
     }
-    names = {"measures": "measures.csv"}
-    paths = {kind: objects.join(out_dir, names.get(kind, f"scorecard.{kind}")) for kind in files}
-    made = {
-        kind: make() for kind, make in files.items()
-    }  # all or nothing: a page that does not build leaves none behind
-    for kind, data in made.items():
-        objects.write_bytes(paths[kind], data)
+    return write_files(out_dir, files)
+
+
+def write_files(out: str | os.PathLike[str], files: Mapping[str, tuple[str, str | bytes]]) -> dict[str, str]:
+    """Of a report {kind: (name, content)}, under `out`; {kind: path or URL}. What is written was made whole before: a page that
+    does not build leaves nothing behind."""
+    paths = {kind: objects.join(out, name) for kind, (name, _) in files.items()}
+    for kind, (_, content) in files.items():
+        objects.write_bytes(paths[kind], content.encode() if isinstance(content, str) else content)
     return paths
