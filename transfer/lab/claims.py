@@ -47,7 +47,7 @@ def print_claims(told: Sequence[Told]) -> None:
     table = text_table([(TITLES[i], False) for i in shown])
     for cells in (row for one in told for row in claim_cells(one)):
         table.add_row(*(Text(terminal(cells[i])) for i in shown))
-    text_console(None, WIDTH).print(table)
+    text_console(WIDTH).print(table)
 
 
 def write_claims(told: Sequence[Told], out: str) -> dict[str, str]:

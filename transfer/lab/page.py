@@ -86,7 +86,7 @@ def print_lab(experiment: Experiment, rows: Sequence[LabRow], found: Verdict | N
     table = text_table([(title, index > 0) for index, title in enumerate(TITLES)])
     for row in rows:
         table.add_row(*(Text(terminal(cell)) for cell in cells_of(row)))
-    console = text_console(None, WIDTH)
+    console = text_console(WIDTH)
     console.print(table)
     if found is None:
         return

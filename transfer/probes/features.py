@@ -49,12 +49,16 @@ def pretrained(checkpoint_url: str, digest: str) -> Backbone:
     UserError where its digest is not `digest`: it was replaced since the sweep began.
     """
     loaded = load_backbone(checkpoint_url, need_head=False)
-    if loaded.digest != digest:
-        raise UserError(
-            f"{checkpoint_url} holds other weights now (digest {loaded.digest[:12]}, then {digest[:12]}); restore the "
-            "checkpoint, or run another sweep"
-        )
+    refuse_other_weights(checkpoint_url, loaded.digest, digest)
     return Backbone(loaded.model, f"checkpoint {loaded.digest}")
+
+
+def refuse_other_weights(checkpoint_url: str, now: str, then: str) -> None:
+    if now != then:
+        raise UserError(
+            f"{checkpoint_url} holds other weights now (digest {now[:12]}, then {then[:12]}); restore the checkpoint, or run "
+            "another sweep"
+        )
 
 
 def from_scratch(name: str, options: dict[str, Any], seed: int) -> Backbone:

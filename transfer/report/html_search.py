@@ -12,7 +12,6 @@ from transfer.protocol.search_space import Axis
 from transfer.report import plots
 from transfer.report.html_curves import colors_of
 from transfer.report.html_template import INITS, fill
-from transfer.report.plot_style import color_of
 from transfer.results.scorecard import cell_name, column_order, start_of
 from transfer.results.search_effects import Scores, main_effects, range_effects, whole_candidates
 from transfer.results.sweep_results import Findings
@@ -108,8 +107,7 @@ def _figures(
         starts = []
         for cell in cells:
             record = findings.selection(cell)
-            color = "scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)
-            starts.append((color, _tried(record), record["hyperparameters"]))
+            starts.append((plots.color_of_start(cell, sources), _tried(record), record["hyperparameters"]))
         ranges = [(axis.name, axis.low, axis.high, axis.scale) for axis in axes[cell_name(cells[0])]]
         figures.append((cells[0], plots.searched(starts, ranges)))
     return figures

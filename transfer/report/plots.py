@@ -29,6 +29,11 @@ from transfer.sweep.entry import LedgerEntry
 HEADLINE_SHOTS = 5
 
 
+def color_of_start(cell: LedgerEntry, sources: Sequence[str]) -> str:
+    """Name of the colour of what a trial began from."""
+    return "scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)
+
+
 def few_shot(rows: Sequence[Row], sources: Sequence[str]) -> Markup:
     """A metric over images a class for one task and method, a line for each source, with intervals and each seed as a dot."""
     figure, axes = new_figure(4.6, 3.0)
@@ -117,7 +122,7 @@ def learning(cells: Sequence[LedgerEntry], sources: Sequence[str]) -> Markup:
     for cell in sorted(cells, key=lambda c: c.init, reverse=True):
         rows = [row for row in cell.history if row.get("loss") is not None]
         positive &= all(row["loss"] > 0 for row in rows)
-        color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
+        color = MARKS[color_of_start(cell, sources)]
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=color, lw=1.3, alpha=0.8)
     if positive:
         log_axis(axes, "y")
@@ -157,11 +162,9 @@ def held_out(searched: Sequence[tuple[LedgerEntry, bool]], sources: Sequence[str
     """
     figure, axes = new_figure(4.6, 2.7)
     for cell, chosen in sorted(searched, key=lambda pair: (pair[1], pair[0].init != "scratch")):
-        color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
-        steps, values = (
-            [r["step"] for r in cell.history],
-            [facts_of(cell.metric).scale * r["accuracy"] for r in cell.history],
-        )
+        color = MARKS[color_of_start(cell, sources)]
+        steps = [r["step"] for r in cell.history]
+        values = [facts_of(cell.metric).scale * r["accuracy"] for r in cell.history]
         strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
         axes.plot(steps, values, color=color, marker="o", **strong)
     first = searched[0][0]
@@ -225,7 +228,7 @@ def _draw_tried(
     plot.plot(bad, [0.03] * len(bad), "x", color=color, ms=4, transform=plot.get_xaxis_transform())
 
 
-def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
+def picture(rows: Sequence[Row]) -> bytes:
     """The few-shot curves of all tasks and methods as one PNG on white."""
     sources = list(dict.fromkeys(row.backbone for row in rows))
     groups = _by(rows, lambda row: (row.task, row.method))
@@ -255,7 +258,7 @@ def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
         where = {"loc": "outside upper left", "ncols": min(4, len(handles))}  # above all plots
         figure.legend(handles, names.values(), frameon=False, fontsize=9.5, labelcolor=PRINT["ink"], **where)
         out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 

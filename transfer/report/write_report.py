@@ -30,6 +30,11 @@ MAX_CELL_CHARACTERS = 60
 LOG_WIDTH = 160
 """In a log, a line that is cut at 80 characters has lost its verdict."""
 
+OVER_TASKS_COLUMNS = (
+    *(("over tasks", False), ("of", False), ("method", False), ("shots", True), ("difference", True)),
+    *(("wins-ties-losses", False), ("n tasks", True), ("p", True), ("p (Holm)", True), ("verdict", False)),
+)
+"""Title, and whether of numbers."""
 OVER_TASKS = (
     "± over tasks, + is better; p: exact sign-flip test, two-sided, and after Holm's correction over these lines; "
     "below 6 tasks it cannot reach 0.05"
@@ -47,7 +52,7 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None, *, width: int
             cells[0].pad_left(2)
         cells[-1].stylize(styles.get(line.row.verdict, "dim"))
         table.add_row(*cells)
-    console = text_console(stream, width)
+    console = text_console(width, stream)
     console.print(table)
     for note in notes(rows):
         console.print(Text(terminal(note), style="dim"))
@@ -64,24 +69,11 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None, *, width: int
         console.print(Text(terminal(f"VTAB-1k score of {one.start} by {one.method}: {score}")))
 
 
-def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> None:
+def print_comparisons(found: Sequence[Versus]) -> None:
     """Sources against each other over tasks, where a table has several tasks or sources."""
     if not any(versus.result.difference.n > 1 for versus in found):
         return
-    titles = (
-        "over tasks",
-        "of",
-        "method",
-        "shots",
-        "difference",
-        "wins-ties-losses",
-        "n tasks",
-        "p",
-        "p (Holm)",
-        "verdict",
-    )
-    numbers = ("shots", "difference", "n tasks", "p", "p (Holm)")
-    table = text_table([(title, title in numbers) for title in titles])
+    table = text_table(OVER_TASKS_COLUMNS)
     several = len({v.a for v in found}) > 1
     for v in found:
         r = v.result
@@ -92,7 +84,7 @@ def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> 
             *(r.difference.n, f"{r.p_value:.3g}", p_text(r.p_holm), r.verdict),
         )
         table.add_row(*(Text(shortened(cell, MAX_CELL_CHARACTERS)) for cell in cells))
-    console = text_console(stream)
+    console = text_console()
     console.print(table)
     console.print(Text(terminal(OVER_TASKS), style="dim"))
 
@@ -105,7 +97,7 @@ def text_table(columns: Iterable[tuple[str, bool]], *, wraps_first: bool = False
     return table
 
 
-def text_console(stream: TextIO | None, width: int = LOG_WIDTH) -> Console:
+def text_console(width: int = LOG_WIDTH, stream: TextIO | None = None) -> Console:
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = width
