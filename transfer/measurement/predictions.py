@@ -203,16 +203,17 @@ def all_metrics(scores: np.ndarray, labels: np.ndarray, also: Sequence[str] = ()
     Args:
         also: metrics that must be among them; what cannot be measured raises UserError.
     """
+    names: list[str]
     if is_found(scores):
-        return {name: metrics.compute(name, scores, labels) for name in metrics.OF_BOXES}
-    if scores.ndim == 3:
-        return {name: metrics.compute(name, scores, labels) for name in metrics.OF_PIXELS}
-    if labels.ndim > 1:
+        names = list(metrics.OF_BOXES)
+    elif scores.ndim == 3:
+        names = list(metrics.OF_PIXELS)
+    elif labels.ndim > 1:
         has_both = ((labels == 1).any(0) & (labels == 0).any(0)).any()
         names = [name for name in metrics.OF_SEVERAL_LABELS if name != "auroc" or has_both]
-        return {name: metrics.compute(name, scores, labels) for name in dict.fromkeys((*names, *also))}
-    num_classes = scores.shape[1]
-    names = ["top1", "mean_per_class", "balanced_accuracy"]
-    names += ["top5"] if num_classes > 5 else []
-    names += ["auroc"] if num_classes <= MAX_AUROC_CLASSES and len(np.unique(labels)) > 1 else []
+    else:
+        num_classes = scores.shape[1]
+        names = ["top1", "mean_per_class", "balanced_accuracy"]
+        names += ["top5"] if num_classes > 5 else []
+        names += ["auroc"] if num_classes <= MAX_AUROC_CLASSES and len(np.unique(labels)) > 1 else []
     return {name: metrics.compute(name, scores, labels) for name in dict.fromkeys((*names, *also))}

@@ -45,15 +45,15 @@ def draw_few_shot(axes: Axes, rows: Sequence[Row], sources: Sequence[str], color
     shots = sorted({row.shots for row in rows}, key=shots_order)
     last, scale = max((s for s in shots if s > 0), default=1), rows[0].facts.scale
     place = {s: float(s) if s > 0 else 2.5 * last for s in shots}  # "all" stands to the right, at no number
-    for baseline, group in _by(rows, lambda row: row.baseline).items():
-        some = _by([r for r in group if r.scratch], lambda row: row.backbone)
+    for baseline, group in grouped(rows, lambda row: row.baseline).items():
+        some = grouped([r for r in group if r.scratch], lambda row: row.backbone)
         if some:
             first = next(iter(some.values()))
             style = "-" if baseline == rows[0].baseline else ":"
             _line(
                 axes, [(place[r.shots], r.scratch, r.values[1]) for r in first], colors["scratch"], 0.97, style, scale
             )
-    for source, group in _by([r for r in rows if r.pretrained], lambda row: row.backbone).items():
+    for source, group in grouped([r for r in rows if r.pretrained], lambda row: row.backbone).items():
         points = [(place[r.shots], r.pretrained, r.values[0]) for r in group]
         _line(axes, points, colors[color_of(source, sources)], 1.03, "-", scale)
     facts = rows[0].facts
@@ -231,7 +231,7 @@ def _draw_tried(
 def picture(rows: Sequence[Row]) -> bytes:
     """The few-shot curves of all tasks and methods as one PNG on white."""
     sources = list(dict.fromkeys(row.backbone for row in rows))
-    groups = _by(rows, lambda row: (row.task, row.method))
+    groups = grouped(rows, lambda row: (row.task, row.method))
     tasks, methods = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
     # One task: a plot for each method side by side. Several: a column for each task, at most four, a line for each method.
     wide, high = (methods, tasks) if len(tasks) == 1 else (tasks, methods)
@@ -262,7 +262,7 @@ def picture(rows: Sequence[Row]) -> bytes:
     return out.getvalue()
 
 
-def _by(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

@@ -188,6 +188,7 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
     """Keeps a final trial's predictions, and measures it on the task's further test sets."""
     scores = seen.scores
     assert scores is not None
+    work = work_url(sweep.out, trial.digest)
     predictions.write(sweep.out, trial.digest, scores.samples, scores.logits, scores.labels)
     seen.numbers |= extra_test_sets.numbers(
         task,
@@ -195,11 +196,10 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
         trial=trial.digest,
         samples=scores.samples,
         scores=scores.logits,
-        score=partial(extra_test_sets.scores_of, work_url(sweep.out, trial.digest), run),
+        score=partial(extra_test_sets.scores_of, work, run),
     )
     source = sweep.source_of(trial)
     if source.is_fresh:
-        work = work_url(sweep.out, trial.digest)
         measured = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
         for card in source.downstream:
             network, where = load_backbone(work).model, sweep.data_root
