@@ -267,8 +267,7 @@ def num_processes(source: Backbone, task: Task, method: Method, num_images: int,
 def _batch(settings: Any, augment: AugmentConfig, num_images: int) -> tuple[int, int]:
     """(samples an update, what they and each process's share of them are a multiple of)."""
     repeats = repeats_of(settings, num_images)
-    multiple = math.lcm(
-        augment.micro_batch_multiple, repeats
-    )  # whole pairs of mixed images, and all copies of an image
+    # A batch holds whole pairs of mixed images, and all copies of an image.
+    multiple = math.lcm(augment.micro_batch_multiple, repeats)
     batch = min(settings.batch, num_images * repeats)
     return max(batch // multiple, 1) * multiple, multiple
