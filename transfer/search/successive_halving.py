@@ -157,7 +157,7 @@ def work_url(sweep: str, digest: str) -> str:
 
 
 def remove_work(sweep: str, digest: str) -> None:
-    """Of a trial that is over, with what it trained before (`transfer.sweep.finetune.begin`)."""
+    """Of a trial that is over, with what it trained before (`transfer.sweep.finetune.begin_stages`)."""
     for name in ("", "-teacher", "-first"):
         objects.remove_tree(work_url(sweep, digest) + name)
 
