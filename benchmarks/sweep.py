@@ -110,7 +110,8 @@ def _heads() -> None:
     times = {}
     for num in (1, 100):
         begin = time.process_time()
-        heads = fit_linear(features, labels, 100, grid=np.geomspace(1e-4, 0.1, num).tolist(), num_steps=200, seed=0)
+        grid = np.geomspace(1e-4, 0.1, num).tolist()
+        heads = fit_linear(features, labels, 100, grid=grid, num_steps=200, batch=128, seed=0)
         scores_of(heads, features[:2000])
         times[num] = time.process_time() - begin
     ratio = (images + times[100]) / (images + times[1])

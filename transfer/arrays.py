@@ -8,12 +8,21 @@ import numpy as np
 
 from pipeline.documents import excerpt
 from pipeline.errors import UserError
+from pipeline.storage import objects
 
 MAX_ENTRIES = 16
 
 
-def read_arrays(data: bytes, where: str, remedy: str) -> dict[str, np.ndarray]:
+def write_arrays(url: str, **arrays: np.ndarray) -> None:
+    """Whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    objects.write_bytes(url, buffer.getvalue())
+
+
+def read_arrays(url: str, remedy: str) -> dict[str, np.ndarray]:
     """Entry name -> array of numbers. UserError for what `numpy.savez` does not write: compressed entries, objects, cut files."""
+    data = objects.read_bytes(url)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
@@ -28,4 +37,4 @@ def read_arrays(data: bytes, where: str, remedy: str) -> dict[str, np.ndarray]:
         reason = re.sub(
             r" ?<[\w.]+ object at 0x\w+>", "", str(error).partition(";")[0]
         )  # as `ast` names a part of a header
-        raise UserError(f"{where} is damaged ({excerpt(reason, 200)}); {remedy}") from None
+        raise UserError(f"{url} is damaged ({excerpt(reason, 200)}); {remedy}") from None

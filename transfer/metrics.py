@@ -124,39 +124,32 @@ def _over_labels(
     return measure
 
 
-def _curve(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _over_curves(name: str, of_curve: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray, Any], float]:
+    """Mean over labels of a measure of the curve (recall, precision); a label that no image shows has none."""
+    return _over_labels(name, lambda values, positive: of_curve(*_curve(values, positive)) if positive.any() else None)
+
+
+def _curve(values: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(recall, precision), rising in recall; images with equal scores enter together, since nothing orders them."""
-    if not positive.any():
-        return None
     order = np.argsort(-values, kind="stable")
     last = np.append(np.diff(values[order]) != 0, True)  # the end of each run of equals
     right, seen = np.cumsum(positive[order])[last], np.arange(1, len(values) + 1)[last]
     return right / positive.sum(), right / seen
 
 
-def _precision11(values: np.ndarray, positive: np.ndarray) -> float | None:
+def _precision11(recall: np.ndarray, precision: np.ndarray) -> float:
     """Mean over the recalls 0, 0.1, ..., 1 of the best precision at that recall or a higher one (VOC2007 devkit)."""
-    if (curve := _curve(values, positive)) is None:
-        return None
-    recall, precision = curve
     # Recalls such as 3/10 are compared with tenths: rounding must not lose the point.
     return float(np.mean([precision[recall >= tenth / 10 - 1e-12].max() for tenth in range(11)]))
 
 
-def _precision_area(values: np.ndarray, positive: np.ndarray) -> float | None:
+def _precision_area(recall: np.ndarray, precision: np.ndarray) -> float:
     """Area under the best precision at each recall or a higher one (VOC2010 devkit)."""
-    if (curve := _curve(values, positive)) is None:
-        return None
-    recall, precision = curve
-    best = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.diff(recall, prepend=0.0) @ best)
+    return _average_precision(recall, np.maximum.accumulate(precision[::-1])[::-1])
 
 
-def _average_precision(values: np.ndarray, positive: np.ndarray) -> float | None:
+def _average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
     """Sum over the list of precision times the gain in recall, as it is."""
-    if (curve := _curve(values, positive)) is None:
-        return None
-    recall, precision = curve
     return float(np.diff(recall, prepend=0.0) @ precision)
 
 
@@ -208,9 +201,9 @@ METRICS: dict[str, Callable[[np.ndarray, Any], float]] = {
     "mean_per_class": _mean_per_class,
     "balanced_accuracy": _mean_per_class,
     "auroc": _auroc,
-    "map11": _over_labels("map11", _precision11),
-    "map_area": _over_labels("map_area", _precision_area),
-    "map": _over_labels("map", _average_precision),
+    "map11": _over_curves("map11", _precision11),
+    "map_area": _over_curves("map_area", _precision_area),
+    "map": _over_curves("map", _average_precision),
     "real": _real,
     "miou": _miou,
     "pixel_accuracy": _pixel_accuracy,

@@ -43,9 +43,7 @@ def _small(pixels: np.ndarray) -> np.ndarray:
     return pixels.ravel() if side < 64 else pixels.reshape(side // 8, 8, side // 8, 8).mean((1, 3)).ravel()
 
 
-def _extract(
-    model: Any, task: Task, augment: AugmentConfig, split: str, *, convert_icc: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+def _extract(model: Any, task: Task, augment: AugmentConfig, split: str, **how: Any) -> tuple[np.ndarray, np.ndarray]:
     images, labels = _pixels(task, split)
     if model == "pixels":
         return images, labels

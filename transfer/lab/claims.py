@@ -1,20 +1,18 @@
 """The verdicts of several experiments as one table: in the terminal, as CSV, and as one HTML page."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.text import Text
 
-from pipeline.display import csv_cell, terminal
-from pipeline.storage import objects
+from pipeline.display import terminal
 from transfer.lab.experiment import Experiment
 from transfer.lab.page import WIDTH, sides_of
 from transfer.lab.verdict import Verdict
 from transfer.report.html_page import whole_page
 from transfer.report.html_template import fill, plural
-from transfer.report.write_report import text_console, text_table
+from transfer.report.scorecard_csv import csv_text
+from transfer.report.write_report import text_console, text_table, write_files
 from transfer.sweep.ledger import SweepInfo
 
 TITLES = ("experiment", "claim", "source", "setting", "criterion", "verdict", "why", "what would settle it")
@@ -49,16 +47,12 @@ def print_claims(told: Sequence[Told]) -> None:
     table = text_table([(TITLES[i], False) for i in shown])
     for cells in (row for one in told for row in claim_cells(one)):
         table.add_row(*(Text(terminal(cells[i])) for i in shown))
-    text_console(None, WIDTH).print(table)
+    text_console(WIDTH).print(table)
 
 
 def write_claims(told: Sequence[Told], out: str) -> dict[str, str]:
     """Writes claims.csv and claims.html under `out`; {kind: path or URL}."""
     rows = [row for one in told for row in claim_cells(one)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(TITLES)
-    writer.writerows([csv_cell(cell) for cell in row] for row in rows)
     words = [one.found.word for one in told if one.found]
     section = fill(
         "claims.html.j2",
@@ -68,8 +62,5 @@ def write_claims(told: Sequence[Told], out: str) -> dict[str, str]:
         hardware=told[0].info.hardware,
         sweeps=[(one.experiment.name, one.info.command) for one in told],
     )
-    made = {"csv": text.getvalue().encode(), "html": whole_page("The papers' claims", [section]).encode()}
-    paths = {kind: objects.join(out, f"claims.{kind}") for kind in made}
-    for kind, data in made.items():
-        objects.write_bytes(paths[kind], data)
-    return paths
+    page = whole_page("The papers' claims", [section])
+    return write_files(out, {"csv": ("claims.csv", csv_text([TITLES, *rows])), "html": ("claims.html", page)})

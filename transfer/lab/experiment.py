@@ -20,7 +20,6 @@ from pipeline.yaml_files.refusals import located, within
 from transfer.protocol.method_settings import FinetuneSettings, TeacherStage
 from transfer.sweep.sources import FirstStage
 
-SIZES = ("tiny", "full")
 RECIPE = (
     "clip",
     "clipping",

@@ -10,7 +10,7 @@ is taken to fall with the rate. Everything follows from the ledgers, so that the
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.data.format.manifest import Manifest
 from pipeline.storage import objects
@@ -54,31 +54,6 @@ def next_rates(search: RateSearch, known: Mapping[float, bool | None]) -> list[f
     return [] if middle in known else [middle]
 
 
-def round_of(
-    experiment: Experiment, search: RateSearch, known: Mapping[Name, Known], *, data: str, out: str, number: int
-) -> tuple[Sweep, Asked] | None:
-    """The next round as a sweep, and its lines; None: all lines are done."""
-    asked = [(line, r) for line in base_lines(experiment) for r in next_rates(search, known.get(name_of(line), {}))]
-    if not asked:
-        return None
-    short = replace(experiment, name=f"{experiment.name} rates {number}", title="", epochs=search.epochs, compare=())
-    lines = [replace(line, rate=rate) for line, rate in asked]
-    sweep, _ = sweep_of_experiment(short, data=data, out=out, lines=lines)
-    # Other seeds may lead to other rates: the folder is that of what is asked.
-    folder = objects.join(sweep.out, "largest_rate", f"round-{number}-{sweep.suite.digest()[:12]}")
-    return replace(sweep, out=folder), [(line, rate) for line, (_, rate) in zip(lines, asked, strict=True)]
-
-
-def judged(sweep: Sweep, asked: Sequence[tuple[Line, float]], data: str) -> list[tuple[Name, float, bool | None]]:
-    """Whether each rate of a round is stable."""
-    limit = 2 * math.log(len(Manifest.open(data).classes))
-    rows = lab_rows(sweep, [line for line, _ in asked])
-    return [
-        (name_of(line), rate, is_stable(row, limit, sweep.suite.num_seeds))
-        for (line, rate), row in zip(asked, rows, strict=True)
-    ]
-
-
 def is_stable(row: LabRow, limit: float, num_seeds: int) -> bool | None:
     """False as soon as one seed is not; None where a seed that could tell has no result."""
     losses = [e.measures.get("train_loss") for e in row.good]
@@ -95,17 +70,32 @@ class Bisection:
     search: RateSearch
     data: str
     out: str
-
-    def __post_init__(self) -> None:
-        self.known: dict[Name, Known] = {}
-        self.number = 0
+    known: dict[Name, Known] = field(default_factory=dict)
+    number: int = 0
 
     def next_round(self) -> tuple[Sweep, Asked] | None:
-        return round_of(self.experiment, self.search, self.known, data=self.data, out=self.out, number=self.number)
+        """The next round as a sweep, and its lines; None: all lines are done."""
+        asked = [
+            (replace(line, rate=rate), rate)
+            for line in base_lines(self.experiment)
+            for rate in next_rates(self.search, self.known.get(name_of(line), {}))
+        ]
+        if not asked:
+            return None
+        name = f"{self.experiment.name} rates {self.number}"
+        short = replace(self.experiment, name=name, title="", epochs=self.search.epochs, compare=())
+        sweep, _ = sweep_of_experiment(short, data=self.data, out=self.out, lines=[line for line, _ in asked])
+        # Other seeds may lead to other rates: the folder is that of what is asked.
+        folder = objects.join(sweep.out, "largest_rate", f"round-{self.number}-{sweep.suite.digest()[:12]}")
+        return replace(sweep, out=folder), asked
 
     def learn(self, sweep: Sweep, asked: Asked) -> None:
-        for name, rate, stable in judged(sweep, asked, self.data):
-            self.known.setdefault(name, {})[rate] = stable
+        """Whether each rate of a round is stable."""
+        limit = 2 * math.log(len(Manifest.open(self.data).classes))
+        rows = lab_rows(sweep, [line for line, _ in asked])
+        for (line, rate), row in zip(asked, rows, strict=True):
+            stable = is_stable(row, limit, sweep.suite.num_seeds)
+            self.known.setdefault(name_of(line), {})[rate] = stable
         self.number += 1
 
     @property

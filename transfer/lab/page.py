@@ -1,16 +1,14 @@
 """A laboratory's table as text, CSV and one HTML page in the scorecard's style."""
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
 
 from rich.text import Text
 
 from pipeline.configuration import to_dict
-from pipeline.display import csv_cell, terminal
-from pipeline.storage import objects
+from pipeline.display import terminal
 from transfer.lab.experiment import Comparison, Experiment
 from transfer.lab.table import LabRow, Mean
 from transfer.lab.verdict import Verdict
@@ -19,34 +17,12 @@ from transfer.report import plots
 from transfer.report.html_page import whole_page
 from transfer.report.html_template import fill, hours, plural, record
 from transfer.report.plot_style import DASHES, line_style
-from transfer.report.write_report import text_console, text_table
+from transfer.report.scorecard_csv import csv_text
+from transfer.report.write_report import text_console, text_table, write_files
 from transfer.sweep.ledger import Ledger
 
-TITLES = (
-    "method",
-    "batch",
-    "rate",
-    "seeds",
-    "diverged",
-    "test %",
-    "train %",
-    "modes",
-    "averages anew",
-    "downstream %",
-    "images/s",
-    "speed / BN",
-    "memory / BN",
-    "clipped %",
-    "dead %",
-    "correlation",
-    "information",
-    "beta",
-    "M mult-adds",
-    "memory MiB",
-    "s a trial",
-    "largest rate",
-)
 HEAD = ("method", "batch", "rate", "seeds", "diverged")
+"""Of the CSV."""
 NUMBERS = (
     *("accuracy", "train_accuracy", "mode_gap", "eval_sample", "reestimated", "images_per_s", "clipped_share"),
     *("gradient_norm", "train_loss", "squared_mean", "variance", "dead_share", "unit_correlation", "effective_beta"),
@@ -57,37 +33,6 @@ NUMBERS = (
 WIDTH = 270
 
 
-def cells_of(row: LabRow) -> list[str]:
-    """The row as the table shows it."""
-    memory = [e.max_memory_bytes / 2**20 for e in row.good]
-    seconds = [e.seconds_s for e in row.good]
-    adds, again, held = row.mean("multiply_adds"), row.mean("reestimated"), row.mean("eval_sample")
-    return [
-        row.line.shown,
-        f"{row.line.batch}",
-        "–" if row.rate is None else f"{row.rate:g}",
-        f"{len(row.good)}",
-        f"{row.num_diverged}",
-        _percent(row.mean("accuracy")),
-        _percent(row.mean("train_accuracy")),
-        _percent(row.mean("mode_gap"), sign=True),
-        "–" if again is None or held is None else f"{100 * (again.value - held.value):+.1f}",
-        _percent(row.mean("downstream")),
-        _number(row.mean("images_per_s")),
-        _number(row.mean("speed_ratio"), ".2f"),
-        _number(row.mean("memory_ratio"), ".2f"),
-        _percent(row.mean("clipped_share")),
-        _percent(row.mean("dead_share")),
-        _number(row.mean("unit_correlation"), ".2f"),
-        _number(row.mean("mutual_information"), ".3f"),
-        _number(row.mean("effective_beta"), ".3g"),
-        "–" if adds is None else f"{adds.value / 1e6:.1f}",
-        f"{max(memory):.0f}" if memory else "–",
-        f"{sum(seconds) / len(seconds):.0f}" if seconds else "–",
-        row.largest.text if row.largest else "–",
-    ]
-
-
 def _percent(mean: Mean | None, *, sign: bool = False) -> str:
     if mean is None:
         return "–"
@@ -95,17 +40,53 @@ def _percent(mean: Mean | None, *, sign: bool = False) -> str:
     return f"{value} ± {100 * mean.error:.1f}" if mean.n > 1 else value
 
 
-def _number(mean: Mean | None, form: str = ".0f") -> str:
-    return "–" if mean is None else format(mean.value, form)
+def _number(mean: Mean | None, form: str, *, unit: float = 1.0) -> str:
+    return "–" if mean is None else format(mean.value / unit, form)
 
 
-def print_lab(
-    experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None, stream: TextIO | None = None
-) -> None:
+def _anew(row: LabRow) -> str:
+    """Change of the test accuracy with averages that are taken again, in points."""
+    again, held = row.mean("reestimated"), row.mean("eval_sample")
+    return "–" if again is None or held is None else f"{100 * (again.value - held.value):+.1f}"
+
+
+COLUMNS: tuple[tuple[str, Callable[[LabRow], str]], ...] = (
+    ("method", lambda row: row.line.shown),
+    ("batch", lambda row: f"{row.line.batch}"),
+    ("rate", lambda row: "–" if row.rate is None else f"{row.rate:g}"),
+    ("seeds", lambda row: f"{len(row.good)}"),
+    ("diverged", lambda row: f"{row.num_diverged}"),
+    ("test %", lambda row: _percent(row.mean("accuracy"))),
+    ("train %", lambda row: _percent(row.mean("train_accuracy"))),
+    ("modes", lambda row: _percent(row.mean("mode_gap"), sign=True)),
+    ("averages anew", _anew),
+    ("downstream %", lambda row: _percent(row.mean("downstream"))),
+    ("images/s", lambda row: _number(row.mean("images_per_s"), ".0f")),
+    ("speed / BN", lambda row: _number(row.mean("speed_ratio"), ".2f")),
+    ("memory / BN", lambda row: _number(row.mean("memory_ratio"), ".2f")),
+    ("clipped %", lambda row: _percent(row.mean("clipped_share"))),
+    ("dead %", lambda row: _percent(row.mean("dead_share"))),
+    ("correlation", lambda row: _number(row.mean("unit_correlation"), ".2f")),
+    ("information", lambda row: _number(row.mean("mutual_information"), ".3f")),
+    ("beta", lambda row: _number(row.mean("effective_beta"), ".3g")),
+    ("M mult-adds", lambda row: _number(row.mean("multiply_adds"), ".1f", unit=1e6)),
+    ("memory MiB", lambda row: f"{max(e.max_memory_bytes for e in row.good) / 2**20:.0f}" if row.good else "–"),
+    ("s a trial", lambda row: f"{fmean(e.seconds_s for e in row.good):.0f}" if row.good else "–"),
+    ("largest rate", lambda row: row.largest.text if row.largest else "–"),
+)
+TITLES = tuple(title for title, _ in COLUMNS)
+
+
+def cells_of(row: LabRow) -> list[str]:
+    """The row as the table shows it."""
+    return [cell(row) for _, cell in COLUMNS]
+
+
+def print_lab(experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None) -> None:
     table = text_table([(title, index > 0) for index, title in enumerate(TITLES)])
     for row in rows:
         table.add_row(*(Text(terminal(cell)) for cell in cells_of(row)))
-    console = text_console(stream, WIDTH)
+    console = text_console(WIDTH)
     console.print(table)
     if found is None:
         return
@@ -130,17 +111,15 @@ def _short(side: dict[str, Any]) -> str:
 
 def to_csv(rows: Sequence[LabRow]) -> str:
     """A line each, as stored: means over seeds and their standard errors."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     cards = sorted({name for row in rows for e in row.good for name in e.measures if name.startswith(PREFIX)})
     statistics = (*NUMBERS, *cards)
-    writer.writerow([*HEAD, *(name for s in statistics for name in (s, f"{s}_error"))])
+    lines: list[list[object]] = [[*HEAD, *(name for s in statistics for name in (s, f"{s}_error"))]]
     for row in rows:
         means = [row.mean(statistic) for statistic in statistics]
         numbers = [n for m in means for n in (("", "") if m is None else (m.value, m.error))]
         head = (row.line.shown, row.line.batch, row.rate, len(row.good), row.num_diverged)
-        writer.writerow(csv_cell(cell) for cell in (*head, *numbers))
-    return out.getvalue()
+        lines.append([*head, *numbers])
+    return csv_text(lines)
 
 
 def render(experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None, sweep_url: str) -> str:
@@ -237,8 +216,5 @@ def write_lab_report(
     experiment: Experiment, rows: Sequence[LabRow], found: Verdict | None, *, sweep_url: str, out: str
 ) -> dict[str, str]:
     """Writes lab.csv and lab.html under `out`; {kind: path or URL}."""
-    made = {"csv": to_csv(rows).encode(), "html": render(experiment, rows, found, sweep_url).encode()}
-    paths = {kind: objects.join(out, f"lab.{kind}") for kind in made}
-    for kind, data in made.items():
-        objects.write_bytes(paths[kind], data)
-    return paths
+    page = render(experiment, rows, found, sweep_url)
+    return write_files(out, {"csv": ("lab.csv", to_csv(rows)), "html": ("lab.html", page)})

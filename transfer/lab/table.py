@@ -78,10 +78,8 @@ class LabRow:
     def mean(self, statistic: str) -> Mean | None:
         """Of a statistic of `transfer.lab.experiment.Comparison`, or a measure; None where no seed has it."""
         if statistic in ("largest_rate", "unstable_rate"):
-            known = (
-                {"largest_rate": self.largest.stable, "unstable_rate": self.largest.unstable} if self.largest else {}
-            )
-            rate = known.get(statistic)
+            bound = "stable" if statistic == "largest_rate" else "unstable"
+            rate = getattr(self.largest, bound, None)  # of a line whose rates were not looked for, none
             return None if rate is None else Mean(rate, 0.0, 1)
         if statistic == "finishes":
             done = [e for e in self.entries if e.is_ok or e.cause == "diverged"]

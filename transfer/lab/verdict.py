@@ -30,8 +30,6 @@ Word = Literal["passes", "fails", "unclear"]
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     comparison: Comparison
-    high: LabRow
-    low: LabRow
     difference: float | None
     """None: a side has no number."""
     noise: float
@@ -59,9 +57,7 @@ def judge(comparison: Comparison, rows: Sequence[LabRow]) -> Judged:
     high, low = _find(comparison.high, rows), _find(comparison.low, rows)
     if comparison.statistic == "largest_rate":
         word, reason = _by_brackets(high.largest, low.largest)
-        return Judged(
-            comparison=comparison, high=high, low=low, difference=None, noise=math.nan, word=word, reason=reason
-        )
+        return Judged(comparison=comparison, difference=None, noise=math.nan, word=word, reason=reason)
     a, b = high.mean(comparison.statistic), low.mean(comparison.statistic)
     gains = comparison.high_over is not None and comparison.low_over is not None
     if gains:
@@ -70,9 +66,7 @@ def judge(comparison: Comparison, rows: Sequence[LabRow]) -> Judged:
     difference, noise, word, reason = _judge(comparison, a, b)
     if comparison.statistic in OF_MODELS and not gains:
         word, reason = _with_diverged(high, low, word, reason)
-    return Judged(
-        comparison=comparison, high=high, low=low, difference=difference, noise=noise, word=word, reason=reason
-    )
+    return Judged(comparison=comparison, difference=difference, noise=noise, word=word, reason=reason)
 
 
 def _judge(comparison: Comparison, a: Mean | None, b: Mean | None) -> tuple[float | None, float, Word, str]:

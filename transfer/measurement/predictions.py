@@ -21,7 +21,6 @@ and of boxes
     truth       (N, C) int64    boxes of each class
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.storage import objects
 from transfer import metrics
-from transfer.arrays import read_arrays
+from transfer.arrays import read_arrays, write_arrays
 from transfer.box_precision import FOUND, is_found
 
 ARRAYS = dict.fromkeys(("sample", "label", "predicted", "top5"), "int64")
@@ -60,30 +59,26 @@ def write(
 ) -> None:
     """Write what `scores` (N, C) say, whole or not at all. Args: labels: (N,) classes, or the truth of another shape."""
     order = np.argsort(samples, kind="stable")
-    samples, scores, labels = samples[order], scores[order], labels[order]
+    samples, scores, labels = samples[order].astype(np.int64), scores[order], labels[order].astype(np.int64)
     scores = scores if is_found(scores) else scores.astype(np.float64)
     if labels.ndim > 1:
-        buffer = io.BytesIO()
-        np.savez(buffer, sample=samples.astype(np.int64), scores=scores, truth=labels.astype(np.int64))
-        objects.write_bytes(url_of(sweep, digest), buffer.getvalue())
+        write_arrays(url_of(sweep, digest), sample=samples, scores=scores, truth=labels)
         return
     top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     shares = scores
     if kind == "scores":
         shares = np.exp(scores - scores.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        sample=samples.astype(np.int64),
-        label=labels.astype(np.int64),
+    write_arrays(
+        url_of(sweep, digest),
+        sample=samples,
+        label=labels,
         predicted=top[:, 0].astype(np.int64),
         confidence=np.take_along_axis(shares, top[:, :1], 1)[:, 0].astype(np.float32),
         top5=top.astype(np.int64),
         credit=metrics.credit(scores, labels, 1),
         credit5=metrics.credit(scores, labels, 5),
     )
-    objects.write_bytes(url_of(sweep, digest), buffer.getvalue())
 
 
 def read(sweep: str, digest: str) -> dict[str, np.ndarray]:
@@ -94,7 +89,7 @@ def read(sweep: str, digest: str) -> dict[str, np.ndarray]:
         UserError: the file is damaged, or is something else.
     """
     url = url_of(sweep, digest)
-    found = read_arrays(objects.read_bytes(url), url, REMEDY)
+    found = read_arrays(url, REMEDY)
     if "truth" in found:
         return _checked_whole(found, url)
     missing = ARRAYS.keys() - found.keys() - OPTIONAL
@@ -208,16 +203,17 @@ def all_metrics(scores: np.ndarray, labels: np.ndarray, also: Sequence[str] = ()
     Args:
         also: metrics that must be among them; what cannot be measured raises UserError.
     """
+    names: list[str]
     if is_found(scores):
-        return {name: metrics.compute(name, scores, labels) for name in metrics.OF_BOXES}
-    if scores.ndim == 3:
-        return {name: metrics.compute(name, scores, labels) for name in metrics.OF_PIXELS}
-    if labels.ndim > 1:
+        names = list(metrics.OF_BOXES)
+    elif scores.ndim == 3:
+        names = list(metrics.OF_PIXELS)
+    elif labels.ndim > 1:
         has_both = ((labels == 1).any(0) & (labels == 0).any(0)).any()
         names = [name for name in metrics.OF_SEVERAL_LABELS if name != "auroc" or has_both]
-        return {name: metrics.compute(name, scores, labels) for name in dict.fromkeys((*names, *also))}
-    num_classes = scores.shape[1]
-    names = ["top1", "mean_per_class", "balanced_accuracy"]
-    names += ["top5"] if num_classes > 5 else []
-    names += ["auroc"] if num_classes <= MAX_AUROC_CLASSES and len(np.unique(labels)) > 1 else []
+    else:
+        num_classes = scores.shape[1]
+        names = ["top1", "mean_per_class", "balanced_accuracy"]
+        names += ["top5"] if num_classes > 5 else []
+        names += ["auroc"] if num_classes <= MAX_AUROC_CLASSES and len(np.unique(labels)) > 1 else []
     return {name: metrics.compute(name, scores, labels) for name in dict.fromkeys((*names, *also))}

@@ -79,7 +79,6 @@ class Detector(FCOS):
 
 @dataclass(frozen=True)
 class DetectHead:
-    learning_rate: float
     detector: Detector
     device: str
 
@@ -161,7 +160,7 @@ def _fit(
         torch.stack(list(losses.values())).sum().backward()
         optimiser.step()
         falling.step()
-    return DetectHead(rate, detector.eval(), device)
+    return DetectHead(detector.eval(), device)
 
 
 def _target(boxes: Boxes, frame_px: int, device: str) -> dict[str, torch.Tensor]:

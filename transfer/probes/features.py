@@ -6,8 +6,6 @@ The same key always means the same numbers, so a file is never rewritten, and an
 """
 
 import hashlib
-import io
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,7 +21,7 @@ from pipeline.data.loading.datasets import DataConfig, EvalData
 from pipeline.errors import UserError
 from pipeline.models.backbone import ModelConfig, build_model, load_backbone, make
 from pipeline.storage import objects
-from transfer.arrays import read_arrays
+from transfer.arrays import read_arrays, write_arrays
 from transfer.probes.pyramid import pyramid_of
 from transfer.protocol.methods import sha256
 from transfer.protocol.sealed_splits import TestSplit
@@ -45,18 +43,22 @@ class Backbone:
     digest: str
 
 
-def pretrained(checkpoint_url: str, digest: str = "") -> Backbone:
+def pretrained(checkpoint_url: str, digest: str) -> Backbone:
     """The network of a checkpoint, on its evaluated (averaged, where there are any) weights.
 
-    UserError where its digest is not `digest`, if one is given: it was replaced since the sweep began.
+    UserError where its digest is not `digest`: it was replaced since the sweep began.
     """
     loaded = load_backbone(checkpoint_url, need_head=False)
-    if digest and loaded.digest != digest:
-        raise UserError(
-            f"{checkpoint_url} holds other weights now (digest {loaded.digest[:12]}, then {digest[:12]}); restore the "
-            "checkpoint, or run another sweep"
-        )
+    refuse_other_weights(checkpoint_url, loaded.digest, digest)
     return Backbone(loaded.model, f"checkpoint {loaded.digest}")
+
+
+def refuse_other_weights(checkpoint_url: str, now: str, then: str) -> None:
+    if now != then:
+        raise UserError(
+            f"{checkpoint_url} holds other weights now (digest {now[:12]}, then {then[:12]}); restore the checkpoint, or run "
+            "another sweep"
+        )
 
 
 def from_scratch(name: str, options: dict[str, Any], seed: int) -> Backbone:
@@ -96,7 +98,7 @@ def feature_digest(
 
 
 def features(
-    backbone: Backbone | Callable[[], Backbone],
+    backbone: Backbone,
     task: Task,
     augment: AugmentConfig,
     sweep: str,
@@ -118,18 +120,17 @@ def features(
         convert_icc: as `data.convert_icc`.
         corruption: of every image: its name and severity (`pipeline.data.augment.corruptions`).
     """
-    made = backbone() if callable(backbone) else backbone
     split = test.name if test is not None else split or task.train_split
     if test is None and split not in (task.train_split, task.val_split):
         raise ValueError(f"{split} is no split to fit or choose on; the test split opens for a selection record")
     kind = task.truth.kind
     augment = replace(augment, eval_resize="plain") if kind in OWN_METHOD else augment
     what = {"pixels": MAPS, "boxes": PYRAMID}.get(kind, FEATURES)
-    more: dict[str, Any] = {"corruption": corruption} if corruption else {}
-    digest = feature_digest(made.digest, augment, task.data_digest, split, convert_icc=convert_icc, what=what, **more)
+    how: dict[str, Any] = {"convert_icc": convert_icc, "corruption": corruption}
+    digest = feature_digest(backbone.digest, augment, task.data_digest, split, what=what, **how)
     url = objects.join(sweep, "features", f"{digest}.npz")
     if objects.exists(url):
-        kept = read_arrays(objects.read_bytes(url), url, "delete this file, the features are extracted again")
+        kept = read_arrays(url, "delete this file, the features are extracted again")
         if (
             {"features", "labels"} <= kept.keys()
             and kept["features"].ndim == {"pixels": 4, "boxes": 1}.get(kind, 2)
@@ -137,10 +138,8 @@ def features(
         ):
             return kept["features"], kept["labels"]
         raise UserError(f"{url} holds no features; delete this file, they are extracted again")
-    found = extract(made.model, task, augment, split, convert_icc=convert_icc, **more)
-    buffer = io.BytesIO()
-    np.savez(buffer, features=found[0], labels=found[1])
-    objects.write_bytes(url, buffer.getvalue())
+    found = extract(backbone.model, task, augment, split, **how)
+    write_arrays(url, features=found[0], labels=found[1])
     return found
 
 

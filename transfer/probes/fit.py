@@ -52,9 +52,7 @@ def grid(method: Method, num_support: int, shots: int = 0) -> list[Point]:
             ks = sorted({*settings.ks, shots}) if shots > 0 else settings.ks
             most = shots if shots > 0 else num_support
             return [{"k": k} for k in ks if k <= most] or [{"k": num_support}]
-        case LinearSettings():
-            return [{"learning_rate": rate} for rate in settings.learning_rates]
-        case SegmentSettings() | DetectSettings():
+        case LinearSettings() | SegmentSettings() | DetectSettings():
             return [{"learning_rate": rate} for rate in settings.learning_rates]
         case LogisticSettings():
             return [{"c": c} for c in settings.cs]
@@ -85,30 +83,21 @@ def fit(
         neighbours = fit_knn(features, labels, num_classes, device=device)
         ks = [int(p["k"]) for p in points]
         return lambda x: iter(neighbours.scores_of(x, ks, temperature=settings.temperature).values())
-    if isinstance(settings, LinearSettings):
-        heads = fit_linear(
-            features,
-            labels,
-            num_classes,
-            grid=[float(p["learning_rate"]) for p in points],
-            num_steps=settings.num_steps,
-            batch=settings.batch,
-            seed=seed,
-            device=device,
-        )
-        return lambda x: _linear_scores(heads, x)
-    if isinstance(settings, SegmentSettings):
+    if isinstance(settings, LinearSettings | SegmentSettings | DetectSettings):
         rates = [float(p["learning_rate"]) for p in points]
-        segmented = fit_segment(features, labels, num_classes, settings=settings, rates=rates, seed=seed, device=device)
-        return lambda x: (head.scores(x) for head in segmented)
-    if isinstance(settings, DetectSettings):
-        rates = [float(p["learning_rate"]) for p in points]
-        found_by = fit_detect(features, labels, num_classes, settings=settings, rates=rates, seed=seed, device=device)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"seed": seed, "device": device}
+        if isinstance(settings, LinearSettings):
+            num_steps, batch = settings.num_steps, settings.batch
+            heads = fit_linear(features, labels, num_classes, grid=rates, num_steps=num_steps, batch=batch, **how)
+            return lambda x: _linear_scores(heads, x)
+        if isinstance(settings, SegmentSettings):
+            segmented = fit_segment(features, labels, num_classes, settings=settings, rates=rates, **how)
+            return lambda x: (head.scores(x) for head in segmented)
+        found_by = fit_detect(features, labels, num_classes, settings=settings, rates=rates, **how)  # type: ignore[arg-type]
         return lambda x: (head.detections(x) for head in found_by)
     if isinstance(settings, LogisticSettings):
         scaled = _unit if settings.unit_features else np.asarray
-        found = fit_logistic(scaled(features), labels, num_classes, c=[float(p["c"]) for p in points])
-        solutions = found if isinstance(found, list) else [found]
+        solutions = fit_logistic(scaled(features), labels, num_classes, cs=[float(p["c"]) for p in points])
         return lambda x: (solution.scores(scaled(x)) for solution in solutions)
     raise ValueError(f"{method.name} is no probe")
 

@@ -15,9 +15,6 @@ import torch
 
 from pipeline.errors import UserError
 
-GRID = (10, 20, 100, 200)
-"""The published k; 20 is usually the best."""
-TEMPERATURE = 0.07
 CHUNK_ELEMENTS = 1 << 25
 """Similarities held at once: 128 MiB."""
 
@@ -32,15 +29,9 @@ class Knn:
     """(N,) int64; of several labels an image (N, C), as `transfer.protocol.truth` has them."""
     num_classes: int
 
-    def scores(self, features: np.ndarray, *, k: int, temperature: float = TEMPERATURE) -> np.ndarray:
-        """(M, D) -> (M, C) float64: each class's share of the votes; a row sums to 1. Of several labels each label's share, 0.5
-        where no neighbour says anything of it."""
-        return self.scores_of(features, [k], temperature=temperature)[k]
-
-    def scores_of(
-        self, features: np.ndarray, ks: Sequence[int], *, temperature: float = TEMPERATURE
-    ) -> dict[int, np.ndarray]:
-        """`scores` for several k: the neighbours are looked up once.
+    def scores_of(self, features: np.ndarray, ks: Sequence[int], *, temperature: float) -> dict[int, np.ndarray]:
+        """For each k (M, D) -> (M, C) float64: each class's share of the votes; a row sums to 1. Of several labels each label's
+        share, 0.5 where no neighbour says anything of it. The neighbours are looked up once.
 
         The published code divides by the weights of the largest k for all of them. That is a factor of the whole row
         and changes no answer; here each row sums to 1. Among training images of equal similarity at the k-th place

@@ -17,8 +17,6 @@ import torch
 
 from pipeline.errors import UserError
 
-GRID = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-"""The published learning rates at batch 256."""
 MOMENTUM = 0.9
 INIT_STD = 0.01
 GROUP_ELEMENTS = 1 << 28
@@ -29,16 +27,10 @@ GROUP_ELEMENTS = 1 << 28
 class LinearHead:
     """One head of the grid."""
 
-    learning_rate: float
-    """As in the grid, at batch 256."""
     weight: np.ndarray
     """(D, C) float32; not finite where the rate was too large."""
     bias: np.ndarray
     """(C,) float32."""
-
-    def scores(self, features: np.ndarray) -> np.ndarray:
-        """(N, D) -> logits (N, C) float32."""
-        return np.asarray(features, np.float32) @ self.weight + self.bias
 
 
 def fit_linear(
@@ -46,9 +38,9 @@ def fit_linear(
     labels: np.ndarray,
     num_classes: int,
     *,
-    grid: Sequence[float] = GRID,
-    num_steps: int = 12_500,
-    batch: int = 128,
+    grid: Sequence[float],
+    num_steps: int,
+    batch: int,
     seed: int,
     device: str = "cpu",
 ) -> list[LinearHead]:
@@ -79,16 +71,16 @@ def fit_linear(
     for begin in range(0, len(grid), num):
         rates = grid[begin : begin + num]
         trained = _train(x, y, first, rates, order)
-        for head, rate in enumerate(rates):
+        for head in range(len(rates)):
             weight, bias = trained[:-1, head], trained[-1, head]
             if basis is not None:
                 weight = basis[0] + basis[1] @ weight
-            heads.append(LinearHead(rate, weight.cpu().numpy().copy(), bias.cpu().numpy().copy()))
+            heads.append(LinearHead(weight.cpu().numpy().copy(), bias.cpu().numpy().copy()))
     return heads
 
 
 def scores_of(heads: Sequence[LinearHead], features: np.ndarray) -> np.ndarray:
-    """`scores` of several heads as one product: (H, N, C) float32."""
+    """Logits of several heads as one product: (N, D) -> (H, N, C) float32."""
     weights = np.concatenate([head.weight for head in heads], axis=1)
     logits = np.asarray(features, np.float32) @ weights + np.concatenate([head.bias for head in heads])
     return logits.reshape(len(features), len(heads), -1).transpose(1, 0, 2)

@@ -15,28 +15,20 @@ import numpy as np
 
 from pipeline.errors import UserError
 
-GRID = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-9
-CONVERGED = 1e-6
-"""A larger slope is no optimum; between the two lies what roundings allow."""
+"""Of the slope; where no step lessens the loss any more it ends before."""
 
 
 @dataclass(frozen=True)
 class LogisticHead:
     """The solution for one c."""
 
-    c: float
     weight: np.ndarray
     """(D, C) float64."""
     bias: np.ndarray
     """(C,) float64."""
-    num_iterations: int
-    slope: float
-    """Largest element of the gradient of the mean objective at the end."""
-    converged: bool
-    """False where the iterations ended first, with a slope above 1e-6."""
-    several: bool = False
+    several: bool
     """Each label by itself."""
 
     def scores(self, features: np.ndarray) -> np.ndarray:
@@ -46,26 +38,18 @@ class LogisticHead:
 
 
 def fit_logistic(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    *,
-    c: float | Sequence[float],
-    max_iterations: int = MAX_ITERATIONS,
-    tolerance: float = TOLERANCE,
-) -> LogisticHead | list[LogisticHead]:
-    """The head for `c`, or the heads for a list of them in its order; each but the first begins at its neighbour's end.
+    features: np.ndarray, labels: np.ndarray, num_classes: int, *, cs: Sequence[float]
+) -> list[LogisticHead]:
+    """A head for each of `cs`, in its order; in rising order each but the first begins at its neighbour's end.
 
     Args:
         features: (N, D), any float type, not scaled here: the penalty sees their scale. DINOv2 gives them raw.
         labels: (N,) integers below `num_classes`; or of several labels an image (N, C) of 1, 0 and -1 (left out).
-        tolerance: stop at this slope; where no step lessens the loss any more it ends before.
     Raises:
-        UserError: features are not finite, or c is not positive.
+        UserError: features are not finite, or a c is not positive.
     """
-    wanted = [float(v) for v in c] if isinstance(c, Sequence) else [float(c)]
-    if not wanted or not all(0 < v < float("inf") for v in wanted):
-        raise UserError(f"c is {c}; a logistic regression needs positive numbers")
+    if not cs or not all(0 < c < float("inf") for c in cs):
+        raise UserError(f"c is {cs}; a logistic regression needs positive numbers")
     x = np.asarray(features, np.float64)
     if not np.isfinite(x).all():
         raise UserError("the features are not finite; the checkpoint has diverged, take an earlier one")
@@ -76,33 +60,16 @@ def fit_logistic(
         x = np.ascontiguousarray(r.T)
     point = np.zeros((x.shape[1] + 1) * num_classes)
     found: dict[float, LogisticHead] = {}
-    for value in sorted(set(wanted)):
-        point, num_iterations, slope = _solve(x, labels, num_classes, value, point, max_iterations, tolerance)
+    for c in sorted(set(cs)):
+        point = _solve(x, labels, num_classes, c, point)
         solution = point.reshape(-1, num_classes)
         weight = solution[:-1] if basis is None else basis @ solution[:-1]
-        found[value] = LogisticHead(
-            value,
-            weight.copy(),
-            solution[-1].copy(),
-            num_iterations,
-            slope,
-            slope <= CONVERGED,
-            several=labels.ndim == 2,
-        )
-    heads = [found[value] for value in wanted]
-    return heads if isinstance(c, Sequence) else heads[0]
+        found[c] = LogisticHead(weight.copy(), solution[-1].copy(), several=labels.ndim == 2)
+    return [found[c] for c in cs]
 
 
-def _solve(
-    x: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    c: float,
-    start: np.ndarray,
-    max_iterations: int,
-    tolerance: float,
-) -> tuple[np.ndarray, int, float]:
-    """(point, iterations, largest slope) of the mean objective."""
+def _solve(x: np.ndarray, labels: np.ndarray, num_classes: int, c: float, start: np.ndarray) -> np.ndarray:
+    """Where the mean objective is lowest."""
     from scipy.optimize import minimize
 
     num, losses = len(x), _binary if labels.ndim == 2 else _multinomial
@@ -119,9 +86,9 @@ def _solve(
         gradient[-1] = slope.sum(0)
         return float(loss), gradient.ravel()
 
-    options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, "gtol": tolerance, "ftol": 0.0, "maxls": 50}
-    result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    return result.x, int(result.nit), float(np.abs(objective(result.x)[1]).max())
+    options = {"maxiter": MAX_ITERATIONS, "maxfun": 20 * MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0.0, "maxls": 50}
+    found: np.ndarray = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+    return found
 
 
 def _multinomial(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

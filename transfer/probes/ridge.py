@@ -13,9 +13,6 @@ import numpy as np
 
 from pipeline.errors import UserError
 
-DEFAULT_L2 = 2.0**10
-L2_GRID = tuple(2.0**i for i in range(-10, 20))
-"""The grid of the rank-selected variant."""
 BIAS = 100.0
 STD_FLOOR = 1e-5
 
@@ -34,23 +31,10 @@ class Ridge:
     lhs: np.ndarray
     rhs: np.ndarray
 
-    def weights(self, l2: float = DEFAULT_L2) -> np.ndarray:
-        """(D + 1, C) float64."""
-        return (self.lhs / (self.eigenvalues + l2)) @ self.rhs
-
-    def scores(self, features: np.ndarray, l2: float = DEFAULT_L2) -> np.ndarray:
+    def scores(self, features: np.ndarray, l2: float) -> np.ndarray:
         """(N, D) -> (N, C) float64."""
-        return _with_bias((features.astype(np.float64) - self.mean) / self.std) @ self.weights(l2)
-
-    def accuracy(self, features: np.ndarray, labels: np.ndarray, l2: float = DEFAULT_L2) -> float:
-        """Share of `labels` (N,) that the largest score names."""
-        return float((self.scores(features, l2).argmax(1) == labels).mean())
-
-    def accuracies(self, features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[float]:
-        """For a grid of penalties: one projection of the features serves them all."""
-        projected = _with_bias((features.astype(np.float64) - self.mean) / self.std) @ self.lhs
-        found = [(projected / (self.eigenvalues + l2)) @ self.rhs for l2 in l2s]
-        return [float((scores.argmax(1) == labels).mean()) for scores in found]
+        weights = (self.lhs / (self.eigenvalues + l2)) @ self.rhs
+        return _with_bias((features.astype(np.float64) - self.mean) / self.std) @ weights
 
 
 def fit_ridge(features: np.ndarray, labels: np.ndarray, num_classes: int) -> Ridge:
@@ -84,7 +68,7 @@ def fit_ridge(features: np.ndarray, labels: np.ndarray, num_classes: int) -> Rid
     return Ridge(mean, std, np.maximum(eigenvalues, 0.0), lhs, rhs)
 
 
-def rank_selected(accuracies: Mapping[str, Sequence[float]], l2s: Sequence[float] = L2_GRID) -> float:
+def rank_selected(accuracies: Mapping[str, Sequence[float]], l2s: Sequence[float]) -> float:
     """The one penalty for all tasks at one number of shots: the best mean rank over tasks (facts 4.2).
 
     A task ranks the penalties by accuracy, so that no task with large differences decides alone. As in the published
@@ -92,7 +76,7 @@ def rank_selected(accuracies: Mapping[str, Sequence[float]], l2s: Sequence[float
     penalty wins. It reads the test splits; give accuracies on held-out images to keep them closed.
 
     Args:
-        accuracies: for each task the accuracies along `l2s`, as `Ridge.accuracies` gives them.
+        accuracies: for each task the accuracies along `l2s`.
     Raises:
         ValueError: no task, or a task with another number of accuracies.
     """

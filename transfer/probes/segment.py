@@ -22,7 +22,6 @@ STD_FLOOR = 1e-5
 
 @dataclass(frozen=True)
 class SegmentHead:
-    learning_rate: float
     mean: np.ndarray
     """(D,) float32, and `std`: of the fitted images' positions."""
     std: np.ndarray
@@ -94,7 +93,7 @@ def _fit(
         optimiser.step()
         falling.step()
     found = weight.detach()[:, :, 0, 0].T.cpu().numpy().copy()
-    return SegmentHead(rate, mean, std, found, bias.detach().cpu().numpy().copy())
+    return SegmentHead(mean, std, found, bias.detach().cpu().numpy().copy())
 
 
 def drawn(num: int, batch: int, num_steps: int, generator: torch.Generator) -> Iterator[list[int]]:

@@ -95,15 +95,21 @@ def find_extra_test_sets(
     """
     found: dict[str, str] = {}
     others: list[OtherTestSet] = []
-    if real_labels or v2:
-        _check_classes(task.classes, task.url)
+    if (real_labels or v2) and not is_imagenet(task.classes):
+        raise UserError(
+            f"the classes of {task.url} are not ImageNet's 1,000 wnids; real_labels and v2 are for ImageNet, leave them out here"
+        )
     if real_labels:
         url = _place(real_labels, data_root)
         _check_names(task.url, task.digest, test)
         found |= {"real_url": url, "real_sha256": _sha256(url)}
     if v2:
         manifest = Manifest.open(_place(v2, data_root))
-        check_v2_classes(manifest)
+        # Who sorts the folders 0 to 999 as text, as folder datasets do, gives 988 of them the wrong class.
+        if not is_v2(manifest.classes):
+            raise UserError(
+                f"the classes of {manifest.url} are not 0 to 999 in order; prepare it with the card imagenet_v2"
+            )
         others.append(OtherTestSet(V2, "ImageNet-V2", manifest.url, manifest.digest, _test_split(manifest)))
     if (also or corruptions) and (task.labels or task.masks or task.boxes):
         raise UserError(
@@ -182,24 +188,6 @@ def columns_of(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
 def is_v2(classes: Sequence[str]) -> bool:
     """Whether these are the folders of ImageNet-V2, in the order of numbers."""
     return list(classes) == [str(index) for index in range(NUM_CLASSES)]
-
-
-def check_v2_classes(manifest: Manifest) -> None:
-    """UserError if a label of the dataset is not the number of its folder.
-
-    Who sorts the folders 0 to 999 as text, as folder datasets do, gives 988 of them the wrong class.
-    """
-    if not is_v2(manifest.classes):
-        raise UserError(
-            f"the classes of {manifest.url} are not 0 to 999 in order; prepare it with the card imagenet_v2"
-        )
-
-
-def _check_classes(classes: Sequence[str], url: str) -> None:
-    if not is_imagenet(classes):
-        raise UserError(
-            f"the classes of {url} are not ImageNet's 1,000 wnids; real_labels and v2 are for ImageNet, leave them out here"
-        )
 
 
 def _place(path: str, data_root: str) -> str:

@@ -33,7 +33,6 @@ from transfer.protocol.method_settings import (
     SegmentSettings,
     Settings,
 )
-from transfer.protocol.recipes import families
 from transfer.protocol.search_space import Search
 
 LATER = frozenset(
@@ -140,14 +139,14 @@ class Method:
     def configured(self) -> dict[str, Any]:
         """Fields with something in them: what a suite's YAML may say."""
         said = {k: v for k in BEFORE if (v := getattr(self.settings, k, None)) is not None}
-        found = _plain(self.settings) | said
+        found = plain_settings(self.settings) | said
         return {k: v for k, v in found.items() if v not in ([], "") and (k, v) != ("num_steps", 0)}
 
     def plain(self) -> dict[str, Any]:
-        return {"name": self.name, "kind": self.kind, **_plain(self.settings)}
+        return {"name": self.name, "kind": self.kind, **plain_settings(self.settings)}
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def plain_settings(settings: Settings) -> dict[str, Any]:
     """Settings in plain containers. Fields that came later are not there with their usual values: they must change no digest."""
     found: dict[str, Any] = to_dict(settings)
     for field in dataclasses.fields(settings):
@@ -158,48 +157,6 @@ def _plain(settings: Settings) -> dict[str, Any]:
     if "search" in found:
         found["search"] = settings.search.plain()  # type: ignore[attr-defined]
     return found
-
-
-def protocol(
-    method: Method,
-    *,
-    task: str,
-    splits: dict[str, str],
-    holdout_per_class: int,
-    flip: bool,
-    metric: str,
-    search: dict[str, Any],
-    extra_tests: dict[str, str] | None = None,
-    truth: str = "",
-) -> dict[str, Any]:
-    """Everything that decides a number besides backbone, data bytes, shots and seed, in plain containers.
-
-    Args:
-        splits: names of the splits to fit and to test.
-        search: how candidates are drawn and stopped; {} where there is nothing to search.
-        extra_tests: further metrics of the final trials, and digests of what they are measured on.
-        truth: what an image says besides one class, and what that changes; empty = one class, and nothing is added.
-    """
-    hidden = ("shots", "title", "split", "metric")  # each number of shots is a column of its own
-    settings = {k: v for k, v in _plain(method.settings).items() if k not in hidden}
-    few = method.settings.split == "few_shot"
-    return {
-        "version": 2,
-        "task": task,
-        "splits": splits,
-        "split_rule": [method.settings.split, SPLIT_RULES[method.settings.split]],
-        "holdout": holdout_per_class if few else settings.pop("holdout_share"),
-        "selection": f"highest {metric} on the held-out part" if search else "none",
-        "search": search,
-        "method": method.kind,
-        "settings": settings,
-        **({"families": families.plain()} if method.kind == "by_family" else {}),
-        "head": HEADS.get(method.kind, "linear, zero init"),
-        "preprocessing": {"from": "the backbone", "flip": flip},
-        "metric": metric,
-        **({"beside": extra_tests} if extra_tests else {}),
-        **({"truth": truth} if truth else {}),
-    }
 
 
 def draws_nothing(kind: str, init: str, shots: int) -> bool:

@@ -56,11 +56,8 @@ def default_suite(datasets: Sequence[str], methods: Sequence[str] = ()) -> tuple
         UserError: no dataset there; one class; a class without a training image; two datasets of one name; no such method.
     """
     found = [Manifest.open(place) for place in datasets]
-    entries, sizes = [], []
-    for one in found:
-        counts = _counts(one)
-        entries.append(_task(one, int(counts.min())))
-        sizes.append(counts)
+    sizes = [_counts(one) for one in found]
+    entries = [_task(one, int(counts.min())) for one, counts in zip(found, sizes, strict=True)]
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two datasets would be the task {twice[0]}; give one of their folders another name")

@@ -17,7 +17,8 @@ from pipeline.field_types import Count, Form, Text
 from pipeline.storage import objects
 from transfer.protocol.imagenet_labels import ExtraTestSets, find_extra_test_sets
 from transfer.protocol.method_settings import ALL_IMAGES, VTAB_IMAGES, RidgeSettings, Settings, Texts
-from transfer.protocol.methods import Method, protocol, sha256
+from transfer.protocol.methods import HEADS, SPLIT_RULES, Method, plain_settings, sha256
+from transfer.protocol.recipes import families
 from transfer.protocol.truth import Truth
 
 Init = Literal["pretrained", "scratch"]
@@ -258,15 +259,29 @@ def open_task(entry: TaskEntry, data_root: str) -> Task:
 
 
 def task_protocol(task: Task, method: Method, search: dict[str, Any]) -> dict[str, Any]:
-    """`transfer.protocol.methods.protocol` of a method on a task."""
-    return protocol(
-        method,
-        task=task.name,
-        splits={"fit": task.train_split, "test": task._test_split},
-        holdout_per_class=task.holdout_per_class,
-        flip=task.card.flip,
-        metric=task.metric(method.settings),
-        search=search,
-        extra_tests=task.extra_tests.digests(),
-        truth=task.truth.text(method.settings),
-    )
+    """Everything that decides a number besides backbone, data bytes, shots and seed, in plain containers.
+
+    Args:
+        search: how candidates are drawn and stopped; {} where there is nothing to search.
+    """
+    rule, metric = method.settings.split, task.metric(method.settings)
+    hidden = ("shots", "title", "split", "metric")  # each number of shots is a column of its own
+    settings = {k: v for k, v in plain_settings(method.settings).items() if k not in hidden}
+    extra_tests, truth = task.extra_tests.digests(), task.truth.text(method.settings)
+    return {
+        "version": 2,
+        "task": task.name,
+        "splits": {"fit": task.train_split, "test": task._test_split},
+        "split_rule": [rule, SPLIT_RULES[rule]],
+        "holdout": task.holdout_per_class if rule == "few_shot" else settings.pop("holdout_share"),
+        "selection": f"highest {metric} on the held-out part" if search else "none",
+        "search": search,
+        "method": method.kind,
+        "settings": settings,
+        **({"families": families.plain()} if method.kind == "by_family" else {}),
+        "head": HEADS.get(method.kind, "linear, zero init"),
+        "preprocessing": {"from": "the backbone", "flip": task.card.flip},
+        "metric": metric,
+        **({"beside": extra_tests} if extra_tests else {}),
+        **({"truth": truth} if truth else {}),
+    }

@@ -23,7 +23,7 @@ Part = tuple[str, int, int]
 NUM_TRAIN, NUM_VAL = 800, 200
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class VtabTask:
     """One of the 19. Its name is that of its card."""
 
@@ -89,19 +89,11 @@ def dsprites_orientation(orientation: int) -> int:
     return int(orientation // 2.5)
 
 
-def _task(
-    name: str, group: Group, num_classes: int, official: dict[str, int], train: Part, val: Part, test: Part, **rest: Any
-) -> VtabTask:
-    return VtabTask(
-        name=name, group=group, num_classes=num_classes, official=official, train=train, val=val, test=test, **rest
-    )
-
-
 def _own(name: str, group: Group, num_classes: int, train: int, val: int, test: int, **rest: Any) -> VtabTask:
     """With a validation split of its own."""
     official = {"train": train, "validation": val, "test": test}
     parts: tuple[Part, Part, Part] = ("train", 0, 100), ("validation", 0, 100), ("test", 0, 100)
-    return _task(name, group, num_classes, official, *parts, **rest)
+    return VtabTask(name, group, num_classes, official, *parts, **rest)
 
 
 def _tail(
@@ -110,20 +102,20 @@ def _tail(
     """With the end of train, from `cut` per cent, for validation."""
     official = {"train": train, test[0]: test[1]}
     parts: tuple[Part, Part, Part] = ("train", 0, cut), ("train", cut, 100), (test[0], 0, 100)
-    return _task(name, group, num_classes, official, *parts, **rest)
+    return VtabTask(name, group, num_classes, official, *parts, **rest)
 
 
 def _thirds(name: str, group: Group, num_classes: int, num: int, cut: int, end: int, **rest: Any) -> VtabTask:
     """All three out of one split."""
     parts: tuple[Part, Part, Part] = ("train", 0, cut), ("train", cut, end), ("train", end, 100)
-    return _task(name, group, num_classes, {"train": num}, *parts, **rest)
+    return VtabTask(name, group, num_classes, {"train": num}, *parts, **rest)
 
 
 def _norb(name: str, num_classes: int, **rest: Any) -> VtabTask:
     """With the first half of test for validation."""
     official = {"train": 24_300, "test": 24_300}
     parts: tuple[Part, Part, Part] = ("train", 0, 100), ("test", 0, 50), ("test", 50, 100)
-    return _task(name, "structured", num_classes, official, *parts, **rest)
+    return VtabTask(name, "structured", num_classes, official, *parts, **rest)
 
 
 def _tasks() -> Iterator[VtabTask]:

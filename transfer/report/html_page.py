@@ -185,25 +185,17 @@ def _gain_of(row: Row) -> float:
     return mean if row.facts.larger_is_better else -mean
 
 
-def _by_family(rows: Sequence[Row], shots: int) -> list[list[Row]]:
-    """Rows with a gain at this number of images, by what may stand on one axis."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.shots == shots and row.gain:
-            found.setdefault(row.facts.family, []).append(row)
-    return list(found.values())
-
-
 def _summary(rows: Sequence[Row], sources: Sequence[str], versus: Sequence[Versus]) -> str:
     """What pretraining is worth: the gains as bars, and the comparison of sources over tasks."""
     shots = headline_shots(rows)
-    has_gains = any(row.gain and row.shots == shots for row in rows)
-    if not has_gains and not versus:
+    shown = [row for row in rows if row.shots == shots and row.gain]
+    families = plots.grouped(shown, lambda row: row.facts.family)  # what may stand on one axis
+    if not shown and not versus:
         return ""
     return fill(
         "summary.html.j2",
         shots=shots,
-        plots=[plots.gains(part, shots, sources) for part in _by_family(rows, shots)] if has_gains else [],
+        plots=[plots.gains(part, shots, sources) for part in families.values()],
         colors=colors_of(sources),
         versus=versus,
         several=len({v.a for v in versus}) > 1,

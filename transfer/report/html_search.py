@@ -12,7 +12,6 @@ from transfer.protocol.search_space import Axis
 from transfer.report import plots
 from transfer.report.html_curves import colors_of
 from transfer.report.html_template import INITS, fill
-from transfer.report.plot_style import color_of
 from transfer.results.scorecard import cell_name, column_order, start_of
 from transfer.results.search_effects import Scores, main_effects, range_effects, whole_candidates
 from transfer.results.sweep_results import Findings
@@ -88,11 +87,10 @@ def search_table(findings: Findings, sources: Sequence[str] = ()) -> str:
 
 def _axes(findings: Findings, cell: LedgerEntry) -> tuple[Axis, ...]:
     """The ranges that a model searched in a cell; () where it was no model."""
-    plan = findings.home[cell.digest].sweep.get("plan") or {}
-    method = ((plan.get("suite") or {}).get("methods") or {}).get(cell.method) or {}
-    if "search" not in method:
+    home = findings.home[cell.digest]
+    if "search" not in home.method(cell.method):
         return ()
-    first = read_generation(generation_url(findings.home[cell.digest].url, cell_name(cell), 0))
+    first = read_generation(generation_url(home.url, cell_name(cell), 0))
     return first.space.axes if first is not None else ()
 
 
@@ -109,8 +107,7 @@ def _figures(
         starts = []
         for cell in cells:
             record = findings.selection(cell)
-            color = "scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)
-            starts.append((color, _tried(record), record["hyperparameters"]))
+            starts.append((plots.color_of_start(cell, sources), _tried(record), record["hyperparameters"]))
         ranges = [(axis.name, axis.low, axis.high, axis.scale) for axis in axes[cell_name(cells[0])]]
         figures.append((cells[0], plots.searched(starts, ranges)))
     return figures

@@ -4,8 +4,6 @@ What was measured by one protocol on the same data is ranked; nothing else is co
 does: its script and style are let in by their digests, and its links are the sweeps' own pages.
 """
 
-import csv
-import io
 import os
 import posixpath
 import urllib.parse
@@ -13,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.display import csv_cell
 from pipeline.errors import UserError
 from pipeline.models.backbone import make, without_memory
 from pipeline.storage import objects
 from transfer.report.html_page import check_links, policy
 from transfer.report.html_template import fill
+from transfer.report.scorecard_csv import csv_text
 from transfer.results.scorecard import Row, scorecard, shots_text, with_extra_metrics
 from transfer.results.sweep_results import Findings, load_findings
 from transfer.results.trial_records import check_lineage
@@ -186,32 +184,29 @@ def render(found: Board) -> str:
 
 def to_csv(places: Sequence[Place]) -> str:
     """A line for each row, in the form of timm's tables of results; shares in per cent there, as stored in `value`."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n", restval="")
-    writer.writeheader()
+    lines: list[Sequence[object]] = [CSV_FIELDS]
     facts = {(p.sweep, p.model): _facts(p.source) for p in {(q.sweep, q.model): q for q in places}.values()}
-    top5 = {(p.sweep, p.model, *p.group[:1], *p.group[2:]): p.row for p in places if p.row.metric == "top5"}
+    top5 = {_but_metric(p): p.row for p in places if p.row.metric == "top5"}
     for place in places:
-        value = place.row.pretrained
-        if value is None:
+        row = place.row
+        if row.pretrained is None:
             continue
-        line = {"model": place.model, **facts[place.sweep, place.model]}
-        five = top5.get((place.sweep, place.model, *place.group[:1], *place.group[2:]))
-        for name, row in (("top1", place.row if place.row.metric == "top1" else None), ("top5", five)):
-            if row is not None and row.pretrained is not None:
-                line |= {
-                    name: f"{100 * row.pretrained.mean:.3f}",
-                    f"{name}_err": f"{100 - 100 * row.pretrained.mean:.3f}",
-                }
-        line |= {
-            "dataset": place.row.task,
-            "method": place.row.method,
-            "shots": place.row.shots,
-            "metric": place.row.metric,
-        }
-        line |= {"value": value.mean, "low": value.low, "high": value.high, "n": value.n, "sweep": place.sweep}
-        writer.writerow({k: csv_cell("" if v is None else v) for k, v in line.items()})
-    return out.getvalue()
+        line: dict[str, object] = {"model": place.model, **facts[place.sweep, place.model]}
+        for name, of in (("top1", row if row.metric == "top1" else None), ("top5", top5.get(_but_metric(place)))):
+            if of is not None and of.pretrained is not None:
+                line[name] = f"{100 * of.pretrained.mean:.3f}"
+                line[f"{name}_err"] = f"{100 - 100 * of.pretrained.mean:.3f}"
+        line |= {"dataset": row.task, "sweep": place.sweep}
+        line |= {name: getattr(row, name) for name in ("method", "shots", "metric")}
+        line |= {"value": row.pretrained.mean} | {name: getattr(row.pretrained, name) for name in ("low", "high", "n")}
+        lines.append([line.get(name) for name in CSV_FIELDS])
+    return csv_text(lines)
+
+
+def _but_metric(place: Place) -> tuple[str, ...]:
+    """Equal for what one model reached in one column by several metrics."""
+    task, _, *rest = place.group
+    return place.sweep, place.model, task, *rest
 
 
 def _facts(source: Backbone | None) -> dict[str, object]:

@@ -29,6 +29,11 @@ from transfer.sweep.entry import LedgerEntry
 HEADLINE_SHOTS = 5
 
 
+def color_of_start(cell: LedgerEntry, sources: Sequence[str]) -> str:
+    """Name of the colour of what a trial began from."""
+    return "scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)
+
+
 def few_shot(rows: Sequence[Row], sources: Sequence[str]) -> Markup:
     """A metric over images a class for one task and method, a line for each source, with intervals and each seed as a dot."""
     figure, axes = new_figure(4.6, 3.0)
@@ -40,15 +45,15 @@ def draw_few_shot(axes: Axes, rows: Sequence[Row], sources: Sequence[str], color
     shots = sorted({row.shots for row in rows}, key=shots_order)
     last, scale = max((s for s in shots if s > 0), default=1), rows[0].facts.scale
     place = {s: float(s) if s > 0 else 2.5 * last for s in shots}  # "all" stands to the right, at no number
-    for baseline, group in _by(rows, lambda row: row.baseline).items():
-        some = _by([r for r in group if r.scratch], lambda row: row.backbone)
+    for baseline, group in grouped(rows, lambda row: row.baseline).items():
+        some = grouped([r for r in group if r.scratch], lambda row: row.backbone)
         if some:
             first = next(iter(some.values()))
             style = "-" if baseline == rows[0].baseline else ":"
             _line(
                 axes, [(place[r.shots], r.scratch, r.values[1]) for r in first], colors["scratch"], 0.97, style, scale
             )
-    for source, group in _by([r for r in rows if r.pretrained], lambda row: row.backbone).items():
+    for source, group in grouped([r for r in rows if r.pretrained], lambda row: row.backbone).items():
         points = [(place[r.shots], r.pretrained, r.values[0]) for r in group]
         _line(axes, points, colors[color_of(source, sources)], 1.03, "-", scale)
     facts = rows[0].facts
@@ -117,7 +122,7 @@ def learning(cells: Sequence[LedgerEntry], sources: Sequence[str]) -> Markup:
     for cell in sorted(cells, key=lambda c: c.init, reverse=True):
         rows = [row for row in cell.history if row.get("loss") is not None]
         positive &= all(row["loss"] > 0 for row in rows)
-        color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
+        color = MARKS[color_of_start(cell, sources)]
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=color, lw=1.3, alpha=0.8)
     if positive:
         log_axis(axes, "y")
@@ -157,11 +162,9 @@ def held_out(searched: Sequence[tuple[LedgerEntry, bool]], sources: Sequence[str
     """
     figure, axes = new_figure(4.6, 2.7)
     for cell, chosen in sorted(searched, key=lambda pair: (pair[1], pair[0].init != "scratch")):
-        color = MARKS["scratch" if cell.init == "scratch" else color_of(cell.backbone, sources)]
-        steps, values = (
-            [r["step"] for r in cell.history],
-            [facts_of(cell.metric).scale * r["accuracy"] for r in cell.history],
-        )
+        color = MARKS[color_of_start(cell, sources)]
+        steps = [r["step"] for r in cell.history]
+        values = [facts_of(cell.metric).scale * r["accuracy"] for r in cell.history]
         strong = {"lw": 1.8, "ms": 4.5} if chosen else {"lw": 1.0, "ms": 3.0, "alpha": 0.4}
         axes.plot(steps, values, color=color, marker="o", **strong)
     first = searched[0][0]
@@ -225,10 +228,10 @@ def _draw_tried(
     plot.plot(bad, [0.03] * len(bad), "x", color=color, ms=4, transform=plot.get_xaxis_transform())
 
 
-def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
+def picture(rows: Sequence[Row]) -> bytes:
     """The few-shot curves of all tasks and methods as one PNG on white."""
     sources = list(dict.fromkeys(row.backbone for row in rows))
-    groups = _by(rows, lambda row: (row.task, row.method))
+    groups = grouped(rows, lambda row: (row.task, row.method))
     tasks, methods = (list(dict.fromkeys(key[i] for key in groups)) for i in (0, 1))
     # One task: a plot for each method side by side. Several: a column for each task, at most four, a line for each method.
     wide, high = (methods, tasks) if len(tasks) == 1 else (tasks, methods)
@@ -255,11 +258,11 @@ def picture(rows: Sequence[Row], *, dpi: int = 150) -> bytes:
         where = {"loc": "outside upper left", "ncols": min(4, len(handles))}  # above all plots
         figure.legend(handles, names.values(), frameon=False, fontsize=9.5, labelcolor=PRINT["ink"], **where)
         out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 
-def _by(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.display import csv_cell
@@ -22,10 +22,8 @@ ESTIMATES, ENDS = ("pretrained", "scratch", "gain"), ("mean", "low", "high", "n"
 
 def to_csv(rows: Sequence[Row]) -> str:
     """The scorecard as CSV, all values as stored; what a cell is measured by besides is a line of its own, with its metric."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     parts = {name: [f"{name}_{end}" for end in ENDS] for name in ESTIMATES} | {"baselines": list(BASELINES)}
-    writer.writerow([head for name in CSV_FIELDS for head in parts.get(name, [name])])
+    lines: list[list[object]] = [[head for name in CSV_FIELDS for head in parts.get(name, [name])]]
     for row in with_extra_metrics(rows):
         cells: list[object] = []
         for name in CSV_FIELDS:
@@ -34,21 +32,26 @@ def to_csv(rows: Sequence[Row]) -> str:
                 cells += ["", "", "", 0, "", ""] if value is None else [getattr(value, end) for end in ENDS]
             else:
                 cells += [value.get(b, "") for b in BASELINES] if name == "baselines" else [value]
-        writer.writerow(csv_cell("" if cell is None else cell) for cell in cells)
-    return out.getvalue()
+        lines.append(cells)
+    return csv_text(lines)
 
 
 def measures_to_csv(rows: Sequence[CellMeasures]) -> str:
     """A line for each cell and measure (`transfer.measurement.prediction_measures`), as stored."""
-    out, ends = io.StringIO(), ENDS[:-1]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["cell", "task", "method", "start", "shots", "protocol_digest", "measure", *ends])
+    ends = ENDS[:-1]
+    lines: list[list[object]] = [["cell", "task", "method", "start", "shots", "protocol_digest", "measure", *ends]]
     for row in rows:
         first = row.entry
         head = [row.cell, first.task, first.method, start_of(first), first.shots, first.protocol_digest]
         for name, value in row.estimates.items():
-            cells = [*head, name, *(getattr(value, end) for end in ends)]
-            writer.writerow(csv_cell("" if cell is None else cell) for cell in cells)
+            lines.append([*head, name, *(getattr(value, end) for end in ends)])
+    return csv_text(lines)
+
+
+def csv_text(lines: Iterable[Iterable[object]]) -> str:
+    """Lines of cells as CSV; None is an empty cell."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([csv_cell(cell) for cell in line] for line in lines)
     return out.getvalue()
 
 

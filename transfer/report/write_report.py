@@ -6,7 +6,7 @@ everywhere inside; points and per cent only where people read.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -22,25 +22,19 @@ from transfer.results.contamination import cleaned, read_overlaps
 from transfer.results.error_analysis import measures_of_cells
 from transfer.results.scorecard import Row, difference_text, scorecard, shots_text, value_text
 from transfer.results.scorecard_table import columns_of, lines_of, notes, p_text
-from transfer.results.sweep_results import load_entries, load_findings
+from transfer.results.sweep_results import load_findings
 from transfer.results.trial_records import check_lineage
 from transfer.results.vtab_score import vtab_scores
-
-__all__ = [
-    "Row",
-    "load_entries",
-    "load_findings",
-    "print_comparisons",
-    "print_table",
-    "scorecard",
-    "to_csv",
-    "write_report",
-]
 
 MAX_CELL_CHARACTERS = 60
 LOG_WIDTH = 160
 """In a log, a line that is cut at 80 characters has lost its verdict."""
 
+OVER_TASKS_COLUMNS = (
+    *(("over tasks", False), ("of", False), ("method", False), ("shots", True), ("difference", True)),
+    *(("wins-ties-losses", False), ("n tasks", True), ("p", True), ("p (Holm)", True), ("verdict", False)),
+)
+"""Title, and whether of numbers."""
 OVER_TASKS = (
     "± over tasks, + is better; p: exact sign-flip test, two-sided, and after Holm's correction over these lines; "
     "below 6 tasks it cannot reach 0.05"
@@ -58,7 +52,7 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None, *, width: int
             cells[0].pad_left(2)
         cells[-1].stylize(styles.get(line.row.verdict, "dim"))
         table.add_row(*cells)
-    console = text_console(stream, width)
+    console = text_console(width, stream)
     console.print(table)
     for note in notes(rows):
         console.print(Text(terminal(note), style="dim"))
@@ -75,24 +69,11 @@ def print_table(rows: Sequence[Row], stream: TextIO | None = None, *, width: int
         console.print(Text(terminal(f"VTAB-1k score of {one.start} by {one.method}: {score}")))
 
 
-def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> None:
+def print_comparisons(found: Sequence[Versus]) -> None:
     """Sources against each other over tasks, where a table has several tasks or sources."""
     if not any(versus.result.difference.n > 1 for versus in found):
         return
-    titles = (
-        "over tasks",
-        "of",
-        "method",
-        "shots",
-        "difference",
-        "wins-ties-losses",
-        "n tasks",
-        "p",
-        "p (Holm)",
-        "verdict",
-    )
-    numbers = ("shots", "difference", "n tasks", "p", "p (Holm)")
-    table = text_table([(title, title in numbers) for title in titles])
+    table = text_table(OVER_TASKS_COLUMNS)
     several = len({v.a for v in found}) > 1
     for v in found:
         r = v.result
@@ -103,7 +84,7 @@ def print_comparisons(found: Sequence[Versus], stream: TextIO | None = None) -> 
             *(r.difference.n, f"{r.p_value:.3g}", p_text(r.p_holm), r.verdict),
         )
         table.add_row(*(Text(shortened(cell, MAX_CELL_CHARACTERS)) for cell in cells))
-    console = text_console(stream)
+    console = text_console()
     console.print(table)
     console.print(Text(terminal(OVER_TASKS), style="dim"))
 
@@ -116,7 +97,7 @@ def text_table(columns: Iterable[tuple[str, bool]], *, wraps_first: bool = False
     return table
 
 
-def text_console(stream: TextIO | None, width: int = LOG_WIDTH) -> Console:
+def text_console(width: int = LOG_WIDTH, stream: TextIO | None = None) -> Console:
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         console.width = width
@@ -156,17 +137,19 @@ def write_report(
         print_comparisons(versus)
         for line in (line for one in findings.played for line in (*one.wrong, *one.not_played)):
             print(terminal(line))
-    files: dict[str, Callable[[], bytes]] = {
-        "csv": lambda: to_csv(rows).encode(),
-        "html": lambda: render(findings, rows, versus, clean, measured).encode(),
-        "png": lambda: picture(rows),
-        "measures": lambda: measures_to_csv(measured).encode(),
+    files: dict[str, tuple[str, str | bytes]] = {
+        "csv": ("scorecard.csv", to_csv(rows)),
+        "html": ("scorecard.html", render(findings, rows, versus, clean, measured)),
+        "png": ("scorecard.png", picture(rows)),
+        "measures": ("measures.csv", measures_to_csv(measured)),
     }
-    names = {"measures": "measures.csv"}
-    paths = {kind: objects.join(out_dir, names.get(kind, f"scorecard.{kind}")) for kind in files}
-    made = {
-        kind: make() for kind, make in files.items()
-    }  # all or nothing: a page that does not build leaves none behind
-    for kind, data in made.items():
-        objects.write_bytes(paths[kind], data)
+    return write_files(out_dir, files)
+
+
+def write_files(out: str | os.PathLike[str], files: Mapping[str, tuple[str, str | bytes]]) -> dict[str, str]:
+    """Of a report {kind: (name, content)}, under `out`; {kind: path or URL}. What is written was made whole before: a page that
+    does not build leaves nothing behind."""
+    paths = {kind: objects.join(out, name) for kind, (name, _) in files.items()}
+    for kind, (_, content) in files.items():
+        objects.write_bytes(paths[kind], content.encode() if isinstance(content, str) else content)
     return paths

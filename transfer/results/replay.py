@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.storage import objects
 from transfer.search import optuna_search, successive_halving
-from transfer.search.grids import Bracket
 from transfer.sweep.entry import LedgerEntry
 
 
@@ -59,7 +58,7 @@ def play_again(sweep: str, entries: Mapping[str, LedgerEntry], methods: Mapping[
 
 
 def _of_rung(decision: successive_halving.Decision, entries: Mapping[str, LedgerEntry]) -> str:
-    if successive_halving.replay(decision, Bracket((), ())) != decision.kept:
+    if successive_halving.replay(decision) != decision.kept:
         return "others go on by its own numbers"
     for row in decision.rows:
         entry = entries.get(row["digest"])

@@ -43,9 +43,7 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def estimate(
-    values: Sequence[float], confidence: float = CONFIDENCE, *, within: Range | None = None
-) -> Estimate | None:
+def estimate(values: Sequence[float], *, within: Range | None = None) -> Estimate | None:
     """The mean of `values` and its Student-t interval; None without values. ValueError if one is not finite.
 
     Args:
@@ -61,7 +59,7 @@ def estimate(
     if n == 1:
         return Estimate(mean, 1)
     error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    half = t_quantile(n - 1, confidence) * error
+    half = t_quantile(n - 1) * error
     # Shares of a few hundred images agree by chance: three draws that each differ by 7 of 200 images prove nothing more.
     if within is None:
         if error < LEAST_ERROR:
@@ -86,20 +84,20 @@ def _p_of_zero(mean: float, error: float, degrees: int) -> float:
     return float(2 * stdtr(degrees, -abs(mean / error)))
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float], confidence: float = CONFIDENCE) -> Estimate | None:
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate | None:
     """`a` minus `b` over the seeds that both have; None if they share none.
 
     Pairing takes out what both share of a seed (the same drawn images), so it sees smaller differences than two
     intervals side by side do.
     """
-    return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())], confidence)
+    return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
-def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(degrees: int) -> float:
     """The two-sided Student-t quantile: 4.303 for two degrees of freedom at 95 %."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees, 0.5 + confidence / 2))
+    return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -41,6 +41,19 @@ class Folder:
     sealed: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each selection record, by its name."""
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """As sweep.json holds it (`transfer.sweep.cells.Sweep.plain`); {} of an earlier version."""
+        return self.sweep.get("plan") or {}
+
+    @property
+    def suite(self) -> dict[str, Any]:
+        return self.plan.get("suite") or {}
+
+    def method(self, name: str) -> dict[str, Any]:
+        """Settings of a method of the suite."""
+        return (self.suite.get("methods") or {}).get(name) or {}
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -101,7 +114,7 @@ class Findings:
         data = cell.config.get("data")
         url = data.get("url") if isinstance(data, dict) else data
         if self.data_root or not url:
-            root = self.data_root or (self.home[cell.digest].sweep.get("plan") or {}).get("data_root")
+            root = self.data_root or self.home[cell.digest].plan.get("data_root")
             url = objects.join(root, cell.task) if root else None
         if not url:
             return "the sweep does not say where its data lie; name the folder with --data-root"
@@ -116,8 +129,7 @@ class Findings:
 
 def played(folder: Folder, cell: str = "") -> Played:
     """`transfer.results.replay.play_again` of a sweep's folder, or of one cell's decisions in it."""
-    methods = ((folder.sweep.get("plan") or {}).get("suite") or {}).get("methods") or {}
-    return play_again(folder.url, {e.digest: e for e in folder.entries}, methods, cell)
+    return play_again(folder.url, {e.digest: e for e in folder.entries}, folder.suite.get("methods") or {}, cell)
 
 
 def name_of_test_split(manifest: Manifest) -> str:
@@ -231,19 +243,18 @@ def _difference(a: Folder, b: Folder, entry: LedgerEntry) -> str:
 
 
 def _configured(folder: Folder, entry: LedgerEntry) -> dict[str, Any]:
-    plan = folder.sweep.get("plan") or {}
-    suite = plan.get("suite") or {}
-    tasks = {t.get("label") or t["card"].rpartition("/")[2].removesuffix(".yaml"): t for t in suite.get("tasks", [])}
-    method = {
-        k: v for k, v in (suite.get("methods", {}).get(entry.method) or {}).items() if k not in ("shots", "title")
+    tasks = {
+        t.get("label") or t["card"].rpartition("/")[2].removesuffix(".yaml"): t for t in folder.suite.get("tasks", [])
     }
+    task = tasks.get(entry.task) or {}
+    method = {k: v for k, v in folder.method(entry.method).items() if k not in ("shots", "title")}
     data = {e.data_digest[:12] for e in folder.entries if e.task == entry.task}
-    task = {
-        "holdout_per_class": (tasks.get(entry.task) or {}).get("holdout_per_class"),
+    stated = {
+        "holdout_per_class": task.get("holdout_per_class"),
         "data": ", ".join(sorted(data)),
-        **{k: (tasks.get(entry.task) or {}).get(k) for k in ("real_labels", "v2", "also", "corruptions")},
+        **{k: task.get(k) for k in ("real_labels", "v2", "also", "corruptions")},
     }
-    return method | task | {"scheduler": plan.get("scheduler")}
+    return method | stated | {"scheduler": folder.plan.get("scheduler")}
 
 
 def _named_apart(cells: list[LedgerEntry], home: dict[str, Folder]) -> list[LedgerEntry]:

@@ -111,10 +111,6 @@ class Bracket:
     rungs: tuple[int, ...]
     """Steps at which the best go on; none: all run to the end."""
 
-    def keeps(self, num: int) -> int:
-        """How many of `num` go on from a rung."""
-        return max(1, math.ceil(num / REDUCTION))
-
 
 def brackets(points: Sequence[Point], scheduler: Scheduler) -> list[Bracket]:
     """Every point in one bracket, by schedule length."""
@@ -126,22 +122,25 @@ def brackets(points: Sequence[Point], scheduler: Scheduler) -> list[Bracket]:
         if scheduler in ("none", "asha"):
             found.append(Bracket(tuple(members), ()))
         elif scheduler == "halving":
-            found.append(Bracket(tuple(members), _rungs(length, len(members))))
+            found.append(Bracket(tuple(members), _rungs(length, _most_rungs(len(members)))))
         else:
             found += _hyperband(length, members)
     return found
 
 
-def _rungs(length: int, num: int) -> tuple[int, ...]:
+def _most_rungs(num: int) -> int:
     """num points need log_3(num) rungs until one is left."""
-    count = int(math.log(num, REDUCTION) + 1e-9)
+    return int(math.log(num, REDUCTION) + 1e-9)
+
+
+def _rungs(length: int, count: int) -> tuple[int, ...]:
     steps = [length // REDUCTION**k for k in range(count, 0, -1)]
     return tuple(sorted({s for s in steps if 0 < s < length}))
 
 
 def _hyperband(length: int, members: Sequence[int]) -> list[Bracket]:
     """Brackets from many rungs to none, as many points in each as its first rung can thin out to one (Li et al. 2018)."""
-    most = int(math.log(len(members), REDUCTION) + 1e-9)
+    most = _most_rungs(len(members))
     weights = [math.ceil((most + 1) / (s + 1) * REDUCTION**s) for s in range(most, -1, -1)]
     total, found, begin = sum(weights), [], 0
     for s, weight in zip(range(most, -1, -1), weights, strict=True):
@@ -149,24 +148,18 @@ def _hyperband(length: int, members: Sequence[int]) -> list[Bracket]:
         mine = tuple(members[begin:end])
         begin = end
         if mine:
-            steps = [length // REDUCTION**k for k in range(s, 0, -1)]
-            found.append(Bracket(mine, tuple(sorted({x for x in steps if 0 < x < length}))))
+            found.append(Bracket(mine, _rungs(length, s)))
     return found
 
 
-def survivors(bracket: Bracket, alive: Sequence[int], scores: Mapping[int, tuple[float, float] | None]) -> list[int]:
-    """Who goes on from a rung: by score, then by loss, then by place in the space. A point without a score failed.
+def survivors(scores: Mapping[int, tuple[float, float] | None]) -> list[int]:
+    """Who goes on from a rung, one of `REDUCTION`: by score, then by loss, then by place in the space.
 
     Args:
-        alive: indices of the points that the rung before let through.
-        scores: for each of them (score, loss).
+        scores: of the points that the rung before let through, by index (score, loss); None: it failed.
     """
-    ranked: list[tuple[float, float, int]] = []
-    for index in alive:
-        found = scores[index]
-        if found is not None:
-            ranked.append((-found[0], found[1], index))
-    return [index for *_, index in sorted(ranked)[: bracket.keeps(len(alive))]]
+    ranked = sorted((-found[0], found[1], index) for index, found in scores.items() if found is not None)
+    return [index for *_, index in ranked[: max(1, math.ceil(len(scores) / REDUCTION))]]
 
 
 def grace_steps(points: Sequence[Mapping[str, Any]]) -> int:

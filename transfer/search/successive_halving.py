@@ -8,6 +8,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
@@ -15,7 +16,7 @@ from pipeline import documents
 from pipeline.documents import Count, Text
 from pipeline.errors import UserError
 from pipeline.storage import objects
-from transfer.search.grids import Bracket, survivors
+from transfer.search.grids import survivors
 
 REMEDY = "restore it, or run the sweep again in another folder: a decision is not taken twice"
 
@@ -94,7 +95,6 @@ def decide(
     sweep: str,
     cell: str,
     number: int,
-    bracket: Bracket,
     step: int,
     scheduler: str,
     alive: dict[int, tuple[str, Rung | None]],
@@ -109,10 +109,9 @@ def decide(
     if there is not None:
         if [(row["index"], row["digest"]) for row in there.rows] != [(i, digest) for i, (digest, _) in alive.items()]:
             raise UserError(f"{url} was taken about other candidates than this sweep has at step {step}; {REMEDY}")
-        if replay(there, bracket) != there.kept:
+        if replay(there) != there.kept:
             raise UserError(f"{url}: by its own numbers others go on than it keeps; {REMEDY}")
         return there
-    scores = {i: None if rung is None else (rung.score, rung.loss) for i, (_, rung) in alive.items()}
     rows: list[Row] = [
         {"index": i, "digest": digest, "score": rung.score if rung else None, "loss": rung.loss if rung else None}
         for i, (digest, rung) in alive.items()
@@ -123,7 +122,7 @@ def decide(
         step=step,
         scheduler=scheduler,
         rows=rows,
-        kept=survivors(bracket, list(alive), scores),
+        kept=_kept(rows),
     )
     objects.write_bytes(url, (json.dumps(asdict(decision), indent=1) + "\n").encode())
     return decision
@@ -140,13 +139,17 @@ def read_decision(url: str) -> Decision | None:
         return None
 
 
-def replay(decision: Decision, bracket: Bracket) -> list[int]:
+def replay(decision: Decision) -> list[int]:
     """Who goes on by the numbers in a decision; equal to its `kept` unless somebody changed either."""
+    return _kept(decision.rows)
+
+
+def _kept(rows: Sequence[Row]) -> list[int]:
     scores: dict[int, tuple[float, float] | None] = {}
-    for row in decision.rows:
+    for row in rows:
         score, loss = row["score"], row["loss"]
         scores[row["index"]] = None if score is None or loss is None else (score, loss)
-    return survivors(bracket, [r["index"] for r in decision.rows], scores)
+    return survivors(scores)
 
 
 def work_url(sweep: str, digest: str) -> str:
@@ -154,7 +157,7 @@ def work_url(sweep: str, digest: str) -> str:
 
 
 def remove_work(sweep: str, digest: str) -> None:
-    """Of a trial that is over, with what it trained before (`transfer.sweep.finetune.begin`)."""
+    """Of a trial that is over, with what it trained before (`transfer.sweep.finetune.begin_stages`)."""
     for name in ("", "-teacher", "-first"):
         objects.remove_tree(work_url(sweep, digest) + name)
 

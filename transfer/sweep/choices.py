@@ -30,26 +30,23 @@ def choose(cell: Cell, ledger: Ledger) -> str:
         NothingChosen: none ran to its end. Or one has no result: its process died, or it is not in the ledger. It may have been
             the best one, and among the others another one would win.
     """
-    found = {trial.digest: ledger.find(trial.digest) for trial in cell.search}
+    found: list[tuple[Trial, LedgerEntry]] = []
     for trial in cell.search:
-        entry = found[trial.digest]
+        entry = ledger.find(trial.digest)
         if entry is None or entry.lacks_result:
             why = entry.error if entry is not None else "it was not run"
             point = ", ".join(f"{name} {value:g}" for name, value in trial.hyperparameters.items())
             raise NothingChosen(
                 f"nothing was selected, for the candidate of {point} has no result ({why}); the same command runs it again"
             )
-    whole = [
-        (t, e)
-        for t in cell.search
-        if (e := found[t.digest]) and e.is_ok and _last(e)[0] == t.hyperparameters["num_steps"]
-    ]
+        found.append((trial, entry))
+    whole = [(t, e) for t, e in found if e.is_ok and _last(e)[0] == t.hyperparameters["num_steps"]]
     if not whole:
-        if all(entry and entry.cause == "diverged" for entry in found.values()):
+        if all(entry.cause == "diverged" for _, entry in found):
             raise NothingChosen("every candidate of the search diverged", "diverged")
         raise NothingChosen("no candidate of the search ran to its end")
     best, _ = min(whole, key=lambda one: (-(one[1].value or 0.0), _last(one[1])[1]))
-    return cell.select(ledger.sweep, best.hyperparameters, [_candidate(t, found[t.digest]) for t in cell.search])
+    return cell.select(ledger.sweep, best.hyperparameters, [_candidate(*one) for one in found])
 
 
 def choose_point(cell: Cell, found: LedgerEntry, sweep: str) -> str:
@@ -70,19 +67,19 @@ def choose_by_rank(cells: Sequence[Cell], found: Sequence[LedgerEntry], sweep: s
     ]
 
 
-def of_grid(grid: Sequence[GridRow], digest: str = "") -> list[Candidate]:
+def of_grid(grid: Sequence[GridRow], digest: str) -> list[Candidate]:
     """The candidates of a probe's search trial."""
     return [Candidate(**row, loss=None, step=0, status="ok", digest=digest) for row in grid]
 
 
-def _candidate(trial: Trial, found: LedgerEntry | None) -> Candidate:
-    step, loss = _last(found) if found is not None else (0, None)
+def _candidate(trial: Trial, found: LedgerEntry) -> Candidate:
+    step, loss = _last(found)
     return {
         "hyperparameters": trial.hyperparameters,
-        "score": found.value if found else None,
+        "score": found.value,
         "loss": loss,
         "step": step,
-        "status": found.status if found else "not run",
+        "status": found.status,
         "digest": trial.digest,
     }
 

@@ -1,6 +1,7 @@
 """A trial, and the entry of one that is over: typed, ranged, sealed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
@@ -130,14 +131,9 @@ class LedgerEntry:
 def entry(
     trial: Trial,
     *,
-    task_title: str,
     checkpoint_url: str,
     value: float | None,
-    num_train: int = 0,
-    num_test: int = 0,
-    history: list[dict[str, float]] | None = None,
-    seconds_s: float = 0.0,
-    images_seen: int = 0,
+    history: Sequence[dict[str, float]] = (),
     error: str | None = None,
     cause: Cause = "",
     **facts: Any,
@@ -145,25 +141,21 @@ def entry(
     """The entry of a trial that is over; failed if there is an error or the value is not finite.
 
     Args:
-        facts: other fields of `LedgerEntry`.
+        facts: other fields of `LedgerEntry`; of one that failed before it began there is nothing to count.
     """
     if error is None and (value is None or not math.isfinite(value)):
         error, cause = f"the {trial.metric} is {value}", "diverged"
+    counts: dict[str, Any] = {"num_train": 0, "num_test": 0, "seconds_s": 0.0, "images_seen": 0}
     return LedgerEntry(
         digest=trial.digest,
         **asdict(trial),
-        task_title=task_title,
         value=None if error else value,
-        num_train=num_train,
-        num_test=num_test,
-        history=[row for row in history or [] if all(math.isfinite(v) for v in row.values())],
-        seconds_s=seconds_s,
-        images_seen=images_seen,
+        history=[row for row in history if all(math.isfinite(v) for v in row.values())],
         checkpoint_url=checkpoint_url if trial.checkpoint_digest else "",
         status="failed" if error else "ok",
         error=error,
         cause=cause,
-        **facts,
+        **(counts | facts),
     )
 
 

@@ -9,7 +9,6 @@ otherwise), BiT's rule, which derives it from the task, or that of each backbone
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.checkpoint.saving_config import SavingConfig
@@ -19,7 +18,6 @@ from pipeline.duration import Duration
 from pipeline.engine.optim_config import OptimConfig
 from pipeline.errors import Diverged
 from pipeline.models.backbone import ModelConfig
-from pipeline.models.batch_norm import Statistics
 from pipeline.records import Record, Stopped
 from pipeline.storage import objects
 from pipeline.training.run import Run
@@ -107,12 +105,12 @@ def finetune_run(
         chosen = read_selection(test.selection_url).hyperparameters
         if chosen != dict(hyperparameters):
             raise ValueError(f"{test.selection_url} chose {chosen}, the trial has {dict(hyperparameters)}")
-    recipe = _recipe(method, task, num_images, hyperparameters)
+    settings: Any = method.settings
     num_steps = int(hyperparameters["num_steps"])
     augment = finetune_augment(source, task, method, num_images)
-    batch, _ = _batch(recipe, augment, num_images)
+    batch, _ = _batch(settings, augment, num_images)
     options = {**source.backbone_options(), "head_init": "zero"}
-    options |= {k: v for k in REGULARISATION[:2] if (v := getattr(recipe, k))}
+    options |= {k: v for k in REGULARISATION[:2] if (v := getattr(settings, k, 0.0))}
     return Run(
         name=f"{task.name}-{method.name}-{init}-{shots}-shots-seed-{seed}",
         seed=seed,
@@ -121,11 +119,11 @@ def finetune_run(
             options=options,
             init_from=source.checkpoint_url if init == "pretrained" else None,
             new_head=True,
-            batch_norm=recipe.batch_norm,
+            batch_norm=settings.batch_norm,
         ),
-        data=_data(task, part, parts.holdout, test, recipe, method.settings.convert_icc),
+        data=_data(task, part, parts.holdout, test, settings),
         augment=augment,
-        optim=recipe.optim,
+        optim=_optim(method, task, num_images, hyperparameters),
         global_batch=batch,
         duration=Duration(num_steps, "steps"),
         eval_every=Duration(eval_every, "steps") if eval_every else None,
@@ -202,39 +200,26 @@ def refuse_stop(record: Record) -> None:
         raise TrialFailed(f"{record.reason}; the same command again goes on from there", "lost")
 
 
-def _data(
-    task: Task, part: Part, holdout: Part, test: TestSplit | None, recipe: "_Recipe", convert_icc: bool
-) -> DataConfig:
+def _data(task: Task, part: Part, holdout: Part, test: TestSplit | None, settings: Any) -> DataConfig:
     return DataConfig(
         url=task.url,
         train_split=part.split,
         eval_split=holdout.split if test is None else test.name,
         subset=part.subset,
         eval_subset=holdout.subset if test is None else None,
-        repeats=recipe.repeats,
-        order="correlated" if recipe.correlated else "windowed",
-        convert_icc=convert_icc,
+        repeats=repeats_of(settings, part.num),
+        order="correlated" if getattr(settings, "correlated", False) else "windowed",
+        convert_icc=settings.convert_icc,
     )
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    batch: int
-    repeats: int
-    drop_rate: float
-    stochastic_depth: float
-    optim: OptimConfig
-    batch_norm: Statistics
-    correlated: bool = False
-
-
-def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any]) -> _Recipe:
+def _optim(method: Method, task: Task, num_images: int, point: Mapping[str, Any]) -> OptimConfig:
     settings, num_steps, rate = method.settings, int(point["num_steps"]), float(point["learning_rate"])
     loss: Literal["softmax", "binary"] = "binary" if task.truth.kind == "several" else "softmax"
     if isinstance(settings, HyperruleSettings):
         rule = _rule(task, settings, num_images)
         share = num_steps / rule.steps
-        optim = OptimConfig(
+        return OptimConfig(
             name="sgd" if settings.nesterov else "momentum",
             loss=loss,
             learning_rate=rate,
@@ -245,12 +230,8 @@ def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any
             weight_decay=rule.weight_decay,
             clipping=settings.clipping,
         )
-        # BiT's batches are of its own size whatever the support: it is gone through again and again within one.
-        return _Recipe(
-            settings.batch, max(1, math.ceil(settings.batch / num_images)), 0.0, 0.0, optim, settings.batch_norm
-        )
     assert isinstance(settings, FinetuneSettings)
-    optim = OptimConfig(
+    return OptimConfig(
         name=settings.optimiser,
         loss=loss,
         learning_rate=rate,
@@ -266,29 +247,27 @@ def _recipe(method: Method, task: Task, num_images: int, point: Mapping[str, Any
         label_smoothing=settings.label_smoothing,
         sam_rho=settings.sam_rho,
     )
-    regularised = settings.drop_rate, settings.stochastic_depth
-    return _Recipe(
-        settings.batch, settings.repeats, *regularised, optim, settings.batch_norm, correlated=settings.correlated
-    )
 
 
-def num_processes(
-    source: Backbone, task: Task, method: Method, num_images: int, hyperparameters: Mapping[str, Any], *, wanted: int
-) -> int:
+def repeats_of(settings: Any, num_images: int) -> int:
+    """How often an image is in a pass."""
+    if isinstance(settings, HyperruleSettings):
+        # BiT's batches are of its own size whatever the support: it is gone through again and again within one.
+        return max(1, math.ceil(settings.batch / num_images))
+    return int(settings.repeats)
+
+
+def num_processes(source: Backbone, task: Task, method: Method, num_images: int, *, wanted: int) -> int:
     """As how many processes a trial runs where `wanted` may: as many of them as its global batch can be shared by."""
-    augment = finetune_augment(source, task, method, num_images)
-    batch, multiple = _batch(_recipe(method, task, num_images, hyperparameters), augment, num_images)
+    batch, multiple = _batch(method.settings, finetune_augment(source, task, method, num_images), num_images)
     shares = batch // multiple
     return next(n for n in range(min(wanted, shares), 0, -1) if shares % n == 0)
 
 
-def _batch(recipe: _Recipe, augment: AugmentConfig, num_images: int) -> tuple[int, int]:
+def _batch(settings: Any, augment: AugmentConfig, num_images: int) -> tuple[int, int]:
     """(samples an update, what they and each process's share of them are a multiple of)."""
-    multiple = _multiple(augment, recipe)
-    batch = min(recipe.batch, num_images * recipe.repeats)
+    repeats = repeats_of(settings, num_images)
+    # A batch holds whole pairs of mixed images, and all copies of an image.
+    multiple = math.lcm(augment.micro_batch_multiple, repeats)
+    batch = min(settings.batch, num_images * repeats)
     return max(batch // multiple, 1) * multiple, multiple
-
-
-def _multiple(augment: AugmentConfig, recipe: _Recipe) -> int:
-    """A batch holds whole pairs of mixed images, and all copies of an image."""
-    return math.lcm(augment.micro_batch_multiple, recipe.repeats)

@@ -1,5 +1,6 @@
 """A probe job: all probes, shots and seeds of a (task, backbone), since they share one pass over the images."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,9 @@ from transfer.sweep.failures import cause_of, reason
 from transfer.sweep.finetune import at_resolution
 from transfer.sweep.ledger import Ledger
 
+Networks = Callable[[int], Backbone]
+"""Of a seed."""
+
 
 def probe_trials(sweep: Sweep, cell: Cell) -> list[Trial]:
     """All trials of a probe cell that can be named now: its search, and its finals once its point is known."""
@@ -43,7 +47,7 @@ def run_probes(sweep: Sweep, cells: list[Cell]) -> Iterator[LedgerEntry]:
     after its search until the conductor has written the record.
     """
     task = sweep.task_of(cells[0].any_trial)
-    networks = _Networks(sweep, cells[0])
+    networks = _networks_of(sweep, cells[0])
     ledger = Ledger(sweep.out)
     for cell in cells:
         if not objects.exists(cell.selection_url(sweep.out)):
@@ -56,23 +60,13 @@ def run_probes(sweep: Sweep, cells: list[Cell]) -> Iterator[LedgerEntry]:
                     yield from _guarded(sweep, ledger, cell, _final(sweep, ledger, task, cell, final, networks), final)
 
 
-class _Networks:
-    """The backbone of a probe job: one for all seeds, or from scratch one a seed; made when features are not kept yet."""
-
-    def __init__(self, sweep: Sweep, cell: Cell) -> None:
-        self.source = sweep.source_of(cell.any_trial)
-        self._init, self._made = cell.init, -1
-        self._backbone: Backbone | None = None
-
-    def __call__(self, seed: int) -> Backbone:
-        wanted = 0 if self._init == "pretrained" else seed
-        if self._backbone is None or self._made != wanted:
-            if self._init == "pretrained":
-                self._backbone = pretrained(self.source.checkpoint_url, self.source.digest)
-            else:
-                self._backbone = from_scratch(self.source.model, self.source.backbone_options(), seed)
-            self._made = wanted
-        return self._backbone
+def _networks_of(sweep: Sweep, cell: Cell) -> Networks:
+    """The backbones of a probe job: one for all seeds, or from scratch one a seed, of which the last is kept."""
+    source = sweep.source_of(cell.any_trial)
+    if cell.init == "pretrained":
+        loaded = functools.cache(lambda: pretrained(source.checkpoint_url, source.digest))
+        return lambda seed: loaded()
+    return functools.lru_cache(maxsize=1)(lambda seed: from_scratch(source.model, source.backbone_options(), seed))
 
 
 def _guarded(
@@ -90,7 +84,7 @@ def _guarded(
 
 
 def _of_part(
-    sweep: Sweep, task: Task, method: Method, part: Part, augment: AugmentConfig, backbone: Callable[[], Backbone]
+    sweep: Sweep, task: Task, method: Method, part: Part, augment: AugmentConfig, backbone: Backbone
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, D) and truth (`Task.truth`) of some training images."""
     splits, icc = part.split.split("+"), method.settings.convert_icc
@@ -103,7 +97,7 @@ def _of_part(
     return train[chosen], truth[chosen]
 
 
-def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Networks) -> Iterator[LedgerEntry]:
+def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: Networks) -> Iterator[LedgerEntry]:
     """All points of the grid on the held-out part, and the selection record that follows from them; of one point, it alone."""
     if not cell.search:  # a fit on the held-out part would decide nothing, and cost as much as a final
         cell.select(sweep.out, dict(cell.points[0]), [], "nothing was searched: the method has one point")
@@ -117,9 +111,9 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
     begin = time.perf_counter()
     method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
     parts = task.parts(method.settings, cell.shots, 0)
-    augment = at_resolution(networks.source.augment, method)
-    support, labels = _of_part(sweep, task, method, parts.search, augment, lambda: networks(0))
-    held, held_labels = _of_part(sweep, task, method, parts.holdout, augment, lambda: networks(0))
+    augment = at_resolution(sweep.source_of(trial).augment, method)
+    support, labels = _of_part(sweep, task, method, parts.search, augment, networks(0))
+    held, held_labels = _of_part(sweep, task, method, parts.holdout, augment, networks(0))
     scorer = fit.fit(method, cell.points, support, labels, task.num_classes, seed=0, device=_device())
     scores = [
         metrics.compute(cell.any_trial.metric, *fit.measured(s, held_labels, task.num_classes)) for s in scorer(held)
@@ -143,16 +137,16 @@ def _search(sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, networks: _Net
 
 
 def _final(
-    sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: _Networks
+    sweep: Sweep, ledger: Ledger, task: Task, cell: Cell, trial: Trial, networks: Networks
 ) -> Iterator[LedgerEntry]:
     begin = time.perf_counter()
     method, memory, power = sweep.suite.method(cell.method), Memory(), Power()
     part = task.parts(method.settings, cell.shots, trial.seed).final
-    augment = at_resolution(networks.source.augment, method)
-    support, labels = _of_part(sweep, task, method, part, augment, lambda: networks(trial.seed))
+    augment = at_resolution(sweep.source_of(trial).augment, method)
+    support, labels = _of_part(sweep, task, method, part, augment, networks(trial.seed))
     opened = open_test(task, cell.selection_url(sweep.out), trial=trial.digest)
     icc = method.settings.convert_icc
-    test, test_labels = features(lambda: networks(trial.seed), task, augment, sweep.out, test=opened, convert_icc=icc)
+    test, test_labels = features(networks(trial.seed), task, augment, sweep.out, test=opened, convert_icc=icc)
     fitting: dict[str, Any] = {"seed": trial.seed, "device": _device()}
     scorer = fit.fit(method, [trial.hyperparameters], support, labels, task.num_classes, **fitting)
     truth = task.truth.of(test_labels, task.url, opened.name)
@@ -167,7 +161,7 @@ def _final(
         other: Task, there: TestSplit, change: extra_test_sets.Corrupted = None, /
     ) -> tuple[np.ndarray, np.ndarray]:
         known: dict[str, Any] = {"test": there, "convert_icc": icc, "corruption": change}
-        found, labels = features(lambda: networks(trial.seed), other, augment, sweep.out, **known)
+        found, labels = features(networks(trial.seed), other, augment, sweep.out, **known)
         return next(scorer(found)), labels
 
     interval = None

@@ -177,12 +177,9 @@ class Conductor(Book):
                     self.no_finals(self.cells[index], why)
             if len(good) < len(found):
                 continue
-            for index, url in zip(
-                indices, choose_by_rank([self.cells[i] for i in indices], good, self.sweep.out), strict=True
-            ):
-                self.tell_selected(self.cells[index], url)
-            for index in indices:
-                cell = self.cells[index]
+            cells = [self.cells[i] for i in indices]
+            for index, cell, url in zip(indices, cells, choose_by_rank(cells, good, self.sweep.out), strict=True):
+                self.tell_selected(cell, url)
                 self._queue.append({"name": f"{cell.task}-probes-{cell.init}", "cell": -1, "probes": [index]})
 
     # --- what happened ------------------------------------------------------------------------------------------------
@@ -239,16 +236,17 @@ class Conductor(Book):
 
     def _fail_unsearched(self, job: Job, why: str) -> None:
         """Finals of probes whose search failed: they will not be run."""
-        for cell in (self.cells[index] for index in job["probes"]):
-            searched = self.ledger.find(cell.search[0].digest) if cell.search else None
+        for index in job["probes"]:
+            cell = self.cells[index]
             if not cell.search:
                 continue
-            if not objects.exists(cell.selection_url(self.sweep.out)):
-                if searched is None or not searched.is_ok:
-                    self.no_finals(cell, (searched.error if searched else None) or why)
-            else:
+            if self._is_selected(index):
                 for trial in cell.finals({}, self.sweep.suite.num_seeds):
                     self.ledger.remove(trial.digest)
+                continue
+            searched = self.ledger.find(cell.search[0].digest)
+            if searched is None or not searched.is_ok:
+                self.no_finals(cell, (searched.error if searched else None) or why)
 
     def _why(self, crashed: bool, seconds_s: float) -> tuple[Cause, str]:
         if not crashed:

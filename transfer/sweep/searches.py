@@ -164,7 +164,7 @@ class Searches:
             here = {i: (cell.search[i].digest, r if isinstance(r := stood[i], Rung) else None) for i in alive}
             url = self._decision(cell, number, step)
             is_new = not objects.exists(url)
-            decision = decide(out, cell.name, number, bracket, step, self._sweep.scheduler, here)
+            decision = decide(out, cell.name, number, step, self._sweep.scheduler, here)
             for i in alive:
                 if i not in decision.kept:
                     self._stop(cell.search[i], read_rung(out, cell.search[i].digest, step))

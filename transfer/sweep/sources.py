@@ -84,12 +84,7 @@ class Backbone:
 
     def check_weights(self) -> None:
         """UserError if the checkpoint was replaced since the sweep began."""
-        now = find_origin(self.checkpoint_url).digest
-        if now != self.digest:
-            raise UserError(
-                f"{self.checkpoint_url} holds other weights now (digest {now[:12]}, then {self.digest[:12]}); restore the "
-                "checkpoint, or run another sweep"
-            )
+        features.refuse_other_weights(self.checkpoint_url, find_origin(self.checkpoint_url).digest, self.digest)
 
 
 def evaluation_form(augment: AugmentConfig) -> AugmentConfig:

@@ -25,7 +25,6 @@ from transfer import metrics
 from transfer.measurement import extra_test_sets, network_measures, predictions, reference_values
 from transfer.measurement.downstream import PREFIX, downstream
 from transfer.measurement.resource_usage import Memory, Power
-from transfer.protocol.method_settings import HyperruleSettings
 from transfer.protocol.methods import Method
 from transfer.protocol.sealed_splits import TestSplit, open_test, selection_url
 from transfer.protocol.tasks import Task
@@ -34,7 +33,7 @@ from transfer.search.successive_halving import Rung, read_rung, remove_work, wor
 from transfer.sweep.cells import Sweep, name_of, open_again, plan
 from transfer.sweep.entry import LedgerEntry, Trial
 from transfer.sweep.failures import TrialFailed, cause_of, reason
-from transfer.sweep.finetune import begin_stages, finetune_run, num_processes, refuse_stop
+from transfer.sweep.finetune import begin_stages, finetune_run, num_processes, refuse_stop, repeats_of
 from transfer.sweep.ledger import Ledger
 from transfer.sweep.probe_job import run_probes
 from transfer.sweep.sources import Backbone
@@ -88,9 +87,8 @@ def _run_one(sweep: Sweep, job: dict[str, Any], report: Report, max_processes: i
 
 def processes_of(sweep: Sweep, trial: Trial, wanted: int) -> int:
     """As how many processes a fine-tuning trial runs where `wanted` may: its global batch is shared equally."""
-    task, method, source = sweep.task(trial.task), sweep.recipe_of(trial), sweep.source_of(trial)
-    num_images = _num_images(task, method, trial)
-    return num_processes(source, task, method, num_images, trial.hyperparameters, wanted=wanted)
+    task, method = sweep.task(trial.task), sweep.recipe_of(trial)
+    return num_processes(sweep.source_of(trial), task, method, _num_images(task, method, trial), wanted=wanted)
 
 
 def _num_images(task: Task, method: Method, trial: Trial) -> int:
@@ -190,6 +188,7 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
     """Keeps a final trial's predictions, and measures it on the task's further test sets."""
     scores = seen.scores
     assert scores is not None
+    work = work_url(sweep.out, trial.digest)
     predictions.write(sweep.out, trial.digest, scores.samples, scores.logits, scores.labels)
     seen.numbers |= extra_test_sets.numbers(
         task,
@@ -197,11 +196,10 @@ def _measure(sweep: Sweep, task: Task, trial: Trial, test: TestSplit, run: Run, 
         trial=trial.digest,
         samples=scores.samples,
         scores=scores.logits,
-        score=partial(extra_test_sets.scores_of, work_url(sweep.out, trial.digest), run),
+        score=partial(extra_test_sets.scores_of, work, run),
     )
     source = sweep.source_of(trial)
     if source.is_fresh:
-        work = work_url(sweep.out, trial.digest)
         measured = network_measures.of_training(seen.steps) | network_measures.of_network(work, run, test)
         for card in source.downstream:
             network, where = load_backbone(work).model, sweep.data_root
@@ -282,8 +280,7 @@ def finetune_entry(
     task, method = sweep.task(trial.task), sweep.recipe_of(trial)
     num_train = _num_images(task, method, trial)
     settings: Any = method.settings
-    fills = isinstance(settings, HyperruleSettings)
-    batch = settings.batch if fills else min(settings.batch, num_train * settings.repeats)
+    batch = min(settings.batch, num_train * repeats_of(settings, num_train))
     return sweep.entry(
         trial,
         value=value,

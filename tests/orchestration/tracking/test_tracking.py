@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.records import Evaluation, Finished, PassedOver, Saved, Skipped, Started, Step, Stopped
 from pipeline.secrets import public
 from pipeline.storage import objects
-from transfer.report.write_report import Row
+from transfer.results.scorecard import Row
 from transfer.results.statistics import Estimate
 
 T0_S = 1_700_000_000.0

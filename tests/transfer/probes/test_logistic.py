@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from transfer.probes.logistic import GRID, fit_logistic
+from transfer.probes.logistic import fit_logistic
+from transfer.protocol.method_settings import LogisticSettings
 
 
 def problem(num: int, width: int, num_classes: int) -> tuple[np.ndarray, ...]:
@@ -20,8 +21,7 @@ def test_probabilities_equal_scikit_learn(shape: tuple[int, int, int], c: float)
     from sklearn.linear_model import LogisticRegression
 
     train, labels, test = problem(*shape)
-    head = fit_logistic(train, labels, shape[2], c=c)
-    assert head.converged
+    (head,) = fit_logistic(train, labels, shape[2], cs=[c])
     # Its L-BFGS stops when the loss changes by less than 64 roundings, which is earlier; its Newton does not.
     for solver, atol in (("lbfgs", 1e-4), ("newton-cg", 5e-5)):
         peer = LogisticRegression(C=c, solver=solver, tol=1e-10, max_iter=5000).fit(train, labels)
@@ -31,36 +31,28 @@ def test_probabilities_equal_scikit_learn(shape: tuple[int, int, int], c: float)
 def test_a_list_of_c_gives_what_each_alone_gives_in_its_order() -> None:
     train, labels, test = problem(60, 8, 3)
     wanted = [10.0, 0.01, 1.0, 10.0]
-    heads = fit_logistic(train, labels, 3, c=wanted)
-    assert isinstance(heads, list) and [h.c for h in heads] == wanted
-    for head in heads:
-        alone = fit_logistic(train, labels, 3, c=head.c)
+    for head, c in zip(fit_logistic(train, labels, 3, cs=wanted), wanted, strict=True):
+        (alone,) = fit_logistic(train, labels, 3, cs=[c])
         np.testing.assert_allclose(head.scores(test), alone.scores(test), atol=1e-5)
 
 
 def test_the_published_grid() -> None:
-    assert len(GRID) == 45 and GRID[0] == 1e-6 and GRID[-1] == 1e5 and GRID[24] == pytest.approx(1.0)
-
-
-def test_who_ran_out_of_iterations_says_so() -> None:
-    train, labels, _ = problem(150, 12, 5)
-    short = fit_logistic(train, labels, 5, c=1.0, max_iterations=2)
-    whole = fit_logistic(train, labels, 5, c=1.0)
-    assert (short.converged, short.num_iterations) == (False, 2) and whole.converged and whole.slope < short.slope
+    cs = LogisticSettings(split="full").cs
+    assert len(cs) == 45 and cs[0] == 1e-6 and cs[-1] == 1e5 and cs[24] == pytest.approx(1.0)
 
 
 def test_the_bias_is_free_and_an_extreme_penalty_leaves_the_shares_of_the_classes() -> None:
     rng = np.random.Generator(np.random.PCG64(0))
     labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
-    head = fit_logistic(rng.normal(size=(100, 5)), labels, 3, c=1e-9)
+    (head,) = fit_logistic(rng.normal(size=(100, 5)), labels, 3, cs=[1e-9])
     np.testing.assert_allclose(head.scores(np.zeros((1, 5))), [[0.6, 0.3, 0.1]], atol=1e-5)
 
 
 def test_broken_features_and_penalties_are_refused() -> None:
     train, labels, _ = problem(20, 4, 2)
-    for c in (0.0, -1.0, float("inf"), [1.0, 0.0], []):
+    for cs in ([0.0], [-1.0], [float("inf")], [1.0, 0.0], []):
         with pytest.raises(UserError, match="positive"):
-            fit_logistic(train, labels, 2, c=c)
+            fit_logistic(train, labels, 2, cs=cs)
     train[0, 0] = np.inf
     with pytest.raises(UserError, match="not finite"):
-        fit_logistic(train, labels, 2, c=1.0)
+        fit_logistic(train, labels, 2, cs=[1.0])

@@ -14,7 +14,9 @@ import pytest
 from pipeline.errors import UserError
 from tests.transfer.records import selection_json, sweep_json
 from transfer.report.html_curves import learning
-from transfer.report.write_report import load_entries, load_findings, print_table, scorecard, write_report
+from transfer.report.write_report import print_table, write_report
+from transfer.results.scorecard import scorecard
+from transfer.results.sweep_results import load_entries, load_findings
 from transfer.sweep.entry import LedgerEntry
 
 TASKS = {"cifar10": "CIFAR-10", "flowers": "Flowers", "signdigits": "Sign digits"}

@@ -321,11 +321,11 @@ def test_halving_lets_a_third_go_on_and_the_decision_can_be_played_again(sweep: 
         for step, kept in zip(bracket.rungs, (3, 1), strict=True):
             decision = read_decision(f"{one.out}/decisions/{cell.name}-{number}-{step}.json")
             assert decision is not None and len(decision.kept) == kept
-            assert replay(decision, bracket) == decision.kept
+            assert replay(decision) == decision.kept
             rates = [cell.points[i]["learning_rate"] for i in decision.kept]
             assert rates == [0.9, 0.8, 0.7][:kept]
             turned = dataclasses.replace(decision, rows=[{**r, "score": -r["score"]} for r in decision.rows])
-            assert replay(turned, bracket) != decision.kept
+            assert replay(turned) != decision.kept
     entries = [e for e in Ledger(one.out).entries() if e.kind == "search" and e.init == cell.init]
     assert sorted(e.stopped_at for e in entries) == [0, 0, 2, 2, 2, 2, 2, 2, 6, 6, *([10] * 6), 30, 30]
 

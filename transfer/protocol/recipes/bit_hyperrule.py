@@ -26,7 +26,6 @@ class HyperRule:
     are squeezed to `crop_px`, as test images always are. One MixUp ratio a batch.
     """
 
-    variant: Variant
     steps: int
     warmup_steps: int
     decay_steps: tuple[int, ...]
@@ -37,7 +36,6 @@ class HyperRule:
     flip: bool = True
     random_crop: bool = True
     learning_rate: float = 0.003
-    batch: int = 512
     momentum: float = 0.9
     weight_decay: float = 0.0
 
@@ -67,7 +65,6 @@ def hyperrule(
     if image_area_px < 96 * 96:
         resize_px, crop_px = 160, 128
     return HyperRule(
-        variant=variant,
         steps=steps,
         warmup_steps=warmup,
         decay_steps=tuple(steps * t // 10 for t in tenths),

@@ -133,25 +133,20 @@ def recipe(
             rate_factors=settings.rate_factors,
             resize=False,
         )
-    own, batch = ADAMW[family], min(settings.batch, num_images)
-    length = settings.num_steps or hyperrule(num_images, image_area_px, variant="code").steps
-    mixes = random_crop and batch >= MIX_AT_LEAST
+    own, batch = asdict(ADAMW[family]), min(settings.batch, num_images)
+    rate, rate_batch = own.pop("rate"), own.pop("rate_batch")
+    if not random_crop:
+        own |= {"policy_magnitude": 0.0, "area_min": 0.0}
+    if not random_crop or batch < MIX_AT_LEAST:
+        own |= {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     return FinetuneSettings(
         **common,
-        learning_rates=tuple(factor * own.rate * batch / own.rate_batch for factor in settings.rate_factors),
-        num_steps=(length,),
+        **own,
+        learning_rates=tuple(factor * rate * batch / rate_batch for factor in settings.rate_factors),
+        num_steps=(settings.num_steps or hyperrule(num_images, image_area_px, variant="code").steps,),
         batch=batch,
         optimiser="adamw",
-        layer_decay=own.layer_decay,
-        weight_decay=own.weight_decay,
-        warmup_share=own.warmup_share,
-        stochastic_depth=own.stochastic_depth,
-        label_smoothing=own.label_smoothing,
         clipping=0.0,
-        mixup_alpha=own.mixup_alpha if mixes else 0.0,
-        cutmix_alpha=own.cutmix_alpha if mixes else 0.0,
-        policy_magnitude=own.policy_magnitude if random_crop else 0.0,
-        area_min=own.area_min if random_crop else 0.0,
     )
 
 
