@@ -165,6 +165,11 @@ def listening_store(address: str, port: int = 0) -> Any:
         )
 
 
+def cores() -> int:
+    """Cores that this process, and so its children, may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def die_with(parent: int, number: int) -> None:
     """Get this signal when `parent` ends; before anything else, so that the only moment that the kernel does not watch is
     checked afterwards."""

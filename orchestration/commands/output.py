@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import io
-import os
 import sys
 import threading
 import time
@@ -103,8 +102,3 @@ def _progress_lines(title: str, unit: str) -> Iterator[Callable[[str, int, int],
                 print(terminal(f"{what} {done:,} of {total:,} {unit}"), file=sys.stderr, flush=True)
 
         yield update
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import cores, doing, say
+from orchestration.child_process import cores
+from orchestration.commands.output import doing, say
 from orchestration.commands.parser import add
 from pipeline.display import shell
 from pipeline.errors import UserError

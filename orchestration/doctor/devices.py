@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from orchestration.doctor import machine
+from orchestration.child_process import cores
 from orchestration.doctor.messages import Examined, Finding
 from pipeline import gpus
 
@@ -32,7 +32,7 @@ def examine() -> Examined:
         facts["CUDA"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
         facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     else:
-        facts["cores"] = f"{machine.cores()}"
+        facts["cores"] = f"{cores()}"
         if cpu.problem:
             findings.append(
                 Finding(what="compiled loops", value=cpu.problem, remedy="a step takes a third longer", is_fault=False)

@@ -2,7 +2,6 @@
 
 import contextlib
 import ipaddress
-import os
 import platform
 import resource
 import shutil
@@ -135,7 +134,3 @@ def _addresses(host: str, limit_s: float = 15.0) -> Iterator[str]:
     asking.start()
     asking.join(limit_s)
     yield from found
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

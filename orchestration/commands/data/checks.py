@@ -5,8 +5,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from orchestration.child_process import cores
 from orchestration.commands.data.parts import add_parts, result_of, spread
-from orchestration.commands.output import cores, progress_bar, say
+from orchestration.commands.output import progress_bar, say
 from orchestration.commands.parser import add, number
 from pipeline.display import terminal
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import cores, doing, say
+from orchestration.child_process import cores
+from orchestration.commands.output import doing, say
 from orchestration.commands.parser import add
 from pipeline.errors import UserError
 
