@@ -26,6 +26,8 @@ from pipeline.secrets import refuse_secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 """Where this package is imported from: site-packages, or a checkout."""
+IS_CHECKOUT = ROOT.name not in ("site-packages", "dist-packages")
+"""Another interpreter is to be told of it."""
 FOLDER = Path(sys.prefix)
 """Where children work unless told otherwise: whoever can write there has the interpreter already. Nothing is written to it."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -104,7 +106,7 @@ def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     variables = {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1"}
     # An empty or relative entry would be the child's working folder, or something below it.
     roots = [p for p in variables.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p)]
-    if ROOT.name not in ("site-packages", "dist-packages") and str(ROOT) not in roots:
+    if IS_CHECKOUT and str(ROOT) not in roots:
         roots.insert(0, str(ROOT))
     variables["PYTHONPATH"] = os.pathsep.join(roots)
     for name in FILES:

@@ -250,7 +250,7 @@ def _torchrun(args: argparse.Namespace, job: Job, hosts: list[Host]) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     """The words after -- are those of `normfree transfer`; they are read before anything is printed."""
-    from orchestration.clusters import kubernetes, plain
+    from orchestration.clusters import kubernetes
     from orchestration.commands.parser import Parser
     from orchestration.commands.transfer import transfer_commands
 
@@ -270,9 +270,9 @@ def _sweep(args: argparse.Namespace) -> int:
         raise UserError(
             f"'normfree transfer' gets no {rest[0] if rest else '--ray-address'} here; see 'normfree transfer --help'"
         )
-    words = ["normfree", SWEEP, *args.sweep_words]
+    line = shlex.join(["normfree", SWEEP, *args.sweep_words, "--ray-address", args.ray or "auto"])
     if args.ray:
-        say(*plain.ray(words, args.ray))
+        say(line)
         return 0
     if not args.nodes or args.nodes < 1:
         raise UserError("--kubernetes needs the number of workers: give --nodes, 1 or more")
@@ -285,7 +285,6 @@ def _sweep(args: argparse.Namespace) -> int:
         if place:
             options.check_place(place, option)
     environment = _environment(args)
-    line = shlex.join([*words, "--ray-address", "auto"])
     _print(kubernetes.text(kubernetes.ray_job(line, options, environment, args.nodes), options, environment))
     return 0
 

@@ -1,6 +1,7 @@
 """The devices of a host: GPUs as NVIDIA's management library tells of them, or the CPU that computes in their place."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,4 @@ def _links(nvml: Any, handle: Any) -> int:
 
 
 def _of(number: int, finding: Finding) -> Finding:
-    return Finding(
-        what=f"GPU {number} {finding.what}", value=finding.value, remedy=finding.remedy, is_fault=finding.is_fault
-    )
+    return dataclasses.replace(finding, what=f"GPU {number} {finding.what}")

@@ -6,9 +6,9 @@ from orchestration.operations.drill.crashes import AT_STEP
 from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.own_data import with_another_class, with_flipped_byte
 from orchestration.operations.drill.play import Play
+from orchestration.run.rank_end import EXIT_USER
 from pipeline.data.loading.datasets import TrainData
 
-EXIT_USER = 2
 HELD_S = 900.0
 """The watchdog of a run whose rank is held while another command starts waits so long: a busy machine starts slowly."""
 

@@ -8,9 +8,8 @@ from orchestration.operations.drill.crashes import AT_STEP, STOOD
 from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.play import Play
 from orchestration.operations.drill.store import BUCKET, Store
+from orchestration.run.rank_end import EXIT_USER
 from pipeline.supervision.planned_faults import Fault
-
-EXIT_USER = 2
 
 
 def full_disk(play: Play) -> None:
