@@ -8,7 +8,6 @@ recognised by their digest.
 
 import contextlib
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.spool.state_file import ServerState
+from orchestration.spool.state_file import ServerState, tell
 from orchestration.tracking import heartbeat, lineage
 from orchestration.tracking.lineage import Origin
 from orchestration.tracking.mlflow_client import (
@@ -32,7 +31,6 @@ from orchestration.tracking.mlflow_client import (
 )
 from orchestration.tracking.tracking_uri import resolve_uri, server_name
 from orchestration.tracking.upload import DatasetUsed, Point, Upload, cause, points_of, shorten
-from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -152,12 +150,9 @@ class SweepTracker:
                 self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status), end_time=end_ms)
                 return True
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
-        print(
-            terminal(
-                f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._fault}; {self.num_failures} calls "
-                "failed); they are in the sweep's ledger, and running the same command again sends them"
-            ),
-            file=sys.stderr,
+        tell(
+            f"{kept} are not in MLflow at {public(self.uri)} ({self._fault}; {self.num_failures} calls failed); they are in "
+            "the sweep's ledger, and running the same command again sends them"
         )
         return False
 
@@ -252,7 +247,7 @@ class SweepTracker:
                 try:  # reports lie in a folder of the sweep's
                     send_file(self._client, run_id, path.parent.parent, path)
                 except UserError as error:
-                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
+                    tell(f"a file is not sent: {error}")
 
     def _origin(self, digest: str, url: str) -> Origin:
         """Origin of these weights; asked once."""
