@@ -93,6 +93,7 @@ def launch(args: argparse.Namespace) -> int:
     _check_used(args, "--hosts" if asked[0] == "hostfile" else f"--{asked[0]}")
     asked_profile(args)
     with doing("loading PyTorch"):
+        from orchestration.clusters.hosts import processes_per_host
         from orchestration.clusters.job import Job
         from orchestration.commands.train import asked_run, checked
         from pipeline.provenance import command
@@ -105,7 +106,9 @@ def launch(args: argparse.Namespace) -> int:
         out=args.out if "://" in (args.out or "") or not args.out else os.path.abspath(args.out),
         command=command(),
         num_hosts=len(hosts),
-        processes=_processes(args, hosts),
+        processes=processes_per_host(
+            hosts, args.gpus_per_host if args.processes_per_host is None else args.processes_per_host
+        ),
         min_hosts=1 if args.min_hosts is None else args.min_hosts,
         first_hosts=args.min_hosts,
         max_restarts=args.max_restarts,
@@ -148,13 +151,6 @@ def _named_hosts(args: argparse.Namespace) -> list[Host]:
             f"--{'slurm' if args.slurm else 'kubernetes'} needs the number of machines: give --nodes, 1 to {hosts.MAX_HOSTS}"
         )
     return [hosts.Host(str(index)) for index in range(args.nodes)]
-
-
-def _processes(args: argparse.Namespace, named: list[Host]) -> int:
-    from orchestration.clusters.hosts import processes_per_host
-
-    asked = args.gpus_per_host if args.processes_per_host is None else args.processes_per_host
-    return processes_per_host(named, asked)
 
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:

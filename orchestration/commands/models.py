@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import doing, say
+from orchestration.commands.output import doing, say, warn
 from orchestration.commands.parser import add
-from pipeline.display import shell, terminal
+from pipeline.display import shell
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def classify(args: argparse.Namespace) -> int:
     if len(failed) == 1:
         raise UserError(f"{failed[0].image} cannot be classified: {failed[0].error}")
     for one in failed:
-        print(terminal(f"{one.image} cannot be classified: {one.error}"), file=sys.stderr)
+        warn(f"{one.image} cannot be classified: {one.error}")
     raise UserError(f"{len(failed)} images cannot be classified, they are named above; give files that are images")
 
 
