@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from orchestration import child_process
 from orchestration.launch import host_address
 from orchestration.run.rank_end import EXIT_USER
@@ -219,8 +221,6 @@ def _supervise(job: str, start: Start, lines: "queue.Queue[bytes | None]") -> in
 
 def _end_orphans(wait_s: float) -> None:
     """The ranks that an agent has left behind may save; then they are killed."""
-    import psutil
-
     deadline_s = time.monotonic() + wait_s
     while orphans := psutil.Process().children(recursive=True):
         with contextlib.suppress(ChildProcessError):

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
+
 from orchestration.doctor.messages import Examined, Finding
 from pipeline import provenance
 from pipeline.fitting.host_memory import cgroup_limit_bytes
@@ -69,8 +71,6 @@ def _limit(number: int) -> str:
 
 def memory() -> Examined:
     """Main memory, the share of it that this process may use, swap, shared memory."""
-    import psutil
-
     found, swap = psutil.virtual_memory(), psutil.swap_memory()
     facts = {"memory": f"{found.total / 2**30:.1f} GiB, {found.available / 2**30:.1f} GiB available"}
     findings = []

@@ -8,6 +8,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from pipeline.errors import UserError
 
 
@@ -51,8 +53,6 @@ def own_address(store: str, port: int) -> str:
 
 def interface_of(address: str) -> str:
     """The name of the network interface that has this address; empty if none has."""
-    import psutil
-
     for name, found in psutil.net_if_addrs().items():
         if any(address in (a.address, a.address.partition("%")[0]) for a in found):  # with its zone, or without
             return str(name)
@@ -61,8 +61,6 @@ def interface_of(address: str) -> str:
 
 def address_of(interface: str) -> str:
     """The IPv4 address of a network interface. Raises UserError if there is no such interface, or it has none."""
-    import psutil
-
     found = psutil.net_if_addrs()
     for each in found.get(interface, ()):
         if each.family == socket.AF_INET:

@@ -143,7 +143,7 @@ class Follower:
     def _parse_all(self, whole: bytes) -> list[Line]:
         lines = []
         for raw in whole.split(b"\n")[:-1]:
-            value = _parse(raw)
+            value = parse(raw)
             if value is None:
                 self.num_unreadable += 1
             else:
@@ -162,7 +162,8 @@ def read(path: str | os.PathLike[str]) -> Iterator[Line]:
         yield from lines
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+def parse(raw: bytes) -> dict[str, Any] | None:
+    """A line of a spool; None for what is none."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):

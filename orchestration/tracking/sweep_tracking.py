@@ -102,12 +102,8 @@ class SweepTracker:
         last = int(metrics_history[-1]["step"]) if metrics_history else 0
         points = [p for row in metrics_history for p in _points(row, int(row["step"]), float(row["time_s"]))]
         points += _points({f"final/{k}": v for k, v in final.items()}, last, now_s)
-        upload = Upload(
-            points=points,
-            params={k: public(str(v))[:500] for k, v in params.items()},
-            tags={k: shorten(public(str(v))) for k, v in tags.items()},
-            datasets=list(datasets),
-        )
+        upload = _upload(points, params, tags)
+        upload.datasets = list(datasets)
         self._waiting[trial_digest] = _Child(trial_digest, name, STATUS.get(status, status), upload)
         self._send_waiting()
 
@@ -124,11 +120,7 @@ class SweepTracker:
 
         `checkpoints` (digest -> URL) are those that it is about; their runs are linked with it, both ways.
         """
-        upload = Upload(
-            points=_points(metrics, 0, time.time()),
-            params={k: public(str(v))[:500] for k, v in params.items()},
-            tags={k: shorten(public(str(v))) for k, v in (tags or {}).items()},
-        )
+        upload = _upload(_points(metrics, 0, time.time()), params, tags or {})
         self._summary = upload, list(artifacts), dict(checkpoints or {})
         self._send_waiting()
 
@@ -254,6 +246,15 @@ class SweepTracker:
         if digest not in self._origins:
             self._origins[digest] = lineage.origin(self._client, digest, url)
         return self._origins[digest]
+
+
+def _upload(points: list[Point], params: Mapping[str, Any], tags: Mapping[str, str]) -> Upload:
+    """As MLflow takes them, without passwords."""
+    return Upload(
+        points=points,
+        params={k: public(str(v))[:500] for k, v in params.items()},
+        tags={k: shorten(public(str(v))) for k, v in tags.items()},
+    )
 
 
 def _points(values: dict[str, float], step: int, time_s: float) -> list[Point]:

@@ -156,14 +156,7 @@ def kill_marked(mark: str) -> int:
 
 def _marked(mark: str) -> list[int]:
     """Numbers of this user's processes whose mark begins so."""
-    wanted, found = f"{MARK}={mark}".encode(), []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # another user's, or gone meanwhile; that of a zombie is empty
-            if any(text.startswith(wanted) for text in (entry / "environ").read_bytes().split(b"\0")):
-                found.append(int(entry.name))
-    return found
+    return child_process.processes_with(f"{MARK}={mark}")
 
 
 def send(pid: int, number: signal.Signals) -> None:
