@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import doing, say, warn
@@ -14,8 +13,6 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.exported import Exported
-    from pipeline.export.card_facts import CardFacts
-    from pipeline.export.source import Answer, ExportSource, WhichWeights
     from pipeline.models.classify import Prediction
 
 
@@ -145,47 +142,24 @@ def export(args: argparse.Namespace) -> int:
 
 
 def export_as_asked(args: argparse.Namespace, checkpoint: str, out: str) -> Exported:
-    """By the options of `export_options`."""
-    from orchestration.registry.card_results import card_facts
-
-    facts = card_facts(checkpoint, args.license, args.scorecard)
-    return export_checkpoint(checkpoint, args.format, out, weights=args.weights, tolerance=args.tolerance, facts=facts)
-
-
-def export_checkpoint(
-    checkpoint_url: str,
-    format: str,
-    out: str,
-    *,
-    weights: WhichWeights = "evaluated",
-    tolerance: float | None = None,
-    facts: CardFacts | None = None,
-) -> Exported:
-    """`pipeline.export.export` with all formats: safetensors, timm, onnx and mlflow.
+    """`pipeline.export.export` with all formats, by the options of `export_options`.
 
     Raises:
         UserError: as there; nothing is left at `out` then.
     """
-    from pipeline.export.card_facts import CardFacts
-    from pipeline.export.export import WRITERS
+    from orchestration.registry.card_results import card_facts
+    from orchestration.registry.export_mlflow import ALL_WRITERS
     from pipeline.export.export import export as export_with
-    from pipeline.export.source import TOLERANCE
 
     return export_with(
-        checkpoint_url,
-        format,
+        checkpoint,
+        args.format,
         out,
-        weights=weights,
-        tolerance=TOLERANCE if tolerance is None else tolerance,
-        facts=facts or CardFacts(),
-        writers={**WRITERS, "mlflow": _write_mlflow},
+        weights=args.weights,
+        tolerance=args.tolerance,
+        facts=card_facts(checkpoint, args.license, args.scorecard),
+        writers=ALL_WRITERS,
     )
-
-
-def _write_mlflow(source: ExportSource, folder: Path) -> Answer:
-    from orchestration.registry.export_mlflow import write_mlflow
-
-    return write_mlflow(source, folder)
 
 
 def _register(commands: Any) -> None:

@@ -136,8 +136,7 @@ class SweepTracker:
             self._beats.join(10.0)  # a late sign would take back the ending
         if not self._waiting and self._summary is None:
             with self._guarded():
-                if self._client is None:
-                    self._connect()
+                self._connect()
                 end_ms = None if end_s is None else round(1000 * end_s)
                 self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status), end_time=end_ms)
                 return True

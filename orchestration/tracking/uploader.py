@@ -31,7 +31,7 @@ from orchestration.tracking.mlflow_client import (
     send_file,
 )
 from orchestration.tracking.tracking_uri import resolve_uri
-from orchestration.tracking.upload import EXIT_NOT_UPLOADED, Ending, Point, Upload, cause
+from orchestration.tracking.upload import EXIT_NOT_UPLOADED, Ending, Upload, cause
 from pipeline import places
 from pipeline.display import shell
 from pipeline.errors import UserError
@@ -165,7 +165,7 @@ class Uploader:
         for upload in uploads:
             whole.merge(upload)
         run_id = self._state["run_id"]
-        whole.points = [p for p in whole.points if self._is_new(p)]
+        whole.points = [p for p in whole.points if p.step > self._marks.get(p.key, -1)]
         try:
             send(self._client, run_id, whole)
             send_datasets(self._client, run_id, whole.datasets)
@@ -184,9 +184,6 @@ class Uploader:
             self._pictures.begin()
         self._send_artifacts(traces(self.run_dir, self._mirror, whole.traces), "profiles")
         self._send_artifacts(self._pictures.take(), "pictures")
-
-    def _is_new(self, point: Point) -> bool:
-        return point.step > self._marks.get(point.key, -1)
 
     def _send_config(self, config: dict[str, Any]) -> None:
         """The resolved configuration as an artifact. Artifacts have a store of their own, which may fail alone."""

@@ -101,7 +101,7 @@ def plan(args: argparse.Namespace) -> int:
 
     kind = device(args.device)
     if args.measure:
-        from pipeline.planning.measure import check_device
+        from pipeline.planning.measure import check_device, measured
 
         check_device(kind)
     run, _ = asked_run(args)
@@ -116,20 +116,14 @@ def plan(args: argparse.Namespace) -> int:
         loss=loss, price=args.price_per_device_hour,
     )  # fmt: skip
     if args.measure:
-        first = _measured(first, classes)
+        with doing("taking real steps"):
+            first = measured(first, num_classes=classes)
     found: list[Plan] = plans(first, numbers)
     if args.json:
         print(json.dumps([to_dict(p) for p in found] if len(found) > 1 else to_dict(found[0]), indent=1))
     else:
         say(*lines(found))
     return 0
-
-
-def _measured(first: Plan, classes: int) -> Plan:
-    from pipeline.planning.measure import measured
-
-    with doing("taking real steps"):
-        return measured(first, num_classes=classes)
 
 
 def _node_counts(text: str) -> list[int]:
