@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,8 @@ from pipeline.secrets import refuse_secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 """Where this package is imported from: site-packages, or a checkout."""
+IS_CHECKOUT = ROOT.name not in ("site-packages", "dist-packages")
+"""Another interpreter is to be told of it."""
 FOLDER = Path(sys.prefix)
 """Where children work unless told otherwise: whoever can write there has the interpreter already. Nothing is written to it."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -104,7 +106,7 @@ def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     variables = {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1"}
     # An empty or relative entry would be the child's working folder, or something below it.
     roots = [p for p in variables.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p)]
-    if ROOT.name not in ("site-packages", "dist-packages") and str(ROOT) not in roots:
+    if IS_CHECKOUT and str(ROOT) not in roots:
         roots.insert(0, str(ROOT))
     variables["PYTHONPATH"] = os.pathsep.join(roots)
     for name in FILES:
@@ -163,6 +165,21 @@ def listening_store(address: str, port: int = 0) -> Any:
             master_listen_fd=listener.detach(),
             use_libuv=True,
         )
+
+
+def processes_with(mark: str) -> list[int]:
+    """Those of this user with a variable ("NAME=value") that begins so at their start, this process and its parent excepted."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # another user's, or it has just ended; that of a zombie is empty
+            if any(text.startswith(mark.encode()) for text in (entry / "environ").read_bytes().split(b"\0")):
+                found.append(int(entry.name))
+    return [pid for pid in found if pid not in (os.getpid(), os.getppid())]
+
+
+def cores() -> int:
+    """Cores that this process, and so its children, may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def die_with(parent: int, number: int) -> None:

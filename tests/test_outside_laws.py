@@ -20,7 +20,6 @@ PARSERS = {
     "pipeline/exchange/unix_store.py": "a socket that no other user reaches",
     "orchestration/run/rank_end.py": "what a rank of this process wrote",
     "orchestration/run/folded.py": "ranks of one host trust each other",
-    "orchestration/operations/run_folder.py": "as the spool: lines are bounded, and what is no record is passed over",
     "pipeline/supervision/collective_progress.py": "what torch says of this very process",
 }
 STARTERS = {

@@ -24,8 +24,7 @@ class Job:
     first_hosts: int | None = None
     """So many are enough to start with; None = all."""
     max_restarts: int = 10
-    """Within `restart_window_s`."""
-    restart_window_s: float = RESTART_WINDOW_S
+    """Within `RESTART_WINDOW_S`."""
     debug: bool = False
 
     def check(self) -> None:
@@ -57,7 +56,7 @@ class Job:
             "processes": self.processes,
             "store": store,
             "max_restarts": self.max_restarts,
-            "restart_window_s": self.restart_window_s,
+            "restart_window_s": RESTART_WINDOW_S,
             "grace_s": self.run.watchdog.grace_s,
             "debug": self.debug,
             **more,

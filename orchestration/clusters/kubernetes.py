@@ -17,12 +17,12 @@ from typing import Any
 from orchestration.child_process import FILES
 from orchestration.clusters.environment import is_public
 from orchestration.clusters.job import Job, new_run_id
+from orchestration.run.rank_end import EXIT_USER
 from pipeline.errors import UserError
 from pipeline.supervision.stop_signals import EXIT_REQUEUE
 
 PORT = 29400
 MARGIN_S = 30
-EXIT_USER = 2
 FOLDER = "/etc/normfree"
 SPOT_TAINTS = (
     "cloud.google.com/gke-spot",

@@ -16,17 +16,15 @@ from dataclasses import asdict, dataclass, field
 
 from orchestration.clusters import ssh
 from orchestration.clusters.hosts import Host, compare
-from orchestration.clusters.job import Job, new_run_id
+from orchestration.clusters.job import RESTART_WINDOW_S, Job, new_run_id
 from orchestration.clusters.remote import BEAT_S, Ready, Start
 from orchestration.clusters.ssh import Connection, Options
 from orchestration.clusters.store_process import address_for, is_loopback, start_store
+from orchestration.run.rank_end import EXIT_CUT_OFF, EXIT_OURS
 from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, heeded, say
 
-EXIT_OURS, EXIT_USER = 1, 2
-EXIT_CUT_OFF = 69
-"""Of an agent that has lost the others, sysexits' EX_UNAVAILABLE: they may go on."""
 READY_S = 120.0
 """For ssh and for Python to start on a busy host."""
 AT_ONCE = 64
@@ -146,7 +144,7 @@ class _Launch:
                     self.news.set()
                     return
                 now_s = time.monotonic()
-                losses = [s for s in losses if now_s - s < self.job.restart_window_s] + [now_s]
+                losses = [s for s in losses if now_s - s < RESTART_WINDOW_S] + [now_s]
                 pause_s = PAUSE_S if now_s - began_s > MAX_PAUSE_S else pause_s
                 if len(losses) > self.options.max_failures:
                     self.left_out.append(host.label)

@@ -1,4 +1,4 @@
-"""Lines to type by hand, for clusters with a launcher of their own: torch's for a run, Ray's for a sweep."""
+"""Lines to type by hand, for clusters with torch's own launcher."""
 
 import shlex
 from collections.abc import Sequence
@@ -27,8 +27,3 @@ def torchrun(job: Job, hosts: Sequence[Host], words: Sequence[str], *, run_id: s
     ]
     # Without it a host that comes back, and half of all restarts, end the job (torch 2.15).
     return [f"{h.label}: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {shlex.join(line)}" for h in hosts]
-
-
-def ray(words: Sequence[str], address: str) -> list[str]:
-    """The sweep's driver, on a machine of the cluster."""
-    return [shlex.join([*words, "--ray-address", address])]

@@ -23,7 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from orchestration import child_process
+from orchestration.launch import host_address
+from orchestration.run.rank_end import EXIT_USER
 from orchestration.spool.process_lock import only_one
 from pipeline import documents, places
 from pipeline.errors import UserError, place_trouble
@@ -36,7 +40,6 @@ SILENT_S = 60.0
 """Without a line from the launcher for this long, it is gone. ssh gives up after the same time."""
 MARGIN_S = 10.0
 REACH_S = 20.0
-EXIT_USER = 2
 MAX_LINE_BYTES = 16 << 20
 
 
@@ -105,29 +108,18 @@ def _ready() -> Ready:
     from pipeline import provenance
     from pipeline.storage.process_identity import this_process
 
-    facts = provenance.facts()
-    ends = [*os.environ.get("SSH_CONNECTION", "").split(), "", "", ""]
-    gpus = Path("/proc/driver/nvidia/gpus")
+    facts, reached = provenance.facts(), host_address.over_ssh()
     return Ready(
         host=socket.gethostname(),
         versions=f"python {facts['environment.python']}, {facts['environment.libraries']}",
         revision=facts.get("code.revision", ""),
-        address=ends[2],
-        interface=_interface(ends[2]),
-        launcher=ends[0],
-        num_gpus=len(list(gpus.iterdir())) if gpus.is_dir() else 0,
+        address=reached.address,
+        interface=reached.interface,
+        launcher=reached.by,
+        num_gpus=host_address.num_gpus(),
         machine=this_process().machine,
         clock_s=time.time(),
     )
-
-
-def _interface(address: str) -> str:
-    import psutil
-
-    for name, found in psutil.net_if_addrs().items():
-        if any(each.address.partition("%")[0] == address for each in found):
-            return name
-    return ""
 
 
 def _first(lines: "queue.Queue[bytes | None]") -> Start | None:
@@ -229,8 +221,6 @@ def _supervise(job: str, start: Start, lines: "queue.Queue[bytes | None]") -> in
 
 def _end_orphans(wait_s: float) -> None:
     """The ranks that an agent has left behind may save; then they are killed."""
-    import psutil
-
     deadline_s = time.monotonic() + wait_s
     while orphans := psutil.Process().children(recursive=True):
         with contextlib.suppress(ChildProcessError):

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from orchestration.child_process import ROOT
+from orchestration.child_process import IS_CHECKOUT, ROOT
 from orchestration.clusters.job import Job
 from pipeline.errors import UserError
 from pipeline.supervision.stop_signals import EXIT_REQUEUE
@@ -51,9 +51,7 @@ def script(job: Job, options: Options) -> str:
     return _SCRIPT.format(
         directives="\n".join(lines),
         folder=shlex.quote(options.folder),
-        path=f"export PYTHONPATH={shlex.quote(str(ROOT))}\n"
-        if ROOT.name not in ("site-packages", "dist-packages")
-        else "",
+        path=f"export PYTHONPATH={shlex.quote(str(ROOT))}\n" if IS_CHECKOUT else "",
         python=python,
         document=_for_here_document(document),
         requeue=EXIT_REQUEUE,

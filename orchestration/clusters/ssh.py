@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestration.child_process import ROOT
+from orchestration.child_process import IS_CHECKOUT, ROOT
 from orchestration.clusters.hosts import Host
 from orchestration.clusters.remote import MARK, SILENT_S, Ready
 from pipeline import documents
@@ -119,7 +119,7 @@ def command(host: Host, options: Options, module: str = REMOTE) -> list[str]:
 def remote_command(python: str, module: str = REMOTE) -> str:
     """For the login shell of the host, whichever that is."""
     words = ["exec", "env", "PYTHONSAFEPATH=1"]
-    if ROOT.name not in ("site-packages", "dist-packages"):
+    if IS_CHECKOUT:
         words.append(f"PYTHONPATH={ROOT}")
     return shlex.join([*words, python, "-m", module])
 

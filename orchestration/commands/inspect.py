@@ -89,9 +89,8 @@ def inspect(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     from orchestration.figures.signal_figure import FORMATS
 
-    for name in ("px", "batch"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; set it to 1 or more")
+    if args.px is not None and args.px < 1:
+        raise UserError(f"--px is {args.px}; set it to 1 or more")
     if args.signal and Path(args.signal).suffix.lower() not in FORMATS:
         raise UserError(f"--signal is {args.signal!r}; end the file's name in {', '.join(FORMATS)}")
     if not math.isfinite(args.skip_init):

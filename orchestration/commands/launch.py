@@ -93,6 +93,7 @@ def launch(args: argparse.Namespace) -> int:
     _check_used(args, "--hosts" if asked[0] == "hostfile" else f"--{asked[0]}")
     asked_profile(args)
     with doing("loading PyTorch"):
+        from orchestration.clusters.hosts import processes_per_host
         from orchestration.clusters.job import Job
         from orchestration.commands.train import asked_run, checked
         from pipeline.provenance import command
@@ -105,7 +106,9 @@ def launch(args: argparse.Namespace) -> int:
         out=args.out if "://" in (args.out or "") or not args.out else os.path.abspath(args.out),
         command=command(),
         num_hosts=len(hosts),
-        processes=_processes(args, hosts),
+        processes=processes_per_host(
+            hosts, args.gpus_per_host if args.processes_per_host is None else args.processes_per_host
+        ),
         min_hosts=1 if args.min_hosts is None else args.min_hosts,
         first_hosts=args.min_hosts,
         max_restarts=args.max_restarts,
@@ -148,13 +151,6 @@ def _named_hosts(args: argparse.Namespace) -> list[Host]:
             f"--{'slurm' if args.slurm else 'kubernetes'} needs the number of machines: give --nodes, 1 to {hosts.MAX_HOSTS}"
         )
     return [hosts.Host(str(index)) for index in range(args.nodes)]
-
-
-def _processes(args: argparse.Namespace, named: list[Host]) -> int:
-    from orchestration.clusters.hosts import processes_per_host
-
-    asked = args.gpus_per_host if args.processes_per_host is None else args.processes_per_host
-    return processes_per_host(named, asked)
 
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:
@@ -250,7 +246,7 @@ def _torchrun(args: argparse.Namespace, job: Job, hosts: list[Host]) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     """The words after -- are those of `normfree transfer`; they are read before anything is printed."""
-    from orchestration.clusters import kubernetes, plain
+    from orchestration.clusters import kubernetes
     from orchestration.commands.parser import Parser
     from orchestration.commands.transfer import transfer_commands
 
@@ -270,9 +266,9 @@ def _sweep(args: argparse.Namespace) -> int:
         raise UserError(
             f"'normfree transfer' gets no {rest[0] if rest else '--ray-address'} here; see 'normfree transfer --help'"
         )
-    words = ["normfree", SWEEP, *args.sweep_words]
+    line = shlex.join(["normfree", SWEEP, *args.sweep_words, "--ray-address", args.ray or "auto"])
     if args.ray:
-        say(*plain.ray(words, args.ray))
+        say(line)
         return 0
     if not args.nodes or args.nodes < 1:
         raise UserError("--kubernetes needs the number of workers: give --nodes, 1 or more")
@@ -285,7 +281,6 @@ def _sweep(args: argparse.Namespace) -> int:
         if place:
             options.check_place(place, option)
     environment = _environment(args)
-    line = shlex.join([*words, "--ray-address", "auto"])
     _print(kubernetes.text(kubernetes.ray_job(line, options, environment, args.nodes), options, environment))
     return 0
 

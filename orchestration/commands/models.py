@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import doing, say
+from orchestration.commands.output import doing, say, warn
 from orchestration.commands.parser import add
-from pipeline.display import shell, terminal
+from pipeline.display import shell
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.exported import Exported
-    from pipeline.checkpoint.load import WhichWeights
-    from pipeline.export.card_facts import CardFacts
-    from pipeline.export.source import Answer, ExportSource
     from pipeline.models.classify import Prediction
 
 
@@ -74,7 +69,7 @@ def classify(args: argparse.Namespace) -> int:
     if len(failed) == 1:
         raise UserError(f"{failed[0].image} cannot be classified: {failed[0].error}")
     for one in failed:
-        print(terminal(f"{one.image} cannot be classified: {one.error}"), file=sys.stderr)
+        warn(f"{one.image} cannot be classified: {one.error}")
     raise UserError(f"{len(failed)} images cannot be classified, they are named above; give files that are images")
 
 
@@ -147,47 +142,24 @@ def export(args: argparse.Namespace) -> int:
 
 
 def export_as_asked(args: argparse.Namespace, checkpoint: str, out: str) -> Exported:
-    """By the options of `export_options`."""
-    from orchestration.registry.card_results import card_facts
-
-    facts = card_facts(checkpoint, args.license, args.scorecard)
-    return export_checkpoint(checkpoint, args.format, out, weights=args.weights, tolerance=args.tolerance, facts=facts)
-
-
-def export_checkpoint(
-    checkpoint_url: str,
-    format: str,
-    out: str,
-    *,
-    weights: WhichWeights = "evaluated",
-    tolerance: float | None = None,
-    facts: CardFacts | None = None,
-) -> Exported:
-    """`pipeline.export.export` with all formats: safetensors, timm, onnx and mlflow.
+    """`pipeline.export.export` with all formats, by the options of `export_options`.
 
     Raises:
         UserError: as there; nothing is left at `out` then.
     """
-    from pipeline.export.card_facts import CardFacts
-    from pipeline.export.export import WRITERS
+    from orchestration.registry.card_results import card_facts
+    from orchestration.registry.export_mlflow import ALL_WRITERS
     from pipeline.export.export import export as export_with
-    from pipeline.export.source import TOLERANCE
 
     return export_with(
-        checkpoint_url,
-        format,
+        checkpoint,
+        args.format,
         out,
-        weights=weights,
-        tolerance=TOLERANCE if tolerance is None else tolerance,
-        facts=facts or CardFacts(),
-        writers={**WRITERS, "mlflow": _write_mlflow},
+        weights=args.weights,
+        tolerance=args.tolerance,
+        facts=card_facts(checkpoint, args.license, args.scorecard),
+        writers=ALL_WRITERS,
     )
-
-
-def _write_mlflow(source: ExportSource, folder: Path) -> Answer:
-    from orchestration.registry.export_mlflow import write_mlflow
-
-    return write_mlflow(source, folder)
 
 
 def _register(commands: Any) -> None:

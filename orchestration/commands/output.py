@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import io
-import os
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from pipeline.display import terminal
 
+QUIET_S = 3.0
 LINE_EVERY_S = 10.0
 
 
@@ -39,16 +39,21 @@ def say(*lines: str) -> None:
         print(terminal(line), flush=True)
 
 
+def warn(line: str) -> None:
+    """As `say`, on standard error: what is no result of the command."""
+    print(terminal(line), file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def doing(what: str, *, quiet_s: float = 3.0) -> Iterator[None]:
-    """Says what is going on, to stderr, once it takes longer than `quiet_s`, and again now and then."""
+def doing(what: str) -> Iterator[None]:
+    """Says what is going on, to stderr, once it takes longer than `QUIET_S`, and again now and then."""
     begin_s, over = time.monotonic(), threading.Event()
 
     def speak() -> None:
-        wait_s = quiet_s
+        wait_s = QUIET_S
         while not over.wait(wait_s):
             passed_s = time.monotonic() - begin_s
-            print(terminal(f"{what} ... ({passed_s:.0f} s)"), file=sys.stderr, flush=True)
+            warn(f"{what} ... ({passed_s:.0f} s)")
             wait_s = max(10.0, min(60.0, passed_s))
 
     speaker = threading.Thread(target=speak, name="doing", daemon=True)
@@ -100,11 +105,6 @@ def _progress_lines(title: str, unit: str) -> Iterator[Callable[[str, int, int],
             if time.monotonic() - shown_s >= LINE_EVERY_S:
                 shown_s = time.monotonic()
                 what = f"{title}: {phase}" if phase else title
-                print(terminal(f"{what} {done:,} of {total:,} {unit}"), file=sys.stderr, flush=True)
+                warn(f"{what} {done:,} of {total:,} {unit}")
 
         yield update
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

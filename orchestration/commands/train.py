@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 
 def train_commands(commands: Any) -> None:
-    _pretrain(commands)
-
-
-def _pretrain(commands: Any) -> None:
     p = add(
         commands,
         "pretrain",

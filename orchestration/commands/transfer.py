@@ -8,7 +8,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import cores, doing, say
+from orchestration.child_process import cores
+from orchestration.commands.output import doing, say
 from orchestration.commands.parser import add
 from pipeline.display import shell
 from pipeline.errors import UserError
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 
 def transfer_commands(commands: Any) -> None:
-    _transfer(commands)
-
-
-def _transfer(commands: Any) -> None:
     p = add(
         commands,
         "transfer",
@@ -139,7 +136,8 @@ def transfer(args: argparse.Namespace) -> int:
         say(f"the budget of {result.spent} is spent; the same command goes on where this one ended")
     say(f"made {args.out}: {result.num_run} trials now, {result.num_failed} failed, {result.seconds_s:.0f} s")
     say(*(f"{kind}: {path}" for kind, path in paths.items()))
-    say(f"next: open {paths['html']}, or: normfree ui {_tracking_words(args)}")
+    shown = shell(["--tracking-uri", args.tracking_uri] if args.tracking_uri else [args.out])
+    say(f"next: open {paths['html']}, or: normfree ui {shown}")
     return 1 if result.num_failed else 0
 
 
@@ -202,7 +200,3 @@ def parse_budget(text: str | None) -> Budget:
                 f"--budget is {text!r}; write a number and trials, images or hours, as '2 hours' or '100 trials'"
             )
     return budget
-
-
-def _tracking_words(args: argparse.Namespace) -> str:
-    return shell(["--tracking-uri", args.tracking_uri] if args.tracking_uri else [args.out])

@@ -71,7 +71,6 @@ class Conversation:
             self._process.stdin.write(json.dumps({"do": do, **words}).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            self._process.wait(END_S)
             raise Unanswered(self._why()) from None
         said = self._answer(time.monotonic() + limit_s, limit_s)
         if "failed" in said:

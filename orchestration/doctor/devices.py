@@ -1,10 +1,11 @@
 """The devices of a host: GPUs as NVIDIA's management library tells of them, or the CPU that computes in their place."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from orchestration.doctor import machine
+from orchestration.child_process import cores
 from orchestration.doctor.messages import Examined, Finding
 from pipeline import gpus
 
@@ -32,7 +33,7 @@ def examine() -> Examined:
         facts["CUDA"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
         facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     else:
-        facts["cores"] = f"{machine.cores()}"
+        facts["cores"] = f"{cores()}"
         if cpu.problem:
             findings.append(
                 Finding(what="compiled loops", value=cpu.problem, remedy="a step takes a third longer", is_fault=False)
@@ -137,6 +138,4 @@ def _links(nvml: Any, handle: Any) -> int:
 
 
 def _of(number: int, finding: Finding) -> Finding:
-    return Finding(
-        what=f"GPU {number} {finding.what}", value=finding.value, remedy=finding.remedy, is_fault=finding.is_fault
-    )
+    return dataclasses.replace(finding, what=f"GPU {number} {finding.what}")

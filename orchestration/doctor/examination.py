@@ -73,30 +73,23 @@ def of_hosts(
     *,
     setting: Setting = Setting(),
     why: Callable[[Conversation, str], str] = lambda host, text: text,
-    phase: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Args:
     why: the words for a host that was not reached.
-    phase: told what is done next.
     """
     report = Report()
-    phase("reaching the hosts")
     with ThreadPoolExecutor(min(MAX_AT_ONCE, len(hosts))) as pool:
         group = _Group(report, pool, hosts)
         hellos = group.hello(setting, why)
         if hellos:
-            phase("examining each host")
             num_local = {name: setting.processes or max(1, hello.num_gpus) for name, hello in hellos.items()}
             group.examine(asked, sum(num_local.values()))
             if len(hellos) > 1:
                 if asked.out:
-                    phase("looking for one another's files")
                     group.share(asked.out)
-                phase("measuring the network between the hosts")
                 ports = group.listen(hellos)
                 group.link(hellos, ports)
                 if not any(link.error for link in report.links.values()):
-                    phase("all-reducing over the hosts")
                     group.sweep(hellos, ports, num_local)
     return report
 

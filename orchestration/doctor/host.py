@@ -3,7 +3,7 @@
     {"do": "hello"}                                               Hello
     {"do": "examine", "num_hosts": 2, "num_ranks": 16, ...}       Examined: software, limits, devices, places, engine
     {"do": "listen", "token": ...}, {"do": "link", ...}           a port; a Link to another host's
-    {"do": "reach", ...}, {"do": "mark", ...}, {"do": "sweep", ...}
+    {"do": "mark", ...}, {"do": "sweep", ...}
 
 `python -P -m orchestration.doctor.host -` is started on each host, over ssh or as a child; it ends with its standard input.
 What a request carries (tracker, credentials) stands on no command line.
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.doctor import devices, machine, network, storage_checks, sweep
-from orchestration.doctor.messages import MARK, MAX_BYTES, Examined, Finding, Hello
+from orchestration.doctor.messages import MARK, MAX_BYTES, Examined, Finding, Hello, words
+from orchestration.launch import host_address
 from pipeline import documents, places
 from pipeline.documents import Count, Text
 from pipeline.errors import UserError
-from pipeline.secrets import public
 from pipeline.storage import objects
 
 
@@ -64,7 +64,6 @@ class Host:
             "examine": examine,
             "listen": self._listen,
             "link": lambda r: network.measure(r.address, r.port, r.token),
-            "reach": lambda r: {"error": network.reach(r.address, r.port)},
             "mark": self._mark,
             "sweep": self._sweep,
         }
@@ -77,7 +76,7 @@ class Host:
 
     def close(self) -> None:
         if self._listener is not None:
-            self._listener.__exit__(None, None, None)
+            self._listener.close()
             self._listener = None
 
     def _hello(self, request: Request) -> Hello:
@@ -89,15 +88,12 @@ class Host:
                 raise UserError(
                     f"it has no folder {request.folder} ({error.strerror}); start in a folder that all hosts have"
                 ) from None
-        ends = [*os.environ.get("SSH_CONNECTION", "").split(), "", "", ""]
-        gpus = Path("/proc/driver/nvidia/gpus")
+        reached = host_address.over_ssh()
         return Hello(
-            host=socket.gethostname(),
             clock_s=time.time(),
-            asker=ends[0],
-            address=ends[2],
-            interface=_interface(ends[2]),
-            num_gpus=len(list(gpus.iterdir())) if gpus.is_dir() else 0,
+            address=reached.address,
+            interface=reached.interface,
+            num_gpus=host_address.num_gpus(),
         )
 
     def _listen(self, request: Request) -> dict[str, Any]:
@@ -125,15 +121,6 @@ class Host:
             num_ranks=request.num_ranks,
             interface=request.names[0] if request.names else "",
         )
-
-
-def _interface(address: str) -> str:
-    import psutil
-
-    for name, found in psutil.net_if_addrs().items():
-        if any(each.address.partition("%")[0] == address for each in found):
-            return str(name)
-    return ""
 
 
 def _free_port(address: str) -> int:
@@ -178,9 +165,8 @@ def _safely(name: str, step: Callable[[], Examined]) -> Examined:
     try:
         return step()
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         remedy = "" if isinstance(error, UserError) else "this could not be examined; look at the host"
-        return Examined(findings=[Finding(what=name, value=public(text)[:1000], remedy=remedy)])
+        return Examined(findings=[Finding(what=name, value=words(error), remedy=remedy)])
 
 
 def engine() -> Examined:
@@ -218,8 +204,7 @@ def _answer(host: Host, line: bytes) -> Mapping[str, Any]:
         request = documents.convert(documents.parse_json(line, "what the doctor asks"), Request, "what the doctor asks")
         return {"found": host.answer(request)}
     except Exception as error:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        return {"failed": public(text)[:1000]}
+        return {"failed": words(error)}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import contextlib
 import ipaddress
-import os
 import platform
 import resource
 import shutil
@@ -11,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+
+import psutil
 
 from orchestration.doctor.messages import Examined, Finding
 from pipeline import provenance
@@ -70,8 +71,6 @@ def _limit(number: int) -> str:
 
 def memory() -> Examined:
     """Main memory, the share of it that this process may use, swap, shared memory."""
-    import psutil
-
     found, swap = psutil.virtual_memory(), psutil.swap_memory()
     facts = {"memory": f"{found.total / 2**30:.1f} GiB, {found.available / 2**30:.1f} GiB available"}
     findings = []
@@ -135,7 +134,3 @@ def _addresses(host: str, limit_s: float = 15.0) -> Iterator[str]:
     asking.start()
     asking.join(limit_s)
     yield from found
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

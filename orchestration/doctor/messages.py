@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from pipeline.documents import Count, Text
+from pipeline.errors import UserError
+from pipeline.secrets import public
 
 MARK = "normfree doctor"
 """Key of a line that is an answer; a login shell may print others."""
@@ -35,15 +37,11 @@ class Examined:
 class Hello:
     """The first answer: where the host is."""
 
-    host: Text
-    """Its own name."""
     clock_s: float
     address: Text = ""
     """Under which it was reached."""
     interface: Text = ""
     """Of that address."""
-    asker: Text = ""
-    """The address of who reached it, as this host sees it."""
     num_gpus: Count = 0
 
 
@@ -72,3 +70,8 @@ class Sweep:
     seconds: dict[Text, float] = field(default_factory=dict)
     """Median of one, by its size in bytes."""
     error: Text = ""
+
+
+def words(error: Exception) -> str:
+    """For a finding, of bounded length and without credentials."""
+    return public(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")[:1000]

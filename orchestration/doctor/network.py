@@ -6,7 +6,6 @@ import socket
 import statistics
 import threading
 import time
-from types import TracebackType
 
 from orchestration.doctor.messages import Link
 
@@ -30,12 +29,7 @@ class Listener:
         self._token = bytes.fromhex(token)
         threading.Thread(target=self._accept, name="doctor listener", daemon=True).start()
 
-    def __enter__(self) -> "Listener":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._socket.close()
 
     def _accept(self) -> None:
@@ -79,15 +73,6 @@ def measure(address: str, port: int, token: str) -> Link:
     except OSError as error:
         return Link(error=_words(error))
     return Link(round_trip_s=statistics.median(spent), to_bytes_s=to_bytes_s, from_bytes_s=from_bytes_s)
-
-
-def reach(address: str, port: int) -> str:
-    """Why a connection is not made; empty where it is."""
-    try:
-        socket.create_connection((address, port), timeout=CONNECT_S).close()
-    except OSError as error:
-        return _words(error)
-    return ""
 
 
 def _words(error: OSError) -> str:

@@ -1,5 +1,6 @@
 """Places: the disk or bucket of a run, the dataset, the tracker. What is written is small, ours by a random name, and removed."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from orchestration.doctor.messages import Examined, Finding
+from orchestration.doctor.messages import Examined, Finding, words
 from pipeline import places
 from pipeline.errors import UserError
 from pipeline.secrets import public
@@ -90,7 +91,7 @@ def bucket(url: str) -> Examined:
             raise UserError(f"{name} does not come back as it was written; look at the store and what lies before it")
     except Exception as error:  # clients of stores raise what they like
         done = f" (it could {', '.join(spent)})" if spent else ""
-        fault = Finding(what="--out", value=f"{_words(error)}{done}", remedy="give the credentials these rights there")
+        fault = Finding(what="--out", value=f"{words(error)}{done}", remedy="give the credentials these rights there")
         return Examined(facts={what: "not usable"}, findings=[fault, *_remove(name)])
     findings = _remove(name, spent)
     rates = [f"{doing}s {OBJECT_BYTES / spent[doing] / 1e6:.0f} MB/s" for doing in ("write", "read")]
@@ -110,7 +111,7 @@ def _remove(name: str, spent: dict[str, float] | None = None) -> list[Finding]:
         return [
             Finding(
                 what="--out",
-                value=f"{public(name)} cannot be deleted ({_words(error)})",
+                value=f"{public(name)} cannot be deleted ({words(error)})",
                 remedy="allow it: old checkpoints are deleted; and delete that object",
             )
         ]
@@ -128,7 +129,7 @@ def dataset(url: str) -> Examined:
         size = min(shard.size_bytes, SAMPLE_BYTES)
         _timed(spent, "shard", lambda: objects.read_range(objects.join(url, shard.name), 0, size))
     except Exception as error:
-        fault = Finding(what="--data", value=_words(error), remedy="prepare or restore it, or give the place of one")
+        fault = Finding(what="--data", value=words(error), remedy="prepare or restore it, or give the place of one")
         return Examined(facts={what: "not usable"}, findings=[fault])
     rate = size / spent["shard"]
     text = (
@@ -153,7 +154,7 @@ def tracker(uri: str) -> Examined:
     except Exception as error:
         return Examined(
             facts={what: "not usable"},
-            findings=[Finding(what="tracker", value=_words(error), remedy="start it, or mend address and credentials")],
+            findings=[Finding(what="tracker", value=words(error), remedy="start it, or mend address and credentials")],
         )
     return Examined(facts={what: f"{version}, answers in {spent['ask']:.2f} s"})
 
@@ -180,10 +181,8 @@ class SharedPlace:
     def remove(self, name: str) -> None:
         objects.remove(objects.join(self._folder, places.entry_name(name, "the doctor")))
         if objects.is_local(self._folder):
-            try:
+            with contextlib.suppress(OSError):  # another host's mark is there still; that one removes it
                 objects.local_path(self._folder).rmdir()
-            except OSError:
-                return  # another host's mark is there still; that one removes it
 
 
 def _nearest(url: str) -> str:
@@ -195,7 +194,3 @@ def _timed(spent: dict[str, float], what: str, work: Callable[[], T]) -> T:
     found = work()
     spent[what] = max(time.perf_counter() - begin_s, 1e-9)
     return found
-
-
-def _words(error: Exception) -> str:
-    return public(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")[:1000]

@@ -3,7 +3,6 @@
 python -P -m orchestration.doctor.sweep MEGABYTES      one rank, by the variables of a launcher; rank 0 prints the times
 """
 
-import signal
 import statistics
 import subprocess
 import sys
@@ -39,7 +38,6 @@ def run(*, address: str, port: int, first_rank: int, num_local: int, num_ranks: 
             child_process.start(
                 "orchestration.doctor.sweep",
                 environment={**shared, "RANK": str(first_rank + i), "LOCAL_RANK": str(i)},
-                on_parent_death=signal.SIGKILL,
                 output=output,
             )
             for i in range(num_local)

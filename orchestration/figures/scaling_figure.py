@@ -16,7 +16,7 @@ PANELS = (
 )
 
 
-def draw_scaling(path: str, scaling: Scaling, *, title: str, unit: str, budget: float | None) -> None:
+def draw_scaling(path: str, scaling: Scaling, *, title: str, budget: float | None) -> None:
     """Write the plot; the file's ending (.png, .svg, .pdf) decides its kind."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def draw_scaling(path: str, scaling: Scaling, *, title: str, unit: str, budget: 
                 axes.axvline(budget, color=INK, lw=1, ls=":", label="budget")
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_xlabel(f"compute, {unit}", color=MUTED)
+            axes.set_xlabel("compute, in the runs' own unit", color=MUTED)
             axes.set_title(label, fontsize=10, color=INK)
             axes.grid(color=RULE, lw=0.6)
         axes.legend(fontsize=8, frameon=False)

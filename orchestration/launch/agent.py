@@ -12,9 +12,11 @@ import dataclasses
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestration.launch.rank_processes import Ranks
 from orchestration.run.rank_end import EXIT_USER
 from pipeline import documents
 from pipeline.documents import Positive, Text
@@ -82,7 +84,6 @@ def supervise(host: Host) -> int:
     """This host's part of the job, to the job's exit code. Raises UserError for what the document has wrong."""
     from orchestration.launch import host_address, supervisor
     from orchestration.launch.attempts import Hosts
-    from orchestration.launch.rank_processes import Ranks
     from orchestration.launch.restart_policy import RestartLimits
     from pipeline.training.run import load_yaml
 
@@ -102,13 +103,8 @@ def supervise(host: Host) -> int:
         join_s=host.join_timeout_s,
         limits=RestartLimits(max_restarts=host.max_restarts, window_s=host.restart_window_s, min_hosts=host.min_hosts),
     )
-    ranks = Ranks(
-        module="orchestration.run.worker",
-        arguments=(host.out, "--debug") if host.debug else (host.out,),
-        environment=rank_environment(run, host.command) | _network(host, address),
-        processes=host.processes,
-        grace_s=run.watchdog.grace_s,
-    )
+    network = _network(host, address)
+    ranks = ranks_of(run, host.out, host.command, network, processes=host.processes, debug=host.debug)
     return supervisor.supervise(ranks, hosts)
 
 
@@ -130,13 +126,22 @@ def planned(run: "Run", num_ranks: int) -> "Run":
     return dataclasses.replace(run, micro_batch=run.batch_plan(num_ranks)[0])
 
 
-def rank_environment(run: "Run", command: str) -> dict[str, str]:
-    """By which the ranks hear of the run: neither it nor a command with a password is for everybody to read."""
+def ranks_of(
+    run: "Run", out: str, command: str, environment: Mapping[str, str], *, processes: int, debug: bool
+) -> Ranks:
+    """The ranks of a run on this host. They hear of it by the environment: neither the run, nor a command or a tracker's URI
+    with a password, is for everybody to read."""
     from orchestration.run.worker import RUN
     from pipeline.provenance import COMMAND
     from pipeline.training.run import dump_yaml
 
-    return {RUN: dump_yaml(run), COMMAND: command}
+    return Ranks(
+        module="orchestration.run.worker",
+        arguments=(out, "--debug") if debug else (out,),
+        environment={RUN: dump_yaml(run), COMMAND: command, **environment},
+        processes=processes,
+        grace_s=run.watchdog.grace_s,
+    )
 
 
 def _network(host: Host, address: str) -> dict[str, str]:

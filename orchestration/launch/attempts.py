@@ -26,13 +26,11 @@ from orchestration.launch.job_store import AttemptRecord, JobRecord
 from orchestration.launch.rank_processes import RankProcesses, Ranks, Stopped
 from orchestration.launch.restart_policy import HostReport, RestartLimits, Verdict, death, judge, limited, outcome
 from orchestration.run import rank_end
-from orchestration.run.rank_end import EXIT_OURS
+from orchestration.run.rank_end import EXIT_CUT_OFF, EXIT_OURS
 from pipeline.errors import UserError
 from pipeline.storage.ownership import JOB
 from pipeline.supervision.stop_signals import EXIT_REQUEUE, say
 
-EXIT_CUT_OFF = 69
-"""EX_UNAVAILABLE: this host does not reach the job any more, which may go on without it."""
 REPORT_S = 15.0
 """So long an agent waits for how the ranks of other hosts ended,"""
 FINISH_S = 120.0

@@ -4,7 +4,7 @@ import secrets
 import socket
 
 from orchestration.launch import supervisor
-from orchestration.launch.agent import rank_environment
+from orchestration.launch.agent import ranks_of
 from orchestration.launch.attempts import Hosts
 from orchestration.launch.rank_processes import Ranks
 from orchestration.launch.restart_policy import RestartLimits
@@ -35,8 +35,6 @@ def pretrain(
         profile: steps to look at closely (`pipeline.profiling.asked`).
     """
     run.batch_plan(num_processes)  # a batch that does not divide is refused before anything starts
-    if not run.data.url:
-        raise UserError("the run has no data: set --data.url to a folder that 'normfree data prepare' wrote")
     here = place()
     if num_processes == 1 and not max_restarts:
         return run_worker(run, out, tracking_uri=tracking_uri, debug=debug, profile=profile)
@@ -45,14 +43,8 @@ def pretrain(
             f"--num-processes {num_processes} starts processes, and another launcher has started {here.size} (WORLD_SIZE): "
             "leave out --num-processes, or start without that launcher"
         )
-    ranks = Ranks(
-        module="orchestration.run.worker",
-        arguments=(out, "--debug") if debug else (out,),
-        # By the environment: a URI may hold a password, and command lines are for everybody to read.
-        environment={**rank_environment(run, command()), TRACKING_URI: tracking_uri or "", PROFILE: profile},
-        processes=num_processes,
-        grace_s=run.watchdog.grace_s,
-    )
+    environment = {TRACKING_URI: tracking_uri or "", PROFILE: profile}
+    ranks = ranks_of(run, out, command(), environment, processes=num_processes, debug=debug)
     return supervise(ranks, max_restarts=max_restarts)
 
 

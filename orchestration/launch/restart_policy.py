@@ -153,18 +153,14 @@ def limited(
     kept.append(Failure(time_s=now_s, hosts=verdict.blamed, code=verdict.code))
     if len(kept) <= limits.max_restarts:
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (len(kept) - 1))
-        return _changed(verdict, pause_s=pause_s), kept
+        return dataclasses.replace(verdict, pause_s=pause_s), kept
     worst, times = (
         Counter(host for f in kept for host in f.hosts).most_common(1)[0] if any(f.hosts for f in kept) else ("", 0)
     )
     others = [host for host in hosts if host != worst]
     if limits.max_restarts and times == len(kept) and len(others) >= limits.min_hosts and others:
-        return _changed(verdict, pause_s=FIRST_PAUSE_S, left_out=worst), []
-    return _changed(verdict, goes_on=False), kept
-
-
-def _changed(verdict: Verdict, **changes: object) -> Verdict:
-    return dataclasses.replace(verdict, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(verdict, pause_s=FIRST_PAUSE_S, left_out=worst), []
+    return dataclasses.replace(verdict, goes_on=False), kept
 
 
 def death(rank: int, pid: int, code: int) -> str:

@@ -10,6 +10,7 @@ import argparse
 import signal
 
 from orchestration import child_process
+from orchestration.run.rank_end import EXIT_USER
 from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.supervision.process_exit import run as run_process
@@ -28,10 +29,10 @@ def main() -> int:
         say(
             f"the job's store cannot listen on {args.address}:{args.port} ({why}); give another port, or an address of this host"
         )
-        return 2
+        return EXIT_USER
     except UserError as error:
         say(str(error))
-        return 2
+        return EXIT_USER
     print(terminal(f"{args.address} {store.port}"), flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     return 0

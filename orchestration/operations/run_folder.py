@@ -5,7 +5,6 @@ The records of a run that trains on this machine are read from its own disk, whe
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from orchestration.spool import mirror, rank_logs
 from orchestration.spool.rank_logs import Line, LogName, parse_line, parse_name
-from orchestration.spool.spool import MAIN, records_folder
+from orchestration.spool.spool import MAIN, parse, records_folder
 from pipeline import documents
 from pipeline.errors import UserError
 from pipeline.storage import listing, objects
@@ -89,11 +88,8 @@ def _fold(lines: Iterable[bytes]) -> Records:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and isinstance(value.get("kind"), str) and _is_time(value) else None
+    value = parse(line)
+    return value if value is not None and isinstance(value["kind"], str) and _is_time(value) else None
 
 
 def _is_time(value: dict[str, Any]) -> bool:

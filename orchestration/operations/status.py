@@ -173,11 +173,7 @@ def _checkpoint(url: str, events: list[dict[str, Any]], *, verify: bool) -> tupl
     root = checkpoints_url(url)
     steps = {i.name: order for i in listing.items(root) if i.is_folder and (order := place_in_order(i.name))}
     passed: list[str] = []
-    num = 0
-    for name in sorted(steps, key=lambda n: steps[n], reverse=True):
-        num += 1
-        if num > LOOKED_AT:
-            break
+    for name in sorted(steps, key=lambda n: steps[n], reverse=True)[:LOOKED_AT]:
         place = objects.join(root, name)
         there = {item.name: item for item in listing.items(place)}
         if COMMIT not in there:

@@ -14,6 +14,7 @@ import torch
 import pipeline.data.images
 from pipeline import places
 from pipeline.errors import UserError
+from pipeline.export.export import WRITERS
 from pipeline.export.source import Answer, ExportSource, Probe
 from pipeline.export.to_onnx import write_onnx
 
@@ -55,6 +56,10 @@ def write_mlflow(source: ExportSource, folder: Path) -> Answer:
         return logits
 
     return answer
+
+
+ALL_WRITERS = {**WRITERS, "mlflow": write_mlflow}
+"""Format -> what writes it: safetensors, timm, onnx and mlflow."""
 
 
 def _signature() -> Any:

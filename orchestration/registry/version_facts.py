@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from orchestration.tracking import lineage
-from orchestration.tracking.sweep_summary import scorecard_table
+from orchestration.tracking.sweep_summary import fitting, scorecard_table
 from pipeline.checkpoint.commit import Commit
 from pipeline.display import markdown, markdown_code
 from pipeline.errors import UserError
@@ -80,9 +80,4 @@ def description(commit: Commit, rows: list[Row]) -> str:
     ]
     if rows:
         lines += ["", *scorecard_table(rows)]
-    num_omitted, more = 0, ""
-    while len("\n".join(lines)) + len(more) > DESCRIPTION_CHARACTERS and lines:
-        lines.pop()
-        num_omitted += 1
-        more = f"\n\n{num_omitted} more lines are in the report of the sweep."
-    return "\n".join(lines) + more
+    return fitting(lines, DESCRIPTION_CHARACTERS, lambda num: f"{num} more lines are in the report of the sweep.")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestration.tracking.heartbeat import pages
 from orchestration.tracking.lineage import DIGEST
 from orchestration.tracking.mlflow_client import connect
 from orchestration.tracking.upload import cause
@@ -64,15 +65,11 @@ def check_names(name: str, alias: str | None) -> None:
 def find_version(client: Any, name: str, digest: str) -> RegisteredVersion | None:
     """The version under this name with this digest; a second registration, or one after a kill, makes no second version."""
     # MLflow's filters have no escapes: a name is quoted with the sign that it does not hold (`check_names`).
-    quote, page = '"' if "'" in name else "'", None
-    while True:
-        found = client.search_model_versions(f"name={quote}{name}{quote}", page_token=page)
-        for made in found:
-            if made.name == name and dict(made.tags).get(DIGEST) == digest:
-                return RegisteredVersion(name=name, version=str(made.version), source=str(made.source), digest=digest)
-        page = found.token
-        if not page:
-            return None
+    quote = '"' if "'" in name else "'"
+    for made in pages(lambda **page: client.search_model_versions(f"name={quote}{name}{quote}", **page)):
+        if made.name == name and dict(made.tags).get(DIGEST) == digest:
+            return RegisteredVersion(name=name, version=str(made.version), source=str(made.source), digest=digest)
+    return None
 
 
 def make_name(client: Any, name: str) -> None:

@@ -49,7 +49,6 @@ class Console:
         stream: TextIO | None = None,
         *,
         live: bool | None = None,
-        next_command: str = "",
         interval_s: float = PLAIN_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,7 +59,7 @@ class Console:
         self._rich = rich.console.Console(
             file=self._stream, highlight=False, soft_wrap=True, force_terminal=self._is_live or None
         )
-        self._next_command = next_command
+        self._next_command = ""
         self._interval_s, self._clock = interval_s, clock
         self._live: Any = None
         self._last_plain_s = float("-inf")
@@ -92,9 +91,9 @@ class Console:
             Stopped: self._read_stopped,
         }
 
-    def read(self, record: Record, *, next_command: str | None = None) -> None:
+    def read(self, record: Record, *, next_command: str = "") -> None:
         """Shows one record. `next_command` is what the closing block offers after Finished and Stopped."""
-        self._next_command = self._next_command if next_command is None else next_command
+        self._next_command = next_command
         show = self._shows.get(type(record))
         if show is not None:
             show(record)
@@ -104,12 +103,6 @@ class Console:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-    def __enter__(self) -> "Console":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _read_phase(self, phase: Phase) -> None:
         self._phase = phase.name

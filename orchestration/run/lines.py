@@ -2,10 +2,7 @@
 
 import math
 
-from pipeline.records import (
-    Started,
-    Step,
-)
+from pipeline.records import Started, Step
 
 HEAD_BIAS = "the head's bias"
 
@@ -18,7 +15,7 @@ def plan_lines(started: Started) -> list[tuple[str, str]]:
             f"{started.dropped_samples:,} of the last epoch are dropped, because the run ends before it is whole "
             "(every whole epoch uses each image once)"
         )
-    rows = [
+    return [
         ("run", f"{started.run_name} in {started.run_dir}"),
         ("from", f"step {started.step:,}, {started.resumed_from or 'its initial weights'}"),
         ("model", f"{started.num_parameters:,} parameters in {started.precision}"),
@@ -34,7 +31,6 @@ def plan_lines(started: Started) -> list[tuple[str, str]]:
         ("machine", f"{started.device}, ZeRO stage {started.zero_stage}{_rate(started)}"),
         ("digests", f"configuration {started.config_digest[:12]}, data {started.dataset_digest[:12]}"),
     ]
-    return rows
 
 
 def _rate(started: Started) -> str:

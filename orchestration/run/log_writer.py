@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from logging import Formatter, LogRecord, makeLogRecord
+from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -164,15 +164,12 @@ class _File(RotatingFileHandler):
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
         self.terminator = ""
-        self.setFormatter(_Lines())
 
     def _open(self) -> Any:
         return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=places.no_follow)
 
     def handleError(self, record: LogRecord) -> None: ...
 
-
-class _Lines(Formatter):
     def format(self, record: LogRecord) -> str:
         assert isinstance(record.msg, Line)
         return format_line(record.msg)

@@ -14,6 +14,8 @@ from pathlib import Path
 from pipeline.supervision.stop_signals import EXIT_REQUEUE
 
 EXIT_OURS, EXIT_USER = 1, 2
+EXIT_CUT_OFF = 69
+"""Of an agent, EX_UNAVAILABLE: its host does not reach the job any more, which may go on without it."""
 FOLDER = "NORMFREE_RANK_ENDS"
 """The variable that names the agent's folder for these files."""
 

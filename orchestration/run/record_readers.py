@@ -100,11 +100,12 @@ class Readers:
         self._restart_after_s = time.monotonic() + RETRY_EVERY_S
         self._start()
 
-    def _next(self, record: Record) -> str | None:
+    def _next(self, record: Record) -> str:
+        """What is to be typed after a record that ends the run."""
         if isinstance(record, Stopped):
             return command()
         if not isinstance(record, Finished):
-            return None
+            return ""
         checkpoint = shell([record.checkpoint or self.out])
         return f"normfree transfer {checkpoint} --suite small_images --data-root DATA --out SWEEP"
 

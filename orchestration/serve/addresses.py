@@ -4,6 +4,8 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 
+import psutil
+
 EVERYWHERE = ("0.0.0.0", "")
 """Hosts that mean every interface (IPv4)."""
 LOCAL_HOSTS = (
@@ -18,8 +20,6 @@ def names(host: str) -> list[str]:
     """Names and IPv4 addresses that lead to a server that listens on `host`."""
     if host not in EVERYWHERE:
         return [host]
-    import psutil
-
     own = [a.address for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
     return list(dict.fromkeys(["localhost", *own, socket.gethostname(), socket.getfqdn()]))
 

@@ -19,7 +19,6 @@ from pipeline.secrets import public
 from pipeline.storage import objects
 from pipeline.yaml_files.parse import read_yaml
 
-STATUS_MARK = {"RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
 LOCK, CONFIG = "tracking.lock", "run.yaml"
 
 
@@ -87,7 +86,7 @@ def fetch(url: str, folder: Path) -> None:
 
 
 def status_line(run: Any) -> str:
-    tags, status = run.data.tags, STATUS_MARK.get(run.info.status, run.info.status.lower())
+    tags, status = run.data.tags, run.info.status.lower()
     note = tags.get(heartbeat.CAUSE_TAG, "")
     if run.info.status == "RUNNING":
         sign = tags.get(heartbeat.BEAT_TAG)

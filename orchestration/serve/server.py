@@ -64,10 +64,10 @@ def serve(
     make_sqlite(uri)  # anew, where it was cut short
     return run_server(
         "own",
-        _environment(uri) | {mlflow_server.TOKEN: token, mlflow_server.ARTIFACTS: _artifacts(file)},
+        {mlflow_server.TOKEN: token, mlflow_server.ARTIFACTS: _artifacts(file)},
         host=host,
         port=port,
-        shown=uri,
+        uri=uri,
         refresh=refresh,
         # Whoever calls from another machine needs the token; this user's own programs here do not.
         query="" if addresses.is_loopback(host) else f"/?token={token}",
@@ -80,7 +80,7 @@ def run_server(
     *,
     host: str,
     port: int,
-    shown: str,
+    uri: str,
     workers: int = 1,
     refresh: Callable[[], object] | None = None,
     query: str = "",
@@ -89,14 +89,21 @@ def run_server(
 
     Args:
         form: "own" or "team", with the variables of its `environment`.
-        shown: the store behind it, where silent runs are looked after.
+        uri: of the store behind it, where silent runs are looked after.
         query: what its printed address ends with.
     """
     # A group of its own, because the server may have children that do not end with it.
     process = child_process.start(
         "orchestration.serve.mlflow_server",
         [form, host, str(port), str(workers)],
-        environment=environment,
+        environment={
+            # By the environment: it may hold a password, and command lines are for everybody to read.
+            "MLFLOW_BACKEND_STORE_URI": uri,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
+            "PYTHONWARNINGS": "ignore",
+            **environment,
+        },
         own_session=True,
     )
     scheme = "https" if mlflow_server.CERTIFICATE in environment else "http"
@@ -105,14 +112,14 @@ def run_server(
     try:
         _wait(process, f"{scheme}://{host}:{port}")
         # Where nobody trains any more nobody else could say that the last run died with its machine.
-        threading.Thread(target=keep_sweeping, args=(lambda: connect(shown), end), daemon=True).start()
+        threading.Thread(target=keep_sweeping, args=(lambda: connect(uri), end), daemon=True).start()
         if refresh is not None:
             threading.Thread(target=_keep_refreshing, args=(refresh, end), daemon=True).start()
         address = f"{scheme}://{addresses.reachable(host)}:{port}{query}"
-        print(terminal(f"MLflow shows {public(shown)} at {address} (Ctrl-C ends it)"), flush=True)
+        print(terminal(f"MLflow shows {public(uri)} at {address} (Ctrl-C ends it)"), flush=True)
         with contextlib.suppress(Exception):  # the pages are there all the same
             print(
-                terminal(f"runs and sweeps: {address if query else address + '/'}{first_page(connect(shown))}"),
+                terminal(f"runs and sweeps: {address if query else address + '/'}{first_page(connect(uri))}"),
                 flush=True,
             )
         return process.wait()
@@ -142,16 +149,6 @@ def _keep_refreshing(refresh: Callable[[], object], end: threading.Event) -> Non
 def _artifacts(file: Path | None) -> str:
     """Where files go that clients send through the server: alongside the SQLite file, as the records' own do."""
     return (file.parent if file else places.private_folder("artifacts")).joinpath("mlartifacts").as_uri()
-
-
-def _environment(uri: str) -> dict[str, str]:
-    # The URI goes by the environment: it may hold a password, and command lines are for everybody to read.
-    return {
-        "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "PYTHONWARNINGS": "ignore",
-    }
 
 
 def free_port(host: str, port: int) -> int:

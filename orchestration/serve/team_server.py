@@ -15,7 +15,6 @@ import re
 import secrets
 import ssl
 import sys
-from pathlib import Path
 
 from orchestration.serve import addresses, mlflow_server
 from orchestration.serve.server import free_port, run_server
@@ -74,10 +73,17 @@ def serve_team(
     with places.temporary_folder("team") as folder:
         settings = folder / "basic_auth.ini"  # a folder that only we can read
         settings.write_text(SETTINGS.format(database=backend.replace("%", "%%")))
-        environment = _environment(backend, settings) | tls | {mlflow_server.ARTIFACTS: artifacts}
+        environment = {
+            **tls,
+            mlflow_server.ARTIFACTS: artifacts,
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes that nothing of ours asks for anything
+        }
+        if "MLFLOW_FLASK_SERVER_SECRET_KEY" not in os.environ:
+            environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)  # of forms; one for all workers
         if allowed_hosts:
             environment["MLFLOW_SERVER_ALLOWED_HOSTS"] = allowed_hosts
-        return run_server("team", environment, host=host, port=port, shown=backend, workers=workers)
+        return run_server("team", environment, host=host, port=port, uri=backend, workers=workers)
 
 
 def _tls(certificate: str | None, key: str | None) -> dict[str, str]:
@@ -140,17 +146,3 @@ def _refuse_a_dead_database(backend: str) -> None:
         psycopg2.connect(backend.replace("+psycopg2", "", 1), connect_timeout=ANSWER_S).close()
     except psycopg2.Error as error:
         raise UserError(f"cannot use {public(backend)} ({cause(error)}); check address, user and PGPASSWORD") from None
-
-
-def _environment(backend: str, settings: Path) -> dict[str, str]:
-    environment = {
-        "MLFLOW_BACKEND_STORE_URI": backend,
-        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes that nothing of ours asks for anything
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "PYTHONWARNINGS": "ignore",
-    }
-    if "MLFLOW_FLASK_SERVER_SECRET_KEY" not in os.environ:
-        environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_hex(32)  # of forms; one for all workers
-    return environment

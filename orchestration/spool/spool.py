@@ -25,8 +25,6 @@ from pipeline.storage import objects
 MAIN = "records.jsonl"
 """The spool of a run, in its folder; each node's own is next to it (`orchestration.spool.system_metrics`)."""
 PIECE_BYTES = 4 << 20  # the spool of a long run is larger than what a reader should hold at once
-
-
 MAX_LINE_BYTES = 64 << 20
 
 
@@ -77,10 +75,9 @@ class Spool:
     def append(self, record: Record) -> None:
         self._append(record.as_dict())
 
-    def append_failure(self, error: BaseException | str) -> None:
+    def append_failure(self, error: str) -> None:
         """The last line of a run that ended by an error of its own, so that the tracker can tell it from a kill."""
-        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-        self._append({"kind": "Failed", "time_s": time.time(), "error": text})
+        self._append({"kind": "Failed", "time_s": time.time(), "error": error})
 
     def close(self) -> None:
         self._file.close()
@@ -146,7 +143,7 @@ class Follower:
     def _parse_all(self, whole: bytes) -> list[Line]:
         lines = []
         for raw in whole.split(b"\n")[:-1]:
-            value = _parse(raw)
+            value = parse(raw)
             if value is None:
                 self.num_unreadable += 1
             else:
@@ -155,17 +152,18 @@ class Follower:
         return lines
 
 
-def read(path: str | os.PathLike[str], from_line: int = 0) -> Iterator[Line]:
-    """The readable lines of a spool from line `from_line` on; none if there is no file.
+def read(path: str | os.PathLike[str]) -> Iterator[Line]:
+    """The readable lines of a spool; none if there is no file.
 
     A torn line (its writer was killed) is passed over, wherever later attempts have left it in the file.
     """
     follower = Follower(path)
     while lines := follower.poll():
-        yield from (line for line in lines if line.number >= from_line)
+        yield from lines
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+def parse(raw: bytes) -> dict[str, Any] | None:
+    """A line of a spool; None for what is none."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):

@@ -23,10 +23,13 @@ def read_state(path: Path) -> dict[str, dict[str, Any]]:
     except UserError as error:
         aside = path.with_name(f"{path.name}.{int(time.time())}.damaged")
         os.replace(path, aside)
-        print(
-            terminal(f"tracking: {error}; it is {aside.name} now, and the server is asked what it has"), file=sys.stderr
-        )
+        tell(f"{error}; it is {aside.name} now, and the server is asked what it has")
         return {}
+
+
+def tell(text: str) -> None:
+    """A sentence about records on their way to a server, on standard error."""
+    print(terminal(f"tracking: {text}"), file=sys.stderr)
 
 
 class ServerState(dict[str, Any]):

@@ -17,7 +17,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from orchestration import child_process
 from orchestration.spool.mirror import Mirror
@@ -35,10 +36,9 @@ class Sampler:
     def __init__(self, disk: str | os.PathLike[str]) -> None:
         self._disk = os.fspath(disk)
         self._before: tuple[float, dict[str, float]] | None = None
-        _psutil().cpu_percent(interval=None)  # the first answer has nothing to compare with
+        psutil.cpu_percent(interval=None)  # the first answer has nothing to compare with
 
     def sample(self) -> dict[str, float]:
-        psutil = _psutil()
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(self._disk)
         values = {
             "cpu_percent": psutil.cpu_percent(interval=None),
@@ -47,9 +47,9 @@ class Sampler:
             "disk_used_percent": disk.percent,
             "disk_free_gib": disk.free / 2**30,
         }
-        return values | self._rates(psutil) | gpus.readings()
+        return values | self._rates() | gpus.readings()
 
-    def _rates(self, psutil: Any) -> dict[str, float]:
+    def _rates(self) -> dict[str, float]:
         network, disk, now = psutil.net_io_counters(), psutil.disk_io_counters(), time.monotonic()
         total = {"network_received": network.bytes_recv, "network_sent": network.bytes_sent} if network else {}
         total |= {"disk_read": disk.read_bytes, "disk_written": disk.write_bytes} if disk else {}
@@ -102,12 +102,6 @@ def follow(run_dir: Path, node: str, pid: int, *, every_s: float = SAMPLE_EVERY_
             next_s = time.monotonic() + every_s
             while time.monotonic() < next_s and alive():
                 time.sleep(min(1.0, every_s))
-
-
-def _psutil() -> Any:
-    import psutil
-
-    return psutil
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestration.spool.spool import Follower, Line
+from orchestration.spool.spool import MAIN, Follower, Line
 from orchestration.spool.state_file import ServerState
 from orchestration.tracking.tracking_uri import server_name
 from orchestration.tracking.translate import Translator
 from orchestration.tracking.upload import Upload
 
 MAX_PENDING = 2000  # lines; the rest of a long spool waits on disk
-MAIN, OTHERS = "records.jsonl", "system-*.jsonl"
+OTHERS = "system-*.jsonl"
 
 
 def nothing_sent() -> dict[str, Any]:

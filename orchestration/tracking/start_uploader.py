@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestration import child_process
+from orchestration.spool.state_file import tell
 from orchestration.tracking.mlflow_client import DRAIN_S
 from orchestration.tracking.tracking_uri import resolve_uri
-from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.nice(10)  # the steps of the training come first
         return Uploader(args.run_dir, uri, **names, watch_pid=args.watch_pid, drain_s=args.drain_s).run()
     except UserError as error:
-        print(terminal(f"tracking: {public(str(error))}"), file=sys.stderr)
+        tell(public(str(error)))
         return 2
 
 

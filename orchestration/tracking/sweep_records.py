@@ -38,9 +38,8 @@ class SweepRecords:
     """The way of one sweep to one server; UserError for a folder without a sweep and for a URI that MLflow would not take."""
 
     def __init__(self, sweep: str, tracking_uri: str | None) -> None:
-        self._sweep = (
-            sweep if "://" in sweep else os.path.abspath(sweep)
-        )  # as others can use it, on this machine at least
+        # As others can use it, on this machine at least.
+        self._sweep = sweep if "://" in sweep else os.path.abspath(sweep)
         self._ledger = Ledger(self._sweep)
         self._info = self._ledger.info()
         self.folder = records_folder(self._sweep)
@@ -135,12 +134,9 @@ def token(info: SweepInfo) -> str:
 
 
 def _name(info: SweepInfo) -> str:
-    runs = [url.partition("/checkpoints/")[0].rstrip("/").rpartition("/")[2] for url in _places(info)]
+    places = [str(source["url"]) for source in info.sources] or [info.checkpoint_url]
+    runs = [url.partition("/checkpoints/")[0].rstrip("/").rpartition("/")[2] for url in places]
     return f"{info.suite} of {', '.join(runs)}"
-
-
-def _places(info: SweepInfo) -> list[str]:
-    return [str(source["url"]) for source in info.sources] or [info.checkpoint_url]
 
 
 def _checkpoints(info: SweepInfo) -> dict[str, str]:

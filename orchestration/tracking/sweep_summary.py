@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestration.tracking.upload import TAG_CHARACTERS
@@ -72,19 +72,6 @@ def tags(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str,
 
 def note(rows: Sequence[Row], tags: Mapping[str, str]) -> str:
     """The scorecard in Markdown, then the best of each task and the failures; by whole lines as long as a tag may be."""
-    return _fitting(_note_lines(rows, tags))
-
-
-def _fitting(lines: list[str]) -> str:
-    kept, more = list(lines), ""
-    while len("\n".join(kept)) + len(more) > TAG_CHARACTERS and kept:
-        kept.pop()
-        num = len(lines) - len(kept)
-        more = f"\n\n{num} more {'line is' if num == 1 else 'lines are'} in the artifact scorecard.html."
-    return "\n".join(kept) + more
-
-
-def _note_lines(rows: Sequence[Row], tags: Mapping[str, str]) -> list[str]:
     lines = scorecard_table(rows)
     lines += ["", *(f"- {markdown(text)}" for text in notes(rows))]
     best = {name.removeprefix("best."): text for name, text in tags.items() if name.startswith("best.")}
@@ -96,7 +83,20 @@ def _note_lines(rows: Sequence[Row], tags: Mapping[str, str]) -> list[str]:
         ]
     if "failures" in tags:
         lines += ["", "Failed:", *(f"- {markdown(line)}" for line in tags["failures"].split("\n"))]
-    return lines
+    return fitting(
+        lines,
+        TAG_CHARACTERS,
+        lambda num: f"{num} more {'line is' if num == 1 else 'lines are'} in the artifact scorecard.html.",
+    )
+
+
+def fitting(lines: Sequence[str], characters: int, rest: Callable[[int], str]) -> str:
+    """As many of the lines as so many characters hold, and where some are left out `rest` of their number."""
+    kept, more = list(lines), ""
+    while len("\n".join(kept)) + len(more) > characters and kept:
+        kept.pop()
+        more = f"\n\n{rest(len(lines) - len(kept))}"
+    return "\n".join(kept) + more
 
 
 def scorecard_table(rows: Sequence[Row]) -> list[str]:

@@ -8,7 +8,6 @@ recognised by their digest.
 
 import contextlib
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestration.spool.state_file import ServerState
+from orchestration.spool.state_file import ServerState, tell
 from orchestration.tracking import heartbeat, lineage
 from orchestration.tracking.lineage import Origin
 from orchestration.tracking.mlflow_client import (
@@ -32,7 +31,6 @@ from orchestration.tracking.mlflow_client import (
 )
 from orchestration.tracking.tracking_uri import resolve_uri, server_name
 from orchestration.tracking.upload import DatasetUsed, Point, Upload, cause, points_of, shorten
-from pipeline.display import terminal
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -104,12 +102,8 @@ class SweepTracker:
         last = int(metrics_history[-1]["step"]) if metrics_history else 0
         points = [p for row in metrics_history for p in _points(row, int(row["step"]), float(row["time_s"]))]
         points += _points({f"final/{k}": v for k, v in final.items()}, last, now_s)
-        upload = Upload(
-            points=points,
-            params={k: public(str(v))[:500] for k, v in params.items()},
-            tags={k: shorten(public(str(v))) for k, v in tags.items()},
-            datasets=list(datasets),
-        )
+        upload = _upload(points, params, tags)
+        upload.datasets = list(datasets)
         self._waiting[trial_digest] = _Child(trial_digest, name, STATUS.get(status, status), upload)
         self._send_waiting()
 
@@ -126,11 +120,7 @@ class SweepTracker:
 
         `checkpoints` (digest -> URL) are those that it is about; their runs are linked with it, both ways.
         """
-        upload = Upload(
-            points=_points(metrics, 0, time.time()),
-            params={k: public(str(v))[:500] for k, v in params.items()},
-            tags={k: shorten(public(str(v))) for k, v in (tags or {}).items()},
-        )
+        upload = _upload(_points(metrics, 0, time.time()), params, tags or {})
         self._summary = upload, list(artifacts), dict(checkpoints or {})
         self._send_waiting()
 
@@ -146,18 +136,14 @@ class SweepTracker:
             self._beats.join(10.0)  # a late sign would take back the ending
         if not self._waiting and self._summary is None:
             with self._guarded():
-                if self._client is None:
-                    self._connect()
+                self._connect()
                 end_ms = None if end_s is None else round(1000 * end_s)
                 self._client.set_terminated(self._state["run_id"], status=STATUS.get(status, status), end_time=end_ms)
                 return True
         kept = f"{len(self._waiting)} trials" + (" and the summary" if self._summary else "")
-        print(
-            terminal(
-                f"tracking: {kept} are not in MLflow at {public(self.uri)} ({self._fault}; {self.num_failures} calls "
-                "failed); they are in the sweep's ledger, and running the same command again sends them"
-            ),
-            file=sys.stderr,
+        tell(
+            f"{kept} are not in MLflow at {public(self.uri)} ({self._fault}; {self.num_failures} calls failed); they are in "
+            "the sweep's ledger, and running the same command again sends them"
         )
         return False
 
@@ -252,13 +238,22 @@ class SweepTracker:
                 try:  # reports lie in a folder of the sweep's
                     send_file(self._client, run_id, path.parent.parent, path)
                 except UserError as error:
-                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
+                    tell(f"a file is not sent: {error}")
 
     def _origin(self, digest: str, url: str) -> Origin:
         """Origin of these weights; asked once."""
         if digest not in self._origins:
             self._origins[digest] = lineage.origin(self._client, digest, url)
         return self._origins[digest]
+
+
+def _upload(points: list[Point], params: Mapping[str, Any], tags: Mapping[str, str]) -> Upload:
+    """As MLflow takes them, without passwords."""
+    return Upload(
+        points=points,
+        params={k: public(str(v))[:500] for k, v in params.items()},
+        tags={k: shorten(public(str(v))) for k, v in tags.items()},
+    )
 
 
 def _points(values: dict[str, float], step: int, time_s: float) -> list[Point]:

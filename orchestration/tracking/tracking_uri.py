@@ -7,14 +7,13 @@ import re
 import secrets
 import shutil
 import sqlite3
-import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestration.spool.process_lock import only_one
-from pipeline.display import terminal
+from orchestration.spool.state_file import tell
 from pipeline.errors import UserError
 from pipeline.secrets import public
 
@@ -119,10 +118,7 @@ def make_sqlite(tracking_uri: str) -> None:
                 return
             aside = file.with_name(f"{file.name}.unfinished")
             os.replace(file, aside)
-            print(
-                terminal(f"tracking: {file} was cut short when it was made, and holds nothing; it is {aside.name} now"),
-                file=sys.stderr,
-            )
+            tell(f"{file} was cut short when it was made, and holds nothing; it is {aside.name} now")
         making = _aside(file)
         with _without_waiting_for_the_disk():
             _open(making)

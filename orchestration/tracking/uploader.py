@@ -5,7 +5,6 @@ See `orchestration.tracking.mlflow_client` for what it promises. Imports no MLfl
 
 import contextlib
 import os
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from typing import Any
 from orchestration.figures.run_figures import Pictures
 from orchestration.spool.mirror import Mirror, traces
 from orchestration.spool.process_lock import only_one
-from orchestration.spool.state_file import write_state
+from orchestration.spool.spool import MAIN
+from orchestration.spool.state_file import tell, write_state
 from orchestration.spool.system_metrics import node_name, spool_name
 from orchestration.tracking import heartbeat
-from orchestration.tracking.backlog import MAIN, Backlog, nothing_sent, state_of
+from orchestration.tracking.backlog import Backlog, nothing_sent, state_of
 from orchestration.tracking.mlflow_client import (
     DRAIN_S,
     connect,
@@ -31,9 +31,9 @@ from orchestration.tracking.mlflow_client import (
     send_file,
 )
 from orchestration.tracking.tracking_uri import resolve_uri
-from orchestration.tracking.upload import EXIT_NOT_UPLOADED, Ending, Point, Upload, cause
+from orchestration.tracking.upload import EXIT_NOT_UPLOADED, Ending, Upload, cause
 from pipeline import places
-from pipeline.display import shell, terminal
+from pipeline.display import shell
 from pipeline.errors import UserError
 from pipeline.secrets import public
 from pipeline.storage.process_identity import started_at
@@ -165,7 +165,7 @@ class Uploader:
         for upload in uploads:
             whole.merge(upload)
         run_id = self._state["run_id"]
-        whole.points = [p for p in whole.points if self._is_new(p)]
+        whole.points = [p for p in whole.points if p.step > self._marks.get(p.key, -1)]
         try:
             send(self._client, run_id, whole)
             send_datasets(self._client, run_id, whole.datasets)
@@ -185,9 +185,6 @@ class Uploader:
         self._send_artifacts(traces(self.run_dir, self._mirror, whole.traces), "profiles")
         self._send_artifacts(self._pictures.take(), "pictures")
 
-    def _is_new(self, point: Point) -> bool:
-        return point.step > self._marks.get(point.key, -1)
-
     def _send_config(self, config: dict[str, Any]) -> None:
         """The resolved configuration as an artifact. Artifacts have a store of their own, which may fail alone."""
         file = self.run_dir / "run.yaml"
@@ -202,7 +199,7 @@ class Uploader:
                 send_file(self._client, self._state["run_id"], self.run_dir, file, folder)
             except Exception as error:
                 if isinstance(error, UserError):
-                    print(terminal(f"tracking: a file is not sent: {error}"), file=sys.stderr)
+                    tell(f"a file is not sent: {error}")
                 self._log(traceback.format_exc())
                 send(self._client, self._state["run_id"], Upload(tags={"artifact_error": cause(error)}))
 
@@ -275,21 +272,16 @@ class Uploader:
             file.write(public(text))
 
     def _report(self) -> int:
-        num_left = self._backlog.count_rest()
+        num_left, where = self._backlog.count_rest(), public(self.uri)
         num_all = num_left + self.num_known
-        where = public(self.uri)
         if self._num_refused:
-            log = self.run_dir / "tracking.log"
-            print(terminal(f"tracking: {where} refused {self._num_refused} records; see {log}"), file=sys.stderr)
+            tell(f"{where} refused {self._num_refused} records; see {self.run_dir / 'tracking.log'}")
         if self._is_reported:
             return 0
-        print(
-            terminal(
-                f"tracking: {num_left} of {num_all} records are not in MLflow at {where} ({self._fault}); they "
-                f"are kept in {self.run_dir}/{MAIN}, and this sends them later: normfree track import "
-                f"{shell([str(self.run_dir), '--tracking-uri', where])}"
-            ),
-            file=sys.stderr,
+        tell(
+            f"{num_left} of {num_all} records are not in MLflow at {where} ({self._fault}); they are kept in "
+            f"{self.run_dir}/{MAIN}, and this sends them later: normfree track import "
+            f"{shell([str(self.run_dir), '--tracking-uri', where])}"
         )
         return EXIT_NOT_UPLOADED
 

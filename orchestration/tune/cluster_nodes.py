@@ -1,6 +1,5 @@
 """The nodes of a cluster, asked before they work: does each see this code, the sweep, the data and the weights?"""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +9,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestration.child_process import ROOT
 from pipeline.errors import UserError
 from pipeline.models.backbone import find_origin
+from pipeline.provenance import code_digest
 from transfer.sweep.cells import Cell, Sweep
 from transfer.sweep.ledger import Ledger
-
-FLOORS = ("nfnet", "pipeline", "transfer", "orchestration")
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,3 @@ def node_problem(sweep: Sweep, driver: Facts) -> str:
             f"{error if isinstance(error, UserError) else f'{type(error).__name__}: {error}'}; all nodes must reach it"
         )
     return ""
-
-
-def code_digest() -> str:
-    """SHA-256 over every source file of the four floors, with its place."""
-    hasher = hashlib.sha256()
-    for path in sorted(p for floor in FLOORS for p in (ROOT / floor).rglob("*.py")):
-        hasher.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    return hasher.hexdigest()

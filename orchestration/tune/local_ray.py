@@ -123,16 +123,14 @@ def _loopback() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(services, "resolve_ip_for_localhost", lambda host: host)
 
 
-@contextlib.contextmanager
-def workers_import_this_package() -> Iterator[None]:
+def workers_import_this_package() -> contextlib.AbstractContextManager[None]:
     """Ray puts the folder in which `ray.init` is called first on its workers' path, on every node of a cluster.
 
     From a checkout it is to be the checkout's, or they would import what happens to be installed there; and never one that the
     user stands in, who may have a `pipeline` of his own.
     """
     installed = {Path(p).resolve() for p in (*site.getsitepackages(), site.getusersitepackages())}
-    with contextlib.chdir("/" if child_process.ROOT in installed else child_process.ROOT):
-        yield
+    return contextlib.chdir("/" if child_process.ROOT in installed else child_process.ROOT)
 
 
 @contextlib.contextmanager

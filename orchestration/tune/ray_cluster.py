@@ -7,12 +7,14 @@ ray.init -> does a trial fit anywhere? -> on a cluster: `orchestration.tune.clus
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import psutil
 import ray
 
+from orchestration.child_process import cores
 from orchestration.tune.local_ray import (
     QUIET,
     LocalRay,
@@ -21,13 +23,13 @@ from orchestration.tune.local_ray import (
     workers_import_this_package,
 )
 from pipeline.errors import UserError
+from pipeline.fitting.host_memory import cgroup_limit_bytes
 
 CONNECT_TRIES = ("RAY_gcs_server_port_wait_time_s", "3")
 """Of Ray: by default 20 tries, each of which may take most of a minute."""
 KNOCK_S = 10.0
 PROCESS_BYTES = 2 << 30
 """Main memory that a trial's process is taken to use: torch, a network, its images. A guess, and reported as one."""
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +102,11 @@ def _per_trial(resources: Resources) -> tuple[float | None, int]:
 
 def _at_a_time(processes: int, gpus: float, num_gpus: int) -> tuple[int, str]:
     """As many trials as cores, memory and, where trials use them, GPUs allow; and why so many."""
-    cores, memory = num_cores(), memory_bytes()
-    limits = {f"{processes} of {cores} cores a trial": cores // processes}
-    if memory:
-        need = processes * PROCESS_BYTES
-        words = f"a trial is taken to use {need >> 30} GiB of the {memory >> 30} GiB of memory"
-        limits[words] = memory // need
+    num_cores, memory, need = cores(), memory_bytes(), processes * PROCESS_BYTES
+    limits = {
+        f"{processes} of {num_cores} cores a trial": num_cores // processes,
+        f"a trial is taken to use {need >> 30} GiB of the {memory >> 30} GiB of memory": memory // need,
+    }
     if gpus:
         # Shares of one GPU lie on one GPU.
         limits[f"{gpus:g} of {num_gpus} GPUs a trial"] = (
@@ -115,22 +116,9 @@ def _at_a_time(processes: int, gpus: float, num_gpus: int) -> tuple[int, str]:
     return max(1, limits[reason]), reason
 
 
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def memory_bytes() -> int:
-    """Of this machine, or of the container if that is less; 0 = unknown."""
-    try:
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 0
-    for path in CGROUP_LIMITS:
-        try:
-            found = min(found, int(Path(path).read_text()))
-        except (ValueError, OSError):  # "max", or another system
-            continue
-    return found
+    """Of this machine, or of the container or job if that is less."""
+    return min(psutil.virtual_memory().total, cgroup_limit_bytes() or sys.maxsize)
 
 
 @contextlib.contextmanager
@@ -211,8 +199,8 @@ def _check_room(plan: TrialResources, place: str) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(has.get(kind, 0.0) >= number for kind, number in wanted.items()) for has in nodes):
         most = max(has.get("GPU", 0.0) for has in nodes)
-        cores = max(has.get("CPU", 0.0) for has in nodes)
+        most_cores = max(has.get("CPU", 0.0) for has in nodes)
         raise UserError(
-            f"a trial wants {plan.num_processes} cores and {plan.gpus:g} GPUs at once, and {place} has {cores:g} and "
+            f"a trial wants {plan.num_processes} cores and {plan.gpus:g} GPUs at once, and {place} has {most_cores:g} and "
             f"{most:g} at most; lower --gpus-per-trial or --processes-per-trial"
         )

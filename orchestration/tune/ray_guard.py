@@ -9,19 +9,10 @@ import os
 import shutil
 import signal
 import sys
-from pathlib import Path
+
+from orchestration.child_process import processes_with
 
 MARK = "NORMFREE_RAY"
-
-
-def processes_with(mark: str, proc: Path = Path("/proc")) -> list[int]:
-    """Those whose environment at their start holds `mark` ("NAME=value"), this process and its parent excepted."""
-    found = []
-    for entry in proc.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # others', and those that have just ended
-            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return [pid for pid in found if pid not in (os.getpid(), os.getppid())]
 
 
 def main() -> None:

@@ -20,10 +20,11 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
+from orchestration.child_process import cores
 from orchestration.tune.asha import CellwiseAsha
 from orchestration.tune.cluster_nodes import check_nodes
 from orchestration.tune.job_queue import JobQueue
-from orchestration.tune.ray_cluster import Resources, TrialResources, layout, num_cores, running_ray
+from orchestration.tune.ray_cluster import Resources, TrialResources, layout, running_ray
 from orchestration.tune.trial_group import run_ranks
 from orchestration.tune.trial_limit import Overdue, Watch
 from pipeline import places
@@ -77,7 +78,6 @@ def transfer(
     *,
     data_root: str = "",
     num_seeds: int | None = None,
-    max_concurrent: int | None = None,
     scheduler: Scheduler = "halving",
     budget: Budget | None = None,
     resources: Resources | None = None,
@@ -92,7 +92,6 @@ def transfer(
         out: sweep folder; the ledger and everything else that `transfer.report.write_report` reads.
         data_root: holds one prepared dataset a task, `<data_root>/<card>`.
         num_seeds: supports drawn for each cell; default the suite's.
-        max_concurrent: trials at a time, each on one core; in place of `resources.max_concurrent`.
         scheduler: how candidates of a search are stopped (`transfer.search.grids`).
         budget: what this call may spend.
         on_event: told of every phase ({"event": "phase", "name"}) and of what `Conductor` tells, in this process.
@@ -102,15 +101,11 @@ def transfer(
     tell = on_event or (lambda event: None)
     tell({"event": "phase", "name": "reading checkpoint and tasks"})
     found, grown_from = _what_to_measure(suite, out, num_seeds)
-    resources = resources or Resources()
-    resources = replace(
-        resources, max_concurrent=_at_least_one(max_concurrent, "--max-concurrent") or resources.max_concurrent
-    )
     refuse_tasks(found, _absolute(data_root), suite if isinstance(suite, str) else "")  # before weights are fetched
     words = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     sources = distinct([open_source(absolute(url), name) for name, url in map(_labelled, words)])
     sweep = Sweep(out=_absolute(out), data_root=_absolute(data_root), sources=sources, suite=found, scheduler=scheduler)
-    return run_sweep(sweep, budget=budget, resources=resources, tell=tell, grown_from=grown_from)
+    return run_sweep(sweep, budget=budget, resources=resources or Resources(), tell=tell, grown_from=grown_from)
 
 
 def run_sweep(
@@ -172,12 +167,6 @@ def _pin(sweep: Sweep, tell: OnEvent) -> None:
             tell({"event": "phase", "name": why})
 
 
-def _at_least_one(value: int | None, name: str) -> int | None:
-    if value is not None and value < 1:
-        raise UserError(f"{name} is {value}; set it to 1 or more")
-    return value
-
-
 def _absolute(url: str) -> str:
     """Workers have another working directory."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
@@ -188,7 +177,9 @@ def _what_to_measure(suite: str | Suite, out: str, num_seeds: int | None) -> tup
     found = load_suite(suite) if isinstance(suite, str) else suite
     there = sweep_of(_absolute(out)).suite if objects.exists(objects.join(_absolute(out), "sweep.json")) else None
     found = grown(there, found, out) if there is not None else found
-    found = replace(found, num_seeds=_at_least_one(num_seeds, "--seeds") or found.num_seeds)
+    if num_seeds is not None and num_seeds < 1:
+        raise UserError(f"--seeds is {num_seeds}; set it to 1 or more")
+    found = replace(found, num_seeds=num_seeds or found.num_seeds)
     return found, there.digest() if there is not None else ""
 
 
@@ -197,9 +188,7 @@ def _claim(sweep: Sweep, cells: Sequence[Cell], not_run: list[dict[str, Any]], g
 
     suite = sweep.suite
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = (
-        f"{num_cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
-    )
+    hardware = f"{cores()} CPU cores ({platform.machine()}) on {socket.gethostname()}, {', '.join(gpus) or 'no GPU'}"
     Ledger(sweep.out).claim(
         SweepInfo(
             suite=suite.name,

@@ -26,7 +26,7 @@ methods:
 """
 
 PROGRAM = """
-import json, pathlib, sys
+import dataclasses, json, pathlib, sys
 from orchestration.tune.ray_cluster import Resources
 from orchestration.tune.ray_tune import transfer
 def tell(event):
@@ -35,8 +35,8 @@ def tell(event):
 if __name__ == "__main__":
     checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
     resources = Resources(**json.loads(pathlib.Path(__file__).with_name("resources.json").read_text()))
-    result = transfer(checkpoint, suite, out, data_root=root, num_seeds=int(seeds), max_concurrent=int(concurrent),
-                      on_event=tell, resources=resources)
+    result = transfer(checkpoint, suite, out, data_root=root, num_seeds=int(seeds), on_event=tell,
+                      resources=dataclasses.replace(resources, max_concurrent=int(concurrent)))
     print(json.dumps({"event": "result", "num_run": result.num_run, "num_failed": result.num_failed,
                       "num_trials": result.num_trials, "not_run": result.not_run}))
 """

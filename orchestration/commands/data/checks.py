@@ -1,14 +1,13 @@
 """`normfree data verify` and `overlap`."""
 
 import argparse
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from orchestration.child_process import cores
 from orchestration.commands.data.parts import add_parts, result_of, spread
-from orchestration.commands.output import cores, progress_bar, say
+from orchestration.commands.output import progress_bar, say, warn
 from orchestration.commands.parser import add, number
-from pipeline.display import terminal
 
 if TYPE_CHECKING:
     from pipeline.data.parts import Part
@@ -41,12 +40,9 @@ def data_verify(args: argparse.Namespace) -> int:
     counts = f"{found.num_shards} shards, {found.num_samples} samples, {found.num_bytes} bytes"
     if found.problems:
         say(*found.problems)
-        print(
-            terminal(
-                f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore the "
-                "shards named above, or prepare the dataset again"
-            ),
-            file=sys.stderr,
+        warn(
+            f"normfree: {args.url} does not match its manifest in {len(found.problems)} places (of {counts}); restore the "
+            "shards named above, or prepare the dataset again"
         )
         return 1
     say(f"{args.url}: {counts} match the manifest; every image decodes")

@@ -6,10 +6,11 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from orchestration.child_process import cores
 from orchestration.commands.data.checks import add_overlap, add_verify
 from orchestration.commands.data.parts import add_parts, part_of, spread
 from orchestration.commands.data.rates import add_bench, add_plan
-from orchestration.commands.output import cores, progress_bar, say
+from orchestration.commands.output import progress_bar, say
 from orchestration.commands.parser import add
 from pipeline.display import shell
 from pipeline.errors import UserError

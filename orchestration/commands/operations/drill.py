@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.output import cores, doing, say
+from orchestration.child_process import cores
+from orchestration.commands.output import doing, say, warn
 from orchestration.commands.parser import add
 from pipeline.errors import UserError
 
@@ -98,9 +99,5 @@ def _num_ranks(asked: int) -> int:
 
 
 def _progress(result: Result) -> None:
-    import sys
-
-    from pipeline.display import terminal
-
     verdict = "survived" if result.survived else f"LOST: {result.reason}"
-    print(terminal(f"{result.name}: {verdict} ({result.seconds_s:.0f} s)"), file=sys.stderr, flush=True)
+    warn(f"{result.name}: {verdict} ({result.seconds_s:.0f} s)")

@@ -1,7 +1,6 @@
 """`normfree lab`: methods of normalisation, and none, on equal terms; and the papers' claims about them."""
 
 import argparse
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.output import say
@@ -204,11 +203,10 @@ def _run(experiment: "Experiment", args: argparse.Namespace, out: str) -> tuple[
 
     sweep, lines = sweep_of_experiment(experiment, data=args.data, out=out)
     resources = Resources(
+        max_concurrent=args.max_concurrent,
         ray_address=args.ray_address,
         trial_limit_s=parse_time_s(args.trial_limit, "--trial-limit") if args.trial_limit else 0.0,
     )
-    if args.max_concurrent is not None:
-        resources = replace(resources, max_concurrent=args.max_concurrent)
     result = _trained(sweep, args, resources)
     rows = lab_rows(sweep, lines)
     bisection: Bisection | None = None

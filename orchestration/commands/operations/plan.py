@@ -101,7 +101,7 @@ def plan(args: argparse.Namespace) -> int:
 
     kind = device(args.device)
     if args.measure:
-        from pipeline.planning.measure import check_device
+        from pipeline.planning.measure import check_device, measured
 
         check_device(kind)
     run, _ = asked_run(args)
@@ -116,20 +116,14 @@ def plan(args: argparse.Namespace) -> int:
         loss=loss, price=args.price_per_device_hour,
     )  # fmt: skip
     if args.measure:
-        first = _measured(first, classes)
+        with doing("taking real steps"):
+            first = measured(first, num_classes=classes)
     found: list[Plan] = plans(first, numbers)
     if args.json:
         print(json.dumps([to_dict(p) for p in found] if len(found) > 1 else to_dict(found[0]), indent=1))
     else:
         say(*lines(found))
     return 0
-
-
-def _measured(first: Plan, classes: int) -> Plan:
-    from pipeline.planning.measure import measured
-
-    with doing("taking real steps"):
-        return measured(first, num_classes=classes)
 
 
 def _node_counts(text: str) -> list[int]:
@@ -164,24 +158,18 @@ def _share(text: str) -> float:
 
 def _data(args: argparse.Namespace, run: Run) -> tuple[int, int, float | None]:
     """(training images, classes, bytes of an image or None): of the dataset, of --samples, or as the recipe states them."""
-    from dataclasses import replace
-
     from pipeline import recipes
     from pipeline.data.format.manifest import Manifest
     from pipeline.data.loading.datasets import samples_per_epoch
 
     if args.samples is not None and args.data:
         raise UserError("--samples and --data are both given; the dataset says how many images it has, leave out one")
-    if args.classes < 1:
-        raise UserError(f"--classes is {args.classes}; set it to 1 or more")
     url = args.data or ("" if args.samples is not None else run.data.url)
     if url:
-        config = replace(run.data, url=url)
+        config = dataclasses.replace(run.data, url=url)
         manifest = Manifest.open(url)
         split = manifest.splits.get(run.data.train_split.split("+")[0])
-        size = None
-        if split is not None and split.num_samples:
-            size = split.num_bytes / split.num_samples
+        size = split.num_bytes / split.num_samples if split is not None and split.num_samples else None
         return samples_per_epoch(config) // config.repeats, len(manifest.outputs), size
     if args.samples is not None:
         return args.samples, args.classes, None

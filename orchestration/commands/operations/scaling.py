@@ -32,7 +32,7 @@ def scaling(args: argparse.Namespace) -> int:
         from orchestration.figures.scaling_figure import draw_scaling
 
         title = f"{len(found.runs)} runs, {len(found.frontier)} of them beaten by no cheaper one"
-        draw_scaling(args.plot, found, title=title, unit="in the runs' own unit", budget=args.budget)
+        draw_scaling(args.plot, found, title=title, budget=args.budget)
         report["plot"] = args.plot
     if args.json:
         print(json.dumps(report, indent=1))

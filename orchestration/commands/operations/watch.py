@@ -121,8 +121,6 @@ def _logs(commands: Any) -> None:
 def logs(args: argparse.Namespace) -> int:
     from orchestration.operations.logs import follow, news, poll_s, show
 
-    if args.lines is not None and args.lines < 0:
-        raise UserError(f"--lines is {args.lines}; set it to a number of lines, 0 for all")
     lines = args.lines if args.lines is not None else (0 if args.errors else 200)
     coming = news(args.run, args.rank)
     with doing(f"reading {args.run}"):

@@ -15,7 +15,6 @@ from orchestration import child_process
 from orchestration.operations.drill.evidence import Lost
 from pipeline.provenance import COMMAND
 from pipeline.supervision import planned_faults
-from pipeline.supervision.fault_points import STEP
 from pipeline.supervision.planned_faults import Fault
 
 MARK = "NORMFREE_DRILL"
@@ -52,12 +51,12 @@ class Start:
         said = [line.removeprefix("normfree: ") for line in lines if line.startswith("normfree: ")]
         return (said or lines or [""])[-1]
 
-    def wait(self, limit_s: float = END_S) -> int:
+    def wait(self) -> int:
         """Its exit code, minus the signal's number where one ended it."""
         try:
-            return self.process.wait(limit_s)
+            return self.process.wait(END_S)
         except subprocess.TimeoutExpired:
-            raise Lost(f"it had not ended after {limit_s:.0f} s: {self.last_words()}") from None
+            raise Lost(f"it had not ended after {END_S:.0f} s: {self.last_words()}") from None
 
 
 class Group:
@@ -127,13 +126,6 @@ class Hold:
     file: Path
     fault: Fault
 
-    @staticmethod
-    def at_step(folder: Path, rank: int, step: int) -> "Hold":
-        """Before the step number `step` of a run that begins, counted from 1."""
-        file = folder / f"held-{rank}"
-        fault = Fault(rank=rank, point=STEP, first=step, last=step, do="hold", file=str(file))
-        return Hold(file, fault)
-
     def pid(self, start: Start) -> int:
         """Of the rank, once it stands there. Lost if the command ends before."""
         end_s = time.monotonic() + END_S
@@ -164,14 +156,7 @@ def kill_marked(mark: str) -> int:
 
 def _marked(mark: str) -> list[int]:
     """Numbers of this user's processes whose mark begins so."""
-    wanted, found = f"{MARK}={mark}".encode(), []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # another user's, or gone meanwhile; that of a zombie is empty
-            if any(text.startswith(wanted) for text in (entry / "environ").read_bytes().split(b"\0")):
-                found.append(int(entry.name))
-    return found
+    return child_process.processes_with(f"{MARK}={mark}")
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from orchestration.operations.drill.commands import POLL_S, Start, send
+from orchestration.operations.drill.commands import POLL_S, Hold, Start, send
 from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.own_run import SAVE_STEPS, with_watchdog
 from orchestration.operations.drill.play import Play
@@ -30,17 +30,22 @@ LATE_S = 60.0
 """The report of a hang is there so long after the watchdog's limit at the latest: the machine may be busy."""
 
 
-def at_fault(play: Play, rank: int | None = None) -> tuple[Start, int]:
-    """A start whose last rank stands before step `AT_STEP` with the checkpoint before it written, and the rank's process."""
-    hold = play.hold(AT_STEP, rank)
+def held(play: Play) -> tuple[Hold, Start, int]:
+    """A start whose last rank stands before step `AT_STEP`, and that rank's process."""
+    hold = play.hold(AT_STEP)
     start = play.start(hold.fault)
-    pid = hold.pid(start)
+    return hold, start, hold.pid(start)
+
+
+def at_fault(play: Play) -> tuple[Hold, Start, int]:
+    """As `held`, with the checkpoint before that step written."""
+    found = held(play)
     play.wait_for_checkpoint(STOOD)
-    return start, pid
+    return found
 
 
 def kill_rank(play: Play) -> None:
-    start, pid = at_fault(play)
+    _, start, pid = at_fault(play)
     send(pid, signal.SIGKILL)
     # Alone, the rank is the command itself, which nobody is left to speak for.
     play.to_the_end(start, interrupted={1} if play.last_rank else {-signal.SIGKILL})
@@ -49,7 +54,7 @@ def kill_rank(play: Play) -> None:
 
 
 def kill_all(play: Play) -> None:
-    start, _ = at_fault(play)
+    _, start, _ = at_fault(play)
     play.note(f"{play.group.kill()} processes killed")
     play.to_the_end(start, interrupted={-signal.SIGKILL})
     play.expect_resumed()
@@ -58,7 +63,7 @@ def kill_all(play: Play) -> None:
 
 def freeze(play: Play) -> None:
     play.run = with_watchdog(play.run, HANG_LIMIT_S)
-    start, pid = at_fault(play)
+    _, start, pid = at_fault(play)
     send(pid, signal.SIGSTOP)
     _expect_report(play, play.run.watchdog.limit_s + LATE_S)
     play.to_the_end(start, interrupted={EXIT_HANG})
@@ -131,9 +136,7 @@ def _store(play: Play) -> Iterator[str]:
 
 
 def stop_signal(play: Play) -> None:
-    hold = play.hold(AT_STEP)
-    start = play.start(hold.fault)
-    hold.pid(start)
+    hold, start, _ = held(play)
     start.process.send_signal(signal.SIGTERM)
     hold.go()
     code = play.ended(start, {EXIT_REQUEUE})

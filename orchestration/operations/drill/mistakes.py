@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from orchestration.operations.drill.crashes import AT_STEP
+from orchestration.operations.drill.crashes import held
 from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.own_data import with_another_class, with_flipped_byte
 from orchestration.operations.drill.play import Play
+from orchestration.run.rank_end import EXIT_USER
 from pipeline.data.loading.datasets import TrainData
 
-EXIT_USER = 2
 HELD_S = 900.0
 """The watchdog of a run whose rank is held while another command starts waits so long: a busy machine starts slowly."""
 
@@ -34,9 +34,7 @@ def corrupt_shard(play: Play) -> None:
 def two_starts(play: Play) -> None:
     watchdog = play.run.watchdog
     play.run = replace(play.run, watchdog=replace(watchdog, limit_s=max(watchdog.limit_s, HELD_S)))
-    hold = play.hold(AT_STEP)
-    first = play.start(hold.fault)
-    hold.pid(first)
+    hold, first, _ = held(play)
     second = play.start()
     play.ended(second, {EXIT_USER})
     play.expect(second, "is in use")

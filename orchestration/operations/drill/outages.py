@@ -4,13 +4,12 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from orchestration.operations.drill.crashes import AT_STEP, STOOD
+from orchestration.operations.drill.crashes import at_fault
 from orchestration.operations.drill.evidence import Lost
 from orchestration.operations.drill.play import Play
 from orchestration.operations.drill.store import BUCKET, Store
+from orchestration.run.rank_end import EXIT_USER
 from pipeline.supervision.planned_faults import Fault
-
-EXIT_USER = 2
 
 
 def full_disk(play: Play) -> None:
@@ -44,10 +43,7 @@ def slow_store(play: Play) -> None:
 
 def failing_store(play: Play) -> None:
     with _in_store(play) as store:
-        hold = play.hold(AT_STEP)
-        start = play.start(hold.fault)
-        hold.pid(start)
-        play.wait_for_checkpoint(STOOD)
+        hold, start, _ = at_fault(play)
         store.is_failing = True
         hold.go()
         play.ended(start, {EXIT_USER})

@@ -18,6 +18,7 @@ from orchestration.spool.spool import records_folder
 from pipeline import places
 from pipeline.checkpoint.load import State
 from pipeline.storage import objects
+from pipeline.supervision.fault_points import STEP
 from pipeline.supervision.planned_faults import Fault
 from pipeline.training.run import Run, dump_yaml
 
@@ -91,9 +92,10 @@ class Play:
         words += ["--tracking-uri", self.tracking_uri]
         return self.group.start(words, faults=faults, environment=self.environment)
 
-    def hold(self, step: int, rank: int | None = None) -> Hold:
-        """A place for a rank (the last one) to stand still in the first start."""
-        return Hold.at_step(self.folder, self.last_rank if rank is None else rank, step)
+    def hold(self, step: int) -> Hold:
+        """A place for the last rank to stand still in the first start: before that step, counted from 1."""
+        file = self.folder / f"held-{self.last_rank}"
+        return Hold(file, Fault(rank=self.last_rank, point=STEP, first=step, last=step, do="hold", file=str(file)))
 
     def wait_for_checkpoint(self, step: int) -> None:
         """Until a checkpoint of this step or a later one stands: what happens then must not cost more than what came after."""
@@ -104,9 +106,9 @@ class Play:
             time.sleep(POLL_S)
         self._newest = newest
 
-    def ended(self, start: Start, allowed: Collection[int], limit_s: float = END_S) -> int:
+    def ended(self, start: Start, allowed: Collection[int]) -> int:
         """The start's exit code. Lost unless it is one of those."""
-        code = start.wait(limit_s)
+        code = start.wait()
         self.codes.append(code)
         if code not in allowed:
             wanted = " or ".join(str(each) for each in sorted(allowed, key=lambda c: (c < 0, c)))
@@ -144,13 +146,14 @@ class Play:
             raise Lost(f"it went on at step {steps[0]}, and the checkpoint of step {self._newest} stood")
         self.note(f"went on at step {' and '.join(map(str, steps))}")
 
-    def expect_undisturbed(self, skipped: str = "", lost: Sequence[str] = ()) -> None:
-        """Lost unless the last state is the undisturbed run's, and the ledger adds up with exactly these keys missing."""
+    def expect_undisturbed(self, skipped: str = "") -> None:
+        """Lost unless the last state is the undisturbed run's, and the ledger adds up with no key missing."""
         state = evidence.final_state(self.checkpoints, num_steps=self.stage.num_steps)
         self.note(evidence.compare(state, self.stage.undisturbed[skipped]))
-        self.expect_account(lost)
+        self.expect_account()
 
     def expect_account(self, lost: Sequence[str] = ()) -> None:
+        """Lost unless the ledger adds up with exactly these keys missing."""
         found = evidence.account(self.checkpoints, positions=self.stage.positions)
         if found.lost_keys != list(lost):
             raise Lost(f"the ledger lists {found.lost_keys or 'no sample'} as lost, and {list(lost) or 'none'} was")

@@ -22,10 +22,11 @@ import pytest
 from PIL import Image
 
 from orchestration.cli import main
-from orchestration.commands.models import export_checkpoint as export
+from orchestration.registry.export_mlflow import ALL_WRITERS
 from pipeline.checkpoint.exported import Exported
 from pipeline.data.augment.augment_config import AugmentConfig
 from pipeline.data.augment.transforms import eval_image
+from pipeline.export.export import export
 from pipeline.export.source import preprocessing
 from pipeline.models.classify import classify
 from tests.waiting import sentences
@@ -59,7 +60,7 @@ def served(url: str, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     before = os.getcwd()
     os.chdir(place / "cwd")
     try:
-        made = export(url, "mlflow", str(place / "model"))
+        made = export(url, "mlflow", str(place / "model"), writers=ALL_WRITERS)
     finally:
         os.chdir(before)
     assert not list((place / "cwd").iterdir())

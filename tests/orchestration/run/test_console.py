@@ -1,5 +1,6 @@
 """The console's facts, without a terminal and with one."""
 
+import contextlib
 import io
 from dataclasses import replace
 
@@ -69,11 +70,11 @@ EVENTS = [
 ]
 
 
-def show(*records: object, live: bool = False, **options: object) -> str:
+def show(*records: object, live: bool = False, next_command: str = "", **options: object) -> str:
     stream = io.StringIO()
-    with Console(stream, live=live, **options) as console:  # type: ignore[arg-type]
+    with contextlib.closing(Console(stream, live=live, **options)) as console:  # type: ignore[arg-type]
         for record in records:
-            console.read(record)  # type: ignore[arg-type]
+            console.read(record, next_command=next_command)  # type: ignore[arg-type]
     return stream.getvalue()
 
 

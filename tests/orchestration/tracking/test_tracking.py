@@ -144,13 +144,12 @@ def test_a_torn_last_line_waits_and_the_next_attempt_does_not_glue_to_it(tmp_pat
     assert [(line.number, line.value["kind"]) for line in follower.poll()] == [(3, "Attempt"), (4, "Step")]
     assert follower.num_unreadable == 1
     assert [line.number for line in read(path)] == [0, 1, 3, 4]
-    assert [line.number for line in read(path, 3)] == [3, 4]
 
 
 def test_each_record_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "records.jsonl")
     spool.append(step(1, loss=float("inf")))
-    (line,) = read(tmp_path / "records.jsonl", 1)
+    _, line = read(tmp_path / "records.jsonl")
     assert line.value["loss"] == float("inf") and line.value["time_s"] == T0_S + 1  # raw values stay in the spool
 
 

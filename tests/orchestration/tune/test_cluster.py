@@ -20,6 +20,7 @@ from orchestration.tune import cluster_nodes, ray_cluster
 from orchestration.tune.cluster_nodes import node_problem
 from orchestration.tune.ray_cluster import Resources, TrialResources, layout, running_ray
 from pipeline.errors import UserError
+from pipeline.provenance import code_digest
 from pipeline.storage import objects
 from tests.fault_proxy import fault_proxy
 from tests.orchestration.sweep_runner import SUITE, Runner, sweep_in
@@ -140,7 +141,7 @@ def test_a_node_is_refused_for_other_code_another_folder_other_data_or_other_wei
     unprepared = TaskEntry(card="pets", holdout_per_class=2)
     sweep = replace(sweep, suite=replace(sweep.suite, tasks=(*sweep.suite.tasks, unprepared)))
     data = cluster_nodes.data_of(plan(sweep)[0])  # no node needs what nobody has
-    facts = cluster_nodes.Facts(cluster_nodes.code_digest(), Ledger(sweep.out).info().started_s, data)
+    facts = cluster_nodes.Facts(code_digest(), Ledger(sweep.out).info().started_s, data)
     assert node_problem(sweep, facts) == ""
     unseen = replace(sweep, sources=(replace(sweep.source, checkpoint_url=str(tmp_path / "nowhere")),))
     assert "no checkpoint" in node_problem(unseen, facts)
@@ -155,7 +156,7 @@ def test_a_node_is_refused_for_other_code_another_folder_other_data_or_other_wei
 def test_what_a_trial_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(ray_cluster, "num_cores", lambda: 8)
+    monkeypatch.setattr(ray_cluster, "cores", lambda: 8)
     monkeypatch.setattr(ray_cluster, "memory_bytes", lambda: 64 << 30)
     assert layout(Resources()) == TrialResources(num_concurrent=8, num_processes=1, gpus=0.0)
     assert layout(Resources(processes_per_trial=3)) == TrialResources(num_concurrent=2, num_processes=3, gpus=0.0)
@@ -190,7 +191,7 @@ def test_what_a_trial_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trials_at_a_time_follow_from_gpus_memory_and_cores_and_say_from_which(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(ray_cluster, "num_cores", lambda: 128)
+    monkeypatch.setattr(ray_cluster, "cores", lambda: 128)
     for gpus, memory_gib, expected, reason in (
         (1, 1024, 1, "1 of 1 GPUs a trial"),
         (0, 1024, 128, "1 of 128 cores a trial"),

@@ -207,8 +207,8 @@ def faulty(config, sweep, **rest):
 if __name__ == "__main__":
     checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
     sweep._trainable = faulty
-    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2, scheduler="none",
-                            resources=sweep.Resources(trial_limit_s=60.0))
+    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, scheduler="none",
+                            resources=sweep.Resources(max_concurrent=2, trial_limit_s=60.0))
     print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
 """
 
@@ -259,7 +259,8 @@ if __name__ == "__main__":
     checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
     if Path(out).with_name("disturbed").exists():
         sweep._trainable = dying
-    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2)
+    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1,
+                            resources=sweep.Resources(max_concurrent=2))
     print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
 """
 
@@ -290,8 +291,8 @@ def freezing(config, sweep, **rest):
 if __name__ == "__main__":
     checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
     sweep._trainable = freezing
-    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=2, scheduler="none",
-                            resources=sweep.Resources(trial_limit_s=60.0))
+    result = sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, scheduler="none",
+                            resources=sweep.Resources(max_concurrent=2, trial_limit_s=60.0))
     print(json.dumps({"num_failed": result.num_failed, "num_run": result.num_run}))
 """
 
@@ -335,7 +336,8 @@ def counted(config, sweep, **rest):
 if __name__ == "__main__":
     checkpoint, suite, out, root, seeds, concurrent = sys.argv[1:]
     sweep._trainable = counted
-    sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1, max_concurrent=1)
+    sweep.transfer(checkpoint, suite, out, data_root=root, num_seeds=1,
+                   resources=sweep.Resources(max_concurrent=1))
 """
 
 
