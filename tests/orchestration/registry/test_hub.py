@@ -29,6 +29,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with hub_server() as found:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # read when the library is imported
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        # Likewise; the oldest client that is allowed names a commit's repository by them.
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_ENDPOINT", found.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.chdir(tmp_path)
