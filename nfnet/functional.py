@@ -138,8 +138,7 @@ class _WSConv2d(torch.autograd.Function):
         if pixels is not None:
             grads = grad.permute(0, 2, 3, 1).reshape(len(pixels), -1)
             few_out = (grads.t() @ pixels).view_as(weight) if of_weight else None
-            # A product with ones: a sum over the rows of a bf16 matrix takes as long as half of the gradient.
-            few_bias = (grads.new_ones(1, len(grads)) @ grads).view(-1) if wants_bias else None
+            few_bias = _column_sums(grads) if wants_bias else None
             if wants_x and len(pixels) <= FEW_PIXELS:
                 few_x, wants_x = _image(grads @ out.view(len(weight), -1), x), False
             of_weight = wants_bias = False
@@ -170,6 +169,11 @@ def _differentiable(
 def _multiplies_bf16() -> bool:
     """Whether this processor does; elsewhere torch multiplies bf16 matrices in plain loops."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _column_sums(rows: torch.Tensor) -> torch.Tensor:
+    """(P, O) -> (O,). In bf16 as a product with ones: torch's sum over rows takes half as long as the weight's gradient there."""
+    return (rows.new_ones(1, len(rows)) @ rows).view(-1) if rows.dtype == torch.bfloat16 else rows.sum(0)
 
 
 def _few_pixels_of_gradient(x: torch.Tensor) -> int:
