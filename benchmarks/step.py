@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import nfnet
 from benchmarks.turns import race
-from nfnet.functional import padded
+from nfnet.functional import multiplied, padded
 from nfnet.layers import WSConv2d
 
 BATCH, TARGET = 8, 1.25
@@ -48,15 +48,18 @@ def _step(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> Callabl
 
 
 def bare_convolutions(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """Forward and backward of every convolution of the network on its own, on ready weights and random images."""
+    """Forward and backward of every convolution of the network on its own, on ready weights and random images.
+
+    As the network's own, in fp32 where the processor would emulate bf16.
+    """
     layers: list[tuple[torch.Tensor, torch.Tensor, int, tuple[int, int], int]] = []
 
     def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
         assert isinstance(module, WSConv2d)
         x, padding = padded(inputs[0].detach(), module.kernel, module.stride, "same")
-        x = torch.randn_like(x, dtype=dtype).requires_grad_(len(layers) > 0)  # nobody needs the images' gradient
-        weight = torch.randn_like(module.weight, dtype=dtype).requires_grad_()
-        layers.append((x, weight, module.stride, padding, module.groups))
+        x, weight = multiplied(torch.randn_like(x, dtype=dtype), torch.randn_like(module.weight, dtype=dtype))
+        x.requires_grad_(len(layers) > 0)  # nobody needs the images' gradient
+        layers.append((x, weight.requires_grad_(), module.stride, padding, module.groups))
 
     hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, WSConv2d)]
     with torch.no_grad():

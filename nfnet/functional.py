@@ -5,6 +5,7 @@ whatever the kernels do not take: other types, other devices, other layouts.
 """
 
 import math
+import platform
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,8 +18,8 @@ from nfnet.kernels import cpu, dispatch, reference, usable
 FEW_PIXELS = 256
 """Up to here a 1x1 convolution on the CPU is a matrix product: oneDNN's weight gradient takes three times as long."""
 FEW_PIXELS_BF16 = 5000
-"""Up to here the weight gradient alone of one in bf16 is, where the processor multiplies bf16: 0.63 to 0.85 of the time of
-oneDNN's kernel, which is its older one there; forward and the image's gradient gain nothing (docs/LOG.md, 2026-11-30)."""
+"""Up to here the weight gradient alone of one in bf16 is: 0.63 to 0.85 of the time of oneDNN's kernel, which is its older one
+there; forward and the image's gradient gain nothing (docs/LOG.md, 2026-12-01)."""
 
 
 def is_autocast(x: torch.Tensor) -> bool:
@@ -113,10 +114,11 @@ class _WSConv2d(torch.autograd.Function):
         ctx.save_for_backward(x, weight, gain, bias, *made)
         ctx.stride, ctx.padding, ctx.groups, ctx.fused = stride, padding, groups, fused
         ctx.numbers = floor, added_eps
+        dtype, (x, out, bias) = x.dtype, multiplied(x, made.out, bias)
         pixels = _pixels(x, weight, stride, groups, FEW_PIXELS)
         if pixels is not None:
-            return _image(torch.addmm(bias, pixels, made.out.view(len(weight), -1).t()), x)
-        return F.conv2d(x, made.out, bias, stride, padding, groups=groups)
+            return _image(torch.addmm(bias, pixels, out.view(len(weight), -1).t()), x).to(dtype)
+        return F.conv2d(x, out, bias, stride, padding, groups=groups).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -131,9 +133,12 @@ class _WSConv2d(torch.autograd.Function):
                 groups=ctx.groups,
             )
             return *_differentiable(again, (x, weight, gain, bias), grad, ctx.needs_input_grad), *[None] * 6
+        dtype, (grad, x, out) = x.dtype, multiplied(grad, x, out)
         wants_x, wants_weight, wants_gain, wants_bias = ctx.needs_input_grad[:4]
         of_weight = wants_weight or wants_gain
-        pixels = _pixels(x, weight, ctx.stride, ctx.groups, _few_pixels_of_gradient(x))
+        pixels = _pixels(
+            x, weight, ctx.stride, ctx.groups, FEW_PIXELS_BF16 if x.dtype == torch.bfloat16 else FEW_PIXELS
+        )
         few_x = few_out = few_bias = grad_weight = grad_gain = None
         if pixels is not None:
             grads = grad.permute(0, 2, 3, 1).reshape(len(pixels), -1)
@@ -152,6 +157,7 @@ class _WSConv2d(torch.autograd.Function):
             grad_weight, grad_gain = ctx.fused.standardise_backward(
                 grad_out, weight, gain, mean, rstd, floored, in_place=True
             )
+        grad_x, grad_bias = (None if g is None else g.to(dtype) for g in (grad_x, grad_bias))
         return grad_x, grad_weight, grad_gain, grad_bias, *[None] * 6
 
 
@@ -166,18 +172,26 @@ def _differentiable(
 
 
 @lru_cache
-def _multiplies_bf16() -> bool:
-    """Whether this processor does; elsewhere torch multiplies bf16 matrices in plain loops."""
+def multiplies_bf16() -> bool:
+    """Whether the processor does: oneDNN says that it can wherever there is AVX-512, and without AVX512_BF16 it emulates."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def multiplied(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors in the type in which they are multiplied fastest: fp32 where the processor would emulate bf16.
+
+    A step of F0 takes 0.4 of the time so (docs/LOG.md, 2026-12-01). Sums are in fp32 either way.
+    """
+    if tensors[0].dtype != torch.bfloat16 or tensors[0].device.type != "cpu" or multiplies_bf16():
+        return tensors
+    return tuple(t.float() for t in tensors)
 
 
 def _column_sums(rows: torch.Tensor) -> torch.Tensor:
     """(P, O) -> (O,). In bf16 as a product with ones: torch's sum over rows takes half as long as the weight's gradient there."""
     return (rows.new_ones(1, len(rows)) @ rows).view(-1) if rows.dtype == torch.bfloat16 else rows.sum(0)
-
-
-def _few_pixels_of_gradient(x: torch.Tensor) -> int:
-    return FEW_PIXELS_BF16 if x.dtype == torch.bfloat16 and _multiplies_bf16() else FEW_PIXELS
 
 
 def _pixels(x: torch.Tensor, weight: torch.Tensor, stride: int, groups: int, most: int) -> torch.Tensor | None:

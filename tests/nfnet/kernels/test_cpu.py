@@ -153,11 +153,15 @@ def test_in_half_precision_any_two_layouts_give_the_same_gradient() -> None:
     assert relative(grads[1], grads[0]) < 2e-2
 
 
-@pytest.mark.parametrize("case", [name for name in CONVS if name.startswith("1x1")])
-def test_in_half_precision_a_1x1_convolution_s_gradients_are_no_further_off_than_plain_torch_s(case: str) -> None:
-    px = CONVS[case][3]
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("case", [name for name in CONVS if name.startswith("1x1")] + ["3x3"])
+def test_in_half_precision_a_convolution_s_gradients_are_no_further_off_than_plain_torch_s(
+    case: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functional, "multiplies_bf16", lambda: native)
+    px = CONVS[case][3] if case in CONVS else 9
     torch.manual_seed(0)
-    conv = WSConv2d(32, 24, 1)
+    conv = WSConv2d(32, 24, int(case[0]))
     nn.init.normal_(conv.bias)
     x = torch.randn(4, 32, px, px).contiguous(memory_format=torch.channels_last).requires_grad_()
 
@@ -215,7 +219,9 @@ def test_under_autocast_the_gates_are_computed_in_fp32() -> None:
     torch.testing.assert_close(gates, gate(x.float()))
 
 
-def test_under_autocast_the_filters_are_rounded_once() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_under_autocast_the_filters_are_rounded_once(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "multiplies_bf16", lambda: native)
     conv, x = WSConv2d(8, 8, 3), torch.randn(2, 8, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
         ours = conv(x)

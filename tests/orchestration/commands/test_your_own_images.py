@@ -117,7 +117,7 @@ def test_refusals_are_as_the_page_has_them(tmp_path, capsys, names, said):
 
 
 def test_work_without_a_terminal_is_not_silent(capsys, monkeypatch):
-    monkeypatch.setattr(output.doing.__wrapped__, "__kwdefaults__", {"quiet_s": 0.01})
+    monkeypatch.setattr(output, "QUIET_S", 0.01)
     with output.progress_bar("images", "images"):
         time.sleep(0.2)
     assert capsys.readouterr().err.startswith("images ... (")

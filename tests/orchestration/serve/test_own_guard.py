@@ -76,7 +76,7 @@ def test_a_file_that_was_cut_short_is_made_anew_before_mlflow_opens_it(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(server, "make_sqlite", done.append)
-    monkeypatch.setattr(server, "run_server", lambda *_, shown, **__: done.append(f"served {shown}") or 0)
+    monkeypatch.setattr(server, "run_server", lambda *_, uri, **__: done.append(f"served {uri}") or 0)
     (tmp_path / "mlflow.db").touch()
     uri = sqlite_uri(tmp_path / "mlflow.db")
     assert server.serve(uri, port=0) == 0 and done == [uri, f"served {uri}"]
