@@ -80,6 +80,10 @@ class Card:
         check_fields(self)
         if self.mask_of_first and not self.masks:
             raise UserError("mask_of_first is of masks, and masks is false; leave it out")
+        if self.masks and self.num_classes is not None and self.num_classes > 255:
+            raise UserError(
+                f"masks hold 255 classes at most, one byte a pixel with 255 for none, and num_classes is {self.num_classes}"
+            )
         if self.indexed and self.num_classes is None:
             raise UserError("indexed is true, which needs num_classes")
         if self.indexed and self.classes is None:

@@ -149,3 +149,10 @@ def test_two_sets_below_one_folder_and_a_card_that_fits_not_are_refused(tmp_path
         prepare(load_card("ade20k"), str(tmp_path / "out"), source=str(tmp_path))
     with pytest.raises(UserError, match="mask_of_first is of masks"):
         replace(load_card("digits"), mask_of_first=1)
+
+
+def test_masks_of_more_classes_than_a_byte_holds_are_refused() -> None:
+    card, names = load_card("ade20k"), [str(i) for i in range(256)]
+    assert replace(card, classes=tuple(names[:255]), num_classes=255).masks
+    with pytest.raises(UserError, match="masks hold 255 classes at most"):
+        replace(card, classes=tuple(names), num_classes=256)
