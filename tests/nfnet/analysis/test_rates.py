@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nfnet import create_model
+from nfnet import create_model, functional
 from nfnet.analysis.flops import training_flops
 from nfnet.analysis.matrix_rate import matrix_rate
 
@@ -31,3 +31,19 @@ def test_the_rate_is_one_that_a_product_reaches_and_takes_no_random_numbers() ->
     rate = matrix_rate(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     assert 1e8 < rate < 1e14
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_rate_in_bf16_is_of_the_type_in_which_the_networks_multiply(
+    native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied, product = set(), torch.mm
+
+    def recorded(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        multiplied.add(a.dtype)
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(functional, "multiplies_bf16", lambda: native)
+    monkeypatch.setattr(torch, "mm", recorded)
+    matrix_rate(torch.device("cpu"), bf16=True)
+    assert multiplied == {dtype}
