@@ -56,7 +56,7 @@ def start(_):
     ("wrong", "what"),
     [
         (crash, "IndexError"),
-        (spin, "more than 3 s"),
+        (spin, "more than 1 s"),
         (grow, "MemoryError"),
         (die, "died with 3"),
         (write_outside, "opened for writing"),
